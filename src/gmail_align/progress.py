@@ -1,0 +1,100 @@
+"""Progress on stderr: a live bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_quiet = False
+_drawn = False  # whether a live bar stands on the terminal's last line
+_PLAIN_SECONDS = 10.0
+_CLEAR = "\r\x1b[2K"
+
+
+def set_quiet(quiet: bool) -> None:
+    """Switch all progress output off (``--quiet``) or on."""
+    global _quiet
+    _quiet = quiet
+
+
+def say(message: str) -> None:
+    """Write one line to stderr unless quiet."""
+    if not _quiet:
+        _write(message + "\n")
+
+
+def end_line() -> None:
+    """Leave a live bar as it is and go to the next line, before something else is written."""
+    if _drawn:
+        _write("\n", clear=False)
+
+
+def _write(text: str, clear: bool = True) -> None:
+    """Write to stderr, over a live bar when there is one."""
+    global _drawn
+    sys.stderr.write((_CLEAR if _drawn and clear else "") + text)
+    sys.stderr.flush()
+    _drawn = not text.endswith("\n")
+
+
+class Progress:
+    """Counts finished units of one job and shows rate and time left."""
+
+    def __init__(self, label: str, total: int, unit: str = "it", done: int = 0) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self._done = self._first = done
+        self._start = self._last = time.monotonic()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count ``count`` more finished units; ``note`` is shown behind the rate."""
+        self._done += count
+        now = time.monotonic()
+        live = sys.stderr.isatty()
+        due = now - self._last >= (0.1 if live else _PLAIN_SECONDS)
+        if _quiet or not due:
+            return
+        self._last = now
+        line = self._line(now, note)
+        _write(line[: shutil.get_terminal_size().columns - 1] if live else line + "\n")
+
+    def close(self, note: str = "") -> None:
+        """Write the last line of the job."""
+        if not _quiet:
+            _write(self._line(time.monotonic(), note) + "\n")
+
+    def _line(self, now: float, note: str) -> str:
+        seconds = max(now - self._start, 1e-9)
+        rate = (self._done - self._first) / seconds
+        left = (self.total - self._done) / rate if rate > 0 else float("inf")
+        parts = [f"{self.label} {self._done}/{self.total} {self.unit}", f"{rate:.1f} {self.unit}/s"]
+        parts.append(f"{_clock(left)} left" if self._done < self.total else f"in {_clock(seconds)}")
+        return ", ".join([*parts, note] if note else parts)
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    whole = int(seconds + 0.5)
+    return f"{whole // 60}:{whole % 60:02d}"
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Progress]:
+    """Open a :class:`Progress` and close it at the end of the block."""
+    bar = Progress(label, total, unit, done)
+    yield bar
+    bar.close()
+
+
+def track(items: Iterable[T], label: str, total: int, unit: str = "it") -> Iterator[T]:
+    """Yield ``items`` while showing progress."""
+    with progress(label, total, unit) as bar:
+        for item in items:
+            yield item
+            bar.advance()

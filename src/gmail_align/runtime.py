@@ -1,0 +1,70 @@
+"""Where and with what a run happens: device, dtype, seeds, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from gmail_align.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+_PACKAGES = ("gmail-align", "torch", "transformers", "peft", "diffusers", "numpy", "pillow")
+
+
+def stable_seed(*parts: int | str) -> int:
+    """Derive a 63-bit seed from ``parts``; the same parts give the same seed everywhere."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device that exists.
+
+    Raises:
+        ConfigError: the device is unknown or not present.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{name!r} is no device; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r} was asked for and no CUDA device is present")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ConfigError(
+            f"device {name!r} was asked for and only {count} CUDA devices are present"
+        )
+    return device
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """Turn ``float32``, ``float16`` or ``bfloat16`` into a torch dtype.
+
+    Raises:
+        ConfigError: another name.
+    """
+    import torch
+
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise ConfigError(f"{name!r} is no dtype; use one of {', '.join(known)}")
+    return known[name]

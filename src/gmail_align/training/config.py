@@ -1,0 +1,34 @@
+"""Configuration of optimisation, shared by everything that is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from gmail_align.config import Config
+
+
+class OptimConfig(Config):
+    """AdamW with a learning-rate schedule (GMAIL App. A)."""
+
+    steps: int = Field(default=50_000, ge=0)
+    """Optimiser steps."""
+    lr: float = Field(default=1e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay; vectors (biases, norms) and scalars are never decayed."""
+    schedule: Literal["cosine", "cosine_restarts", "linear", "constant"] = "cosine_restarts"
+    """Shape of the learning rate after warm-up."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps of linear warm-up."""
+    restart_every: int = Field(default=10_000, ge=1)
+    """Length of one cosine period under ``cosine_restarts`` (T_0; T_mult is 1)."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest global norm of the gradient."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between checkpoints."""
+    evaluate_every: int = Field(default=500, ge=1)
+    """Steps between evaluations of the guard, which also runs at step 0 and at the end."""
+    patience: int = Field(default=0, ge=0)
+    """Stop after this many evaluations without a better score; 0 never stops early."""
