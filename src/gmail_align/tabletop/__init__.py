@@ -1,0 +1,1 @@
+"""The tabletop world: seeded scenes, ray-traced images, true captions and questions, on disk."""

@@ -1,0 +1,53 @@
+"""The two tokenizers of the tabletop world, learnt from its captions: CLIP's format and GPT-2's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import CLIPTokenizer, GPT2Tokenizer
+
+CLIP_LENGTH = 32
+"""Longest caption of the tabletop CLIP, in tokens."""
+VOCABULARY = 1024
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def train_clip_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
+    """Learn a lower-case byte-level BPE with CLIP's end-of-word marks."""
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=_END))
+    template = CLIPTokenizer().backend_tokenizer
+    trained.normalizer, trained.pre_tokenizer = template.normalizer, template.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 2,
+        end_of_word_suffix="</w>",
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(captions, trainer)
+    vocabulary, merges = _vocabulary_and_merges(trained)
+    for token in (_START, _END):
+        vocabulary[token] = len(vocabulary)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_LENGTH)
+
+
+def train_gpt2_tokenizer(captions: Iterable[str]) -> GPT2Tokenizer:
+    """Learn a byte-level BPE in GPT-2's format; it keeps case and spaces."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(captions, trainer)
+    vocabulary, merges = _vocabulary_and_merges(trained)
+    vocabulary[_END] = len(vocabulary)
+    return GPT2Tokenizer(vocab=vocabulary, merges=merges, pad_token=_END, model_max_length=128)
+
+
+def _vocabulary_and_merges(trained: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    model = json.loads(trained.to_str())["model"]
+    return dict(model["vocab"]), [(left, right) for left, right in model["merges"]]
