@@ -16,7 +16,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +148,7 @@ class Draft:
     folder: Path
     identity: Mapping[str, Any]
     complete: Artifact | None = None
-    _lease: IO[str] | None = None
+    _release: Callable[[], Any] | None = None
     _start: float = field(default_factory=time.monotonic)
 
     def path(self, name: str) -> Path:
@@ -171,9 +172,9 @@ class Draft:
         }
         write_json(self.folder / MANIFEST, manifest)
         self.path(DRAFT).unlink(missing_ok=True)
-        if self._lease is not None:
-            self._lease.close()
-            self.path(_LEASE).unlink(missing_ok=True)
+        self.path(_LEASE).unlink(missing_ok=True)
+        if self._release is not None:
+            self._release()
         return load(self.folder)
 
 
@@ -215,7 +216,10 @@ def begin(
     elif folder.exists() and not _is_blank(folder):
         raise ArtifactError(f"{folder} is not empty and not an unfinished {kind}: choose another")
     write_json(folder / DRAFT, identity)
-    return Draft(folder, identity, _lease=_take_lease(folder))
+    lease = _take_lease(folder)
+    draft = Draft(folder, identity)
+    draft._release = weakref.finalize(draft, os.close, lease)
+    return draft
 
 
 def load(folder: Path, kind: str | None = None) -> Artifact:
@@ -240,7 +244,11 @@ def load(folder: Path, kind: str | None = None) -> Artifact:
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """Name the first field in which two JSON values differ, with both values; None when equal."""
+    """Name the first field in which two JSON values differ, with both values; None when equal.
+
+    A key that is absent counts as null, so that a field added later with null as default is no
+    difference.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             found = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
@@ -270,12 +278,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _take_lease(folder: Path) -> IO[str]:
-    lease = (folder / _LEASE).open("w")
+def _take_lease(folder: Path) -> int:
+    """Lock the folder's lease and return its descriptor; the lock ends with it, or the process."""
+    lease = os.open(folder / _LEASE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        lease.close()
+        os.close(lease)
         raise ArtifactError(f"{folder} is being written by another process: wait for it") from error
     except OSError:  # a file system without locks: nothing guards against a second writer there
         pass

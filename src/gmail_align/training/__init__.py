@@ -1,0 +1,1 @@
+"""Training: the one loop, learning-rate schedules and their configuration."""

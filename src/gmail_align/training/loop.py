@@ -1,7 +1,7 @@
-"""The one training loop: it knows steps, gradients, checkpoints and the guard, and nothing of models.
+"""The one training loop: it knows steps, gradients, checkpoints and the guard, but no model.
 
-The batch of a step is a pure function of the step, and so is the random state, so a run that is killed and
-started again goes on from its last checkpoint and ends with the same bytes.
+The batch of a step is a pure function of the step, and so is the random state, so a run that is
+killed and started again goes on from its last checkpoint and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def fit(
         label: Name shown with the progress.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite.
+        TrainingError: the loss, the gradient or the guard's metric is not finite.
     """
     optimizer = torch.optim.AdamW(parameter_groups(parameters, config.weight_decay), lr=config.lr)
     best: dict[str, Tensor] = {}
@@ -91,6 +91,10 @@ def fit(
         if evaluate is None:
             return
         scores = {"step": float(state.step), **evaluate()}
+        if not math.isfinite(scores[select]):
+            raise TrainingError(
+                f"{select} is {scores[select]} at step {state.step}: check the data"
+            )
         report.scores.append(scores)
         state.stale += 1
         if scores[select] > state.best_score:
@@ -108,12 +112,12 @@ def fit(
         report.losses.append({"step": float(state.step), **row})
         if state.step % config.evaluate_every == 0 or state.step == config.steps:
             guard()
-        if folder is not None and (
-            state.step % config.checkpoint_every == 0 or state.step == config.steps
-        ):
+        if folder is not None and state.step % config.checkpoint_every == 0:
             _save(folder, parameters, optimizer, best, state, report)
         bar.advance(note=f"loss {row['total']:.3f}")
     bar.close()
+    if folder is not None:
+        _save(folder, parameters, optimizer, best, state, report)
     if best:
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -179,12 +183,12 @@ def _restore(
             if f"exp_avg.{name}" in keys:
                 optimizer.state[parameter] = {
                     key: file.get_tensor(f"{key}.{name}").to(
-                        "cpu" if key == "step" else parameter.device
+                        "cpu" if key == "step" else parameter.device, copy=True
                     )
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 }
             if f"best.{name}" in keys:
-                best[name] = file.get_tensor(f"best.{name}").to(parameter.device)
+                best[name] = file.get_tensor(f"best.{name}").to(parameter.device, copy=True)
         return _State(**json.loads(file.metadata()["state"]))
 
 

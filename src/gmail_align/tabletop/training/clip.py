@@ -28,6 +28,21 @@ from gmail_align.training.loop import FitReport, fit
 
 BATCH = 128
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+PREPROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "size": {"shortest_edge": 64},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 64, "width": 64},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": list(MEAN),
+    "image_std": list(STD),
+    "do_convert_rgb": True,
+}
+"""What stands in ``preprocessor_config.json``."""
 _PHRASE_SHARE = 0.002
 _PHRASE_WEIGHT = 10.0
 _LARGEST_SCALE = float(np.log(100.0))

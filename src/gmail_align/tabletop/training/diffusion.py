@@ -29,18 +29,18 @@ _DROP = 0.1
 
 
 def build_unet() -> Any:
-    """Return an untrained ``UNet2DConditionModel`` on 8 x 8 latents, about 7 M parameters."""
+    """Return an untrained ``UNet2DConditionModel`` on 8 x 8 latents, about 6 M parameters."""
     diffusers = require("diffusers", "synthesis")
     return diffusers.UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         layers_per_block=1,
-        block_out_channels=(96, 160),
+        block_out_channels=(96, 144),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=_WIDTH,
-        attention_head_dim=32,
+        attention_head_dim=16,
         norm_num_groups=16,
     )
 

@@ -54,14 +54,34 @@ def train_gpt2(
     def loss(step: int) -> dict[str, Tensor]:
         generator = np.random.default_rng(stable_seed(seed, "gpt2", step))
         picked = [rows[i] for i in generator.integers(0, len(rows), BATCH)]
-        longest = max(map(len, picked))
-        ids = torch.full((BATCH, longest), end)
-        labels = torch.full((BATCH, longest), -100)
-        for place, row in enumerate(picked):
-            ids[place, : len(row)] = torch.tensor(row)
-            labels[place, : len(row)] = torch.tensor(row)
+        ids, labels = padded(picked, end)
         return {"total": model(input_ids=ids, labels=labels).loss}
 
     model.train()
     parameters = dict(model.named_parameters())
     return fit(parameters, loss, config, seed=seed, folder=folder, label="GPT-2")
+
+
+def padded(rows: list[list[int]], end: int) -> tuple[Tensor, Tensor]:
+    """Return token ids and labels (rows, longest); what is padding is no label."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), end)
+    labels = torch.full((len(rows), longest), -100)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = labels[place, : len(row)] = torch.tensor(row)
+    return ids, labels
+
+
+@torch.inference_mode()
+def caption_loss(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, captions: list[str]) -> float:
+    """Return the mean cross-entropy of a token over captions, in nats."""
+    model.eval()
+    end = tokenizer.eos_token_id
+    rows = [[end, *tokenizer(text)["input_ids"], end] for text in captions]
+    total = count = 0.0
+    for start in range(0, len(rows), BATCH):
+        ids, labels = padded(rows[start : start + BATCH], end)
+        tokens = float((labels[:, 1:] != -100).sum())
+        total += float(model(input_ids=ids, labels=labels).loss) * tokens
+        count += tokens
+    return total / count

@@ -1,0 +1,56 @@
+# make install   a virtual environment in .venv with everything
+# make demo      the whole pipeline on the tabletop world, into runs/demo
+# make test      lint, types, import floors, then the tests
+# make lint      the first part of make test
+# make clean     remove caches and builds; make distclean removes .venv too
+
+.PHONY: install demo test lint clean distclean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/gmail-align demo --out runs/demo
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+# The pins are tested on Python 3.11, so it comes first.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@set -e; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  chosen=; old=; \
+	  for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	    $$python -c 'pass' >/dev/null 2>&1 || continue; \
+	    if ! $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then old=$$python; continue; fi; \
+	    chosen=$$python; \
+	    if $$python -c 'import ensurepip, venv' >/dev/null 2>&1; then break; fi; \
+	  done; \
+	  if [ -z "$$chosen" ]; then \
+	    echo "gmail-align needs Python 3.11 or later, and none was found$${old:+ ($$old is older)}: install one," \
+	      "or name it: make install PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
+	  if ! $$chosen -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+	    echo "$$chosen cannot make virtual environments: install its venv package" \
+	      "(on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; fi; \
+	  echo "making $(VENV) with $$($$chosen --version)"; \
+	  $$chosen -m venv --clear $(VENV); \
+	fi
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[all,dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Alignment of generated images to the frozen features of real ones (Eq. 1)."""

@@ -1,0 +1,90 @@
+"""Configuration of alignment and its presets."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from gmail_align.config import Config
+from gmail_align.encoders.config import LoraSettings
+from gmail_align.errors import ConfigError
+from gmail_align.training.config import OptimConfig
+
+
+class AlignWeights(Config):
+    """Weight of each loss term; 0 turns a term off and saves what it would have computed."""
+
+    align: float = Field(default=1.0, ge=0)
+    """Eq. 1: generated images against the frozen features of the real images of their captions."""
+    text_generated: float = Field(default=1.0, ge=0)
+    """Contrastive loss between generated images and the frozen features of their captions."""
+    text_real: float = Field(default=1.0, ge=0)
+    """Contrastive loss between real images, through the ``real`` route, and their captions."""
+    distill_real: float = Field(default=0.0, ge=0)
+    """1 - cosine between real images through the ``real`` route and their frozen features."""
+
+    @property
+    def needs_real(self) -> bool:
+        """Whether real images go through the adapter during training."""
+        return self.text_real > 0 or self.distill_real > 0
+
+
+class AlignConfig(Config):
+    """Alignment of generated images to the frozen features of real ones (GMAIL Sec. 3, App. A)."""
+
+    weights: AlignWeights = AlignWeights()
+    """Weight of each loss term."""
+    temperature: float = Field(default=0.07, gt=0)
+    """Temperature of Eq. 1; the text terms use CLIP's own scale."""
+    direction: Literal["g2r", "r2g", "both"] = "g2r"
+    """Which side gives the rows of Eq. 1; ``g2r`` is the paper's."""
+    lora: LoraSettings = LoraSettings()
+    """The adapter."""
+    dual_heads: bool = True
+    """Whether real and generated images have heads of their own (Tab. 11); else they share one."""
+    optim: OptimConfig = OptimConfig()
+    """Optimisation."""
+    batch_size: int = Field(default=256, ge=2)
+    """Pairs a step."""
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the real images, with all their pairs, that is held out for the guard."""
+    holdout_limit: int = Field(default=1000, ge=2)
+    """Most real images that are held out."""
+    select: Literal["auto", "align", "text_generated", "text_real", "objective"] = "auto"
+    """Which loss on the held-out pairs the guard minimises: that of Eq. 1 when it is trained
+    (``auto``), else the first text term that is; ``objective`` is the weighted sum of all."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the vision tower; heads and losses are always fp32."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+
+    @property
+    def guarded(self) -> str:
+        """The loss that the guard minimises."""
+        if self.select != "auto":
+            return self.select
+        terms = ("align", "text_generated", "text_real")
+        return next((term for term in terms if getattr(self.weights, term) > 0), "objective")
+
+
+ALIGN_PRESETS: dict[str, dict[str, Any]] = {
+    "gmail": {},
+    "eq1_only": {"weights": {"text_generated": 0.0, "text_real": 0.0}},
+    "lora_only": {"weights": {"align": 0.0, "text_real": 0.0}},
+}
+"""``gmail``: all terms. ``eq1_only``: the paper's printed loss. ``lora_only``: the control that the
+paper lacks, the same adapter and generated head trained on generated images and their captions,
+with no real image."""
+
+
+def align_preset(name: str, **changes: Any) -> AlignConfig:
+    """Return a preset's configuration with ``changes`` on top.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in ALIGN_PRESETS:
+        known = ", ".join(ALIGN_PRESETS)
+        raise ConfigError(f"{name!r} is no alignment preset; use one of {known}")
+    return AlignConfig(**{**ALIGN_PRESETS[name], **changes})

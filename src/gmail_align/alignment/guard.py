@@ -1,0 +1,126 @@
+"""The guard: what alignment does to pairs that it has not been trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gmail_align.alignment.config import AlignConfig
+from gmail_align.alignment.losses import alignment_loss, contrastive_text_loss, distillation_loss
+from gmail_align.alignment.pairset import PairRows, Rows, Tables
+from gmail_align.alignment.terms import adapted_trunk
+from gmail_align.data.batches import same_mask
+from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.route import Route
+from gmail_align.features.pixels import Pixels
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out part: n pairs of m real images."""
+
+    generated: Rows
+    """Shape (n,): rows of the generated pixels."""
+    real: Rows
+    """Shape (m,): rows of the real pixels."""
+    frozen: Float[Tensor, "m d"]
+    """Frozen features of the real images."""
+    texts: Float[Tensor, "n d"]
+    """Text features of the pairs' captions."""
+    image_of: Rows
+    """Shape (n,): which of the m real images a pair belongs to."""
+    same: Bool[Tensor, "n n"]
+    """Pairs that share a real image or a text."""
+
+
+def make_held_out(rows: PairRows, tables: Tables) -> HeldOut:
+    """Collect the held-out pairs; their number is bounded, so they are kept in memory."""
+    assert tables.frozen is not None, "held-out real images have frozen features"
+    _, first, image_of = np.unique(rows.image_group, return_index=True, return_inverse=True)
+    same = same_mask(rows.image_group, rows.text_group)
+    return HeldOut(
+        generated=rows.generated,
+        real=rows.real[first],
+        frozen=tables.frozen.array[torch.from_numpy(rows.frozen[first])].float(),
+        texts=tables.texts.array[torch.from_numpy(rows.text)].float(),
+        image_of=image_of.astype(np.int64).reshape(-1),
+        same=torch.from_numpy(same),
+    )
+
+
+@torch.no_grad()
+def guard_metrics(
+    encoder: GmailEncoder, held: HeldOut, tables: Tables, config: AlignConfig
+) -> dict[str, float]:
+    """Measure the present encoder on the held-out pairs.
+
+    Losses, each without its weight and over all held-out pairs at once: ``align_loss`` (Eq. 1 in
+    the paper's direction), ``text_generated_loss``, ``text_real_loss``, ``distill_real_loss``.
+    Cosines of generated and frozen real images: ``paired_cosine``, and ``margin``, the paired less
+    the unpaired mean. Recall: ``generated_real_r1`` (generated image -> frozen real image) and
+    ``real_text_r1`` (real image by the ``real`` route -> one of its captions); ties are misses.
+
+    ``score``, which the guard maximises, is minus the loss that ``config.guarded`` names. It
+    depends on no weight unless that is ``objective``, so runs on the same pairs and seed can be compared.
+    """
+    assert tables.real is not None, "held-out real images have pixels"
+    generated = _embed(encoder, tables.generated, held.generated, Route.GENERATED, config)
+    real = _embed(encoder, tables.real, held.real, Route.REAL, config)
+    image_of = torch.from_numpy(held.image_of)
+    scale = float(encoder.logit_scale)
+    losses = {
+        "align": alignment_loss(
+            generated, held.frozen[image_of], temperature=config.temperature, same=held.same
+        ),
+        "text_generated": contrastive_text_loss(generated, held.texts, scale, held.same),
+        "text_real": contrastive_text_loss(real[image_of], held.texts, scale, held.same),
+        "distill_real": distillation_loss(real, held.frozen),
+    }
+    values = {name: float(loss) for name, loss in losses.items()}
+    values["objective"] = sum(
+        getattr(config.weights, name) * value for name, value in values.items()
+    )
+    found = {f"{name}_loss": value for name, value in values.items() if name != "objective"}
+    found |= _cosines(generated, held, image_of)
+    found["real_text_r1"] = _real_text_recall(real, held, image_of)
+    return {"score": -values[config.guarded], **found}
+
+
+def _embed(
+    encoder: GmailEncoder, pixels: Pixels, rows: Rows, route: Route, config: AlignConfig
+) -> Float[Tensor, "k d"]:
+    found = []
+    for start in range(0, len(rows), config.batch_size):
+        part = torch.from_numpy(rows[start : start + config.batch_size])
+        pooled = adapted_trunk(encoder, pixels.array[part].to(encoder.device), config)
+        found.append(encoder.project(pooled, route).cpu())
+    return torch.cat(found)
+
+
+def _cosines(generated: Tensor, held: HeldOut, image_of: Tensor) -> dict[str, float]:
+    """Compare generated images with the m frozen real ones."""
+    cosines = normalize(generated, dim=-1) @ normalize(held.frozen, dim=-1).T
+    own = torch.zeros_like(cosines, dtype=torch.bool)
+    own[torch.arange(len(own)), image_of] = True
+    paired, unpaired = cosines[own], cosines[~own]
+    best_other = cosines.masked_fill(own, -torch.inf).amax(dim=1)
+    return {
+        "paired_cosine": float(paired.mean()),
+        "margin": float(paired.mean() - unpaired.mean()),
+        "generated_real_r1": float((paired > best_other).float().mean()),
+    }
+
+
+def _real_text_recall(real: Tensor, held: HeldOut, image_of: Tensor) -> float:
+    """Return the share of real images whose best text is one of their own."""
+    cosines = normalize(real, dim=-1) @ normalize(held.texts, dim=-1).T
+    own = torch.zeros_like(cosines, dtype=torch.bool)
+    own[image_of, torch.arange(len(image_of))] = True
+    of_own = cosines.masked_fill(~own, -torch.inf).amax(dim=1)
+    of_others = cosines.masked_fill(own, -torch.inf).amax(dim=1)
+    return float((of_own > of_others).float().mean())

@@ -1,0 +1,156 @@
+"""Pairs as row numbers: who is held out, and what one batch holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from gmail_align.data.batches import same_mask
+from gmail_align.data.pairs import Pair
+from gmail_align.errors import DataError
+from gmail_align.features.pixels import Pixels
+from gmail_align.features.store import Features
+from gmail_align.runtime import stable_seed
+
+Rows = npt.NDArray[np.int64]
+_LEAST_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """For each of n pairs, its row in every table; row -1 where a table does not hold it."""
+
+    generated: Rows
+    """Shape (n,): rows of the generated pixels."""
+    real: Rows
+    """Shape (n,): rows of the real pixels."""
+    frozen: Rows
+    """Shape (n,): rows of the frozen features of real images."""
+    text: Rows
+    """Shape (n,): rows of the text features."""
+    image_group: Rows
+    """Shape (n,): one number a real image."""
+    text_group: Rows
+    """Shape (n,): one number a text; equal texts have equal numbers."""
+
+    def __len__(self) -> int:
+        return len(self.generated)
+
+    def take(self, places: Rows) -> PairRows:
+        """Return the pairs at ``places``."""
+        return PairRows(**{name: rows[places] for name, rows in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What is computed or decoded once; all of it mapped from files."""
+
+    generated: Pixels
+    real: Pixels | None
+    frozen: Features | None
+    texts: Features
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch of b pairs, before normalisation of the pixels."""
+
+    generated: UInt8[Tensor, "b 3 s s"]
+    real: UInt8[Tensor, "b 3 s s"] | None
+    frozen: Float[Tensor, "b d"] | None
+    texts: Float[Tensor, "b d"]
+    same: Bool[Tensor, "b b"]
+    """Pairs that share a real image or a text, and are no negatives of each other."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on ``device``."""
+        return Batch(
+            self.generated.to(device),
+            None if self.real is None else self.real.to(device),
+            None if self.frozen is None else self.frozen.to(device),
+            self.texts.to(device),
+            self.same.to(device),
+        )
+
+
+def hold_out(groups: Rows, share: float, limit: int, seed: int) -> npt.NDArray[np.bool_]:
+    """Mark the pairs of a random share of the real images, at least 2 and at most half of them.
+
+    Args:
+        groups: Shape (n,): the real image of each pair.
+        share: Share of the real images.
+        limit: Most real images.
+        seed: Seed of the choice.
+
+    Returns:
+        Shape (n,); an image has all its pairs marked or none.
+
+    Raises:
+        DataError: there are fewer than 4 real images.
+    """
+    images = np.unique(groups)
+    if len(images) < _LEAST_IMAGES:
+        raise DataError(
+            f"the pairs hold {len(images)} real images: alignment needs at least {_LEAST_IMAGES}, "
+            "two of them for its guard"
+        )
+    count = min(max(2, round(share * len(images))), limit, len(images) // 2)
+    rng = np.random.default_rng(stable_seed(seed, "hold out"))
+    return np.isin(groups, rng.permutation(images)[:count])
+
+
+def group_pairs(pairs: Sequence[Pair]) -> tuple[Rows, Rows]:
+    """Number the real images and the texts of pairs; each of shape (n,)."""
+    images: dict[str, int] = {}
+    texts: dict[str, int] = {}
+    by_image = [images.setdefault(pair.real_image_id, len(images)) for pair in pairs]
+    by_text = [texts.setdefault(pair.text, len(texts)) for pair in pairs]
+    return np.array(by_image, dtype=np.int64), np.array(by_text, dtype=np.int64)
+
+
+def locate(pairs: Sequence[Pair], tables: Tables) -> PairRows:
+    """Find each pair's rows in the tables."""
+    image_group, text_group = group_pairs(pairs)
+    real_ids = [pair.real_image_id for pair in pairs]
+    return PairRows(
+        generated=tables.generated.rows([pair.generated_image_id for pair in pairs]).numpy(),
+        real=_rows_or_none(tables.real, real_ids),
+        frozen=_rows_or_none(tables.frozen, real_ids),
+        text=tables.texts.rows([pair.caption_id for pair in pairs]).numpy(),
+        image_group=image_group,
+        text_group=text_group,
+    )
+
+
+def gather(tables: Tables, rows: PairRows, *, real: bool, frozen: bool) -> Batch:
+    """Copy the rows of a batch out of the tables.
+
+    Args:
+        tables: The tables.
+        rows: The batch's pairs.
+        real: Whether the real pixels are wanted.
+        frozen: Whether the frozen features of real images are wanted.
+    """
+    return Batch(
+        generated=tables.generated.array[torch.from_numpy(rows.generated)],
+        real=tables.real.array[torch.from_numpy(rows.real)] if real and tables.real else None,
+        frozen=(
+            tables.frozen.array[torch.from_numpy(rows.frozen)] if frozen and tables.frozen else None
+        ),
+        texts=tables.texts.array[torch.from_numpy(rows.text)],
+        same=torch.from_numpy(same_mask(rows.image_group, rows.text_group)),
+    )
+
+
+def _rows_or_none(table: Pixels | Features | None, ids: Sequence[str]) -> Rows:
+    """Return rows, or -1 for ids that the table does not hold (they are never asked for)."""
+    if table is None:
+        return np.full(len(ids), -1, dtype=np.int64)
+    places = {name: row for row, name in enumerate(table.ids)}
+    return np.array([places.get(name, -1) for name in ids], dtype=np.int64)

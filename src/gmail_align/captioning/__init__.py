@@ -1,0 +1,1 @@
+"""Captioners on frozen image features: ClipCap, trained and decoded."""

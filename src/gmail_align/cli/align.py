@@ -1,0 +1,46 @@
+"""``gmail-align align``: an encoder for generated images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gmail_align.artifacts import load
+from gmail_align.cli.shared import Out, Seed, Shared, command, model_of
+from gmail_align.errors import ConfigError
+
+
+@command
+def align(
+    shared: Shared,
+    pairs: Annotated[Path, typer.Option(metavar="DIR", help="What pair made.")],
+    real: Annotated[Path, typer.Option(metavar="DIR", help="The real images.")],
+    generated: Annotated[Path, typer.Option(metavar="DIR", help="The generated images.")],
+    base: Annotated[
+        str, typer.Option(metavar="MODEL", help="Folder or hub id of a CLIP; tabletop is shipped.")
+    ],
+    out: Out,
+    preset: Annotated[
+        str, typer.Option(help="gmail, eq1_only or lora_only; --config and --set go on top.")
+    ] = "gmail",
+    seed: Seed = 0,
+) -> None:
+    """Align generated images to the frozen features of the real images of their captions.
+
+    Held-out pairs pick the step that is kept. Where no step helps, the encoder says so and is the
+    plain CLIP.
+    """
+    from gmail_align.alignment.config import ALIGN_PRESETS, AlignConfig
+    from gmail_align.alignment.run import align
+
+    if preset not in ALIGN_PRESETS:
+        raise ConfigError(f"{preset!r} is no preset; use one of {', '.join(ALIGN_PRESETS)}")
+    config = shared.build(AlignConfig, ALIGN_PRESETS[preset])
+    inputs = (load(pairs, "pairs"), load(real, "images"), load(generated, "images"))
+    if shared.dry_run:
+        count = inputs[0].counts["pairs"]
+        shared.show_plan("align", out, pairs=count, base=base, seed=seed, config=config)
+        return
+    shared.show_artifact(align(config, *inputs, model_of(base, "clip"), out, seed=seed))

@@ -1,0 +1,96 @@
+"""``gmail-align train clipcap``: a captioner on image features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gmail_align.artifacts import Artifact, load
+from gmail_align.cli.shared import Out, Seed, Shared, command, model_of
+from gmail_align.errors import ConfigError, DataError
+from gmail_align.progress import say
+
+
+@command
+def clipcap(
+    shared: Shared,
+    features: Annotated[
+        Path, typer.Option(metavar="DIR", help="Features of real or generated images.")
+    ],
+    captions: Annotated[Path, typer.Option(metavar="DIR", help="Their captions.")],
+    gpt2: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder of a GPT-2; tabletop is shipped.")
+    ],
+    out: Out,
+    validation_features: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Held-out features, to pick the step.")
+    ] = None,
+    validation_captions: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Captions of the held-out features.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train ClipCap on features and their captions.
+
+    Features are matched with captions by image: real images by their own id, generated images by
+    the caption that they were generated from.
+    """
+    from gmail_align.captioning.config import ClipCapConfig
+    from gmail_align.captioning.run import train_clipcap
+
+    config = shared.build(ClipCapConfig)
+    if (validation_features is None) != (validation_captions is None):
+        raise ConfigError("--validation-features and --validation-captions are given together")
+    source = load(features, "features")
+    rows = caption_rows(source, load(captions))
+    held_out = None
+    if validation_features is not None and validation_captions is not None:
+        held = load(validation_features, "features")
+        held_out = (held, caption_rows(held, load(validation_captions)))
+    if shared.dry_run:
+        shared.show_plan("train clipcap", out, captions=len(rows), gpt2=gpt2, config=config)
+        return
+    shared.show_artifact(
+        train_clipcap(
+            config, source, rows, model_of(gpt2, "gpt2"), out, validation=held_out, seed=seed
+        )
+    )
+
+
+def caption_rows(features: Artifact, captions: Artifact) -> list[tuple[str, str]]:
+    """Return (id of a feature, caption) for every caption whose image has a feature.
+
+    Args:
+        features: Features of real images, or of images generated from the captions.
+        captions: An artifact of kind ``captions`` or ``pairs``.
+
+    Raises:
+        DataError: no caption has a feature.
+    """
+    from gmail_align.data.captions import read_captions
+    from gmail_align.data.pairs import read_pairs
+    from gmail_align.features.store import read_features
+
+    ids = list(read_features(features).ids)
+    if captions.kind == "pairs":
+        pairs = read_pairs(captions)
+        by_real = [(pair.real_image_id, pair.text) for pair in pairs]
+        by_generated = [(pair.generated_image_id, pair.text) for pair in pairs]
+    else:
+        listed = read_captions(captions)
+        texts = {caption.caption_id: caption.text for caption in listed}
+        origins = ((name, name.rpartition("-")[0]) for name in ids)
+        by_real = [(caption.image_id, caption.text) for caption in listed]
+        by_generated = [(name, texts[origin]) for name, origin in origins if origin in texts]
+    known = set(ids)
+    rows = [row for row in dict.fromkeys(by_real) if row[0] in known]
+    rows = rows or [row for row in by_generated if row[0] in known]
+    if not rows:
+        raise DataError(
+            f"no caption of {captions.folder} belongs to an image of {features.folder}: "
+            "give the captions of the same images"
+        )
+    say(f"{len(rows)} captions of {len({name for name, _ in rows})} images")
+    return rows

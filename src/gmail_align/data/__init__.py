@@ -1,0 +1,1 @@
+"""Captions, images and pairs on disk, and the order and form in which models see them."""

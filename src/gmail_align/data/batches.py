@@ -1,0 +1,206 @@
+"""Which pairs go into which batch: a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from gmail_align.runtime import stable_seed
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+_ROUNDS: Final = 24
+
+
+def batch_indices(step: int, size: int, count: int, seed: int) -> IntArray:
+    """Return the indices of one training step.
+
+    The indices of all steps, one after another, are one permutation of 0..count-1 after another:
+    every index comes exactly once an epoch and nothing is dropped. The batch in which an epoch
+    ends is filled up from the next one, and no index comes twice in it (unless ``size`` exceeds
+    ``count``).
+
+    Args:
+        step: Step of the run, from 0.
+        size: Batch size.
+        count: Number of items.
+        seed: Seed of the run.
+
+    Returns:
+        Array of shape (size,).
+    """
+    return _plain(size, count, seed).indices(step)
+
+
+class Batches:
+    """The batches of a run over items that belong to groups (pairs that share a real image).
+
+    As :func:`batch_indices`, and no group comes twice in a batch where that is possible, across the
+    boundary of two epochs too.
+    """
+
+    def __init__(self, groups: npt.NDArray[Any], size: int, seed: int) -> None:
+        """Prepare the batches.
+
+        Args:
+            groups: Shape (n,): the group of each item, numbers or strings.
+            size: Batch size.
+            seed: Seed of the run.
+
+        Raises:
+            ValueError: there is no item, or the batch size is not positive.
+        """
+        if not len(groups) or size < 1:
+            raise ValueError(f"no batches of size {size} can be made of {len(groups)} items")
+        self._groups = _codes(groups)
+        self._size, self._seed, self._count = size, seed, len(groups)
+        self._orders: dict[int, IntArray] = {}
+
+    def indices(self, step: int) -> IntArray:
+        """Return the item indices of one step, shape (size,)."""
+        start, parts = step * self._size, []
+        stop = start + self._size
+        while start < stop:
+            epoch, position = divmod(start, self._count)
+            end = min(self._count, position + stop - start)
+            parts.append(self.order(epoch)[position:end])
+            start += end - position
+        return np.concatenate(parts)
+
+    def order(self, epoch: int) -> IntArray:
+        """Return the permutation of one epoch, shape (n,).
+
+        It depends on the epoch before where a batch spans both; that chain ends at the last epoch
+        that began with a batch of its own.
+        """
+        if epoch not in self._orders:
+            first = epoch
+            while self._carried(first) and first - 1 not in self._orders:
+                first -= 1
+            for number in range(first, epoch + 1):
+                self._orders[number] = self._make(number)
+                self._orders.pop(number - 2, None)
+            self._orders = {
+                key: value for key, value in self._orders.items() if abs(key - epoch) < 2
+            }
+        return self._orders[epoch]
+
+    def _carried(self, epoch: int) -> int:
+        """Return how many items of the epoch before share a batch with this epoch's first."""
+        return epoch * self._count % self._size if self._size < self._count else 0
+
+    def _make(self, epoch: int) -> IntArray:
+        carried = self._carried(epoch)
+        taken = self._groups[self._orders[epoch - 1][-carried:]] if carried else None
+        return unique_batches(
+            self._groups, self._size, stable_seed(self._seed, "epoch", epoch), taken=taken
+        )
+
+
+def unique_batches(
+    groups: npt.NDArray[Any], size: int, seed: int, taken: npt.NDArray[Any] | None = None
+) -> IntArray:
+    """Order items at random so that no group comes twice in a batch where that is possible.
+
+    A random order is repaired: items that clash are dealt out again among random others. Where
+    groups are so large that this does not end, the batches are dealt column by column, the largest
+    groups first, which succeeds whenever no group has more items than there are full batches.
+
+    Args:
+        groups: Shape (n,): the group of each item, numbers or strings.
+        size: Batch size; the last batch may be smaller.
+        seed: Seed of the order.
+        taken: Groups of the items that the first batch already holds; it takes ``size`` less their
+            number.
+
+    Returns:
+        Permutation of 0..n-1, shape (n,).
+    """
+    rng = np.random.default_rng(seed)
+    held = 0 if taken is None else len(taken)
+    codes = _codes(groups if taken is None else np.concatenate([taken, groups]))
+    before, own = codes[:held], codes[held:]
+    batch = (np.arange(len(own)) + held) // size
+    order = rng.permutation(len(own))
+    for _ in range(_ROUNDS):
+        clashes = _clashes(own[order], batch, before)
+        if not len(clashes):
+            return order
+        others = rng.choice(len(own), size=min(len(own), len(clashes) + 8), replace=False)
+        places = np.union1d(clashes, others)
+        order[places] = order[rng.permutation(places)]
+    order = _columns(own, batch, rng)
+    return _swap_apart(order, own, batch, before)
+
+
+def same_mask(*groups: npt.NDArray[Any]) -> BoolArray:
+    """Mark the entries of a batch that belong together by any of several groupings.
+
+    Args:
+        *groups: Each of shape (b,): for example the real image ids and the caption ids.
+
+    Returns:
+        Shape (b, b), symmetric, with a true diagonal.
+    """
+    size = len(groups[0])
+    mask = np.eye(size, dtype=np.bool_)
+    for group in groups:
+        if len(group) != size:
+            raise ValueError(
+                f"groups of {size} and {len(group)} entries do not belong to one batch"
+            )
+        codes = _codes(group)
+        mask |= codes[:, None] == codes[None, :]
+    return mask
+
+
+@lru_cache(maxsize=4)
+def _plain(size: int, count: int, seed: int) -> Batches:
+    return Batches(np.arange(count), size, seed)
+
+
+def _codes(groups: npt.NDArray[Any]) -> IntArray:
+    return np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64).reshape(-1)
+
+
+def _clashes(groups: IntArray, batch: IntArray, before: IntArray) -> IntArray:
+    """Return the positions whose group is in their batch already; ``before`` came first."""
+    held = len(before)
+    keys = np.concatenate([before, groups])
+    batches = np.concatenate([np.zeros(held, dtype=np.int64), batch])
+    ranks = np.lexsort((keys, batches))
+    again = (keys[ranks][1:] == keys[ranks][:-1]) & (batches[ranks][1:] == batches[ranks][:-1])
+    positions = ranks[1:][again] - held
+    return np.sort(positions[positions >= 0])
+
+
+def _columns(groups: IntArray, batch: IntArray, rng: np.random.Generator) -> IntArray:
+    """Deal the items, largest groups first, to every batch's first place, then its second, ..."""
+    sizes = np.bincount(groups)
+    shuffled = rng.permutation(len(sizes))
+    items = np.lexsort((rng.random(len(groups)), shuffled[groups], -sizes[groups]))
+    place = np.arange(len(batch)) - np.searchsorted(batch, batch)
+    order = np.empty(len(groups), dtype=np.int64)
+    order[np.lexsort((batch, place))] = items
+    return order
+
+
+def _swap_apart(order: IntArray, groups: IntArray, batch: IntArray, before: IntArray) -> IntArray:
+    """Swap what still clashes with an item that fits, and that it fits, where there is one."""
+    for place in _clashes(groups[order], batch, before):
+        keys = groups[order]
+        mine = keys[batch == batch[place]]
+        holding = batch[keys == keys[place]]
+        fits = ~np.isin(keys, mine) & ~np.isin(batch, holding) & (batch != batch[place])
+        if batch[place] == 0:
+            fits &= ~np.isin(keys, before)
+        elif np.isin(keys[place], before):
+            fits &= batch != 0
+        partners = np.flatnonzero(fits)
+        if len(partners):
+            order[[place, partners[0]]] = order[[partners[0], place]]
+    return order

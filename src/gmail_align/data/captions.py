@@ -1,0 +1,127 @@
+"""Captions: one line of text each, bound to the image that it describes."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from gmail_align.artifacts import Artifact, Draft, read_jsonl, write_jsonl
+from gmail_align.errors import ArtifactError, DataError
+
+CAPTIONS: Final = "captions.jsonl"
+MAX_CHARACTERS: Final = 2000
+"""Longest caption that is accepted; what is longer is a document, not a caption."""
+
+_SAFE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,89}")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption of one image."""
+
+    caption_id: str
+    text: str
+    image_id: str
+
+
+def safe_id(value: str, what: str) -> str:
+    """Return ``value`` if it can name a file and a WebDataset sample.
+
+    Ids are 1 to 90 letters, digits, ``_`` and ``-``, and begin with a letter or a digit: no dots
+    (they split a sample's name), no slashes (they leave the folder).
+
+    Args:
+        value: The id.
+        what: What it is the id of, for the message.
+
+    Raises:
+        DataError: another id.
+    """
+    if not _SAFE_ID.fullmatch(value):
+        raise DataError(
+            f"{what} has the id {value[:100]!r}: ids are 1 to 90 letters, digits, '_' and '-', "
+            "beginning with a letter or a digit"
+        )
+    return value
+
+
+def clean_text(text: str, what: str) -> str:
+    """Return a caption's text with every run of white space made one blank, and none at the ends.
+
+    Args:
+        text: The text as it stands in the source.
+        what: What it belongs to, for the message (``"annotation 17"``).
+
+    Raises:
+        DataError: nothing is left, it is longer than :data:`MAX_CHARACTERS`, or it holds
+            characters that no text has (NUL and other control characters, half surrogates).
+    """
+    clean = " ".join(text.split())
+    if not clean:
+        raise DataError(f"{what} has an empty caption: write one or take the entry out")
+    if len(clean) > MAX_CHARACTERS:
+        raise DataError(
+            f"{what} has a caption of {len(clean)} characters: at most {MAX_CHARACTERS} are "
+            "accepted"
+        )
+    for character in clean:
+        if not character.isprintable() and unicodedata.category(character) in ("Cc", "Cs"):
+            raise DataError(
+                f"{what} has a caption with the character U+{ord(character):04X}: remove it"
+            )
+    return clean
+
+
+def write_captions(draft: Draft, captions: Iterable[Caption]) -> int:
+    """Write ``captions.jsonl`` in the given order and return how many captions it holds.
+
+    Raises:
+        DataError: an id is unsafe or comes twice, or a text is empty.
+    """
+    seen: set[str] = set()
+
+    def rows() -> Iterator[dict[str, str]]:
+        for caption in captions:
+            safe_id(caption.caption_id, "a caption")
+            safe_id(caption.image_id, f"the image of caption {caption.caption_id}")
+            if caption.caption_id in seen:
+                raise DataError(f"caption id {caption.caption_id} comes twice: ids must be unique")
+            if not caption.text:
+                raise DataError(f"caption {caption.caption_id} is empty")
+            seen.add(caption.caption_id)
+            yield asdict(caption)
+
+    write_jsonl(draft.path(CAPTIONS), rows())
+    return len(seen)
+
+
+def iter_captions(artifact: Artifact) -> Iterator[Caption]:
+    """Yield the captions of an artifact in their order, without holding them all.
+
+    Raises:
+        ArtifactError: the artifact holds something else, or its file is damaged.
+    """
+    if artifact.kind != "captions":
+        raise ArtifactError(
+            f"{artifact.folder} holds {artifact.kind}, but captions are needed here"
+        )
+    try:
+        for row in read_jsonl(artifact.path(CAPTIONS)):
+            yield Caption(row["caption_id"], row["text"], row["image_id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{artifact.path(CAPTIONS)} is damaged ({error}): delete {artifact.folder} and import "
+            "again"
+        ) from error
+
+
+def read_captions(artifact: Artifact) -> list[Caption]:
+    """Return the captions of an artifact in their order.
+
+    Raises:
+        ArtifactError: the artifact holds something else, or its file is damaged.
+    """
+    return list(iter_captions(artifact))

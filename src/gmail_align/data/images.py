@@ -1,0 +1,347 @@
+"""The image store: tar shards in WebDataset's layout and an index for random access.
+
+A shard ``shards/00007.tar`` holds ``{id}.jpg`` (or ``.png``, ``.webp``: the bytes as they came) and
+``{id}.json`` of each sample. Its sidecar ``shards/00007.jsonl`` holds one line a record, and one
+line ``{"id", "reason"}`` a sample that was left out; it is written after the tar, so a shard with
+a sidecar is done. :func:`finish_images` merges the sidecars into ``index.parquet`` and
+``quarantine.jsonl``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Final, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from gmail_align.artifacts import (
+    Artifact,
+    Draft,
+    atomic_file,
+    canonical_json,
+    read_jsonl,
+    write_jsonl,
+)
+from gmail_align.data.captions import safe_id
+from gmail_align.data.decode import decode_rgb, encode, extension
+from gmail_align.errors import ArtifactError, DataError
+
+INDEX: Final = "index.parquet"
+QUARANTINE: Final = "quarantine.jsonl"
+
+_BLOCK: Final = tarfile.BLOCKSIZE
+_ROW_GROUP: Final = 65_536
+_SCHEMA: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("generator", pa.string(), nullable=False),
+        pa.field("revision", pa.string(), nullable=False),
+        pa.field("seed", pa.int64()),
+        pa.field("prompt", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """One stored image: where it lies, what it is and what made it.
+
+    ``shard``, ``offset``, ``size`` (bytes) and ``sha256`` (of the encoded bytes) are filled in by
+    :func:`write_shard`; ``width`` and ``height`` are pixels. Real images have no generator,
+    revision (fingerprint of its weights), seed and prompt.
+    """
+
+    id: str
+    width: int
+    height: int
+    source: Literal["real", "generated"] = "real"
+    generator: str = ""
+    revision: str = ""
+    seed: int | None = None
+    prompt: str = ""
+    shard: int = -1
+    offset: int = -1
+    size: int = -1
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A sample that was left out, and why."""
+
+    id: str
+    reason: str
+
+
+Sample = tuple[ImageRecord, bytes]
+
+
+def shard_name(index: int) -> str:
+    """Return the path of a shard inside its artifact."""
+    return f"shards/{index:05d}.tar"
+
+
+def admit(image_id: str, data: bytes) -> Sample:
+    """Check that a real image decodes and make a sample of it.
+
+    JPEG, PNG and WebP keep their bytes; every other format is stored as lossless PNG.
+
+    Raises:
+        DataError: the reason why the image cannot be used.
+    """
+    image = decode_rgb(data)
+    kept = data if extension(data) else encode(image, "png")
+    return ImageRecord(id=image_id, width=image.width, height=image.height), kept
+
+
+def write_shard(
+    path: Path, samples: Iterable[Sample], quarantined: Sequence[Quarantined] = ()
+) -> list[ImageRecord]:
+    """Write one tar shard and its sidecar, each atomically; the same samples give the same bytes.
+
+    Args:
+        path: ``.../shards/00007.tar``; the number in its name becomes the records' ``shard``.
+        samples: Records and encoded bytes, written in this order.
+        quarantined: Samples of this shard that were left out.
+
+    Returns:
+        The records with shard, offset, size and hash filled in.
+
+    Raises:
+        DataError: an id is unsafe or comes twice, or the bytes are no JPEG, PNG or WebP.
+    """
+    records: list[ImageRecord] = []
+    seen: set[str] = set()
+    with (
+        atomic_file(path) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for record, data in samples:
+            if safe_id(record.id, "an image") in seen:
+                raise DataError(
+                    f"image id {record.id} comes twice in {path.name}: ids must be unique"
+                )
+            seen.add(record.id)
+            records.append(_add_sample(tar, replace(record, shard=int(path.stem)), data))
+    rows = [*map(asdict, records), *map(asdict, quarantined)]
+    write_jsonl(path.with_suffix(".jsonl"), rows)
+    return records
+
+
+def read_shard(path: Path) -> tuple[list[ImageRecord], list[Quarantined]] | None:
+    """Return what a finished shard holds and what it left out; None when it is not done."""
+    sidecar = path.with_suffix(".jsonl")
+    if not sidecar.exists() or not path.exists():
+        return None
+    try:
+        rows = list(read_jsonl(sidecar))
+        records = [ImageRecord(**row) for row in rows if "reason" not in row]
+        left_out = [Quarantined(**row) for row in rows if "reason" in row]
+    except (ValueError, TypeError):
+        return None
+    end = max((record.offset + record.size for record in records), default=0)
+    return (records, left_out) if path.stat().st_size > end else None
+
+
+def check_quarantine(left_out: Sequence[Quarantined], total: int, limit: float) -> None:
+    """Stop when more than the share ``limit`` of ``total`` samples cannot be used.
+
+    Raises:
+        DataError: too many; the first is named with its reason.
+    """
+    if len(left_out) > limit * total:
+        first = left_out[0]
+        raise DataError(
+            f"{len(left_out)} of {total} images cannot be used, more than {limit:.2%} (the first "
+            f"is {first.id}: {first.reason}): mend them or raise the limit"
+        )
+
+
+def finish_images(draft: Draft, *, limit_quarantine: float = 0.01, **notes: Any) -> Artifact:
+    """Merge the sidecars into ``index.parquet`` and ``quarantine.jsonl`` and write the manifest.
+
+    Args:
+        draft: The artifact; all its shards are written.
+        limit_quarantine: Largest share of samples that may be left out.
+        **notes: Kept in the manifest, outside the fingerprint.
+
+    Raises:
+        DataError: no image is left, an id comes twice, or too many were left out.
+    """
+    left_out: list[Quarantined] = []
+    paths = sorted(draft.path("shards").glob("*.tar"))
+    with atomic_file(draft.path(INDEX)) as file:
+        count = _write_index(file, _merge(paths, left_out))
+    if not count and not left_out:
+        raise DataError(f"{draft.folder} would hold no image: the source lists none")
+    check_quarantine(left_out, count + len(left_out), limit_quarantine)
+    if not count:
+        raise DataError(f"{draft.folder} would hold no image: all of them were left out")
+    write_jsonl(draft.path(QUARANTINE), [asdict(entry) for entry in left_out])
+    counts = {"images": count, "quarantined": len(left_out), "shards": len(paths)}
+    return draft.finish(counts, **notes)
+
+
+class ImageStore:
+    """Random access to the images of an ``images`` artifact; safe to share between threads."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        """Open the index.
+
+        Raises:
+            ArtifactError: the artifact holds something else, or its index is damaged.
+        """
+        if artifact.kind != "images":
+            raise ArtifactError(
+                f"{artifact.folder} holds {artifact.kind}, but images are needed here"
+            )
+        self.artifact = artifact
+        try:
+            table = pq.read_table(artifact.path(INDEX), schema=_SCHEMA)
+        except (OSError, pa.ArrowException) as error:
+            raise ArtifactError(
+                f"{artifact.path(INDEX)} is damaged ({error}): delete {artifact.folder} and make "
+                "it again"
+            ) from error
+        self._table = table.combine_chunks()
+        self._columns = {
+            name: self._table.column(name) for name in ("shard", "offset", "size", "sha256")
+        }
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The ids of all images, in the order in which they were written."""
+        return list(self._table.column("id").to_pylist())
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        """Return how many images are stored."""
+        return int(self._table.num_rows)
+
+    def __contains__(self, image_id: object) -> bool:
+        """Tell whether an image of that id is stored."""
+        return image_id in self._rows
+
+    def record(self, image_id: str) -> ImageRecord:
+        """Return what the index says about an image.
+
+        Raises:
+            DataError: no such image.
+        """
+        row: dict[str, Any] = self._table.slice(self._row(image_id), 1).to_pylist()[0]
+        return ImageRecord(**row)
+
+    def read_bytes(self, image_id: str) -> bytes:
+        """Return an image's encoded bytes, checked against the recorded hash.
+
+        Raises:
+            DataError: no such image.
+            ArtifactError: the shard is missing or its bytes have changed.
+        """
+        row = self._row(image_id)
+        shard, offset, size, digest = (column[row].as_py() for column in self._columns.values())
+        path = self.artifact.path(shard_name(shard))
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise ArtifactError(
+                f"{path} cannot be read ({error}): make {self.artifact.folder} again"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ArtifactError(
+                f"image {image_id} in {path} is damaged: make {self.artifact.folder} again"
+            )
+        return data
+
+    def read(self, image_id: str) -> Image.Image:
+        """Return an image decoded to RGB.
+
+        Raises:
+            DataError: no such image, or it cannot be decoded.
+            ArtifactError: the shard is missing or its bytes have changed.
+        """
+        data = self.read_bytes(image_id)
+        try:
+            return decode_rgb(data)
+        except DataError as error:
+            raise DataError(f"image {image_id} in {self.artifact.folder}: {error}") from error
+
+    def _row(self, image_id: str) -> int:
+        try:
+            return self._rows[image_id]
+        except KeyError:
+            raise DataError(f"{self.artifact.folder} holds no image {image_id!r}") from None
+
+
+def _add_sample(tar: tarfile.TarFile, record: ImageRecord, data: bytes) -> ImageRecord:
+    suffix = extension(data)
+    if suffix is None:
+        raise DataError(
+            f"image {record.id} is neither JPEG, PNG nor WebP: encode it before it is stored"
+        )
+    offset = _add_member(tar, f"{record.id}.{suffix}", data)
+    digest = hashlib.sha256(data).hexdigest()
+    origin = {name: getattr(record, name) for name in _ORIGIN}
+    _add_member(tar, f"{record.id}.json", canonical_json(origin).encode())
+    return replace(record, offset=offset, size=len(data), sha256=digest)
+
+
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append one member and return the offset in bytes at which its data begins."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    offset = int(tar.offset) + _BLOCK
+    tar.addfile(info, io.BytesIO(data))
+    return offset
+
+
+_ORIGIN: Final = [
+    field.name
+    for field in fields(ImageRecord)
+    if field.name not in ("shard", "offset", "size", "sha256")
+]
+
+
+def _merge(paths: Sequence[Path], left_out: list[Quarantined]) -> Iterator[ImageRecord]:
+    """Yield the records of all shards; what they left out is added to ``left_out``."""
+    seen: set[str] = set()
+    for path in paths:
+        shard = read_shard(path)
+        if shard is None:
+            raise ArtifactError(f"{path} is not finished: run the same command again")
+        left_out.extend(shard[1])
+        for record in shard[0]:
+            if record.id in seen:
+                raise DataError(f"image id {record.id} comes twice: ids must be unique")
+            seen.add(record.id)
+            yield record
+
+
+def _write_index(file: IO[bytes], records: Iterator[ImageRecord]) -> int:
+    count = 0
+    with pq.ParquetWriter(file, _SCHEMA, compression="zstd") as writer:
+        while rows := [asdict(record) for record in islice(records, _ROW_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+            count += len(rows)
+    return count

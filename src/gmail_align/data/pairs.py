@@ -1,0 +1,119 @@
+"""Pairs: a caption, the real image that it describes and an image generated from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
+from gmail_align.data.captions import Caption, read_captions
+from gmail_align.data.images import ImageStore
+from gmail_align.errors import ArtifactError, DataError
+
+PAIRS: Final = "pairs.jsonl"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One caption with its real and one of its generated images."""
+
+    caption_id: str
+    text: str
+    real_image_id: str
+    generated_image_id: str
+
+
+def generated_id(caption_id: str, k: int) -> str:
+    """Return the id of the ``k``-th image generated from a caption."""
+    return f"{caption_id}-{k}"
+
+
+def make_pairs(captions: Artifact, real: Artifact, generated: Artifact, out: Path) -> Artifact:
+    """Pair real and generated images by caption.
+
+    One pair a generated image, in the order of the captions and then of ``k``. A caption whose
+    real image was left out, or that has no generated image, gives no pair; both are counted in the
+    manifest.
+
+    Args:
+        captions: Captions of the real images.
+        real: The real images.
+        generated: Images generated from the captions, named ``{caption id}-{k}``.
+        out: Output folder.
+
+    Returns:
+        The ``pairs`` artifact.
+
+    Raises:
+        DataError: a generated image was made from another text than its caption, or there is no
+            pair.
+        ArtifactError: an input is of another kind, or the output folder belongs to other inputs.
+    """
+    inputs = {"captions": captions, "real": real, "generated": generated}
+    draft = begin(out, "pairs", {"by": "caption"}, inputs)
+    if draft.complete:
+        return draft.complete
+    reals, generateds = ImageStore(real), ImageStore(generated)
+    by_caption = _by_caption(generateds)
+    counts = {"pairs": 0, "real_images": 0, "without_real": 0, "without_generated": 0}
+    used: set[str] = set()
+
+    def rows() -> Iterator[dict[str, str]]:
+        for caption in read_captions(captions):
+            ids = by_caption.get(caption.caption_id, [])
+            counts["without_real"] += caption.image_id not in reals
+            counts["without_generated"] += not ids
+            if caption.image_id not in reals:
+                continue
+            for generated_image in ids:
+                _check_prompt(generateds, generated_image, caption)
+                used.add(caption.image_id)
+                counts["pairs"] += 1
+                pair = Pair(caption.caption_id, caption.text, caption.image_id, generated_image)
+                yield asdict(pair)
+
+    write_jsonl(draft.path(PAIRS), rows())
+    if not counts["pairs"]:
+        raise DataError(
+            f"no caption of {captions.folder} has both a real image in {real.folder} and a "
+            f"generated one in {generated.folder}: they come from different data sets"
+        )
+    return draft.finish({**counts, "real_images": len(used)})
+
+
+def read_pairs(artifact: Artifact) -> list[Pair]:
+    """Return the pairs of an artifact in their order.
+
+    Raises:
+        ArtifactError: the artifact holds something else, or its file is damaged.
+    """
+    if artifact.kind != "pairs":
+        raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, but pairs are needed here")
+    try:
+        return [Pair(**row) for row in read_jsonl(artifact.path(PAIRS))]
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"{artifact.path(PAIRS)} is damaged ({error}): delete {artifact.folder} and pair again"
+        ) from error
+
+
+def _by_caption(store: ImageStore) -> dict[str, list[str]]:
+    """Return the generated ids of each caption, by ascending ``k``."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for image_id in store.ids:
+        caption_id, dash, k = image_id.rpartition("-")
+        if dash and k.isdecimal():
+            found.setdefault(caption_id, []).append((int(k), image_id))
+    return {caption_id: [name for _, name in sorted(items)] for caption_id, items in found.items()}
+
+
+def _check_prompt(store: ImageStore, image_id: str, caption: Caption) -> None:
+    prompt = store.record(image_id).prompt
+    if prompt and prompt != caption.text:
+        raise DataError(
+            f"image {image_id} in {store.artifact.folder} was generated from {prompt[:80]!r}, but "
+            f"caption {caption.caption_id} is {caption.text[:80]!r}: generate it from these "
+            "captions"
+        )

@@ -1,0 +1,369 @@
+"""One CLIP trunk, a LoRA adapter and two heads, reached by routes (GMAIL Sec. 3).
+
+``FROZEN`` is the plain CLIP at any time, bit for bit; before training, every other route equals it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image, UnidentifiedImageError
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
+from transformers import CLIPModel, PreTrainedTokenizerBase
+
+from gmail_align.artifacts import fingerprint, write_bytes, write_json
+from gmail_align.data.preprocess import Preprocess
+from gmail_align.encoders.config import EncoderCard, LoraSettings
+from gmail_align.encoders.folder import (
+    CONFIG,
+    copy_model,
+    find_folder,
+    load_clip,
+    read_card,
+    tensors_fingerprint,
+)
+from gmail_align.encoders.lora import (
+    adapter_tensors,
+    copy_tensors,
+    expected_names,
+    inject,
+    load_adapter,
+    read_tensors,
+    save_adapter,
+)
+from gmail_align.encoders.route import Route, parse_route
+from gmail_align.encoders.text import load_tokenizer, tokenize
+from gmail_align.errors import DataError, ModelError
+
+HEADS = "heads.safetensors"
+ADAPTER = "adapter"
+BASE = "base"
+COPY_BELOW_BYTES = 100_000_000
+"""Base models smaller than this are copied into the encoder's folder."""
+
+
+class GmailEncoder(nn.Module):
+    """CLIP with an adapter for generated images.
+
+    Made by :meth:`from_clip` (to be trained) or :meth:`from_pretrained`. The model stays in
+    evaluation mode; its base weights and its text tower never change.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPModel,
+        folder: Path,
+        *,
+        lora: LoraSettings | None,
+        dual_heads: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.clip = clip
+        self.base_folder = folder
+        self.lora = lora
+        self.dual_heads = dual_heads
+        self.applied = lora is not None
+        """Whether routes other than ``FROZEN`` differ from it; False for a plain CLIP."""
+        self.best_step = 0
+        self.preprocess = Preprocess.from_folder(folder)
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._base_fingerprint: str | None = None
+        self._adapter_on = True
+        probe = self._probe()
+        self._layers = inject(clip, lora, seed) if lora else []
+        weight = clip.visual_projection.weight.detach()
+        self.real_head = nn.Parameter(weight.clone())
+        self.generated_head = nn.Parameter(weight.clone()) if dual_heads else self.real_head
+        self._check_build(*probe)
+        self.eval()
+
+    @classmethod
+    def from_clip(
+        cls,
+        path_or_id: str | Path,
+        lora: LoraSettings | None = None,
+        *,
+        dual_heads: bool = True,
+        seed: int = 0,
+    ) -> GmailEncoder:
+        """Build an untrained encoder on a plain Hugging Face CLIP: every route equals that CLIP.
+
+        Args:
+            path_or_id: Folder or hub id of a ``CLIPModel``.
+            lora: The adapter; the default settings when None.
+            dual_heads: Whether real and generated images have heads of their own.
+            seed: Seed of the adapter's A matrices.
+
+        Raises:
+            ModelError: no CLIP, incomplete weights, or targets that do not fit.
+        """
+        folder = find_folder(path_or_id)
+        return cls(
+            load_clip(folder), folder, lora=lora or LoraSettings(), dual_heads=dual_heads, seed=seed
+        )
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path) -> GmailEncoder:
+        """Load an encoder folder of ours, or a plain CLIP on which every route is ``FROZEN``.
+
+        Raises:
+            ModelError: the folder is neither, or its parts do not belong together.
+        """
+        folder = find_folder(path_or_id)
+        card = read_card(folder)
+        if card is None:
+            return cls(load_clip(folder), folder, lora=None)
+        inside = folder / card.base
+        base = inside if inside.is_dir() else find_folder(card.base)
+        encoder = cls(load_clip(base), base, lora=card.lora, dual_heads=card.dual_heads)
+        if encoder.base_fingerprint != card.base_fingerprint:
+            raise ModelError(f"{folder} was made on another base model than the one at {base}")
+        encoder.applied, encoder.best_step = card.applied, card.best_step
+        if card.lora is not None:
+            load_adapter(encoder.clip, folder / ADAPTER)
+        heads = {"real": encoder.real_head, "generated": encoder.generated_head}
+        copy_tensors(heads, read_tensors(folder / HEADS, set(heads)), folder / HEADS)
+        return encoder
+
+    def save(self, folder: Path) -> None:
+        """Write adapter, heads and ``config.json`` to ``folder``, and a small base model.
+
+        Raises:
+            ModelError: a small base model holds no safetensors.
+        """
+        size = sum(p.numel() * p.element_size() for p in self.clip.parameters())
+        small = size < COPY_BELOW_BYTES
+        if small:
+            copy_model(self.base_folder, folder / BASE)
+        if self.lora is not None:
+            save_adapter(self.clip, self.lora, folder / ADAPTER)
+        heads = {"real": self.real_head, "generated": self.generated_head}
+        tensors = {name: head.detach().cpu().clone() for name, head in heads.items()}
+        write_bytes(folder / HEADS, save_tensors(tensors, {"format": "pt"}))
+        card = EncoderCard(
+            base=BASE if small else str(self.base_folder.resolve()),
+            base_fingerprint=self.base_fingerprint,
+            lora=self.lora,
+            dual_heads=self.dual_heads,
+            applied=self.applied,
+            best_step=self.best_step,
+        )
+        write_json(folder / CONFIG, card.model_dump())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.real_head.device
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the shared space of images and texts."""
+        return int(self.real_head.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Dimension of an image's feature before the projection."""
+        return int(self.real_head.shape[1])
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        """CLIP's own trained scale of cosines, exponentiated."""
+        return self.clip.logit_scale.detach().exp()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer, loaded on first use.
+
+        Raises:
+            ModelError: it is missing, or does not end texts with the token the text tower pools at.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.base_folder, self.clip.config)
+        return self._tokenizer
+
+    @property
+    def base_fingerprint(self) -> str:
+        """Fingerprint of the frozen CLIP's weights, which never change."""
+        if self._base_fingerprint is None:
+            plain = {
+                name.replace(".base_layer.", "."): tensor
+                for name, tensor in self.clip.state_dict().items()
+                if ".lora_" not in name
+            }
+            self._base_fingerprint = tensors_fingerprint(plain)
+        return self._base_fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of all weights that any route uses; the base's when nothing is applied."""
+        if not self.applied:
+            return self.base_fingerprint
+        return fingerprint([self.base_fingerprint, tensors_fingerprint(self._own_tensors())])
+
+    def route_fingerprint(self, route: Route) -> str:
+        """Fingerprint of the weights that ``route`` uses; those of ``FROZEN`` are the base's."""
+        route = self._effective(route)
+        if route is Route.FROZEN:
+            return self.base_fingerprint
+        tensors = dict(adapter_tensors(self.clip)) if route.adapted else {}
+        tensors["head"] = self._head(route)
+        return fingerprint([self.base_fingerprint, tensors_fingerprint(tensors)])
+
+    def trainable(self, *, real_head: bool = True) -> dict[str, nn.Parameter]:
+        """Return what alignment trains, by name: the adapter, the generated and the real head.
+
+        Args:
+            real_head: Whether the real head is trained too; without dual heads there is only one.
+
+        Raises:
+            ModelError: this is a plain CLIP without an adapter.
+        """
+        if self.lora is None:
+            raise ModelError("this encoder is a plain CLIP: build it by from_clip to train it")
+        found = dict(self._own_tensors())
+        if not real_head and self.dual_heads:
+            del found["real_head"]
+        return found
+
+    def trunk(
+        self, pixels: Float[Tensor, "b 3 h w"], route: Route = Route.REAL
+    ) -> Float[Tensor, "b width"]:
+        """Return the pooled output of the vision tower, before any projection."""
+        self._switch_adapter(self._effective(route).adapted)
+        pooled: Tensor = self.clip.vision_model(pixel_values=pixels).pooler_output
+        return pooled
+
+    def project(
+        self, pooled: Float[Tensor, "b width"], route: Route = Route.REAL
+    ) -> Float[Tensor, "b dim"]:
+        """Apply the head of ``route`` to the trunk's output."""
+        return linear(pooled, self._head(self._effective(route)))
+
+    def embed_pixels(
+        self, pixels: Float[Tensor, "b 3 h w"], route: Route = Route.REAL
+    ) -> Float[Tensor, "b dim"]:
+        """Return projected image features, not normalised."""
+        return self.project(self.trunk(pixels, route), route)
+
+    def embed_text_ids(
+        self, input_ids: Int[Tensor, "m t"], attention_mask: Int[Tensor, "m t"]
+    ) -> Float[Tensor, "m dim"]:
+        """Return projected text features, not normalised; the text tower is always frozen."""
+        outputs = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        projected: Tensor = outputs.pooler_output
+        return projected
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "m dim"]:
+        """Tokenize and embed one batch of texts, not normalised."""
+        length = cast("Any", self.clip.config.text_config).max_position_embeddings
+        ids, mask = tokenize(self.tokenizer, texts, length)
+        return self.embed_text_ids(ids.to(self.device), mask.to(self.device))
+
+    @torch.no_grad()
+    def encode_images(
+        self,
+        images: Sequence[Image.Image | str | Path],
+        route: str = "real",
+        *,
+        batch_size: int = 64,
+    ) -> Float[Tensor, "n dim"]:
+        """Return L2-normalised fp32 features of images or of image files.
+
+        Args:
+            images: PIL images or paths.
+            route: ``real``, ``generated``, ``frozen`` or ``real_head``.
+            batch_size: Images in one forward pass.
+
+        Raises:
+            ConfigError: there is no such route.
+            DataError: a file is missing or no image.
+        """
+        way = parse_route(route)
+        found = [torch.empty(0, self.dim)]
+        for start in range(0, len(images), batch_size):
+            batch = [_open(image) for image in images[start : start + batch_size]]
+            pixels = self.preprocess(batch).to(self.device)
+            found.append(normalize(self.embed_pixels(pixels, way).float(), dim=-1).cpu())
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def encode_texts(
+        self, texts: Sequence[str], *, batch_size: int = 256
+    ) -> Float[Tensor, "m dim"]:
+        """Return L2-normalised fp32 features of texts.
+
+        Raises:
+            ModelError: the base model's tokenizer is missing or does not fit.
+        """
+        found = [torch.empty(0, self.dim)]
+        for start in range(0, len(texts), batch_size):
+            raw = self.embed_texts(texts[start : start + batch_size])
+            found.append(normalize(raw.float(), dim=-1).cpu())
+        return torch.cat(found)
+
+    def _effective(self, route: Route) -> Route:
+        return route if self.applied else Route.FROZEN
+
+    def _head(self, route: Route) -> nn.Parameter:
+        if route is Route.FROZEN:
+            return cast("nn.Parameter", self.clip.visual_projection.weight)
+        return self.generated_head if route is Route.GENERATED else self.real_head
+
+    def _own_tensors(self) -> Mapping[str, nn.Parameter]:
+        own = {f"clip.{name}": p for name, p in adapter_tensors(self.clip).items()}
+        own["real_head"] = self.real_head
+        return own | ({"generated_head": self.generated_head} if self.dual_heads else {})
+
+    def _switch_adapter(self, on: bool) -> None:
+        if on != self._adapter_on:
+            for layer in self._layers:
+                layer.enable_adapters(on)
+            self._adapter_on = on
+
+    @torch.no_grad()
+    def _probe(self) -> tuple[Tensor, Tensor]:
+        """Return two fixed noise images and their features by the CLIP before it is changed."""
+        vision = cast("Any", self.clip.config.vision_config)
+        generator = torch.Generator().manual_seed(0)
+        shape = (2, vision.num_channels, vision.image_size, vision.image_size)
+        pixels = torch.randn(shape, generator=generator)
+        return pixels, self.clip.get_image_features(pixels).pooler_output
+
+    @torch.no_grad()
+    def _check_build(self, pixels: Tensor, plain: Tensor) -> None:
+        """Assert that every route equals the plain CLIP and that only what should train can."""
+        for route in Route:
+            if not torch.equal(self.embed_pixels(pixels, route), plain):
+                raise ModelError(
+                    f"route {route} differs from CLIP before training (build is broken)"
+                )
+        self._switch_adapter(True)
+        heads = {"real_head", "generated_head"} if self.dual_heads else {"real_head"}
+        names = expected_names(self.clip, self.lora) if self.lora else set()
+        expected = {f"clip.{name}" for name in names} | heads
+        found = {name for name, p in self.named_parameters() if p.requires_grad}
+        if found != expected:
+            odd = sorted(found ^ expected)[0]
+            raise ModelError(f"{odd} is trainable where it should not be, or the other way round")
+
+
+def _open(image: Image.Image | str | Path) -> Image.Image:
+    """Return an RGB image.
+
+    Raises:
+        DataError: the file is missing or no image.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(f"{image} is missing or no image that can be read") from error

@@ -1,0 +1,37 @@
+"""Configuration of the adapter and the heads."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from gmail_align.config import Config
+
+
+class LoraSettings(Config):
+    """Low-rank adaptation of the vision tower (GMAIL App. A: r = 4; Hu et al. 2022)."""
+
+    rank: int = Field(default=4, ge=1)
+    """Rank of each update."""
+    alpha: float = Field(default=8.0, gt=0)
+    """Scale of the update; it is multiplied by alpha / rank."""
+    targets: str = r"vision_model\..*\.(q_proj|v_proj)"
+    """Regular expression that a module's whole name inside the CLIP model has to match."""
+
+
+class EncoderCard(Config):
+    """What ``config.json`` of an encoder folder says."""
+
+    format: str = "gmail-align-encoder"
+    """Marks the folder as one of ours."""
+    base: str
+    """The CLIP model underneath: a path inside the folder, a path or a hub id."""
+    base_fingerprint: str
+    """Fingerprint of the base model's weights."""
+    lora: LoraSettings | None
+    """The adapter; None for a plain CLIP."""
+    dual_heads: bool = True
+    """Whether real and generated images have heads of their own."""
+    applied: bool
+    """Whether the adapter and the heads are used; False when the guard kept the plain CLIP."""
+    best_step: int = 0
+    """The training step that was kept."""

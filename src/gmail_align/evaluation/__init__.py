@@ -1,0 +1,1 @@
+"""Named protocols: features or predictions in, a result with intervals out."""

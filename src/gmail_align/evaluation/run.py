@@ -1,0 +1,134 @@
+"""The stages: score features or predictions under a named protocol.
+
+Each writes ``result.json``: ``protocol``, ``metrics`` (name -> ``value``, ``low``, ``high`` and
+``n``), ``n``, ``seed``, ``unavailable`` (metric -> why) and ``fingerprints``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gmail_align.artifacts import Artifact, begin, fingerprint, write_json
+from gmail_align.errors import DataError
+from gmail_align.evaluation.result import RESULT, plain
+from gmail_align.features.store import read_features
+from gmail_align.metrics.retrieval import retrieval_metrics
+from gmail_align.metrics.zeroshot import class_weights, zeroshot_metrics
+
+
+def evaluate_retrieval(
+    images: Artifact,
+    texts: Artifact,
+    captions: Sequence[tuple[str, str]],
+    out: Path,
+    *,
+    protocol: str,
+    seed: int = 0,
+) -> Artifact:
+    """Score image-text retrieval both ways; returns an artifact of kind ``result``.
+
+    Args:
+        images: Image features.
+        texts: Caption features of the same encoder.
+        captions: (caption id, image id) of every caption that takes part; the gallery of images is
+            theirs, in the order in which they first come.
+        out: Folder of the result.
+        protocol: Name of the protocol, such as ``coco_val2017``; kept with the numbers.
+        seed: Of the bootstrap.
+
+    Raises:
+        DataError: a caption or an image has no feature, or a caption comes twice.
+        UserError: the features are not finite or of different width.
+    """
+    identity = {"protocol": protocol, "captions": fingerprint([list(row) for row in captions])}
+    draft = begin(out, "result", identity, {"images": images, "texts": texts}, seed)
+    if draft.complete is not None:
+        return draft.complete
+    if len({caption for caption, _ in captions}) != len(captions):
+        raise DataError("a caption id comes more than once: give each caption once")
+    place = {name: row for row, name in enumerate(dict.fromkeys(image for _, image in captions))}
+    seen, read = read_features(images), read_features(texts)
+    metrics = retrieval_metrics(
+        seen.array[seen.rows(place)],
+        read.array[read.rows(caption for caption, _ in captions)],
+        torch.tensor([place[image] for _, image in captions], dtype=torch.int64),
+        seed=seed,
+    )
+    body = {
+        "protocol": protocol,
+        "metrics": plain(metrics),
+        "n": {"images": len(place), "texts": len(captions)},
+        **_behind(seed, {"images": images, "texts": texts}),
+    }
+    write_json(draft.path(RESULT), body)
+    return draft.finish({"images": len(place), "texts": len(captions)})
+
+
+def evaluate_zeroshot(
+    images: Artifact,
+    labels: Mapping[str, int],
+    class_features: Float[Tensor, "c t d"],
+    out: Path,
+    *,
+    protocol: str,
+    seed: int = 0,
+) -> Artifact:
+    """Score zero-shot classification; returns an artifact of kind ``result``.
+
+    Args:
+        images: Image features.
+        labels: Image id -> class, a row of ``class_features``.
+        class_features: Text features of every prompt of every class; each class's prompts are
+            averaged (see :func:`gmail_align.metrics.zeroshot.class_weights`).
+        out: Folder of the result.
+        protocol: Name of the protocol, such as ``oxford_pets``.
+        seed: Of the bootstrap.
+
+    Raises:
+        DataError: an image has no feature, or there is no image.
+        UserError: a label is out of range, or features are not finite or of different width.
+    """
+    prompts = class_features.detach().float().cpu().contiguous()
+    digest = hashlib.sha256(prompts.numpy().tobytes()).hexdigest()[:16]
+    identity = {
+        "protocol": protocol,
+        "labels": fingerprint(dict(labels)),
+        "class_features": [*prompts.shape, digest],
+    }
+    draft = begin(out, "result", identity, {"images": images}, seed)
+    if draft.complete is not None:
+        return draft.complete
+    if not labels:
+        raise DataError("there are no labelled images to classify: give at least one")
+    seen = read_features(images)
+    metrics = zeroshot_metrics(
+        seen.array[seen.rows(labels)],
+        torch.tensor(list(labels.values()), dtype=torch.int64),
+        class_weights(prompts),
+        seed=seed,
+    )
+    body = {
+        "protocol": protocol,
+        "metrics": plain(metrics),
+        "n": {"images": len(labels), "classes": len(prompts)},
+        **_behind(seed, {"images": images}, class_features=digest),
+    }
+    write_json(draft.path(RESULT), body)
+    return draft.finish({"images": len(labels), "classes": len(prompts)})
+
+
+def _behind(seed: int, artifacts: Mapping[str, Artifact], **others: str) -> dict[str, Any]:
+    """Say what numbers rest on: seed, artifacts, and the encoder and route of features."""
+    routes = {
+        name: {key: artifact.manifest["config"].get(key) for key in ("encoder", "weights", "route")}
+        for name, artifact in artifacts.items()
+    }
+    prints = {name: artifact.fingerprint for name, artifact in artifacts.items()}
+    return {"seed": seed, "unavailable": {}, "features": routes, "fingerprints": prints | others}

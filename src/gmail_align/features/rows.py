@@ -1,0 +1,90 @@
+"""Files of equally long rows that are filled batch by batch and go on where they stopped."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gmail_align.errors import DiskFullError
+from gmail_align.features.prefetch import prefetch
+from gmail_align.progress import progress
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """The shape of one file: a header, then ``count`` rows of ``row_bytes``."""
+
+    path: Path
+    count: int
+    row_bytes: int
+    header: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the finished file."""
+        return len(self.header) + self.count * self.row_bytes
+
+
+def fill_rows(
+    target: RowFile,
+    batch: int,
+    load: Callable[[range], object],
+    make: Callable[[object], np.ndarray],
+    *,
+    label: str,
+    unit: str,
+) -> None:
+    """Write every row of ``target``; the file gets its name when it is complete.
+
+    Args:
+        target: The file.
+        batch: Rows made at a time; a run that was killed goes on at a multiple of it.
+        load: Row range -> input of ``make``; called in a thread, one batch ahead.
+        make: Input -> rows as an array of ``len(range)`` rows.
+        label: Name shown with the progress.
+        unit: Name of a row there.
+
+    Raises:
+        DiskFullError: no space is left.
+    """
+    if target.path.exists() and target.path.stat().st_size == target.size:
+        return
+    part = target.path.with_name(target.path.name + ".tmp")
+    ranges = [
+        range(start, min(start + batch, target.count)) for start in range(0, target.count, batch)
+    ]
+    try:
+        with part.open("r+b" if part.exists() else "w+b") as file:
+            done = _resume(file.fileno(), target, batch)
+            file.seek(0, os.SEEK_END)
+            with (
+                progress(label, target.count, unit, done=done) as bar,
+                prefetch(lambda index: load(ranges[index]), len(ranges)) as fetch,
+            ):
+                for index in range(done // batch, len(ranges)):
+                    file.write(np.ascontiguousarray(make(fetch(index))).data)
+                    file.flush()
+                    bar.advance(len(ranges[index]))
+            os.fsync(file.fileno())
+        os.replace(part, target.path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFullError(f"no space is left to write {target.path}: free some") from error
+        raise
+
+
+def _resume(handle: int, target: RowFile, batch: int) -> int:
+    """Cut an unfinished file at its last whole batch (or write the header) and count its rows."""
+    rows = max(0, os.fstat(handle).st_size - len(target.header)) // target.row_bytes
+    rows = min(rows // batch * batch, target.count // batch * batch)
+    if rows == 0:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, target.header, 0)
+        return 0
+    os.ftruncate(handle, len(target.header) + rows * target.row_bytes)
+    return rows

@@ -1,0 +1,246 @@
+"""Extraction: a set of images or captions and an encoder in, a feature store out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, write_jsonl
+from gmail_align.data.captions import iter_captions
+from gmail_align.data.images import ImageStore
+from gmail_align.data.pairs import read_pairs
+from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.route import Route
+from gmail_align.errors import ArtifactError, DataError
+from gmail_align.features.pixels import Pixels, chosen_ids, decoder
+from gmail_align.features.rows import fill_rows
+from gmail_align.features.store import IDS, feature_file
+
+StoredDtype = Literal["float32", "float16"]
+
+
+def extract_images(
+    images: Artifact,
+    encoder: GmailEncoder,
+    route: Route,
+    out: Path,
+    *,
+    ids: Sequence[str] | None = None,
+    batch_size: int = 64,
+    before_projection: bool = False,
+    dtype: StoredDtype = "float32",
+) -> Artifact:
+    """Extract image features, not normalised; returns an artifact of kind ``features``.
+
+    Its manifest's ``config`` names ``what`` (``image``, or ``trunk`` before the projection), the
+    ``encoder`` (fingerprint of the CLIP underneath), the ``weights`` (fingerprint of what the route
+    uses), the ``route`` and the ``preprocess`` fingerprint. A plain CLIP and any encoder built on
+    it have the same frozen features: an artifact made with the one is complete for the other.
+
+    Args:
+        images: The image store.
+        encoder: The encoder, on the device where it shall run.
+        route: Which weights the images go through.
+        out: Folder of the artifact.
+        ids: Images to extract, in this order; all of them when None.
+        batch_size: Images in one forward pass.
+        before_projection: Keep the trunk's output instead of the projected features.
+        dtype: How features are stored.
+
+    Raises:
+        DataError: an id is not in the store, comes twice or cannot be decoded.
+        ArtifactError: ``out`` was made from something else.
+    """
+    draft = _begin_images(images, encoder, route, out, ids, before_projection, dtype)
+    if draft.complete is not None:
+        return draft.complete
+    store = ImageStore(images)
+    names = chosen_ids(store, ids)
+
+    def embed(batch: object) -> np.ndarray[Any, Any]:
+        pixels = cast("Tensor", batch).to(encoder.device)
+        return _image_rows(encoder, pixels, route, before_projection, dtype)
+
+    with decoder(store, encoder.preprocess) as decode:
+        fill_rows(
+            feature_file(
+                out, len(names), encoder.width if before_projection else encoder.dim, dtype
+            ),
+            batch_size,
+            lambda rows: decode([names[row] for row in rows]),
+            embed,
+            label=f"features ({route})",
+            unit="images",
+        )
+    return _finish(draft, names, "images")
+
+
+def extract_pixels(
+    images: Artifact,
+    pixels: Pixels,
+    encoder: GmailEncoder,
+    route: Route,
+    out: Path,
+    *,
+    batch_size: int = 64,
+) -> Artifact:
+    """Extract features of decoded pixels: the same artifact as :func:`extract_images` of their ids.
+
+    Args:
+        images: The image store that the pixels came from.
+        pixels: Its images, prepared with the encoder's preprocessing.
+        encoder: The encoder.
+        route: Which weights the images go through.
+        out: Folder of the artifact.
+        batch_size: Images in one forward pass.
+
+    Raises:
+        ArtifactError: ``out`` was made from something else.
+    """
+    names = list(pixels.ids)
+    draft = _begin_images(images, encoder, route, out, names, False, "float32")
+    if draft.complete is not None:
+        return draft.complete
+
+    def embed(batch: object) -> np.ndarray[Any, Any]:
+        rows = cast("Tensor", batch).to(encoder.device)
+        return _image_rows(encoder, rows, route, False, "float32")
+
+    fill_rows(
+        feature_file(out, len(names), encoder.dim, "float32"),
+        batch_size,
+        lambda rows: pixels.array[rows.start : rows.stop],
+        embed,
+        label=f"features ({route})",
+        unit="images",
+    )
+    return _finish(draft, names, "images")
+
+
+def extract_texts(
+    captions: Artifact,
+    encoder: GmailEncoder,
+    out: Path,
+    *,
+    batch_size: int = 256,
+    dtype: StoredDtype = "float32",
+) -> Artifact:
+    """Extract text features, not normalised, by caption id; an artifact of kind ``features``.
+
+    Texts always go through the frozen text tower, so every encoder built on one CLIP has the same.
+
+    Args:
+        captions: An artifact of kind ``captions`` or ``pairs``.
+        encoder: The encoder, on the device where it shall run.
+        out: Folder of the artifact.
+        batch_size: Texts in one forward pass.
+        dtype: How features are stored.
+
+    Raises:
+        DataError: there is no caption, or one id has two texts.
+        ModelError: the encoder has no usable tokenizer.
+        ArtifactError: ``out`` was made from something else.
+    """
+    config = {
+        "what": "text",
+        "encoder": encoder.base_fingerprint,
+        "weights": encoder.base_fingerprint,
+        "route": str(Route.FROZEN),
+        "preprocess": "",
+        "dtype": dtype,
+    }
+    draft = begin(out, "features", config, {"captions": captions})
+    if draft.complete is not None:
+        return draft.complete
+    texts = _texts(captions)
+    names, lines = list(texts), list(texts.values())
+
+    def embed(batch: object) -> np.ndarray[Any, Any]:
+        with torch.no_grad():
+            return _rows(encoder.embed_texts(cast("list[str]", batch)), dtype)
+
+    fill_rows(
+        feature_file(out, len(names), encoder.dim, dtype),
+        batch_size,
+        lambda rows: lines[rows.start : rows.stop],
+        embed,
+        label="features (text)",
+        unit="captions",
+    )
+    return _finish(draft, names, "captions")
+
+
+def _begin_images(
+    images: Artifact,
+    encoder: GmailEncoder,
+    route: Route,
+    out: Path,
+    ids: Sequence[str] | None,
+    before_projection: bool,
+    dtype: StoredDtype,
+) -> Draft:
+    weights = encoder.route_fingerprint(route)
+    config = {
+        "what": "trunk" if before_projection else "image",
+        "encoder": encoder.base_fingerprint,
+        "weights": weights,
+        "route": str(route),
+        "preprocess": encoder.preprocess.fingerprint,
+        "dtype": dtype,
+        "ids": None if ids is None else fingerprint(list(ids)),
+    }
+    return begin(out, "features", config, {"images": images})
+
+
+@torch.no_grad()
+def _image_rows(
+    encoder: GmailEncoder, pixels: Tensor, route: Route, before_projection: bool, dtype: StoredDtype
+) -> np.ndarray[Any, Any]:
+    ready = encoder.preprocess.normalise(pixels)
+    embed = encoder.trunk if before_projection else encoder.embed_pixels
+    return _rows(embed(ready, route), dtype)
+
+
+def _rows(features: Tensor, dtype: StoredDtype) -> np.ndarray[Any, Any]:
+    """Return finite features as an array of the stored dtype.
+
+    Raises:
+        DataError: a feature is not finite, or too large for the dtype.
+    """
+    stored = features.to(torch.float16 if dtype == "float16" else torch.float32).cpu()
+    if not torch.isfinite(stored).all():
+        raise DataError(f"a feature is not finite in {dtype}: check the encoder or use float32")
+    array: np.ndarray[Any, Any] = stored.numpy()
+    return array
+
+
+def _texts(source: Artifact) -> Mapping[str, str]:
+    """Return text by caption id, of captions or of pairs.
+
+    Raises:
+        ArtifactError: the artifact holds neither.
+        DataError: there is no caption, or one id has two texts.
+    """
+    if source.kind == "captions":
+        rows = ((caption.caption_id, caption.text) for caption in iter_captions(source))
+    elif source.kind == "pairs":
+        rows = ((pair.caption_id, pair.text) for pair in read_pairs(source))
+    else:
+        raise ArtifactError(f"{source.folder} holds {source.kind}, but captions are needed here")
+    found: dict[str, str] = {}
+    for name, text in rows:
+        if found.setdefault(name, text) != text:
+            raise DataError(f"caption id {name} of {source.folder} has two texts: make ids unique")
+    if not found:
+        raise DataError(f"{source.folder} holds no caption")
+    return found
+
+
+def _finish(draft: Draft, names: Sequence[str], unit: str) -> Artifact:
+    write_jsonl(draft.path(IDS), list(names))
+    return draft.finish({unit: len(names), "rows": len(names)})

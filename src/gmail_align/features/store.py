@@ -1,0 +1,86 @@
+"""The feature store: one array of rows on disk, mapped into memory, and the ids of its rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gmail_align.artifacts import Artifact, read_jsonl
+from gmail_align.errors import ArtifactError, DataError
+from gmail_align.features.rows import RowFile
+
+FEATURES = "features.safetensors"
+IDS = "ids.jsonl"
+_KEY = "features"
+_DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2)}
+
+
+@dataclass(frozen=True)
+class Features:
+    """Rows of features, not normalised, and whose they are."""
+
+    ids: Sequence[str]
+    """Id of each row: an image id or a caption id."""
+    array: Float[Tensor, "n d"]
+    """Mapped from the file: pages are read when rows are, and memory does not grow with n."""
+
+    def rows(self, ids: Iterable[str]) -> Int64[Tensor, " k"]:
+        """Return the row of each id.
+
+        Raises:
+            DataError: an id has no features.
+        """
+        wanted = list(ids)
+        try:
+            return torch.tensor([self._places[name] for name in wanted], dtype=torch.int64)
+        except KeyError as error:
+            missing = sum(name not in self._places for name in wanted)
+            raise DataError(
+                f"{missing} of {len(wanted)} ids have no features, the first of them {error}: "
+                "extract features from the same images or captions"
+            ) from error
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids)}
+
+
+def feature_file(folder: Path, count: int, dim: int, dtype: str) -> RowFile:
+    """Return the file of a ``(count, dim)`` store, with the header of a safetensors file."""
+    code, width = _DTYPES[dtype]
+    entry = {"dtype": code, "shape": [count, dim], "data_offsets": [0, count * dim * width]}
+    text = json.dumps({_KEY: entry}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return RowFile(folder / FEATURES, count, dim * width, len(text).to_bytes(8, "little") + text)
+
+
+def read_features(artifact: Artifact) -> Features:
+    """Open a ``features`` artifact without reading its rows.
+
+    Raises:
+        ArtifactError: the artifact holds something else or is damaged.
+    """
+    if artifact.kind != "features":
+        raise ArtifactError(
+            f"{artifact.folder} holds {artifact.kind}, but features are needed here"
+        )
+    try:
+        with safe_open(artifact.path(FEATURES), framework="pt") as file:
+            array = file.get_tensor(_KEY)
+        ids = [str(name) for name in read_jsonl(artifact.path(IDS))]
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ArtifactError(f"{artifact.folder} is damaged: delete it and extract again") from error
+    if array.ndim != 2 or len(ids) != len(array):
+        raise ArtifactError(
+            f"{artifact.folder} is damaged: it holds {len(array)} rows for {len(ids)} ids; delete "
+            "it and extract again"
+        )
+    return Features(ids, array)

@@ -1,0 +1,59 @@
+"""What to do about a gap: train as it is, align first, or look for a better generator.
+
+The thresholds are rules of thumb, not findings: they put the three cases in order, and a short
+alignment with its guard is the real answer. Each compares numbers that do not depend on how wide
+an encoder spreads its features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+NEAR = 0.8
+"""Closeness from which generated features stand for real ones."""
+FAR = 0.15
+"""Closeness below which a generated image hardly resembles its own real image more than others."""
+INDISTINGUISHABLE = 0.6
+"""Probe AUC up to which a linear probe, and so a linear head, can hardly use the difference."""
+
+
+class Verdict(StrEnum):
+    """The three things one can do."""
+
+    TRAIN_AS_IS = "train_as_is"
+    ALIGN_FIRST = "align_first"
+    TOO_FAR = "too_far"
+
+
+def closeness(paired_cosine: float, unpaired_cosine: float) -> float:
+    """Return how far a pair is on the way from two unrelated images (0) to one and the same (1)."""
+    return (paired_cosine - unpaired_cosine) / max(1 - unpaired_cosine, 1e-6)
+
+
+def advise(values: Mapping[str, float]) -> tuple[Verdict, str]:
+    """Return the verdict and one sentence that says why.
+
+    Args:
+        values: Metric name -> value; ``probe_auc`` is needed, ``paired_cosine`` and
+            ``unpaired_cosine`` where the sets are paired.
+    """
+    auc = values["probe_auc"]
+    told = f"a linear probe tells real from generated with AUC {auc:.2f}"
+    if "paired_cosine" not in values:
+        if auc <= INDISTINGUISHABLE:
+            return Verdict.TRAIN_AS_IS, f"Train as is: {told}, which is hardly more than chance."
+        return Verdict.ALIGN_FIRST, (
+            f"Align first: {told}; give pairs (real and generated image of one caption) to see"
+            " whether the generator follows its captions."
+        )
+    near = closeness(values["paired_cosine"], values["unpaired_cosine"])
+    share = f"a pair is {near:.0%} of the way from unrelated to identical"
+    if near < FAR:
+        return Verdict.TOO_FAR, (
+            f"The generator is too far: {share}, so most of what the captions say is not in the"
+            " images and no alignment can add it; use a better generator or other prompts."
+        )
+    if near >= NEAR and auc <= INDISTINGUISHABLE:
+        return Verdict.TRAIN_AS_IS, f"Train as is: {share}, and {told}."
+    return Verdict.ALIGN_FIRST, f"Align first: {share}, and {told}."

@@ -1,0 +1,17 @@
+"""Configuration of the gap measurement."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from gmail_align.config import Config
+
+
+class GapConfig(Config):
+    """How much is looked at, and how often it is resampled."""
+
+    max_pairs: int = Field(default=5_000, ge=2)
+    """Pairs (or images of each set) measured, drawn by the seed; recall and Frechet distance change
+    with this number, so compare results of equal n."""
+    resamples: int = Field(default=1_000, ge=1)
+    """Bootstrap resamples behind the 95% intervals."""

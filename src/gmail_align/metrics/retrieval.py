@@ -1,0 +1,127 @@
+"""Image-text retrieval: R@k both ways, tie-safe, streamed, with intervals over images.
+
+Definitions are CLIP_benchmark's: an image is found when any of its captions is in the first k,
+a caption when its one image is. All captions of an image count, however many it has.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from gmail_align.errors import UserError
+from gmail_align.metrics.bootstrap import Estimate, bootstrap_means
+from gmail_align.metrics.ranks import (
+    TIE,
+    Ranks,
+    full_precision,
+    recall_at,
+    require_features,
+    require_labels,
+    tally,
+    unit_rows,
+)
+
+__all__ = ["Ranks", "recall_at", "retrieval_metrics", "retrieval_ranks"]
+
+_TILE_CPU = (256, 2048)
+"""Texts x images scored at once on a CPU: the tile stays in its cache."""
+_TILE_GPU = (8192, 8192)
+
+
+def retrieval_metrics(
+    images: Float[Tensor, "n d"],
+    texts: Float[Tensor, "m d"],
+    text_image: Int[Tensor, " m"],
+    ks: tuple[int, ...] = (1, 5, 10),
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Return R@k both ways as ``i2t_r1``, ..., ``t2i_r10``, in 0..1.
+
+    Both intervals resample images; a caption comes along with its image. A k beyond the number
+    of candidates is clipped to it.
+
+    Raises:
+        UserError: see `retrieval_ranks`.
+    """
+    to_text, to_image = retrieval_ranks(images, texts, text_image)
+    owner = text_image.cpu().numpy()
+    i2t = {f"i2t_r{k}": recall_at(to_text, k).cpu().numpy() for k in ks}
+    t2i = {f"t2i_r{k}": recall_at(to_image, k).cpu().numpy() for k in ks}
+    return bootstrap_means(i2t, resamples=resamples, seed=seed) | bootstrap_means(
+        t2i, clusters=owner, resamples=resamples, seed=seed
+    )
+
+
+def retrieval_ranks(
+    images: Float[Tensor, "n d"], texts: Float[Tensor, "m d"], text_image: Int[Tensor, " m"]
+) -> tuple[Ranks, Ranks]:
+    """Rank texts for every image and images for every text, in one pass over score tiles.
+
+    Args:
+        images: features, any float dtype; rows are normalised here.
+        texts: features, normalised likewise.
+        text_image: row in ``images`` of each text's image.
+
+    Returns:
+        Ranks of the n images (its best caption) and of the m texts (its image). Memory is
+        O(n + m) besides one tile; scores are float32.
+
+    Raises:
+        UserError: features are not finite or of different dims, a label is out of range, or an
+            image has no text.
+    """
+    require_features(images=images, texts=texts)
+    require_labels("text_image labels", text_image, len(texts), len(images))
+    owner = text_image.to(images.device).long()
+    _require_captions(owner, len(images))
+    with full_precision(images.device):
+        rows = unit_rows(images)
+        own = _own_scores(rows, texts, owner)
+        best = own.new_full((len(rows),), -torch.inf).scatter_reduce_(0, owner, own, "amax")
+        equal = torch.bincount(owner[own >= best[owner] - TIE], minlength=len(rows))
+        i2t, t2i = _stream(rows, texts, owner, best, own)
+    return Ranks(i2t[0], i2t[1], equal), Ranks(t2i[0], t2i[1], torch.ones_like(owner))
+
+
+def _stream(
+    images: Float32[Tensor, "n d"],
+    texts: Float[Tensor, "m d"],
+    owner: Int[Tensor, " m"],
+    best: Float32[Tensor, " n"],
+    own: Float32[Tensor, " m"],
+) -> tuple[Int[Tensor, "2 n"], Int[Tensor, "2 m"]]:
+    """Count negatives above and tied, for images against ``best`` and for texts against ``own``."""
+    height, width = _TILE_GPU if images.is_cuda else _TILE_CPU
+    i2t, t2i = owner.new_zeros(2, len(images)), owner.new_zeros(2, len(texts))
+    columns = torch.arange(len(images), device=images.device)
+    for top in range(0, len(texts), height):
+        down = slice(top, top + height)
+        block = unit_rows(texts[down])
+        for left in range(0, len(images), width):
+            across = slice(left, left + width)
+            tile = block @ images[across].T
+            tile.masked_fill_(owner[down, None] == columns[None, across], -torch.inf)
+            i2t[:, across] += torch.stack(tally(tile, best[None, across], dim=0))
+            t2i[:, down] += torch.stack(tally(tile, own[down, None], dim=1))
+    return i2t, t2i
+
+
+def _own_scores(
+    images: Float32[Tensor, "n d"], texts: Float[Tensor, "m d"], owner: Int[Tensor, " m"]
+) -> Float32[Tensor, " m"]:
+    """Return the cosine of every text with its own image."""
+    blocks = zip(torch.split(texts, 8192), torch.split(owner, 8192), strict=True)
+    return torch.cat([(unit_rows(some) * images[rows]).sum(1) for some, rows in blocks])
+
+
+def _require_captions(owner: Int[Tensor, " m"], images: int) -> None:
+    silent = (torch.bincount(owner, minlength=images) == 0).nonzero().flatten()
+    if len(silent):
+        raise UserError(
+            f"{len(silent)} of {images} images have no text, for example image {int(silent[0])}; "
+            "leave them out"
+        )

@@ -1,0 +1,108 @@
+"""Zero-shot classification by class names: accuracy and the mean over classes, tie-safe."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gmail_align.errors import UserError
+from gmail_align.metrics.bootstrap import (
+    Estimate,
+    Values,
+    bootstrap_mean,
+    bootstrap_statistic,
+)
+from gmail_align.metrics.ranks import (
+    label_ranks,
+    recall_at,
+    require_features,
+    require_labels,
+    unit_rows,
+)
+
+
+def class_weights(
+    features: Float[Tensor, "classes templates d"],
+) -> Float32[Tensor, "classes d"]:
+    """Ensemble the prompts of each class: normalise, mean over templates, normalise.
+
+    Source: CLIP (Radford et al. 2021), Prompt_Engineering_for_ImageNet.ipynb.
+
+    Raises:
+        UserError: features are not three-dimensional and finite.
+    """
+    if features.ndim != 3:
+        raise UserError(f"prompt features have {features.ndim} axes; (classes, templates, dim)")
+    require_features(prompts=features.flatten(0, 1))
+    return unit_rows(unit_rows(features).mean(1))
+
+
+def zeroshot_hits(
+    image_features: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    class_features: Float[Tensor, "classes d"],
+) -> Float[Tensor, " n"]:
+    """Return each image's probability of being classified right, ties broken at random.
+
+    Two classes with equal features (a name that occurs twice) each get half.
+
+    Raises:
+        UserError: features cannot be compared, or a label names no class.
+    """
+    require_features(image_features=image_features, class_features=class_features)
+    require_labels("labels", labels, len(image_features), len(class_features))
+    classes = torch.arange(len(class_features), device=image_features.device)
+    labels = labels.to(image_features.device)
+    return recall_at(label_ranks(image_features, class_features, labels, classes), 1)
+
+
+def zeroshot_metrics(
+    image_features: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    class_features: Float[Tensor, "classes d"],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Return ``accuracy`` (top 1) and ``class_mean`` (mean recall of the classes), in 0..1.
+
+    ``class_mean`` is what Aircraft, Pets and Caltech101 report. Classes without an image, in the
+    set or in a resample, are left out of it, as scikit-learn's balanced accuracy does.
+
+    Args:
+        image_features: any length; normalised here.
+        labels: row in ``class_features`` of each image's class.
+        class_features: one row a class, from `class_weights`.
+        resamples: bootstrap resamples over images.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: see `zeroshot_hits`.
+    """
+    hits = zeroshot_hits(image_features, labels, class_features).cpu().numpy()
+    mean = _ClassMean(hits, labels.cpu().numpy())
+    return {
+        "accuracy": bootstrap_mean(hits, resamples=resamples, seed=seed),
+        "class_mean": bootstrap_statistic(len(hits), mean, resamples=resamples, seed=seed),
+    }
+
+
+class _ClassMean:
+    """Mean over classes of the weighted mean hit, as a statistic of image weights."""
+
+    def __init__(self, hits: Values, labels: NDArray[np.int64]) -> None:
+        self.order = np.argsort(labels, kind="stable")
+        self.hits = hits[self.order]
+        self.starts = np.unique(labels[self.order], return_index=True)[1]
+
+    def __call__(self, weights: Values) -> Values:
+        drawn = weights[:, self.order]
+        sizes = np.add.reduceat(drawn, self.starts, axis=1)
+        hits = np.add.reduceat(drawn * self.hits, self.starts, axis=1)
+        present = sizes > 0
+        recalls: Values = np.where(present, hits / np.maximum(sizes, 1), 0).sum(1)
+        means: Values = recalls / present.sum(1)
+        return means

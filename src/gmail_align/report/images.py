@@ -1,0 +1,48 @@
+"""Encoded images as data URIs: small JPEG or PNG, nothing else, so that the page stays one file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Final
+
+from PIL import Image
+
+from gmail_align.errors import DataError
+
+LONGEST: Final = 320
+"""Pixels along the longer side; a larger image is made smaller."""
+_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png"}
+_QUALITY: Final = 88
+
+
+def data_uri(encoded: bytes, name: str) -> str:
+    """Return an image file as a ``data:`` address; a small JPEG or PNG is kept byte for byte.
+
+    Args:
+        encoded: The file, in any format that Pillow reads.
+        name: What the image is, for the message when it cannot be read.
+
+    Raises:
+        DataError: it is no image, or a damaged one.
+    """
+    image, kind = decode(encoded, name)
+    if kind not in _TYPES or max(image.size) > LONGEST:
+        image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=_QUALITY)
+        encoded, kind = file.getvalue(), "JPEG"
+    return f"data:{_TYPES[kind]};base64,{base64.b64encode(encoded).decode('ascii')}"
+
+
+def decode(encoded: bytes, name: str) -> tuple[Image.Image, str]:
+    """Return the image as RGB and the format it was in.
+
+    Raises:
+        DataError: it is no image, or a damaged one.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.convert("RGB"), image.format or ""
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} cannot be read as an image: {error}") from error

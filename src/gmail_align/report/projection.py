@@ -1,0 +1,123 @@
+"""Figure 3 of the paper: real and generated embeddings in the plane, and how separable they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmail_align.errors import DataError
+from gmail_align.extras import require
+from gmail_align.report.data import Embeddings
+
+MOST: Final = 300
+"""Points drawn of each kind; more only make the picture denser."""
+PERPLEXITY: Final = 30.0
+_LEAST: Final = 4
+
+Points = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A t-SNE of real and generated embeddings.
+
+    Attributes:
+        real: (n, 2) places in 0..1, the picture's own scale.
+        generated: (m, 2) places.
+        total: How many embeddings of both kinds there were, drawn or not.
+        separability: Share of embeddings whose nearest neighbour is of their own kind, measured
+            on the embeddings themselves; the mean over the two kinds.
+        perplexity: What was used.
+    """
+
+    real: Points
+    generated: Points
+    total: tuple[int, int]
+    separability: float
+    perplexity: float
+
+
+def project(real: Embeddings, generated: Embeddings) -> Projection | None:
+    """Lay embeddings out with t-SNE after scaling them to length one.
+
+    Of more than ``MOST`` of a kind, evenly spaced rows are drawn: where row i of both is a pair, it
+    stays one. The layout is the same on every run on one machine.
+
+    Args:
+        real: (n, d) features of real images.
+        generated: (m, d) features of generated images.
+
+    Returns:
+        The picture, or None where there are too few embeddings for one.
+
+    Raises:
+        DataError: the arrays are not two finite matrices of one width.
+    """
+    _require_matrices(real, generated)
+    total = len(real), len(generated)
+    if min(total) < _LEAST:
+        return None
+    rows = _unit(_thinned(real)), _unit(_thinned(generated))
+    both = np.concatenate(rows)
+    perplexity = min(PERPLEXITY, (len(both) - 1) / 3)
+    places = _tsne(both, perplexity)
+    first = len(rows[0])
+    return Projection(
+        places[:first], places[first:], total, separability(real, generated), perplexity
+    )
+
+
+def separability(real: Embeddings, generated: Embeddings) -> float:
+    """Return how often the nearest other embedding (by cosine) is of the same kind.
+
+    The mean of the share among real and the share among generated. 1: two separate clouds; 0.5:
+    mixed; below: most find one of the other kind first, as in pairs that fall together. At most
+    ``MOST`` of a kind are looked at, so that values of different sets compare.
+    """
+    rows = _unit(_thinned(real)), _unit(_thinned(generated))
+    both = np.concatenate(rows)
+    kind = np.repeat([0, 1], [len(rows[0]), len(rows[1])])
+    cosines = both @ both.T
+    np.fill_diagonal(cosines, -np.inf)
+    same = kind[cosines.argmax(1)] == kind
+    return float(np.mean([same[kind == 0].mean(), same[kind == 1].mean()]))
+
+
+def _tsne(rows: Points, perplexity: float) -> Points:
+    """Run t-SNE in one thread, as sums in several threads are not added in a fixed order."""
+    manifold = require("sklearn.manifold", "report")
+    threads = require("threadpoolctl", "report")
+    model: Any = manifold.TSNE(
+        n_components=2, init="pca", random_state=0, perplexity=perplexity, n_jobs=1
+    )
+    with threads.threadpool_limits(limits=1):
+        places = np.asarray(model.fit_transform(rows), dtype=np.float64)
+    low, span = places.min(0), np.ptp(places, axis=0)
+    centred: Points = 0.5 + (places - low - span / 2) / max(float(span.max()), 1e-12)
+    return centred
+
+
+def _thinned(rows: Embeddings) -> Embeddings:
+    if len(rows) <= MOST:
+        return rows
+    thinned: Embeddings = rows[np.linspace(0, len(rows) - 1, MOST).round().astype(int)]
+    return thinned
+
+
+def _unit(rows: Embeddings) -> Points:
+    wide = np.asarray(rows, dtype=np.float64)
+    scaled: Points = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    return scaled
+
+
+def _require_matrices(real: Embeddings, generated: Embeddings) -> None:
+    shapes = np.shape(real), np.shape(generated)
+    if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] != shapes[1][1]:
+        raise DataError(f"embeddings of shapes {shapes[0]} and {shapes[1]} do not compare")
+    if shapes[0][1] < 2:
+        raise DataError("embeddings of fewer than 2 numbers cannot be drawn")
+    if not (np.isfinite(real).all() and np.isfinite(generated).all()):
+        raise DataError("embeddings hold values that are not finite numbers")

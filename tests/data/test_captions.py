@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gmail_align.artifacts import Artifact, begin
+from gmail_align.data.captions import (
+    Caption,
+    clean_text,
+    iter_captions,
+    read_captions,
+    safe_id,
+    write_captions,
+)
+from gmail_align.errors import ArtifactError, DataError
+
+
+def store(folder: Path, captions: list[Caption]) -> Artifact:
+    draft = begin(folder, "captions", {})
+    return draft.finish({"captions": write_captions(draft, captions)})
+
+
+def test_captions_come_back_in_their_order(tmp_path: Path) -> None:
+    captions = [Caption("2", "zwei „Bälle“", "b"), Caption("1", "a cat\u00a0", "a")]
+    artifact = store(tmp_path / "c", captions)
+    assert read_captions(artifact) == captions == list(iter_captions(artifact))
+    assert artifact.counts == {"captions": 2}
+
+
+def test_white_space_is_collapsed() -> None:
+    assert clean_text("  a\tred \n\n ball\u3000here ", "it") == "a red ball here"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "annotation 7 has an empty caption"),
+        (" \n\t", "annotation 7 has an empty caption"),
+        ("a\0b", r"U\+0000"),
+        ("a\x07b", r"U\+0007"),
+        ("a\ud800b", r"U\+D800"),
+        ("x" * 2001, "2001 characters: at most 2000"),
+    ],
+)
+def test_unusable_texts_are_refused_with_their_place(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        clean_text(text, "annotation 7")
+
+
+@pytest.mark.parametrize("value", ["", "../a", "a/b", "a.b", "-a", "a b", "a\0", "é", "x" * 91, "a\n"])
+def test_unsafe_ids_are_refused(value: str) -> None:
+    with pytest.raises(DataError, match="ids are"):
+        safe_id(value, "an image")
+
+
+@pytest.mark.parametrize("value", ["0", "000000391895", "a_b-c", "Z" * 90])
+def test_safe_ids_pass(value: str) -> None:
+    assert safe_id(value, "an image") == value
+
+
+def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="caption id 1 comes twice"):
+        store(tmp_path / "c", [Caption("1", "a", "a"), Caption("1", "b", "b")])
+
+
+def test_other_and_damaged_artifacts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds pairs"):
+        read_captions(begin(tmp_path / "p", "pairs", {}).finish({}))
+    artifact = store(tmp_path / "c", [Caption("1", "a", "a")])
+    artifact.path("captions.jsonl").write_text('{"caption_id": "1"')
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_captions(artifact)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gmail_align.errors import UserError
+from gmail_align.metrics import bootstrap
+from gmail_align.metrics.bootstrap import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_means,
+    bootstrap_replicates,
+    bootstrap_seeds,
+    bootstrap_statistic,
+    interval,
+    paired_difference,
+    resample_weights,
+)
+
+
+def test_weights_are_multinomial_counts():
+    weights = resample_weights(np.random.default_rng(0), 4000, 7)
+    assert (weights.sum(1) == 7).all()
+    assert np.allclose(weights.mean(0), 1, atol=0.06)
+    assert np.allclose(weights.var(0), 6 / 7, atol=0.08)  # n p (1 - p)
+
+
+def test_weighted_mean_is_the_mean_of_the_drawn_values():
+    values = np.random.default_rng(1).normal(size=9)
+    weights = resample_weights(np.random.default_rng(2), 50, 9)
+    drawn = [np.repeat(values, row.astype(int)).mean() for row in weights]
+    replicates = bootstrap_replicates(9, lambda w: w @ values / 9, resamples=50, seed=2)
+    assert np.allclose(replicates, drawn)
+
+
+def test_interval_is_normal_theory_for_a_large_sample():
+    values = np.random.default_rng(0).normal(3, 2, size=2000)
+    found = bootstrap_mean(values, resamples=4000)
+    half = 1.96 * values.std() / np.sqrt(2000)
+    assert found.value == pytest.approx(values.mean()) and found.n == 2000
+    assert found.value - found.low == pytest.approx(half, rel=0.1)
+    assert found.high - found.value == pytest.approx(half, rel=0.1)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    found = [bootstrap_mean(rng.exponential(size=60), resamples=300) for _ in range(300)]
+    assert 0.88 < np.mean([one.low <= 1 <= one.high for one in found]) < 0.98
+
+
+def test_same_seed_same_interval_and_another_seed_another():
+    values = np.arange(20.0)
+    assert bootstrap_mean(values, seed=1) == bootstrap_mean(values, seed=1)
+    assert bootstrap_mean(values, seed=1) != bootstrap_mean(values, seed=2)
+
+
+def test_blocks_do_not_change_the_result(monkeypatch):
+    values = np.random.default_rng(0).normal(size=64)
+    whole = bootstrap_mean(values)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 64 * 10)
+    assert bootstrap_mean(values) == whole
+
+
+def test_copies_of_a_value_in_its_cluster_tell_nothing_new():
+    values = np.random.default_rng(0).normal(size=40)
+    single = bootstrap_mean(values)
+    copied = bootstrap_mean(np.repeat(values, 5), clusters=np.repeat(np.arange(40), 5))
+    unaware = bootstrap_mean(np.repeat(values, 5))
+    assert copied.n == 40
+    assert [copied.low, copied.high] == pytest.approx([single.low, single.high])
+    assert unaware.high - unaware.low < 0.6 * (copied.high - copied.low)
+
+
+def test_uneven_clusters_are_a_ratio_of_sums():
+    values, clusters = np.array([1.0, 0, 0, 1, 1, 1]), np.array([5, 5, 5, 2, 9, 9])
+    found = bootstrap_mean(values, clusters=clusters)
+    assert found.value == pytest.approx(values.mean()) and found.n == 3
+    assert found.low == pytest.approx(1 / 3) and found.high == 1
+
+
+def test_a_ratio_of_sums_is_resampled_as_a_ratio():
+    top, bottom = np.array([1.0, 2, 3, 4]), np.array([2.0, 2, 4, 8])
+    found = bootstrap_statistic(4, lambda w: (w @ top) / (w @ bottom))
+    assert found.value == pytest.approx(10 / 16)
+    assert 0.5 <= found.low < found.value < found.high <= 1
+
+
+def test_columns_share_their_resamples():
+    values = np.random.default_rng(0).normal(size=30)
+    found = bootstrap_means({"a": values, "b": values + 1})
+    assert found["b"].low - found["a"].low == pytest.approx(1)
+
+
+def test_paired_difference_sees_what_two_intervals_do_not():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=200)
+    a, b = hard + 0.1 + 0.05 * rng.normal(size=200), hard
+    apart = paired_difference(a, b)
+    assert apart.value == pytest.approx(a.mean() - b.mean())
+    assert apart.low > 0
+    assert bootstrap_mean(a).low < bootstrap_mean(b).high
+
+
+def test_seeds_add_their_own_uncertainty():
+    rng = np.random.default_rng(0)
+    images, seeds = rng.normal(size=300), rng.normal(size=(8, 1))
+    found = bootstrap_seeds(images + seeds)
+    assert found.value == pytest.approx((images + seeds).mean())
+    assert found.high - found.low > 3 * (bootstrap_mean(images).high - bootstrap_mean(images).low)
+
+
+def test_undefined_resamples_are_left_out():
+    assert interval(1.0, np.array([np.nan, 1, 1]), 3) == Estimate(1.0, 1.0, 1.0, 3)
+    assert np.isnan(interval(1.0, np.array([np.nan]), 3).low)
+
+
+def test_an_estimate_is_plain_data():
+    assert Estimate(0.5, 0.25, 0.75, 4).to_dict() == {
+        "value": 0.5,
+        "low": 0.25,
+        "high": 0.75,
+        "n": 4,
+    }
+    assert Estimate(0.5, 0.25, 0.75, 4).moved_to(1.5) == Estimate(1.5, 1.25, 1.75, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: bootstrap_mean([]), "0 values"),
+        (lambda: bootstrap_mean([1.0, float("nan")]), "1 of 2 values"),
+        (lambda: bootstrap_mean([[1.0]]), "shape"),
+        (lambda: bootstrap_mean([1.0, 2.0], clusters=[1]), "1 cluster labels"),
+        (lambda: paired_difference([1.0], [1.0, 2.0]), "1 and 2"),
+        (lambda: bootstrap_seeds([1.0, 2.0]), "seeds"),
+    ],
+)
+def test_refuses(call, words):
+    with pytest.raises(UserError, match=words):
+        call()

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gmail_align.errors import UserError
+from gmail_align.metrics.gap import (
+    centroid_distance,
+    gap_metrics,
+    gen_to_real_recall,
+    margin,
+    norm_ratio,
+    paired_cosine,
+    unpaired_cosine,
+)
+
+NAMES = ["paired_cosine", "unpaired_cosine", "margin", "gen_to_real_r1", "gen_to_real_r5"]
+NAMES += ["probe_auc", "centroid_distance", "norm_ratio"]
+
+
+def pairs(n: int = 80, d: int = 12, *, shift: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generated features that resemble their real ones, moved by ``shift`` on every axis."""
+    torch.manual_seed(0)
+    real = torch.randn(n, d) + 0.3
+    return real, 1.3 * (real + 0.6 * torch.randn(n, d) + shift)
+
+
+def cosines(real: torch.Tensor, generated: torch.Tensor) -> np.ndarray:
+    a, b = real.double().numpy(), generated.double().numpy()
+    norms = np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
+    return (a @ b.T) / norms
+
+
+def test_values_are_those_of_the_full_cosine_matrix():
+    real, generated = pairs()
+    matrix = cosines(real, generated)
+    off = matrix[~np.eye(80, dtype=bool)].mean()
+    assert paired_cosine(real, generated).numpy() == pytest.approx(np.diag(matrix), abs=1e-6)
+    assert unpaired_cosine(real, generated) == pytest.approx(off, abs=1e-7)
+    assert margin(real, generated) == pytest.approx(np.diag(matrix).mean() - off, abs=1e-6)
+    found = gap_metrics(real, generated)
+    assert list(found) == NAMES
+    assert found["paired_cosine"].value == pytest.approx(np.diag(matrix).mean(), abs=1e-6)
+    assert found["unpaired_cosine"].value == pytest.approx(off, abs=1e-7)
+    assert found["margin"].value == pytest.approx(np.diag(matrix).mean() - off, abs=1e-6)
+    assert found["centroid_distance"].value == pytest.approx(centroid_distance(real, generated))
+    assert found["norm_ratio"].value == pytest.approx(norm_ratio(real, generated))
+    for name, one in found.items():
+        assert one.low <= one.value <= one.high and one.n == 80, name
+
+
+def test_hand_computed():
+    real = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    generated = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
+    assert paired_cosine(real, generated).tolist() == pytest.approx([1, 0.8])
+    assert unpaired_cosine(real, generated) == pytest.approx((0.6 + 0) / 2)
+    assert margin(real, generated) == pytest.approx(0.6)
+    assert centroid_distance(real, generated) == pytest.approx(np.hypot(0.3, 0.1))
+    assert norm_ratio(real, generated) == pytest.approx(3 / 2)
+
+
+def test_unpaired_interval_is_that_of_a_loop_over_resamples():
+    real, generated = pairs(n=12)
+    matrix, rng, means = cosines(real, generated), np.random.default_rng(0), []
+    for drawn in rng.integers(12, size=(1000, 12)):
+        couples = [matrix[i, j] for i in drawn for j in drawn if i != j]
+        means.append(np.mean(couples))
+    found = gap_metrics(real, generated)["unpaired_cosine"]
+    assert [found.low, found.high] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-6)
+
+
+def test_no_gap_has_a_centroid_interval_near_zero():
+    torch.manual_seed(0)
+    found = gap_metrics(torch.randn(300, 16), torch.randn(300, 16))["centroid_distance"]
+    assert found.low < 0.05 < found.high
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_recall_of_a_collapsed_generator_is_chance(value):
+    found = gen_to_real_recall(torch.full((50, 6), value), torch.ones(50, 6), ks=(1, 5, 90))
+    assert [float(found[k].mean()) for k in (1, 5, 90)] == pytest.approx([1 / 50, 5 / 50, 1])
+
+
+def test_recall_is_that_of_a_sort():
+    real, generated = pairs()
+    order = np.argsort(-cosines(generated, real), axis=1)
+    for k, hits in gen_to_real_recall(generated, real, ks=(1, 5)).items():
+        assert hits.tolist() == [row in order[row, :k] for row in range(80)]
+
+
+def test_pairs_of_a_group_match_one_another():
+    real = torch.eye(4)
+    swapped = real[[1, 0, 3, 2]]
+    alone = gen_to_real_recall(swapped, real, ks=(1,))[1]
+    grouped = gen_to_real_recall(swapped, real, ks=(1,), groups=torch.tensor([7, 7, 3, 3]))[1]
+    assert alone.tolist() == [0] * 4 and grouped.tolist() == [1] * 4
+
+
+def test_groups_are_resampled_whole():
+    real, generated = pairs(n=40)
+    single = gap_metrics(real, generated)
+    groups = torch.arange(40).repeat_interleave(3)
+    copied = gap_metrics(real[groups], generated[groups], groups=groups)
+    assert copied["margin"].n == 40
+    for name in ("paired_cosine", "centroid_distance", "norm_ratio", "gen_to_real_r1"):
+        assert copied[name].low == pytest.approx(single[name].low, abs=1e-6)
+        assert copied[name].high == pytest.approx(single[name].high, abs=1e-6)
+
+
+def test_refuses_one_pair_and_nan():
+    with pytest.raises(UserError, match="1 pairs are too few"):
+        gap_metrics(torch.ones(1, 3), torch.ones(1, 3))
+    with pytest.raises(UserError, match="2 of 2 rows of generated"):
+        gap_metrics(torch.eye(2), torch.full((2, 2), torch.nan))

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gmail_align.errors import UserError
+from gmail_align.metrics import retrieval
+from gmail_align.metrics.retrieval import retrieval_metrics, retrieval_ranks
+
+
+def uneven(images: int, seed: int = 0) -> torch.Tensor:
+    """One to four captions an image, in shuffled order."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(images), rng.integers(1, 5, size=images))
+    return torch.from_numpy(rng.permutation(owner))
+
+
+def naive_recalls(images, texts, owner, k):
+    """R@k of CLIP_benchmark's definition, with sorted score matrices in float64."""
+    images = images / np.linalg.norm(images, axis=1, keepdims=True)
+    texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
+    scores = texts @ images.T
+    first_texts, first_images = np.argsort(-scores.T, 1)[:, :k], np.argsort(-scores, 1)[:, :k]
+    i2t = [image in owner[found] for image, found in enumerate(first_texts)]
+    t2i = [owner[text] in found for text, found in enumerate(first_images)]
+    return np.mean(i2t), np.mean(t2i)
+
+
+@pytest.mark.parametrize("tile", [(256, 2048), (7, 5)])
+def test_recalls_of_distinct_scores_are_those_of_a_sort(monkeypatch, tile):
+    monkeypatch.setattr(retrieval, "_TILE_CPU", tile)
+    torch.manual_seed(0)
+    owner = uneven(60)
+    images = torch.randn(60, 16)
+    texts = 2 * images[owner] + 5 * torch.randn(len(owner), 16)
+    found = retrieval_metrics(images, texts, owner)
+    for k in (1, 5, 10):
+        i2t, t2i = naive_recalls(images.numpy(), texts.numpy(), owner.numpy(), k)
+        assert found[f"i2t_r{k}"].value == pytest.approx(i2t)
+        assert found[f"t2i_r{k}"].value == pytest.approx(t2i)
+        assert found[f"t2i_r{k}"].low < t2i < found[f"t2i_r{k}"].high
+    assert {one.n for one in found.values()} == {60}
+
+
+def test_hand_computed():
+    # Text 0 and 2 are of image 0; text 2 looks like image 1.
+    images = torch.eye(2)
+    texts = torch.tensor([[1.0, 0.1], [0.1, 1.0], [0.0, 1.0]])
+    to_text, to_image = retrieval_ranks(images, texts, torch.tensor([0, 1, 0]))
+    assert to_text.expected.tolist() == [1, 2]
+    assert to_image.expected.tolist() == [1, 1, 2]
+    found = retrieval_metrics(images, texts, torch.tensor([0, 1, 0]), ks=(1, 2))
+    assert found["i2t_r1"].value == 0.5 and found["t2i_r1"].value == pytest.approx(2 / 3)
+    assert found["i2t_r2"].value == found["t2i_r2"].value == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [1.0, 0.0, 0.3])
+def test_a_collapsed_model_scores_chance(dtype, value):
+    owner = uneven(300)
+    m = len(owner)
+    images = torch.full((300, 17), value, dtype=dtype)
+    found = retrieval_metrics(images, images[owner], owner)
+    own = torch.bincount(owner)
+    for k in (1, 5, 10):
+        chance = np.mean([1 - comb(m - int(p), k) / comb(m, k) for p in own])
+        assert found[f"t2i_r{k}"].value == pytest.approx(k / 300)
+        assert found[f"i2t_r{k}"].value == pytest.approx(chance)
+
+
+def test_collapse_with_rounding_noise_still_scores_chance():
+    torch.manual_seed(0)
+    images = torch.ones(200, 64) + 1e-7 * torch.randn(200, 64)
+    found = retrieval_metrics(images, images.clone(), torch.arange(200), ks=(1,))
+    assert found["t2i_r1"].value == pytest.approx(1 / 200)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_ties_are_counted_like_a_loop(data):
+    images = data.draw(st.integers(1, 4))
+    image_kind = data.draw(st.lists(st.integers(0, 2), min_size=images, max_size=images))
+    captions = data.draw(st.lists(st.integers(1, 3), min_size=images, max_size=images))
+    owner = torch.arange(images).repeat_interleave(torch.tensor(captions))
+    owner = owner[torch.tensor(data.draw(st.permutations(range(len(owner)))))]
+    text_kind = data.draw(st.lists(st.integers(0, 2), min_size=len(owner), max_size=len(owner)))
+    axes = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.6, 0.0, 0.8]])
+    to_text, to_image = retrieval_ranks(axes[image_kind], axes[text_kind], owner)
+    scores = np.round((axes[text_kind] @ axes[image_kind].T).double().numpy(), 4)
+    positive = owner.numpy()[:, None] == np.arange(images)
+    _check_counts(to_image, scores, positive)
+    _check_counts(to_text, scores.T, positive.T)
+
+
+def _check_counts(ranks, scores, positive):
+    for query, (row, own) in enumerate(zip(scores, positive, strict=True)):
+        best = row[own].max()
+        assert int(ranks.above[query]) == (row[~own] > best).sum()
+        assert int(ranks.tied[query]) == (row[~own] == best).sum()
+        assert int(ranks.positives[query]) == (row[own] == best).sum()
+
+
+def test_length_of_features_is_of_no_matter():
+    torch.manual_seed(1)
+    owner, images = uneven(20), torch.randn(20, 8)
+    texts = images[owner] + torch.randn(len(owner), 8)
+    stretched = retrieval_ranks(images * torch.rand(20, 1) * 50, texts * 0.01, owner)
+    for one, other in zip(retrieval_ranks(images, texts, owner), stretched, strict=True):
+        assert torch.equal(one.above, other.above)
+
+
+def test_inputs_are_left_as_they_were():
+    images, owner = torch.randn(5, 4), torch.arange(5)
+    before = images.clone()
+    retrieval_ranks(images, images, owner)
+    assert torch.equal(images, before)
+
+
+def test_no_score_matrix_is_built(monkeypatch):
+    sizes = []
+    real = retrieval.tally
+    monkeypatch.setattr(retrieval, "_TILE_CPU", (8, 16))
+    monkeypatch.setattr(
+        retrieval,
+        "tally",
+        lambda scores, best, dim: (sizes.append(scores.numel()), real(scores, best, dim=dim))[1],
+    )
+    retrieval_ranks(torch.randn(100, 4), torch.randn(100, 4), torch.arange(100))
+    assert max(sizes) <= 8 * 16
+
+
+def test_more_captions_of_an_image_widen_no_certainty():
+    """Five copies of each caption give the interval of one: captions are drawn by image."""
+    torch.manual_seed(0)
+    images = torch.randn(80, 8)
+    texts = images + 1.5 * torch.randn(80, 8)
+    single = retrieval_metrics(images, texts, torch.arange(80))["t2i_r1"]
+    owner = torch.arange(80).repeat_interleave(5)
+    copied = retrieval_metrics(images, texts[owner], owner)["t2i_r1"]
+    assert (copied.value, copied.low, copied.high) == pytest.approx(
+        (single.value, single.low, single.high)
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "owner", "words"),
+    [
+        (torch.eye(2), torch.full((2, 2), torch.nan), [0, 1], "2 of 2 rows of texts"),
+        (torch.eye(2), torch.eye(2), [0, 2], "outside 0..1"),
+        (torch.eye(2), torch.eye(2), [0, 0], "1 of 2 images have no text, for example image 1"),
+    ],
+)
+def test_refuses(images, texts, owner, words):
+    with pytest.raises(UserError, match=words):
+        retrieval_metrics(images, texts, torch.tensor(owner))

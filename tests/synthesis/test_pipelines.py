@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gmail_align.errors import ConfigError, MissingExtraError, ModelError
+from gmail_align.synthesis.config import SynthesisConfig
+from gmail_align.synthesis.pipelines import Request, Sampler, choose_dtype, load_pipeline
+
+Build = Callable[..., SynthesisConfig]
+REQUESTS = [
+    Request(str(n), 0, text)
+    for n, text in enumerate(["a cat", "a dog", "a cat", "red ball", "blue", "cube", "x"])
+]
+
+
+def sample(config: SynthesisConfig, size: int, requests: Sequence[Request]) -> Tensor:
+    sampler = Sampler(load_pipeline(Path(config.model), config), config, size)
+    starts = range(0, len(requests), size)
+    return torch.cat([sampler(requests[start : start + size]) for start in starts])
+
+
+@pytest.fixture(scope="module")
+def drawn(model: Path) -> Tensor:
+    config = SynthesisConfig(model=str(model), steps=2, device="cpu")
+    return sample(config, 4, REQUESTS)
+
+
+def test_images_are_finite_and_differ(drawn: Tensor) -> None:
+    assert drawn.shape == (7, 3, 64, 64)
+    assert drawn.dtype == torch.float32
+    assert torch.isfinite(drawn).all()
+    assert 0 <= float(drawn.min()) < float(drawn.max()) <= 1
+    assert float((drawn[0] - drawn[2]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_batch_size_changes_rounding_at_most(
+    config: Build, drawn: Tensor, size: int
+) -> None:
+    torch.testing.assert_close(sample(config(), size, REQUESTS), drawn, rtol=0, atol=2e-6)
+
+
+def test_neighbours_and_padding_change_nothing(config: Build, drawn: Tensor) -> None:
+    assert torch.equal(sample(config(), 4, REQUESTS[::-1]).flip(0), drawn)
+    assert torch.equal(sample(config(), 4, REQUESTS[5:6])[0], drawn[5])
+
+
+def test_embeddings_equal_the_pipelines_own(config: Build) -> None:
+    chosen = config(guidance_scale=7.5, steps=2)
+    pipeline = load_pipeline(Path(chosen.model), chosen)
+    sampler = Sampler(pipeline, chosen, 2)
+    latents = sampler._latents(REQUESTS[:2])
+    expected = pipeline(
+        [request.prompt for request in REQUESTS[:2]],
+        latents=latents,
+        num_inference_steps=2,
+        guidance_scale=7.5,
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(sampler(REQUESTS[:2]), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("pipeline", "DDIMScheduler"),
+        ("ddim", "DDIMScheduler"),
+        ("dpmpp", "DPMSolverMultistepScheduler"),
+        ("euler", "EulerDiscreteScheduler"),
+    ],
+)
+def test_schedulers(config: Build, name: str, kind: str) -> None:
+    chosen = config(scheduler=name, guidance_scale=1.0, steps=3)
+    assert type(load_pipeline(Path(chosen.model), chosen).scheduler).__name__ == kind
+    assert torch.isfinite(sample(chosen, 2, REQUESTS[:2])).all()
+
+
+def test_size_follows_the_configuration(config: Build) -> None:
+    assert sample(config(height=32, width=48), 1, REQUESTS[:1]).shape == (1, 3, 32, 48)
+    with pytest.raises(ModelError, match="cannot be sampled: .*divisible by 8"):
+        sample(config(height=33), 1, REQUESTS[:1])
+
+
+def test_loading_is_quiet(config: Build, capfd: pytest.CaptureFixture[str]) -> None:
+    long = Request("1", 0, "a long caption of many more letters than the text encoder reads")
+    sample(config(), 1, [long])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_noise_of_the_steps_is_the_images_own(config: Build) -> None:
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    def ancestral(size: int) -> Tensor:
+        chosen = config(steps=3)
+        pipeline = load_pipeline(Path(chosen.model), chosen)
+        own = pipeline.scheduler.config
+        pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(own)
+        sampler = Sampler(pipeline, chosen, size)
+        return torch.cat([sampler(REQUESTS[n : n + size]) for n in range(0, 4, size)])
+
+    torch.testing.assert_close(ancestral(2), ancestral(4), rtol=0, atol=2e-6)
+
+
+class Other:
+    """A pipeline of another kind, which takes prompts and draws its own noise."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(
+        self,
+        prompt: list[str],
+        num_inference_steps: int,
+        generator: list[torch.Generator],
+        output_type: str,
+        height: int = 8,
+    ) -> Any:
+        self.calls.append({"prompt": prompt, "steps": num_inference_steps, "height": height})
+        images = [torch.rand(3, height, 8, generator=source) for source in generator]
+        return type("Output", (), {"images": torch.stack(images)})
+
+
+def test_other_pipelines_get_prompts_and_a_generator_an_image(config: Build) -> None:
+    chosen, other = config(height=16), Other()
+    three = Sampler(other, chosen, 3)(REQUESTS[:2])
+    assert other.calls == [{"prompt": ["a cat", "a dog", "a dog"], "steps": 2, "height": 16}]
+    assert three.shape == (2, 3, 16, 8)
+    assert torch.equal(Sampler(other, chosen, 1)(REQUESTS[1:2])[0], three[1])
+
+
+def test_a_flow_matching_pipeline_keeps_its_scheduler(
+    config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import diffusers
+
+    class FlowMatchScheduler:
+        config: dict[str, Any] = {}
+
+    class Flow:
+        scheduler = FlowMatchScheduler()
+
+    def from_pretrained(*_: object, **__: object) -> Flow:
+        return Flow()
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+    with pytest.raises(ModelError, match="samples only with its own scheduler"):
+        load_pipeline(Path(config().model), config(scheduler="ddim"))
+
+
+def test_a_batch_that_does_not_fit_says_what_does(config: Build) -> None:
+    class Full(Other):
+        def __call__(self, *_: object, **__: object) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(ConfigError, match="--set synthesis.batch_size=8"):
+        Sampler(Full(), config(), 16)(REQUESTS[:1])
+
+
+def test_a_pipeline_that_cannot_be_loaded_is_named(config: Build, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(config().model, tmp_path / "copy"))
+    shutil.rmtree(copy / "vae")
+    with pytest.raises(ModelError, match="copy cannot be loaded: "):
+        load_pipeline(copy, config())
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps({**index, "_class_name": "NoSuchPipeline"}))
+    with pytest.raises(ModelError, match="copy cannot be loaded: .*NoSuchPipeline"):
+        load_pipeline(copy, config())
+
+
+def test_without_diffusers_the_extra_is_named(
+    config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'gmail-align\[synthesis\]'"):
+        load_pipeline(Path(config().model), config())
+
+
+def test_precision(config: Build) -> None:
+    assert choose_dtype(config()) == torch.float32
+    assert choose_dtype(config(dtype="bfloat16")) == torch.bfloat16
+    assert sample(config(dtype="bfloat16"), 1, REQUESTS[:1]).dtype == torch.float32

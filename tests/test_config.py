@@ -1,0 +1,130 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError, model_validator
+
+from gmail_align.config import Config, apply_overrides, build, load_toml, parse_value
+from gmail_align.errors import ConfigError
+
+
+class Inner(Config):
+    steps: int = Field(10, ge=0)
+    """Steps."""
+    rate: float = 0.1
+    """Rate."""
+
+
+class Outer(Config):
+    optim: Inner = Inner()
+    """Optimisation."""
+    extra: Inner | None = None
+    """Perhaps."""
+    name: str = "x"
+    """Name."""
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.name == "forbidden":
+            raise ValueError("The name is forbidden")
+        return self
+
+
+def test_fields_are_described_by_their_docstrings():
+    assert Inner.model_fields["steps"].description == "Steps."
+
+
+def test_configuration_is_frozen():
+    with pytest.raises(ValidationError):
+        Outer().name = "y"
+
+
+def test_values_are_built():
+    config = build(Outer, {"optim": {"steps": 3}, "name": "y"})
+    assert (config.optim.steps, config.optim.rate, config.name) == (3, 0.1, "y")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"optim": {"stps": 3}}, "f.toml: unknown key 'optim.stps'; did you mean 'steps'?"),
+        ({"extra": {"rte": 3}}, "f.toml: unknown key 'extra.rte'; did you mean 'rate'?"),
+        ({"opim": {}}, "f.toml: unknown key 'opim'; did you mean 'optim'?"),
+        ({"zzz": 1}, "f.toml: unknown key 'zzz'; known keys are optim, extra, name"),
+        ({"name": "forbidden"}, "f.toml: the name is forbidden"),
+        (
+            {"optim": {"steps": -1}},
+            "f.toml: optim.steps: input should be greater than or equal to 0 (got -1)",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_place_and_hint(data, message):
+    with pytest.raises(ConfigError) as caught:
+        build(Outer, data, "f.toml")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("1e-4", 1e-4),
+        ("true", True),
+        ("null", None),
+        ('["a", "b"]', ["a", "b"]),
+        ("{a = 1}", {"a": 1}),
+        ("'quoted'", "quoted"),
+        ("plain words", "plain words"),
+        ("/some/path.toml", "/some/path.toml"),
+        ("", ""),
+        ("a=b", "a=b"),
+    ],
+)
+def test_right_hand_sides(text, value):
+    assert parse_value(text) == value
+
+
+def test_overrides_reach_into_tables_and_leave_the_original():
+    data = {"optim": {"steps": 1}}
+    assert apply_overrides(data, ["optim.steps=2", "optim.rate=0.5", "a.b.c=x=y"]) == {
+        "optim": {"steps": 2, "rate": 0.5},
+        "a": {"b": {"c": "x=y"}},
+    }
+    assert data == {"optim": {"steps": 1}}
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "a..b=1", ".a=1", ""])
+def test_a_bad_override_is_quoted(override):
+    with pytest.raises(ConfigError, match="key.subkey=value"):
+        apply_overrides({}, [override])
+
+
+@pytest.mark.parametrize("value", [3, None, [1]])
+def test_an_override_cannot_go_through_a_value(value):
+    with pytest.raises(ConfigError, match="'steps', which is no table"):
+        apply_overrides({"steps": value}, ["steps.x=1"])
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), st.integers() | st.booleans()))
+def test_overrides_build_any_table(table):
+    texts = [f"t.{key}={str(value).lower()}" for key, value in table.items()]
+    assert apply_overrides({}, texts).get("t", {}) == table
+
+
+def test_toml_files(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("[optim]\nsteps = 3\n")
+    assert load_toml(path) == {"optim": {"steps": 3}}
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    bad = tmp_path / "bad.toml"
+    bad.write_text("steps = = 3")
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"no configuration file at .*absent"):
+        load_toml(tmp_path / "absent.toml")
+    for path in (bad, binary):
+        with pytest.raises(ConfigError, match=f"{path.name} is not a TOML file"):
+            load_toml(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_toml(tmp_path)

@@ -1,0 +1,35 @@
+import subprocess
+import sys
+
+import gmail_align
+
+PUBLIC = [
+    "GmailEncoder",
+    "Route",
+    "alignment_loss",
+    "GmailAlignError",
+    "UserError",
+    "__version__",
+]
+
+
+def test_the_public_names_are_these():
+    assert gmail_align.__all__ == PUBLIC
+    assert set(PUBLIC) <= set(dir(gmail_align))
+
+
+def test_every_public_name_is_there():
+    for name in PUBLIC:
+        assert getattr(gmail_align, name) is not None
+    assert gmail_align.Route.REAL == "real"
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    assert not hasattr(gmail_align, "Trainer")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, gmail_align; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "pydantic", "numpy", "typer", "PIL"}
+    assert not heavy & set(ran.stdout.split())

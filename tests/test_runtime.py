@@ -1,0 +1,59 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gmail_align.errors import ConfigError
+from gmail_align.runtime import resolve_device, resolve_dtype, stable_seed, versions
+
+PARTS = st.lists(st.integers() | st.text(max_size=5), max_size=3)
+
+
+def test_a_seed_is_the_same_on_every_machine():
+    assert stable_seed("noise", 0, "caption-7") == 1662110465550040431
+    assert stable_seed() == 8203414616412130826
+
+
+@given(PARTS, PARTS)
+def test_seeds_differ_where_parts_do(one, other):
+    assert (stable_seed(*one) == stable_seed(*other)) == (one == other)
+    assert 0 <= stable_seed(*one) < 2**63
+
+
+def test_a_number_and_its_digits_are_different_parts():
+    assert stable_seed(1) != stable_seed("1")
+
+
+def test_versions_name_what_results_depend_on():
+    found = versions()
+    assert found.keys() >= {"python", "gmail-align", "torch", "transformers", "numpy"}
+    assert all(found.values())
+
+
+def test_devices():
+    import torch
+
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ConfigError, match="'gpu' is no device"):
+        resolve_device("gpu")
+
+
+def test_a_device_that_is_absent_is_the_users_mistake(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no CUDA device is present"):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert resolve_device("cuda:0").index == 0
+    with pytest.raises(ConfigError, match="only 1 CUDA devices are present"):
+        resolve_device("cuda:1")
+
+
+def test_dtypes():
+    import torch
+
+    assert resolve_dtype("bfloat16") is torch.bfloat16
+    with pytest.raises(ConfigError, match="float32, float16, bfloat16"):
+        resolve_dtype("int8")
