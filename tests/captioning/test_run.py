@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from gmail_align.artifacts import Artifact, read_jsonl
+from gmail_align.artifacts import Artifact, load, read_jsonl
 from gmail_align.captioning import run
 from gmail_align.captioning.captions import CaptionSet
 from gmail_align.captioning.config import ClipCapConfig
@@ -93,13 +94,13 @@ def test_a_killed_training_ends_with_the_same_bytes(
 def test_the_step_with_the_lowest_validation_loss_is_kept(
     four: Artifact, gpt2: Path, tmp_path: Path
 ) -> None:
-    other = [(name, text) for (name, _), (_, text) in zip(ROWS, reversed(ROWS), strict=True)]
-    config = quick(60, evaluate_every=10)
+    other = [("a", "HJKQ VXYZ"), ("b", "UVWXYZ 1234567")]
+    config = quick(30, evaluate_every=5)
     out = train_clipcap(config, four, ROWS, gpt2, tmp_path / "out", validation=(four, other))
     scores = {row["step"]: row["loss"] for row in out.manifest["notes"]["validation"]}
     best = out.manifest["notes"]["best_step"]
-    assert list(scores) == [0, 10, 20, 30, 40, 50, 60]
-    assert best == min(scores, key=scores.__getitem__) < 60
+    assert list(scores) == [0, 5, 10, 15, 20, 25, 30]
+    assert best == min(scores, key=scores.__getitem__) < 30
     opened = load_captioner(out, torch.device("cpu"))
     held_out = CaptionSet.make(read_features(four), other, opened.tokenizer, 40)
     kept = validation_loss(opened.model, held_out, torch.device("cpu"))
@@ -206,3 +207,13 @@ def test_one_changed_setting_keeps_the_published_others() -> None:
 def test_predictions_need_a_captioner(four: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="a captioner is needed"):
         predict_captions(four, four, tmp_path / "out", device="cpu")
+
+
+def test_a_damaged_captioner_is_refused(
+    captioner: Artifact, four: Artifact, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(captioner.folder, folder)
+    (folder / "mapper.safetensors").write_bytes(b"broken")
+    with pytest.raises(ArtifactError, match="is damaged"):
+        predict_captions(load(folder), four, tmp_path / "out", device="cpu")

@@ -48,7 +48,9 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=30), size=st.integers(1, 12), seed=SEEDS)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=30), size=st.integers(1, 12), seed=SEEDS
+)
 def test_no_group_comes_twice_where_possible(sizes: list[int], size: int, seed: int) -> None:
     groups = np.repeat(np.arange(len(sizes)), sizes)
     order = unique_batches(groups, size, seed)

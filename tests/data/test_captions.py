@@ -48,7 +48,9 @@ def test_unusable_texts_are_refused_with_their_place(text: str, message: str) ->
         clean_text(text, "annotation 7")
 
 
-@pytest.mark.parametrize("value", ["", "../a", "a/b", "a.b", "-a", "a b", "a\0", "é", "x" * 91, "a\n"])
+@pytest.mark.parametrize(
+    "value", ["", "../a", "a/b", "a.b", "-a", "a b", "a\0", "é", "x" * 91, "a\n"]
+)
 def test_unsafe_ids_are_refused(value: str) -> None:
     with pytest.raises(DataError, match="ids are"):
         safe_id(value, "an image")

@@ -7,11 +7,18 @@ from typing import Any
 
 import pytest
 
-from gmail_align.data.coco import read_coco, refuse_absent
+from gmail_align.data.captions import Caption
+from gmail_align.data.coco import CocoImage, coco_captions, coco_images, file_sizes, load_coco
 from gmail_align.errors import DataError
 
 Coco = tuple[Path, Path, dict[str, Any]]
 Change = Callable[[dict[str, Any]], None]
+
+
+def read_coco(path: Path) -> tuple[list[CocoImage], list[Caption]]:
+    data = load_coco(path)
+    images = coco_images(data, path)
+    return images, coco_captions(data, path, images)
 
 
 def change(data: dict[str, Any], kind: str, entry: int, **values: Any) -> None:
@@ -48,7 +55,10 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, text: str | None, mes
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda d: change(d, "annotations", 3, caption=" \n"), "annotation 31 has an empty caption"),
+        (
+            lambda d: change(d, "annotations", 3, caption=" \n"),
+            "annotation 31 has an empty caption",
+        ),
         (lambda d: change(d, "annotations", 3, caption=None), "annotation 31 has no 'caption'"),
         (lambda d: change(d, "annotations", 3, caption="a\0"), r"annotation 31 .* U\+0000"),
         (lambda d: change(d, "annotations", 3, image_id=5), "31 belongs to image 5, which is not"),
@@ -75,7 +85,7 @@ def test_ids_that_are_strings_sort_as_text(coco: Coco) -> None:
     for entry in (0, 5):
         change(data, "annotations", entry, image_id="x1")
     path.write_text(json.dumps(data))
-    assert [image.image_id for image in read_coco(path).images] == ["20", "3", "7", "9", "x1"]
+    assert [image.image_id for image in read_coco(path)[0]] == ["20", "3", "7", "9", "x1"]
 
 
 def test_listed_but_absent_images_are_counted_and_the_first_named(coco: Coco) -> None:
@@ -84,6 +94,6 @@ def test_listed_but_absent_images_are_counted_and_the_first_named(coco: Coco) ->
         (folder / f"{number:012d}.jpg").unlink()
     (folder / "000000000020.jpg").mkdir()
     with pytest.raises(DataError, match=r"2 of 5 listed images are not in .* 000000000007.jpg\)"):
-        refuse_absent(read_coco(path), folder)
+        file_sizes(read_coco(path)[0], folder)
     with pytest.raises(DataError, match="there is no image folder"):
-        refuse_absent(read_coco(path), folder / "nowhere")
+        file_sizes(read_coco(path)[0], folder / "nowhere")

@@ -139,7 +139,9 @@ def test_bytes_that_are_no_image_are_not_stored(tmp_path: Path) -> None:
 def test_too_many_broken_images_stop_the_run(tmp_path: Path, make_picture: Make) -> None:
     bad = [Quarantined("x", "truncated"), Quarantined("y", "empty")]
     check_quarantine(bad, 200, 0.01)
-    with pytest.raises(DataError, match=r"2 of 199 images cannot be used, more than 1.00% \(the fi"):
+    with pytest.raises(
+        DataError, match=r"2 of 199 images cannot be used, more than 1.00% \(the fi"
+    ):
         check_quarantine(bad, 199, 0.01)
     draft = begin(tmp_path / "i", "images", {})
     write_shard(draft.path(shard_name(0)), [admit("a", make_picture(1))], bad)

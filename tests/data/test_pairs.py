@@ -22,9 +22,7 @@ CAPTIONS = [
 def artifacts(
     tmp_path: Path, make_picture: Callable[..., bytes]
 ) -> Callable[..., tuple[Artifact, Artifact, Artifact]]:
-    def build(
-        real: list[str], generated: dict[str, str]
-    ) -> tuple[Artifact, Artifact, Artifact]:
+    def build(real: list[str], generated: dict[str, str]) -> tuple[Artifact, Artifact, Artifact]:
         draft = begin(tmp_path / "captions", "captions", {})
         captions = draft.finish({"captions": write_captions(draft, CAPTIONS)})
         stores = []
@@ -51,8 +49,10 @@ def test_one_pair_a_generated_image_in_order_of_captions(
         Pair("21", "a dog", "2", "21-0"),
     ]
     assert pairs.counts == {
-        **{"pairs": 3, "real_images": 2},
-        **{"without_real": 1, "without_generated": 1},
+        "pairs": 3,
+        "real_images": 2,
+        "without_real": 1,
+        "without_generated": 1,
     }
     assert make_pairs(*inputs, tmp_path / "pairs") == pairs
 

@@ -81,8 +81,13 @@ def test_the_fingerprint_follows_the_parameters() -> None:
 def test_old_and_combined_configurations_are_read(tmp_path: Path) -> None:
     clip = Preprocess()
     old = {
-        **{"size": 224, "crop_size": 224, "do_center_crop": True, "do_normalize": True},
-        **{"image_mean": clip.mean, "image_std": clip.std, "resample": 3},
+        "size": 224,
+        "crop_size": 224,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "image_mean": clip.mean,
+        "image_std": clip.std,
+        "resample": 3,
     }
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": old}))
     assert Preprocess.from_folder(tmp_path) == clip

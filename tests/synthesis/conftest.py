@@ -89,7 +89,13 @@ def config(model: Path) -> Callable[..., SynthesisConfig]:
     """Return a builder of configurations of the tiny pipeline."""
 
     def build(**changes: Any) -> SynthesisConfig:
-        values = {"model": str(model), "steps": 2, "batch_size": 4, "shard_size": 3, "device": "cpu"}
+        values = {
+            "model": str(model),
+            "steps": 2,
+            "batch_size": 4,
+            "shard_size": 3,
+            "device": "cpu",
+        }
         return SynthesisConfig(**{**values, **changes})
 
     return build

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionPipeline,
+)
 from torch import Tensor
+from transformers import T5Config, T5EncoderModel
 
 from gmail_align.errors import ConfigError, MissingExtraError, ModelError
 from gmail_align.synthesis.config import SynthesisConfig
@@ -42,9 +51,7 @@ def test_images_are_finite_and_differ(drawn: Tensor) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_the_batch_size_changes_rounding_at_most(
-    config: Build, drawn: Tensor, size: int
-) -> None:
+def test_the_batch_size_changes_rounding_at_most(config: Build, drawn: Tensor, size: int) -> None:
     torch.testing.assert_close(sample(config(), size, REQUESTS), drawn, rtol=0, atol=2e-6)
 
 
@@ -85,6 +92,7 @@ def test_schedulers(config: Build, name: str, kind: str) -> None:
 
 def test_size_follows_the_configuration(config: Build) -> None:
     assert sample(config(height=32, width=48), 1, REQUESTS[:1]).shape == (1, 3, 32, 48)
+    assert sample(config(height=32), 1, REQUESTS[:1]).shape == (1, 3, 32, 64)
     with pytest.raises(ModelError, match="cannot be sampled: .*divisible by 8"):
         sample(config(height=33), 1, REQUESTS[:1])
 
@@ -95,9 +103,8 @@ def test_loading_is_quiet(config: Build, capfd: pytest.CaptureFixture[str]) -> N
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 def test_noise_of_the_steps_is_the_images_own(config: Build) -> None:
-    from diffusers import EulerAncestralDiscreteScheduler
-
     def ancestral(size: int) -> Tensor:
         chosen = config(steps=3)
         pipeline = load_pipeline(Path(chosen.model), chosen)
@@ -136,23 +143,53 @@ def test_other_pipelines_get_prompts_and_a_generator_an_image(config: Build) -> 
     assert torch.equal(Sampler(other, chosen, 1)(REQUESTS[1:2])[0], three[1])
 
 
-def test_a_flow_matching_pipeline_keeps_its_scheduler(
-    config: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import diffusers
+def tiny_flux(folder: Path) -> str:
+    """Write a FluxPipeline of random weights; both its tokenizers are the tiny one's."""
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        axes_dims_rope=(4, 4, 8),
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.1,
+        scaling_factor=0.3,
+    )
+    small = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    t5 = T5EncoderModel(T5Config(vocab_size=54, d_model=32, d_ff=32, d_kv=8, num_layers=1))
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=small.text_encoder,
+        tokenizer=small.tokenizer,
+        text_encoder_2=t5,
+        tokenizer_2=small.tokenizer,
+        transformer=transformer,
+    )
+    pipeline.save_pretrained(folder.parent / "flux")
+    return str(folder.parent / "flux")
 
-    class FlowMatchScheduler:
-        config: dict[str, Any] = {}
 
-    class Flow:
-        scheduler = FlowMatchScheduler()
-
-    def from_pretrained(*_: object, **__: object) -> Flow:
-        return Flow()
-
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", from_pretrained)
+def test_flux_is_sampled_from_each_images_own_noise(config: Build, model: Path) -> None:
+    chosen = config(model=tiny_flux(model), height=32, width=32)
+    two, three = (sample(chosen, size, REQUESTS[:3]) for size in (2, 3))
+    assert two.shape == (3, 3, 32, 32)
+    torch.testing.assert_close(two, three, rtol=0, atol=5e-6)
+    assert float((two[0] - two[2]).abs().max()) > 1e-3
     with pytest.raises(ModelError, match="samples only with its own scheduler"):
-        load_pipeline(Path(config().model), config(scheduler="ddim"))
+        load_pipeline(Path(chosen.model), config(model=chosen.model, scheduler="ddim"))
 
 
 def test_a_batch_that_does_not_fit_says_what_does(config: Build) -> None:

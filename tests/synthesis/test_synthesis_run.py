@@ -88,7 +88,9 @@ def test_the_batch_size_does_not_change_the_images(
     config: Build, captions: Artifact, tmp_path: Path
 ) -> None:
     stores = [
-        ImageStore(synthesize(config(batch_size=size, shard_size=7), captions, tmp_path / str(size)))
+        ImageStore(
+            synthesize(config(batch_size=size, shard_size=7), captions, tmp_path / str(size))
+        )
         for size in (2, 3)
     ]
     for image_id in stores[0].ids:

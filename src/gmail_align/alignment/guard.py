@@ -65,8 +65,10 @@ def guard_metrics(
     the unpaired mean. Recall: ``generated_real_r1`` (generated image -> frozen real image) and
     ``real_text_r1`` (real image by the ``real`` route -> one of its captions); ties are misses.
 
-    ``score``, which the guard maximises, is minus the loss that ``config.guarded`` names. It
-    depends on no weight unless that is ``objective``, so runs on the same pairs and seed can be compared.
+    ``score``, which the guard maximises, is minus the loss that ``config.guarded`` names, where a
+    contrastive loss above :func:`chance_loss` counts as chance: a collapsed encoder, which guesses,
+    is never better than a start that is confident and wrong. It depends on no weight unless that is
+    ``objective``, so runs on the same pairs and seed can be compared.
     """
     assert tables.real is not None, "held-out real images have pixels"
     generated = _embed(encoder, tables.generated, held.generated, Route.GENERATED, config)
@@ -82,13 +84,25 @@ def guard_metrics(
         "distill_real": distillation_loss(real, held.frozen),
     }
     values = {name: float(loss) for name, loss in losses.items()}
-    values["objective"] = sum(
-        getattr(config.weights, name) * value for name, value in values.items()
-    )
-    found = {f"{name}_loss": value for name, value in values.items() if name != "objective"}
-    found |= _cosines(generated, held, image_of)
-    found["real_text_r1"] = _real_text_recall(real, held, image_of)
-    return {"score": -values[config.guarded], **found}
+    return {
+        "score": -_guarded(values, chance_loss(held.same), config),
+        **{f"{name}_loss": value for name, value in values.items()},
+        **_cosines(generated, held, image_of),
+        "real_text_r1": _real_text_recall(real, held, image_of),
+    }
+
+
+def chance_loss(same: Bool[Tensor, "n n"]) -> float:
+    """Return the contrastive loss of equal features: ln n without a mask."""
+    entries = (~same).sum(dim=1) + 1
+    return float(entries.double().log().mean())
+
+
+def _guarded(values: dict[str, float], chance: float, config: AlignConfig) -> float:
+    """Return the loss that the guard minimises."""
+    capped = {n: v if n == "distill_real" else min(v, chance) for n, v in values.items()}
+    capped["objective"] = sum(getattr(config.weights, n) * v for n, v in capped.items())
+    return capped[config.guarded]
 
 
 def _embed(

@@ -118,8 +118,9 @@ def align(
 
 def _not_applied(config: AlignConfig) -> str:
     return (
-        f"alignment did not lower the held-out {config.guarded} loss at any step, so it is not "
-        "applied: the encoder is the plain CLIP; try a lower rate, more pairs or other weights"
+        f"no step brought the held-out {config.guarded} loss below both its start and chance, so "
+        "alignment is not applied: the encoder is the plain CLIP; try a lower rate, more pairs or "
+        "other weights"
     )
 
 

@@ -151,22 +151,22 @@ def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
 
     Raises:
         ArtifactError: the artifact is no captioner, or its files are damaged.
+        ModelError: the GPT-2 inside is damaged.
     """
     if artifact.kind != "captioner":
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}: a captioner is needed here")
+    gpt2, tokenizer = load_gpt2(artifact.path(GPT2))
     try:
         config = json.loads(artifact.path(CONFIG).read_text(encoding="utf-8"))
-        weights = load_file(artifact.path(MAPPER))
-    except (OSError, ValueError, SafetensorError) as error:
+        model = ClipCap(
+            gpt2,
+            config["feature_width"],
+            prefix_length=config["prefix_length"],
+            normalise=config["normalise"],
+        )
+        model.mapper.load_state_dict(load_file(artifact.path(MAPPER)))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{artifact.folder} is damaged: {_first_line(error)}") from error
-    gpt2, tokenizer = load_gpt2(artifact.path(GPT2))
-    model = ClipCap(
-        gpt2,
-        config["feature_width"],
-        prefix_length=config["prefix_length"],
-        normalise=config["normalise"],
-    )
-    model.mapper.load_state_dict(weights)
     return Captioner(model.to(device).eval(), tokenizer, config)
 
 

@@ -23,7 +23,7 @@ from gmail_align.captioning.folder import (
 )
 from gmail_align.errors import DataError
 from gmail_align.features.store import Features, read_features
-from gmail_align.progress import Progress, say
+from gmail_align.progress import progress, say
 from gmail_align.runtime import resolve_device
 from gmail_align.training.loop import CHECKPOINT, FitReport, fit
 
@@ -171,7 +171,8 @@ def predict_captions(
     Raises:
         DataError: an id has no feature or comes twice, or the features are of another width.
     """
-    settings = {"beam": beam, "batch_size": batch_size, "ids": fingerprint(list(ids or []))}
+    chosen = None if ids is None else fingerprint(list(ids))
+    settings = {"beam": beam, "batch_size": batch_size, "ids": chosen}
     origin = feature_origin(features)
     draft = begin(
         out, "predictions", {**settings, **origin}, {"captioner": captioner, "features": features}
@@ -184,23 +185,20 @@ def predict_captions(
         raise DataError("an image id comes more than once: give each image once")
     source.rows(wanted)
     opened = load_captioner(captioner, resolve_device(device))
+    trained_on = opened.config["trained_on"]
     beam = beam or int(opened.config["beam"])
     batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-    bar = Progress("captions", len(wanted), "images")
-    for index, batch in enumerate(batches):
-        part = draft.path(_part(index))
-        if not part.exists():
-            write_jsonl(part, _predict(opened, source, batch, beam, origin["route"]))
-        bar.advance(len(batch))
-    bar.close()
-    parts = [draft.path(_part(index)) for index in range(len(batches))]
-    rows = [row for part in parts for row in read_jsonl(part)]
-    write_jsonl(draft.path(PREDICTIONS), rows)
+    parts = [draft.path(f"{_PARTS}/{index:05d}.jsonl") for index in range(len(batches))]
+    with progress("captions", len(wanted), "images") as bar:
+        for part, batch in zip(parts, batches, strict=True):
+            if not part.exists():
+                write_jsonl(part, _predict(opened, source, batch, beam, origin["route"]))
+            bar.advance(len(batch))
+    write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
     shutil.rmtree(draft.path(_PARTS), ignore_errors=True)
-    trained_on = opened.config["trained_on"]
     if trained_on["encoder"] != origin["encoder"]:
         say("the features come from another encoder than those the captioner was trained on")
-    return draft.finish({"images": len(rows)}, trained_on=trained_on, predicted_from=origin)
+    return draft.finish({"images": len(wanted)}, trained_on=trained_on, predicted_from=origin)
 
 
 def read_predictions(artifact: Artifact) -> dict[str, str]:
@@ -231,10 +229,6 @@ def _predict(
         {"image_id": name, "text": caption.text, "log_prob": caption.log_prob, "route": route}
         for name, caption in zip(batch, captions, strict=True)
     ]
-
-
-def _part(index: int) -> str:
-    return f"{_PARTS}/{index:05d}.jsonl"
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -33,7 +33,6 @@ def align(
     plain CLIP.
     """
     from gmail_align.alignment.config import ALIGN_PRESETS, AlignConfig
-    from gmail_align.alignment.run import align
 
     if preset not in ALIGN_PRESETS:
         raise ConfigError(f"{preset!r} is no preset; use one of {', '.join(ALIGN_PRESETS)}")
@@ -43,4 +42,6 @@ def align(
         count = inputs[0].counts["pairs"]
         shared.show_plan("align", out, pairs=count, base=base, seed=seed, config=config)
         return
+    from gmail_align.alignment.run import align
+
     shared.show_artifact(align(config, *inputs, model_of(base, "clip"), out, seed=seed))

@@ -36,8 +36,6 @@ def captions(
     """
     from gmail_align.artifacts import read_jsonl
     from gmail_align.data.captions import read_captions
-    from gmail_align.evaluation.captions import evaluate_captions
-    from gmail_align.metrics.captions import METRICS
 
     shared.refuse_configuration()
     folders = named_folders(predictions)
@@ -51,6 +49,9 @@ def captions(
     if shared.dry_run:
         shared.show_plan("evaluate captions", out, systems=folders, images=len(images))
         return
+    from gmail_align.evaluation.captions import evaluate_captions
+    from gmail_align.metrics.captions import METRICS
+
     result = evaluate_captions(
         systems,
         human,

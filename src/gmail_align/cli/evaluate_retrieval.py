@@ -25,7 +25,6 @@ def retrieval(
 ) -> None:
     """Score retrieval of captions by images and of images by captions."""
     from gmail_align.data.captions import read_captions
-    from gmail_align.evaluation.run import evaluate_retrieval
 
     shared.refuse_configuration()
     seen, read = load(images, "features"), load(texts, "features")
@@ -33,4 +32,6 @@ def retrieval(
     if shared.dry_run:
         shared.show_plan("evaluate retrieval", out, images=images, captions=len(rows))
         return
+    from gmail_align.evaluation.run import evaluate_retrieval
+
     shared.show_artifact(evaluate_retrieval(seen, read, rows, out, protocol=protocol, seed=seed))

@@ -35,7 +35,6 @@ def gap(
 ) -> None:
     """Measure the gap between real and generated images, before anything is trained on it."""
     from gmail_align.gap.config import GapConfig
-    from gmail_align.gap.run import measure_gap
 
     config = shared.build(GapConfig)
     if real.suffix == generated.suffix == ".npy":
@@ -47,6 +46,8 @@ def gap(
     if shared.dry_run:
         shared.show_plan("gap", out, real=real, generated=generated, pairs=pairs, config=config)
         return
+    from gmail_align.gap.run import measure_gap
+
     home = out.with_name(f"{out.name}-features")
     features = {
         name: artifact

@@ -26,13 +26,13 @@ def coco(
     ] = 0.01,
 ) -> None:
     """Import COCO-style caption annotations and their images (COCO 2014, 2017 and look-alikes)."""
-    from gmail_align.data.import_run import import_coco
-
     shared.refuse_configuration()
     name = split or annotations.stem.removeprefix("captions_")
     if shared.dry_run:
         shared.show_plan("import coco", out, annotations=annotations, images=images, split=name)
         return
+    from gmail_align.data.import_run import import_coco
+
     shared.show_artifact(
         *import_coco(annotations, images, out, split_name=name, limit_quarantine=limit_quarantine)
     )

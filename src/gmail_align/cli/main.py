@@ -46,7 +46,7 @@ COMMANDS: dict[str, Entry | Group] = {
             "captions": Entry("evaluate_captions:captions", "Caption metrics of predictions."),
         },
     ),
-    "report": Entry("report:report", "Gather results into tables, figures and one HTML page."),
+    "report": Entry("report:report", "Write a run's tables, figures and page again."),
     "tabletop": Group(
         "The small world that is shipped with the package.",
         {

@@ -24,13 +24,13 @@ def captions(
     device: Device = "auto",
 ) -> None:
     """Predict one caption for every image of a feature store."""
-    from gmail_align.captioning.run import predict_captions
-
     shared.refuse_configuration()
     model, source = load(captioner, "captioner"), load(features, "features")
     if shared.dry_run:
         shared.show_plan("predict captions", out, captioner=captioner, features=features)
         return
+    from gmail_align.captioning.run import predict_captions
+
     shared.show_artifact(
         predict_captions(model, source, out, beam=beam, batch_size=batch_size, device=device)
     )

@@ -105,7 +105,7 @@ class Shared:
         """Print where artifacts are and what they hold; a result is printed whole."""
         described = [_describe(artifact) for artifact in artifacts]
         value = described[0] if len(described) == 1 else {"artifacts": described}
-        self.show(value, "\n".join(_line(artifact) for artifact in artifacts))
+        self.show(value, "\n".join(_lines(one) for one in described))
 
 
 def model_of(name: str, part: str) -> Path:
@@ -141,9 +141,21 @@ def _describe(artifact: Artifact) -> dict[str, Any]:
     return described
 
 
-def _line(artifact: Artifact) -> str:
-    counts = ", ".join(f"{count} {name}" for name, count in artifact.counts.items())
-    return f"{artifact.folder}: {artifact.kind}" + (f", {counts}" if counts else "")
+def _lines(described: Mapping[str, Any]) -> str:
+    """Lay out what :func:`_describe` found, with one line for each metric of a result."""
+    counts = ", ".join(f"{count} {name}" for name, count in described["counts"].items())
+    lines = [f"{described['folder']}: {described['kind']}" + (f", {counts}" if counts else "")]
+    result = described.get("result", {})
+    tables = result.get("systems") or {"": result.get("metrics", {})}
+    for system, metrics in tables.items():
+        lines += [f"  {f'{system} {name}'.strip():32} {_number(m)}" for name, m in metrics.items()]
+    return "\n".join(lines)
+
+
+def _number(estimate: Mapping[str, Any]) -> str:
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    interval = "" if low is None or high is None else f"  ({low:.4f} to {high:.4f})"
+    return ("undefined" if value is None else f"{value:.4f}") + interval
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -26,7 +26,6 @@ def synthesize(
 ) -> None:
     """Generate images from captions, shard by shard; a stopped run goes on where it was."""
     from gmail_align.synthesis.config import SynthesisConfig
-    from gmail_align.synthesis.run import synthesize
 
     folder = None if model is None else str(model_of(model, "diffusion"))
     config = shared.build(SynthesisConfig, model=folder, seed=seed)
@@ -35,4 +34,6 @@ def synthesize(
         images = source.counts["captions"] * config.images_per_caption
         shared.show_plan("synthesize", out, captions=captions, images=images, config=config)
         return
+    from gmail_align.synthesis.run import synthesize
+
     shared.show_artifact(synthesize(config, source, out))

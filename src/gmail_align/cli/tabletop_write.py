@@ -21,12 +21,12 @@ def write(
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 1,
 ) -> None:
     """Draw scenes with captions and ground truth in COCO's format, for import coco."""
-    from gmail_align.tabletop.world import write_coco
-
     shared.refuse_configuration()
     if shared.dry_run:
         shared.show_plan("tabletop write", out, split=split, images=count)
         return
+    from gmail_align.tabletop.world import write_coco
+
     path = write_coco(out, split, count, start, size, workers)
     shared.show(
         {"annotations": str(path), "images": str(out / "images"), "count": count},

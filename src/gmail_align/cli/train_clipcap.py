@@ -38,7 +38,6 @@ def clipcap(
     the caption that they were generated from.
     """
     from gmail_align.captioning.config import ClipCapConfig
-    from gmail_align.captioning.run import train_clipcap
 
     config = shared.build(ClipCapConfig)
     if (validation_features is None) != (validation_captions is None):
@@ -52,6 +51,8 @@ def clipcap(
     if shared.dry_run:
         shared.show_plan("train clipcap", out, captions=len(rows), gpt2=gpt2, config=config)
         return
+    from gmail_align.captioning.run import train_clipcap
+
     shared.show_artifact(
         train_clipcap(
             config, source, rows, model_of(gpt2, "gpt2"), out, validation=held_out, seed=seed

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from gmail_align.data.captions import Caption, clean_text, safe_id
@@ -20,64 +22,84 @@ class CocoImage:
     file_name: str
 
 
-@dataclass(frozen=True)
-class CocoSplit:
-    """What one json file lists: images by id, captions by image id and then annotation id."""
-
-    images: list[CocoImage]
-    captions: list[Caption]
-
-
-def read_coco(annotations: Path) -> CocoSplit:
-    """Read a captions json of COCO's format.
-
-    Ids become strings (139 -> ``"139"``) and sort as numbers where they are numbers.
+def load_coco(annotations: Path) -> dict[str, Any]:
+    """Load a captions json of COCO's format, its entries still unchecked.
 
     Raises:
-        DataError: the file is missing, is no json or json of another kind; an id comes twice; an
-            annotation has an empty or unusable caption or belongs to an image that is not listed.
+        DataError: the file is missing, is no json, or json of another kind.
     """
     data = _load(annotations)
-    images = _entries(data, "images", annotations)
-    entries = _entries(data, "annotations", annotations)
-    if entries and "caption" not in entries[0]:
+    for key in ("images", "annotations"):
+        entries = data[key]
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise DataError(
+                f"{annotations} is json but not COCO's: {key!r} is not a list of objects"
+            )
+        if not entries:
+            raise DataError(
+                f"{annotations} lists no {key}: give the annotations of a split that has captions"
+            )
+    if "caption" not in data["annotations"][0]:
         raise DataError(
             f"{annotations} is COCO json but not of captions: its annotations have no 'caption'; "
             "use the file captions_*.json"
         )
-    listed = [_image(entry, annotations) for entry in images]
-    captions = [_caption(entry, annotations) for entry in entries]
-    _refuse_twice([image.image_id for image in listed], "image", annotations)
-    _refuse_twice([caption.caption_id for caption in captions], "annotation", annotations)
-    known = {image.image_id for image in listed}
+    return data
+
+
+def coco_images(data: dict[str, Any], annotations: Path) -> list[CocoImage]:
+    """Return the listed images by id; ids become strings, and sort as numbers where all are.
+
+    Raises:
+        DataError: an entry has no usable id or file name, or an id comes twice.
+    """
+    where = str(annotations)
+    images = [_image(entry, where) for entry in data["images"]]
+    ids = [image.image_id for image in images]
+    _refuse_twice(ids, "image", where)
+    order = _id_order(ids)
+    return sorted(images, key=lambda image: order(image.image_id))
+
+
+def coco_captions(
+    data: dict[str, Any], annotations: Path, images: Sequence[CocoImage]
+) -> list[Caption]:
+    """Return the captions in the order of ``images`` and then of the annotations' ids.
+
+    Raises:
+        DataError: an annotation has no usable id, an empty or unusable caption, or an image that is
+            not listed; or an id comes twice.
+    """
+    where = str(annotations)
+    captions = [_caption(entry, where) for entry in data["annotations"]]
+    ids = [caption.caption_id for caption in captions]
+    _refuse_twice(ids, "annotation", where)
+    rank = {image.image_id: number for number, image in enumerate(images)}
     for caption in captions:
-        if caption.image_id not in known:
+        if caption.image_id not in rank:
             raise DataError(
-                f"{annotations}: annotation {caption.caption_id} belongs to image "
-                f"{caption.image_id}, which is not listed: the file is cut or mixed from two"
+                f"{where}: annotation {caption.caption_id} belongs to image {caption.image_id}, "
+                "which is not listed: the file is cut or mixed from two"
             )
-    order = _id_order([*known, *(caption.caption_id for caption in captions)])
-    return CocoSplit(
-        sorted(listed, key=lambda image: order(image.image_id)),
-        sorted(captions, key=lambda caption: (order(caption.image_id), order(caption.caption_id))),
-    )
+    order = _id_order(ids)
+    return sorted(captions, key=lambda one: (rank[one.image_id], order(one.caption_id)))
 
 
-def refuse_absent(split: CocoSplit, images: Path) -> list[int]:
+def file_sizes(images: Sequence[CocoImage], folder: Path) -> list[int]:
     """Return the size in bytes of every listed image's file.
 
     Raises:
         DataError: the folder or some of the files are missing; how many, and the first.
     """
-    if not images.is_dir():
+    if not folder.is_dir():
         raise DataError(
-            f"there is no image folder at {images}: give the folder that holds the images"
+            f"there is no image folder at {folder}: give the folder that holds the images"
         )
-    sizes = [_size(images / image.file_name) for image in split.images]
-    absent = [image for image, size in zip(split.images, sizes, strict=True) if size is None]
+    sizes = [_size(os.path.join(folder, image.file_name)) for image in images]
+    absent = [image for image, size in zip(images, sizes, strict=True) if size is None]
     if absent:
         raise DataError(
-            f"{len(absent)} of {len(sizes)} listed images are not in {images} (the first is "
+            f"{len(absent)} of {len(sizes)} listed images are not in {folder} (the first is "
             f"{absent[0].file_name}): unpack them or give the right folder"
         )
     return [size for size in sizes if size is not None]
@@ -100,50 +122,42 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
-def _entries(data: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
-    entries = data[key]
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise DataError(f"{path} is json but not COCO's: {key!r} is not a list of objects")
-    if not entries:
-        raise DataError(f"{path} lists no {key}: give the annotations of a split that has captions")
-    return entries
-
-
-def _image(entry: dict[str, Any], path: Path) -> CocoImage:
-    image_id = _id(entry, "id", "an entry of 'images'", path)
+def _image(entry: dict[str, Any], where: str) -> CocoImage:
+    image_id = _id(entry, "id", "an entry of 'images'", where)
     name = entry.get("file_name")
     if not isinstance(name, str) or not name or "\0" in name:
-        raise DataError(f"{path}: image {image_id} has no usable 'file_name'")
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise DataError(f"{where}: image {image_id} has no usable 'file_name'")
+    if name.startswith("/") or ".." in name.split("/"):
         raise DataError(
-            f"{path}: image {image_id} has the file_name {name!r}, outside the image folder"
+            f"{where}: image {image_id} has the file_name {name!r}, outside the image folder"
         )
     return CocoImage(image_id, name)
 
 
-def _caption(entry: dict[str, Any], path: Path) -> Caption:
-    caption_id = _id(entry, "id", "an entry of 'annotations'", path)
-    what = f"{path}: annotation {caption_id}"
+def _caption(entry: dict[str, Any], where: str) -> Caption:
+    caption_id = _id(entry, "id", "an entry of 'annotations'", where)
+    what = f"{where}: annotation {caption_id}"
     text = entry.get("caption")
     if not isinstance(text, str):
         raise DataError(f"{what} has no 'caption': give COCO's captions_*.json, unchanged")
-    return Caption(caption_id, clean_text(text, what), _id(entry, "image_id", what, path))
+    image_id = _id(entry, "image_id", "an entry of 'annotations'", where)
+    return Caption(caption_id, clean_text(text, what), image_id)
 
 
-def _id(entry: dict[str, Any], key: str, what: str, path: Path) -> str:
+def _id(entry: dict[str, Any], key: str, what: str, where: str) -> str:
     value = entry.get(key)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise DataError(
-            f"{path}: {what} has no {key!r}, or one that is neither a number nor a string"
+            f"{where}: {what} has no {key!r}, or one that is neither a number nor a string"
         )
-    return safe_id(str(value), f"{path}: {what}")
+    return safe_id(str(value), where)
 
 
-def _refuse_twice(ids: Sequence[str], what: str, path: Path) -> None:
+def _refuse_twice(ids: Sequence[str], what: str, where: str) -> None:
     seen: set[str] = set()
     for value in ids:
         if value in seen:
-            raise DataError(f"{path}: {what} id {value} comes twice: ids must be unique")
+            raise DataError(f"{where}: {what} id {value} comes twice: ids must be unique")
         seen.add(value)
 
 
@@ -154,8 +168,9 @@ def _id_order(ids: Sequence[str]) -> Callable[[str], tuple[int, str]]:
     return lambda value: (0, value)
 
 
-def _size(path: Path) -> int | None:
+def _size(path: str) -> int | None:
     try:
-        return path.stat().st_size if path.is_file() else None
+        status = os.stat(path)
     except OSError:
         return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, sha256_file
-from gmail_align.data.captions import write_captions
-from gmail_align.data.coco import CocoImage, CocoSplit, read_coco, refuse_absent
+from gmail_align.artifacts import MANIFEST, Artifact, Draft, begin, fingerprint, sha256_file
+from gmail_align.data.captions import Caption, write_captions
+from gmail_align.data.coco import (
+    CocoImage,
+    coco_captions,
+    coco_images,
+    file_sizes,
+    load_coco,
+)
 from gmail_align.data.images import (
     Quarantined,
     Sample,
@@ -50,12 +56,16 @@ def import_coco(
         The captions and the images.
 
     Raises:
-        DataError: see :func:`read_coco` and :func:`refuse_absent`; or too many images are broken.
+        DataError: a file is missing, malformed or of another kind, an entry is unusable, or
+            too many images are broken.
         ArtifactError: the output folders belong to other inputs.
     """
-    split = read_coco(annotations)
-    sizes = refuse_absent(split, images)
-    listing = [[image.file_name, size] for image, size in zip(split.images, sizes, strict=True)]
+    data = load_coco(annotations)
+    listed = coco_images(data, annotations)
+    sizes = file_sizes(listed, images)
+    complete = all((out / name / MANIFEST).exists() for name in ("captions", "images"))
+    rows = [] if complete else coco_captions(data, annotations, listed)
+    listing = [[image.file_name, size] for image, size in zip(listed, sizes, strict=True)]
     source = sha256_file(annotations)
     config = {"format": "coco", "split": split_name}
     captions = begin(out / "captions", "captions", config, {"annotations": source})
@@ -66,30 +76,28 @@ def import_coco(
         {"annotations": source, "files": fingerprint(listing)},
     )
     return (
-        captions.complete or _make_captions(captions, split),
-        store.complete or _make_images(store, split, images, shard_size, limit_quarantine),
+        captions.complete or _make_captions(captions, rows),
+        store.complete or _make_images(store, listed, images, shard_size, limit_quarantine),
     )
 
 
-def _make_captions(draft: Draft, split: CocoSplit) -> Artifact:
-    count = write_captions(draft, split.captions)
-    described = len({caption.image_id for caption in split.captions})
-    return draft.finish({"captions": count, "images": described})
+def _make_captions(draft: Draft, rows: Sequence[Caption]) -> Artifact:
+    count = write_captions(draft, rows)
+    return draft.finish({"captions": count, "images": len({row.image_id for row in rows})})
 
 
 def _make_images(
-    draft: Draft, split: CocoSplit, folder: Path, shard_size: int, limit: float
+    draft: Draft, listed: Sequence[CocoImage], folder: Path, shard_size: int, limit: float
 ) -> Artifact:
     left_out: list[Quarantined] = []
-    total = len(split.images)
-    with progress("import", total, "images") as bar:
-        for index, start in enumerate(range(0, total, shard_size)):
-            chunk = split.images[start : start + shard_size]
+    with progress("import", len(listed), "images") as bar:
+        for index, start in enumerate(range(0, len(listed), shard_size)):
+            chunk = listed[start : start + shard_size]
             path = draft.path(shard_name(index))
             done = read_shard(path)
             left_out.extend(done[1] if done else _make_shard(path, chunk, folder))
             bar.advance(len(chunk))
-            check_quarantine(left_out, total, limit)
+            check_quarantine(left_out, len(listed), limit)
     return finish_images(draft, limit_quarantine=limit)
 
 

@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, CLIPConfig, PreTrainedTokenizerBase
 
 from gmail_align.errors import ModelError
 
+_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+"""One of these holds a vocabulary; without any, transformers would make up an empty tokenizer."""
 _ARGMAX_POOLING = 2
 """The ``eos_token_id`` of old configurations, at which transformers pools at the largest id."""
 
@@ -22,11 +24,13 @@ def load_tokenizer(folder: Path, config: CLIPConfig) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: it is missing, or the text tower would not pool at its end-of-text token.
     """
+    if not any((folder / name).exists() for name in _FILES):
+        raise ModelError(f"{folder} holds no tokenizer: copy the model's own there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{folder} holds no usable tokenizer: copy the model's own there"
+            f"{folder} holds a damaged tokenizer: copy the model's own there"
         ) from error
     _check_pooling(tokenizer, config, folder)
     return tokenizer

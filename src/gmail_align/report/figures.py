@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -12,7 +14,7 @@ import numpy as np
 from gmail_align.extras import require
 from gmail_align.report.data import Curve, ReportData, has_interval
 from gmail_align.report.images import decode
-from gmail_align.report.names import HEADLINE, PERCENT, in_order
+from gmail_align.report.names import HEADLINE, PERCENT, captioner, in_order
 from gmail_align.report.projection import Projection
 from gmail_align.report.results import captioning
 
@@ -39,6 +41,7 @@ _STYLE: Final[dict[str, Any]] = {
     "text.color": COLOURS["ink"],
     "axes.titlesize": 10.0,
     "axes.titlelocation": "left",
+    "axes.prop_cycle": "cycler('color', ['#23211d', '#0b6b5d', '#bd5418', '#3a5fa6', '#8a8378'])",
     "legend.frameon": False,
     "savefig.dpi": 160,
 }
@@ -61,7 +64,7 @@ def all_figures(data: ReportData, maps: Mapping[str, Projection]) -> dict[str, b
         "embeddings": ((3.6 * len(maps), 4.0), lambda page: _embeddings(page, maps))
         if maps
         else None,
-        "curves": ((7.0, 2.4 * len(curves)), lambda page: _curves(page, curves))
+        "curves": ((8.0, 1.9 * len(curves) + 0.3), lambda page: _curves(page, curves))
         if curves
         else None,
     }
@@ -76,10 +79,11 @@ def _drawn(name: str, size: tuple[float, float], paint: Painter) -> dict[str, by
     """Paint one figure and return it in both formats, whatever style the user has set."""
     require("matplotlib", "report")
     style = require("matplotlib.style", "report")
-    figure_module = require("matplotlib.figure", "report")
+    figures = require("matplotlib.figure", "report")
     files = {}
-    with style.context(["default", _STYLE]):
-        page = figure_module.Figure(figsize=size, layout="constrained")
+    with style.context(["default", _STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        page = figures.Figure(figsize=size, layout="constrained")
         paint(page)
         for kind, metadata in _METADATA.items():
             file = io.BytesIO()
@@ -112,23 +116,29 @@ def _headline(page: Any, data: ReportData) -> None:
 
 
 def _pairs(page: Any, data: ReportData) -> None:
-    """Draw real beside generated, four pairs a row."""
-    rows = math.ceil(len(data.pairs) / 4)
-    grid = page.subplots(rows, 8, squeeze=False)
+    """Draw real beside generated over their caption, four pairs a row."""
+    grid = page.subplots(math.ceil(len(data.pairs) / 4), 8, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for index, pair in enumerate(data.pairs):
         row, column = divmod(index, 4)
-        for side, (name, encoded) in enumerate(
-            (("real", pair.real), ("generated", pair.generated))
-        ):
-            axes = grid[row, 2 * column + side]
+        sides = {"real": pair.real, "generated": pair.generated}
+        for axes, (name, encoded) in zip(grid[row, 2 * column :], sides.items(), strict=False):
             axes.imshow(np.asarray(decode(encoded, f"the {name} image of pair {index}")[0]))
             axes.set_title(name, fontsize=7, color=COLOURS[name], loc="center", pad=2)
+        under = {"transform": grid[row, 2 * column].transAxes, "va": "top", "fontsize": 6}
+        text = grid[row, 2 * column].text(0, -0.08, _wrapped(pair.caption), **under)
+        text.set_in_layout(False)
 
 
 def _pair_height(data: ReportData) -> float:
-    return 1.2 * math.ceil(len(data.pairs) / 4)
+    return 1.5 * math.ceil(len(data.pairs) / 4)
+
+
+def _wrapped(caption: str) -> str:
+    """Break a caption into at most three short lines that every font engine takes."""
+    text = caption.encode("utf-8", "replace").decode().replace("\0", "")
+    return "\n".join(textwrap.wrap(text, 34, max_lines=3, placeholder=" …"))
 
 
 def _embeddings(page: Any, maps: Mapping[str, Projection]) -> None:
@@ -137,40 +147,28 @@ def _embeddings(page: Any, maps: Mapping[str, Projection]) -> None:
     for axes, (name, projection) in zip(panels, maps.items(), strict=True):
         for kind, marker in (("real", "o"), ("generated", "^")):
             places = getattr(projection, kind)
-            label = f"{kind} ({len(places)})"
-            axes.scatter(
-                *places.T,
-                s=9,
-                marker=marker,
-                color=COLOURS[kind],
-                alpha=0.7,
-                linewidth=0,
-                label=label,
-            )
-        axes.set_title(
-            f"{name}: {100 * projection.separability:.1f}% separable by nearest neighbour"
-        )
-        axes.title.set_fontsize(8)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_xlim(-0.03, 1.03)
-        axes.set_ylim(1.03, -0.03)
-        axes.set_aspect("equal")
+            look = {"s": 10, "marker": marker, "color": COLOURS[kind], "alpha": 0.75}
+            axes.scatter(*places.T, linewidth=0, label=f"{kind} ({len(places)})", **look)
+        share = f"{100 * projection.separability:.1f}%"
+        axes.set_title(f"{name}: nearest neighbour of its own kind {share}", fontsize=8)
+        axes.set(xticks=[], yticks=[], xlim=(-0.03, 1.03), ylim=(1.03, -0.03), aspect="equal")
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=COLOURS["rule"])
     panels[0].legend(loc="lower left", fontsize=7, handletextpad=0.1)
 
 
 def _curves(page: Any, curves: Mapping[str, Curve]) -> None:
-    """Draw, for each run, its loss terms and the guard's score."""
+    """Draw, for each run, its loss terms and the guard's measures."""
     grid = page.subplots(len(curves), 2, squeeze=False)
     for (left, right), (name, curve) in zip(grid, curves.items(), strict=True):
-        left.set_title(f"{name}: loss")
-        right.set_title(f"{name}: guard")
-        for axes, rows in ((left, curve.losses), (right, curve.scores)):
+        for axes, rows, what in ((left, curve.losses, "loss"), (right, curve.scores, "guard")):
+            axes.set_title(f"{captioner(name).label}: {what}", fontsize=8)
             for term in dict.fromkeys(key for row in rows for key in row if key != "step"):
                 kept = [(row["step"], row[term]) for row in rows if term in row]
                 axes.plot(*zip(*kept, strict=True), linewidth=1, label=term.replace("_", " "))
             if rows:
-                axes.legend(fontsize=6)
-            axes.set_xlabel("step")
+                axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
         if curve.best_step is not None:
             right.axvline(curve.best_step, color=COLOURS["soft"], linewidth=0.8, linestyle=":")
+    for axes in grid[-1]:
+        axes.set_xlabel("step")

@@ -51,7 +51,7 @@ def project(real: Embeddings, generated: Embeddings) -> Projection | None:
         generated: (m, d) features of generated images.
 
     Returns:
-        The picture, or None where there are too few embeddings for one.
+        The picture, or None where there are too few embeddings, or all are equal.
 
     Raises:
         DataError: the arrays are not two finite matrices of one width.
@@ -62,6 +62,8 @@ def project(real: Embeddings, generated: Embeddings) -> Projection | None:
         return None
     rows = _unit(_thinned(real)), _unit(_thinned(generated))
     both = np.concatenate(rows)
+    if not np.ptp(both, axis=0).any():
+        return None
     perplexity = min(PERPLEXITY, (len(both) - 1) / 3)
     places = _tsne(both, perplexity)
     first = len(rows[0])
@@ -88,6 +90,7 @@ def separability(real: Embeddings, generated: Embeddings) -> float:
 
 def _tsne(rows: Points, perplexity: float) -> Points:
     """Run t-SNE in one thread, as sums in several threads are not added in a fixed order."""
+    require("sklearn", "report")
     manifold = require("sklearn.manifold", "report")
     threads = require("threadpoolctl", "report")
     model: Any = manifold.TSNE(

@@ -78,7 +78,7 @@ def captioning_table(result: Mapping[str, Any]) -> Table:
         "Learned from",
         columns,
         rows,
-        "Scores as pycocoevalcap prints them, times 100; under each its 95% interval.",
+        "Scores as pycocoevalcap prints them, times 100, each with its 95% interval.",
     )
 
 
@@ -113,6 +113,7 @@ def paired_table(result: Mapping[str, Any]) -> Table:
         rows,
         "Paired: both captioners are judged on the same images in every resample. "
         "Bold where the 95% interval leaves out zero.",
+        detailed=True,
     )
 
 

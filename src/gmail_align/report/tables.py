@@ -65,6 +65,8 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Row]
     note: str = ""
+    detailed: bool = False
+    """The rows' second lines are part of their names, wherever there is room for names only."""
 
     def shown(self, row: Row) -> list[Shown]:
         """Write the cells of one row."""
@@ -97,7 +99,7 @@ def markdown(table: Table) -> str:
         label = f"{row.label} ({row.detail})" if row.detail else row.label
         cells = [f"{text} ({bounds})" if bounds else text for text, bounds in table.shown(row)]
         texts = [_md(text) for text in [label, *cells]]
-        bold = {0, *(index + 1 for index in row.strong)} if row.mark == "best" else set()
+        bold = {index + 1 for index in row.strong} | ({0} if row.mark == "best" else set())
         lines.append(_md_row(f"**{t}**" if k in bold else t for k, t in enumerate(texts)))
     if table.note:
         lines += ["", _md(table.note)]
@@ -116,7 +118,8 @@ def latex(table: Table) -> str:
             for text, bounds in table.shown(row)
         ]
         strong = [rf"\textbf{{{t}}}" if k in row.strong else t for k, t in enumerate(texts)]
-        lines.append(_tex_row([_tex(row.label), *strong]))
+        label = f"{row.label} {row.detail}" if table.detailed else row.label
+        lines.append(_tex_row([_tex(label), *strong]))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -175,7 +178,7 @@ _TEX_SPECIAL: Final = {
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return re.sub(r"\s*[\t\r\n\f\v]\s*", " ", text).strip()
 
 
 def _md(text: str) -> str:
@@ -188,7 +191,7 @@ def _md_row(texts: Iterable[str]) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX_SPECIAL.get(sign, sign) for sign in re.sub(r"[\t\r\n]+", " ", text))
+    return "".join(_TEX_SPECIAL.get(sign, sign) for sign in _one_line(text))
 
 
 def _tex_row(texts: Iterable[str]) -> str:

@@ -119,7 +119,7 @@ class Sampler:
             raise ModelError(
                 f"{type(self._pipeline).__name__} cannot be sampled: {reason}"
             ) from error
-        kept: Tensor = images[: len(requests)].float().cpu()
+        kept: Tensor = images[: len(requests)].float().cpu().clone()
         return kept
 
     def _arguments(self, requests: Sequence[Request]) -> dict[str, Any]:
@@ -131,12 +131,14 @@ class Sampler:
                 step_generator(config.seed, item.caption_id, item.k) for item in requests
             ],
         }
+        if self._splits:
+            height, width = self._size()
+            arguments |= {"height": height, "width": width, "latents": self._latents(requests)}
+            return {**arguments, **self._embeddings(requests)}
         if config.height:
             arguments["height"] = config.height
         if config.width:
             arguments["width"] = config.width
-        if self._splits:
-            return {**arguments, **self._embeddings(requests), "latents": self._latents(requests)}
         known = inspect.signature(self._pipeline.__call__).parameters
         chosen = {name: value for name, value in arguments.items() if name in known}
         return {**chosen, "prompt": [request.prompt for request in requests]}
@@ -157,19 +159,17 @@ class Sampler:
         embedded: Tensor = self._pipeline.encode_prompt(prompts, self._pipeline.device, 1, False)[0]
         return embedded
 
-    def _latents(self, requests: Sequence[Request]) -> Float[Tensor, "b channels h w"]:
-        unet, factor = self._pipeline.unet, self._pipeline.vae_scale_factor
-        side = unet.config.sample_size
+    def _size(self) -> tuple[int, int]:
+        """Return height and width in pixels: as configured, else the model's own."""
+        side, factor = self._pipeline.unet.config.sample_size, self._pipeline.vae_scale_factor
         own = (side, side) if isinstance(side, int) else tuple(side)
-        height, width = self._config.height, self._config.width
-        shape = (
-            unet.config.in_channels,
-            height // factor if height else own[0],
-            width // factor if width else own[1],
-        )
-        noise = [
-            initial_noise(self._config.seed, item.caption_id, item.k, shape) for item in requests
-        ]
+        return self._config.height or own[0] * factor, self._config.width or own[1] * factor
+
+    def _latents(self, requests: Sequence[Request]) -> Float[Tensor, "b channels h w"]:
+        unet, factor, seed = self._pipeline.unet, self._pipeline.vae_scale_factor, self._config.seed
+        height, width = self._size()
+        shape = (unet.config.in_channels, height // factor, width // factor)
+        noise = [initial_noise(seed, request.caption_id, request.k, shape) for request in requests]
         return torch.stack(noise).to(self._pipeline.device, unet.dtype)
 
 

@@ -35,7 +35,7 @@ from gmail_align.synthesis.noise import image_seed
 from gmail_align.synthesis.pipelines import Request, Sampler, choose_dtype, load_pipeline
 from gmail_align.synthesis.weights import find_pipeline, weights_fingerprint
 
-_ROUNDING_ONLY = {
+_ELSEWHERE = {
     "model",
     "revision",
     "variant",
@@ -44,6 +44,7 @@ _ROUNDING_ONLY = {
     "limit_quarantine",
     "seed",
 }
+"""Settings that change rounding at most, or are recorded by name, fingerprint or seed."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def synthesize(config: SynthesisConfig, captions: Artifact, out: Path) -> Artifa
 
 
 def _identity(config: SynthesisConfig, origin: _Origin) -> dict[str, Any]:
-    settings = config.model_dump(mode="json", exclude=_ROUNDING_ONLY)
+    settings = config.model_dump(mode="json", exclude=_ELSEWHERE)
     dtype = str(choose_dtype(config)).removeprefix("torch.")
     return {**settings, "dtype": dtype, "model": origin.generator}
 

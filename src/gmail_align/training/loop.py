@@ -90,7 +90,8 @@ def fit(
     def guard() -> None:
         if evaluate is None:
             return
-        scores = {"step": float(state.step), **evaluate()}
+        with torch.no_grad():
+            scores = {"step": float(state.step), **evaluate()}
         if not math.isfinite(scores[select]):
             raise TrainingError(
                 f"{select} is {scores[select]} at step {state.step}: check the data"
@@ -135,7 +136,8 @@ def _descend(
 ) -> None:
     """Take one optimiser step down ``total``."""
     if not torch.isfinite(total):
-        raise TrainingError(f"the loss is {float(total)} at step {step}: lower the learning rate")
+        value = float(total.detach())
+        raise TrainingError(f"the loss is {value} at step {step}: lower the learning rate")
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm)

@@ -35,7 +35,7 @@ class Budget:
     autoencoder: int = 1800
     clip: int = 3000
     gpt2: int = 1000
-    diffusion: int = 3500
+    diffusion: int = 2500
 
 
 def train_models(

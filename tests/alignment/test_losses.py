@@ -1,0 +1,197 @@
+"""Eq. 1 and its companions against hand-made values and an independent float64 implementation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gmail_align.alignment.losses import (
+    alignment_loss,
+    contrastive_text_loss,
+    directed_alignment_loss,
+    distillation_loss,
+)
+from gmail_align.errors import ConfigError, DataError
+
+
+def naive_eq1(
+    generated: np.ndarray, real: np.ndarray, temperature: float, same: np.ndarray | None = None
+) -> float:
+    """Eq. 1, one pair after another, in Python floats."""
+    total = 0.0
+    for i, row in enumerate(generated):
+        parts = []
+        for j, other in enumerate(real):
+            if i != j and same is not None and same[i, j]:
+                continue
+            cosine = float(row @ other) / math.sqrt(float(row @ row) * float(other @ other))
+            parts.append((i == j, cosine / temperature))
+        top = max(value for _, value in parts)
+        denominator = sum(math.exp(value - top) for _, value in parts)
+        positive = next(value for own, value in parts if own)
+        total -= positive - top - math.log(denominator)
+    return total / len(generated)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Features of a batch, groups of its pairs and a temperature."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    size, dim = draw(st.integers(1, 9)), draw(st.integers(1, 12))
+    groups = rng.integers(0, draw(st.integers(1, 9)), size)
+    temperature = draw(st.sampled_from([0.01, 0.07, 0.5, 3.0]))
+    left, right = rng.normal(size=(2, size, dim)) * draw(st.sampled_from([0.1, 1.0, 30.0]))
+    return left, right, groups[:, None] == groups[None, :], temperature
+
+
+def _torch(*arrays: np.ndarray) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+
+
+def test_a_batch_of_three_by_hand() -> None:
+    generated = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, -3.0]])
+    real = torch.tensor([[5.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
+    # cosines: [1 0 1], [0 1 0], [0 -1 0]; temperature 1
+    e = math.e
+    rows = [math.log(e / (2 * e + 1)), math.log(e / (e + 2)), math.log(1 / (2 + 1 / e))]
+    found = alignment_loss(generated, real, temperature=1.0)
+    assert float(found) == pytest.approx(-sum(rows) / 3, abs=1e-6)
+    same = torch.tensor([[True, False, True], [False, True, False], [True, False, True]])
+    rows = [math.log(e / (e + 1)), math.log(e / (e + 2)), math.log(1 / (1 + 1 / e))]
+    found = alignment_loss(generated, real, temperature=1.0, same=same)
+    assert float(found) == pytest.approx(-sum(rows) / 3, abs=1e-6)
+
+
+@given(batches())
+@settings(max_examples=60, deadline=None)
+def test_equals_the_naive_implementation(
+    batch: tuple[np.ndarray, np.ndarray, np.ndarray, float],
+) -> None:
+    left, right, same, temperature = batch
+    generated, real, mask = _torch(left, right, same)
+    for given_mask, naive_mask in ((None, None), (mask, same)):
+        found = alignment_loss(generated, real, temperature=temperature, same=given_mask)
+        expected = naive_eq1(left, right, temperature, naive_mask)
+        assert float(found) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    scale = 1 / temperature
+    expected = naive_eq1(left, right, temperature, same)
+    expected = (expected + naive_eq1(right, left, temperature, same.T)) / 2
+    text = contrastive_text_loss(generated, real, scale, mask)
+    assert float(text) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@given(batches())
+@settings(max_examples=25, deadline=None)
+def test_gradients_equal_finite_differences(
+    batch: tuple[np.ndarray, np.ndarray, np.ndarray, float],
+) -> None:
+    left, right, same, _ = batch
+    generated, real, mask = _torch(left, right, same)
+    generated.requires_grad_()
+    alignment_loss(generated, real, temperature=0.5, same=mask).backward()
+    rng = np.random.default_rng(0)
+    towards = rng.normal(size=left.shape)
+    step = 1e-6 * np.abs(left).max()
+    up = naive_eq1(left + step * towards, right, 0.5, same)
+    down = naive_eq1(left - step * towards, right, 0.5, same)
+    slope = float((generated.grad.numpy() * towards).sum())
+    assert slope == pytest.approx((up - down) / (2 * step), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 64, 256])
+def test_chance_is_ln_b(size: int) -> None:
+    one = torch.ones(size, 8)
+    assert float(alignment_loss(one, one)) == pytest.approx(math.log(size), abs=1e-5)
+
+
+def test_neither_norm_nor_order_of_pairs_matters() -> None:
+    generator = torch.Generator().manual_seed(0)
+    generated, real = torch.randn(2, 6, 5, generator=generator)
+    loss = alignment_loss(generated, real)
+    scales = torch.rand(6, 1, generator=generator) + 0.1
+    assert torch.allclose(alignment_loss(generated * scales, real / scales), loss, atol=1e-6)
+    order = torch.randperm(6, generator=generator)
+    assert torch.allclose(alignment_loss(generated[order], real[order]), loss, atol=1e-6)
+
+
+def test_generated_images_are_no_negatives() -> None:
+    """A generated image that equals another one changes nothing for that other one."""
+    real = torch.eye(3)
+    first = alignment_loss(torch.eye(3), real)
+    twin = torch.eye(3)
+    twin[2] = twin[0]
+    both = naive_eq1(twin.numpy(), real.numpy(), 0.07)
+    assert float(alignment_loss(twin, real)) == pytest.approx(both, abs=1e-5)
+    assert float(first) < both
+
+
+def test_everything_masked_leaves_the_positive_alone() -> None:
+    generated, real = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    every = torch.ones(4, 4, dtype=torch.bool)
+    assert float(alignment_loss(generated, real, same=every)) == 0.0
+
+
+def test_directions() -> None:
+    generator = torch.Generator().manual_seed(2)
+    generated, real = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    same = torch.rand(5, 5, generator=generator) < 0.3
+    there = directed_alignment_loss(generated, real, "g2r", same=same)
+    back = directed_alignment_loss(generated, real, "r2g", same=same)
+    both = directed_alignment_loss(generated, real, "both", same=same)
+    assert torch.equal(there, alignment_loss(generated, real, same=same))
+    assert torch.equal(back, alignment_loss(real, generated, same=same.T))
+    assert torch.allclose(both, (there + back) / 2)
+    by_text = contrastive_text_loss(generated, real, 1 / 0.07, same)
+    assert torch.allclose(both, by_text)
+
+
+def test_the_text_loss_is_clips() -> None:
+    from transformers.models.clip.modeling_clip import image_text_contrastive_loss
+
+    images, texts = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(3))
+    cosines = torch.nn.functional.normalize(texts) @ torch.nn.functional.normalize(images).T
+    expected = image_text_contrastive_loss(cosines * 14.3)
+    found = contrastive_text_loss(images, texts, torch.tensor(14.3))
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_half_precision_features_are_compared_in_fp32() -> None:
+    generated, real = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(4))
+    low, high = generated.bfloat16(), real.bfloat16()
+    expected = alignment_loss(low.float(), high.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = alignment_loss(low, high)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+def test_distillation_is_one_minus_cosine() -> None:
+    features = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    frozen = torch.tensor([[3.0, 0.0], [0.0, -1.0], [1.0, 0.0]])
+    expected = (0 + 2 + 1 - 1 / math.sqrt(2)) / 3
+    assert float(distillation_loss(features, frozen)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 3), (3, 3)), ((2, 3), (2, 4)), ((0, 3), (0, 3)), ((3,), (3,))]
+)
+def test_shapes_that_do_not_fit_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
+    left, right = (torch.ones(shape) for shape in shapes)
+    for loss in (alignment_loss, distillation_loss):
+        with pytest.raises(DataError, match="shapes"):
+            loss(left, right)
+    with pytest.raises(DataError, match="shapes"):
+        contrastive_text_loss(left, right, 10.0)
+
+
+def test_a_mask_or_temperature_that_does_not_fit_is_refused() -> None:
+    one = torch.ones(3, 2)
+    with pytest.raises(DataError, match="same has shape"):
+        alignment_loss(one, one, same=torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(ConfigError, match="temperature"):
+        alignment_loss(one, one, temperature=0.0)

@@ -1,0 +1,87 @@
+"""Who is held out, and what a batch holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gmail_align.alignment.pairset import Tables, gather, group_pairs, hold_out, locate
+from gmail_align.data.pairs import Pair, read_pairs
+from gmail_align.data.preprocess import Preprocess
+from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.route import Route
+from gmail_align.errors import DataError
+from gmail_align.features.pixels import prepare_pixels, read_pixels
+from gmail_align.features.run import extract_images, extract_texts
+from gmail_align.features.store import read_features
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=40, max_size=80),
+    st.floats(0.01, 0.99),
+    st.integers(2, 50),
+    st.integers(0, 99),
+)
+def test_no_image_is_on_both_sides(groups: list[int], share: float, limit: int, seed: int) -> None:
+    rows = np.array([*groups, 0, 1, 2, 3])
+    held = hold_out(rows, share, limit, seed)
+    inside, outside = set(rows[held].tolist()), set(rows[~held].tolist())
+    assert not inside & outside
+    assert 2 <= len(inside) <= min(limit, len(inside | outside) // 2)
+    assert np.array_equal(held, hold_out(rows, share, limit, seed))
+
+
+def test_the_share_is_of_images_and_the_seed_matters() -> None:
+    groups = np.repeat(np.arange(100), 3)
+    assert len(set(groups[hold_out(groups, 0.1, 1000, 0)].tolist())) == 10
+    assert not np.array_equal(hold_out(groups, 0.1, 99, 0), hold_out(groups, 0.1, 99, 1))
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(DataError, match="3 real images: alignment needs at least 4"):
+        hold_out(np.array([0, 0, 1, 2, 2]), 0.5, 10, 0)
+
+
+def test_equal_texts_are_one_group() -> None:
+    pairs = [Pair("1", "x", "a", "1-0"), Pair("2", "y", "a", "2-0"), Pair("3", "x", "b", "3-0")]
+    images, texts = group_pairs(pairs)
+    assert images.tolist() == [0, 0, 1]
+    assert texts.tolist() == [0, 1, 0]
+
+
+def test_a_batch_holds_the_rows_of_its_pairs(clip_folder: Path, world: Any, tmp_path: Path) -> None:
+    encoder, pre = GmailEncoder.from_pretrained(clip_folder), Preprocess(size=32)
+    some = [f"r{number}" for number in range(6, 12)]
+    tables = Tables(
+        read_pixels(prepare_pixels(world.generated, pre, tmp_path / "g")),
+        read_pixels(prepare_pixels(world.real, pre, tmp_path / "r", ids=some)),
+        read_features(extract_images(world.real, encoder, Route.FROZEN, tmp_path / "f")),
+        read_features(extract_texts(world.pairs, encoder, tmp_path / "t")),
+    )
+    pairs = read_pairs(world.pairs)
+    rows = locate(pairs, tables)
+    assert rows.real.tolist() == [-1] * 12 + [n // 2 for n in range(12)]
+    places = np.array([13, 20, 12])
+    batch = gather(tables, rows.take(places), real=True, frozen=True)
+    chosen = [pairs[place] for place in places]
+    real, generated = tables.real, tables.generated
+    assert real is not None
+    assert torch.equal(batch.real, real.array[real.rows([p.real_image_id for p in chosen])])
+    names = [p.generated_image_id for p in chosen]
+    assert torch.equal(batch.generated, generated.array[generated.rows(names)])
+    assert batch.frozen is not None
+    frozen = tables.frozen
+    assert frozen is not None
+    assert torch.equal(batch.frozen, frozen.array[frozen.rows([p.real_image_id for p in chosen])])
+    texts = tables.texts
+    assert torch.equal(batch.texts, texts.array[texts.rows([p.caption_id for p in chosen])])
+    assert batch.same.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+    lean = gather(tables, rows.take(places), real=False, frozen=False)
+    assert lean.real is None
+    assert lean.frozen is None

@@ -1,0 +1,237 @@
+"""The stage: it aligns, resumes with the same bytes, and steps aside when it does not help."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gmail_align.alignment import run as module
+from gmail_align.alignment.config import AlignConfig, AlignWeights, align_preset
+from gmail_align.alignment.run import align
+from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
+from gmail_align.data.pairs import read_pairs
+from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.route import Route
+from gmail_align.errors import ArtifactError, ConfigError, DataError, TrainingError
+from gmail_align.training.config import OptimConfig
+
+OPTIM = OptimConfig(steps=12, lr=2e-3, schedule="constant", checkpoint_every=5, evaluate_every=4)
+CONFIG = AlignConfig(batch_size=6, holdout=0.25, optim=OPTIM)
+Run = Callable[..., Artifact]
+
+
+@pytest.fixture
+def run(clip_folder: Path, world: Any, tmp_path: Path) -> Run:
+    """Align the tiny world into ``tmp_path / name``."""
+
+    def go(config: AlignConfig, name: str = "encoder", **given: Any) -> Artifact:
+        sources = (given.pop("pairs", world.pairs), world.real, world.generated)
+        return align(config, *sources, clip_folder, tmp_path / name, seed=3, **given)
+
+    return go
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    names = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in names
+        if path.name != "manifest.json"
+    }
+
+
+def _die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Kill the run at the ``step``-th call of its loss."""
+    calls, terms = [0], module.loss_terms
+
+    def dying(*given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == step + 1:
+            raise KeyboardInterrupt
+        return terms(*given)
+
+    monkeypatch.setattr(module, "loss_terms", dying)
+
+
+def test_alignment_lowers_the_held_out_loss(run: Run, clip_folder: Path, world: Any) -> None:
+    made = run(CONFIG)
+    notes, counts = made.manifest["notes"], made.counts
+    assert notes["applied"] is True
+    assert notes["best_step"] > 0
+    assert notes["guard"]["kept"]["align_loss"] < notes["guard"]["start"]["align_loss"]
+    assert notes["guard"]["kept"]["score"] == -notes["guard"]["kept"]["align_loss"]
+    assert counts == {
+        "pairs": 18,
+        "real_images": 9,
+        "held_out_pairs": 6,
+        "held_out_real_images": 3,
+    }
+    events = list(read_jsonl(made.path("events.jsonl")))
+    losses = [row for row in events if row["event"] == "loss"]
+    assert len(losses) == 12
+    assert losses[-1]["align"] < losses[0]["align"]
+    assert {"align", "text_generated", "text_real", "total"} <= set(losses[0])
+    encoder = GmailEncoder.from_pretrained(made.folder)
+    assert (encoder.applied, encoder.best_step) == (True, notes["best_step"])
+    assert encoder.base_fingerprint == GmailEncoder.from_pretrained(clip_folder).fingerprint
+    pixels = torch.randn(3, 3, 32, 32)
+    plain = GmailEncoder.from_pretrained(clip_folder)
+    with torch.no_grad():
+        frozen = plain.embed_pixels(pixels, Route.FROZEN)
+        assert torch.equal(encoder.embed_pixels(pixels, Route.FROZEN), frozen)
+        assert not torch.allclose(encoder.embed_pixels(pixels, Route.GENERATED), frozen)
+
+
+def test_only_the_encoder_is_left(run: Run) -> None:
+    names = {name.split("/")[0] for name in _files(run(CONFIG).folder)}
+    assert names == {"adapter", "base", "config.json", "events.jsonl", "heads.safetensors"}
+
+
+@pytest.mark.parametrize("step", [3, 7])
+def test_a_killed_alignment_ends_with_the_same_bytes(
+    step: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(CONFIG, "whole")
+    with monkeypatch.context() as patch:
+        _die_at(patch, step)
+        try:
+            run(CONFIG, "killed")
+        except KeyboardInterrupt:
+            pass
+        else:
+            pytest.fail("the run was not killed")
+    gc.collect()
+    again = run(CONFIG, "killed")
+    assert _files(again.folder) == _files(whole.folder)
+    assert again.fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("preset", ["gmail", "eq1_only", "lora_only"])
+def test_the_guard_refuses_training_that_hurts(
+    preset: str,
+    world: Any,
+    clip_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Generated images that equal the real ones are aligned already; a wild rate can only hurt."""
+    draft = begin(tmp_path / "pairs", "pairs", {})
+    rows = [
+        vars(pair) | {"generated_image_id": pair.real_image_id} for pair in read_pairs(world.pairs)
+    ]
+    write_jsonl(draft.path("pairs.jsonl"), rows)
+    pairs = draft.finish({"pairs": len(rows)})
+    wild = OPTIM.model_copy(update={"lr": 30.0, "steps": 4, "evaluate_every": 1})
+    config = align_preset(preset, batch_size=6, holdout=0.25, optim=wild, select="align")
+    made = align(config, pairs, world.real, world.real, clip_folder, tmp_path / "encoder", seed=3)
+    notes = made.manifest["notes"]
+    assert notes["best_step"] == 0
+    assert notes["applied"] is False
+    assert "alignment is not applied: the encoder is the plain CLIP" in notes["message"]
+    assert notes["message"] in capsys.readouterr().err
+    assert json.loads(made.path("config.json").read_text())["applied"] is False
+    encoder, plain = (GmailEncoder.from_pretrained(f) for f in (made.folder, clip_folder))
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        expected = plain.embed_pixels(pixels, Route.FROZEN)
+        for route in Route:
+            assert torch.equal(encoder.embed_pixels(pixels, route), expected)
+
+
+def test_a_finished_alignment_is_not_repeated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run(CONFIG)
+    monkeypatch.setattr(module, "_prepare", None)
+    assert run(CONFIG) == made
+    assert run(CONFIG.model_copy(update={"device": "cpu"})) == made
+    with pytest.raises(ArtifactError, match=r"config\.temperature was 0\.07 and is now 0\.1"):
+        run(CONFIG.model_copy(update={"temperature": 0.1}))
+
+
+def test_a_shared_cache_changes_nothing(run: Run, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    alone, shared = run(CONFIG, "alone"), run(CONFIG, "shared", cache=cache)
+    assert shared.fingerprint == alone.fingerprint
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+    run(CONFIG.model_copy(update={"temperature": 0.1}), "third", cache=cache)
+    after = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_without_real_terms_no_real_image_is_trained_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    gather = module.gather
+
+    def spy(tables: Any, rows: Any, **wanted: bool) -> Any:
+        seen.append((wanted, len(tables.real.ids), len(tables.frozen.ids)))
+        return gather(tables, rows, **wanted)
+
+    monkeypatch.setattr(module, "gather", spy)
+    made = run(align_preset("lora_only", batch_size=6, holdout=0.25, optim=OPTIM), "control")
+    assert all(row == ({"real": False, "frozen": False}, 3, 3) for row in seen)
+    encoder = GmailEncoder.from_pretrained(made.folder)
+    assert torch.equal(encoder.real_head, encoder.clip.visual_projection.weight)
+    seen.clear()
+    run(align_preset("eq1_only", batch_size=6, holdout=0.25, optim=OPTIM), "eq1")
+    assert all(row == ({"real": False, "frozen": True}, 3, 12) for row in seen)
+
+
+def test_training_and_guard_share_no_real_image(
+    run: Run, world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[Any] = []
+    prepare = module._prepare
+    monkeypatch.setattr(
+        module, "_prepare", lambda *given: tasks.append(prepare(*given)) or tasks[-1]
+    )
+    run(CONFIG)
+    task, pairs = tasks[0], read_pairs(world.pairs)
+    owner = {pair.generated_image_id: pair.real_image_id for pair in pairs}
+    names = task.tables.generated.ids
+    trained = {owner[names[row]] for row in task.train.generated}
+    held = {owner[names[row]] for row in task.held.generated}
+    assert len(trained) == 9
+    assert len(held) == 3
+    assert not trained & held
+
+
+def test_a_batch_larger_than_the_pairs_works(run: Run) -> None:
+    short = OPTIM.model_copy(update={"steps": 2})
+    run(CONFIG.model_copy(update={"batch_size": 50, "optim": short}))
+
+
+def test_one_head_for_both_modalities(run: Run) -> None:
+    made = run(CONFIG.model_copy(update={"dual_heads": False}))
+    encoder = GmailEncoder.from_pretrained(made.folder)
+    assert encoder.generated_head is encoder.real_head
+    assert encoder.applied
+
+
+def test_no_weight_is_refused(run: Run) -> None:
+    nothing = AlignWeights(align=0, text_generated=0, text_real=0, distill_real=0)
+    with pytest.raises(ConfigError, match="every weight of the alignment is 0"):
+        run(AlignConfig(weights=nothing))
+
+
+def test_too_few_real_images_are_refused(run: Run, world: Any, tmp_path: Path) -> None:
+    draft = begin(tmp_path / "few", "pairs", {})
+    rows = [vars(pair) for pair in read_pairs(world.pairs)[:6]]
+    write_jsonl(draft.path("pairs.jsonl"), rows)
+    with pytest.raises(DataError, match="3 real images"):
+        run(CONFIG, pairs=draft.finish({"pairs": 6}))
+
+
+def test_a_loss_that_breaks_is_our_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = module.loss_terms
+    monkeypatch.setattr(
+        module, "loss_terms", lambda *given: {"total": terms(*given)["total"] * float("nan")}
+    )
+    with pytest.raises(TrainingError, match="the loss is nan at step 0"):
+        run(CONFIG)

@@ -1,0 +1,204 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from gmail_align import __version__
+from gmail_align.cli import recipes
+from gmail_align.cli.lazy import Entry
+from gmail_align.cli.main import COMMANDS, app
+from gmail_align.errors import DataError, TrainingError
+
+GMAIL_ALIGN = [sys.executable, "-m", "gmail_align"]
+SHARED = {"--config", "--set", "--dry-run", "--json", "--quiet", "--help"}
+WORDS = [
+    *chain.from_iterable(
+        [[name]] if isinstance(row, Entry) else [[name, inner] for inner in row.commands]
+        for name, row in COMMANDS.items()
+    )
+]
+
+
+def call(*words, **settings):
+    return CliRunner().invoke(app, [str(word) for word in words], **settings)
+
+
+def leaf(words):
+    command = get_command(app)
+    context = command.make_context("gmail-align", list(words), resilient_parsing=True)
+    for word in words:
+        _, command, _ = command.resolve_command(context, [word])
+    return command
+
+
+def test_the_commands_are_these():
+    assert [" ".join(words) for words in WORDS] == [
+        "demo",
+        "run",
+        "recipes list",
+        "recipes show",
+        "recipes copy",
+        "import coco",
+        "synthesize",
+        "pair",
+        "extract",
+        "gap",
+        "align",
+        "train clipcap",
+        "predict captions",
+        "evaluate retrieval",
+        "evaluate zeroshot",
+        "evaluate captions",
+        "report",
+        "tabletop write",
+        "tabletop train",
+        "doctor",
+    ]
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_every_command_says_what_it_does_and_takes_the_shared_options(words):
+    command = leaf(words)
+    assert command.help
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert options | {"--help"} >= SHARED
+    shown = call(*words, "--help")
+    assert shown.exit_code == 0
+    assert all(option in shown.stdout for option in SHARED)
+
+
+def test_help_lists_every_command_and_imports_none():
+    code = (
+        "import sys; from gmail_align.cli.main import app;"
+        "app(['--help'], standalone_mode=False);"
+        "print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(f"  {name} " in ran.stdout for name in COMMANDS)
+    loaded = set(ran.stderr.split())
+    heavy = {"torch", "transformers", "numpy", "pydantic", "PIL", "pyarrow", "rich", "sklearn"}
+    assert not heavy & loaded
+    ours = {name for name in loaded if name.startswith("gmail_align.cli.")}
+    assert ours == {"gmail_align.cli.main", "gmail_align.cli.lazy"}
+
+
+@pytest.mark.parametrize("words", [["recipes", "list"], ["recipes", "show", "demo"]])
+def test_light_commands_never_import_torch(words):
+    code = (
+        "import sys; from gmail_align.cli.main import app;"
+        f"app({words}, standalone_mode=False); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+def test_the_version():
+    assert call("--version").stdout == f"gmail-align {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["demmo"], "Did you mean 'demo'?"),
+        (["train", "clipcup"], "Did you mean 'clipcap'?"),
+        (["recipes", "show"], "Missing argument"),
+        (["recipes", "list", "--nonsense"], "No such option"),
+        (["tabletop", "write", "--out", "x", "--count", "none"], "Invalid value for '--count'"),
+    ],
+)
+def test_wrong_usage_exits_with_2(words, message):
+    ran = call(*words)
+    assert ran.exit_code == 2
+    assert message in ran.stderr
+    assert ran.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "sentence"),
+    [
+        (DataError("image 7\n  is broken"), 2, "gmail-align: image 7 is broken"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "gmail-align: /x: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "gmail-align: no space is left"),
+        (RuntimeError("writing: No space left on device (28)"), 2, "gmail-align: no space is left"),
+        (KeyboardInterrupt(), 130, "gmail-align: interrupted; run the same command again"),
+        (TrainingError("the loss is nan"), 1, "TrainingError: the loss is nan"),
+        (KeyError("key"), 1, "gmail-align: this is a failure of gmail-align: KeyError: 'key'"),
+    ],
+)
+def test_what_is_raised_becomes_a_sentence_and_an_exit_code(monkeypatch, raised, code, sentence):
+    def fail(_):
+        raised.__notes__ = ["in shard 3"]
+        raise raised
+
+    monkeypatch.setattr(recipes, "_text", fail)
+    ran = call("recipes", "show", "demo")
+    assert ran.exit_code == code
+    assert sentence in ran.stderr.splitlines()[-1]
+    assert ("Traceback" in ran.stderr) == (code == 1)
+    if code == 2:
+        assert len(ran.stderr.splitlines()) == 1
+    if isinstance(raised, DataError):
+        assert ran.stderr.endswith("broken in shard 3\n")
+
+
+def test_a_disk_that_is_full_while_writing(monkeypatch, tmp_path):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    ran = call("recipes", "copy", "demo", tmp_path / "mine.toml")
+    assert ran.exit_code == 2
+    assert ran.stderr.startswith(f"gmail-align: no space is left to write {tmp_path}/mine.toml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exit_codes_of_the_process(tmp_path):
+    ran = subprocess.run([*GMAIL_ALIGN, "recipes", "show", "dmo"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "gmail-align: no recipe is named 'dmo'; did you mean 'demo'?\n"
+
+
+def test_an_interrupted_process_exits_with_130(tmp_path):
+    words = ["tabletop", "write", "--out", str(tmp_path), "--count", "2000"]
+    process = subprocess.Popen([*GMAIL_ALIGN, *words], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("images/*.jpg")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("gmail-align: interrupted; run the same command again to go on\n")
+
+
+def test_recipes_are_listed_shown_and_copied(tmp_path):
+    listed = json.loads(call("recipes", "list", "--json").stdout)["recipes"]
+    assert "demo" in listed
+    assert all(listed.values())
+    text = call("recipes", "show", "demo").stdout
+    path = tmp_path / "mine.toml"
+    assert call("recipes", "copy", "demo", path, "--dry-run").exit_code == 0
+    assert not path.exists()
+    assert call("recipes", "copy", "demo", path).exit_code == 0
+    assert path.read_text().rstrip("\n") == text.rstrip("\n")
+    again = call("recipes", "copy", "demo", path)
+    assert (again.exit_code, "exists already" in again.stderr) == (2, True)
+    assert call("recipes", "copy", "smoke", tmp_path).exit_code == 0
+    assert (tmp_path / "smoke.toml").exists()
+
+
+def test_a_command_without_configuration_refuses_one():
+    ran = call("recipes", "list", "--set", "a=1")
+    assert ran.exit_code == 2
+    assert "leave out --config and --set" in ran.stderr
+
+
+def test_quiet_leaves_nothing_but_errors(tmp_path):
+    assert call("recipes", "list", "--quiet").output == ""
+    assert call("recipes", "show", "dmo", "--quiet").stderr != ""

@@ -1,0 +1,192 @@
+"""Every stage's command, one after the other, on two dozen tabletop images and the shipped models."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from gmail_align.artifacts import load
+from gmail_align.cli.evaluate_zeroshot import read_labels, read_prompts
+from gmail_align.cli.main import app
+from gmail_align.cli.train_clipcap import caption_rows
+from gmail_align.errors import DataError
+
+STAGES = {
+    "write": "tabletop write --out {w} --count 24",
+    "import": "import coco --annotations {w}/captions_train.json --images {w}/images --out {real}",
+    "synthesize": "synthesize --captions {real}/captions --model tabletop --out {gen}"
+    " --set steps=1 --set batch_size=120",
+    "pair": "pair --captions {real}/captions --real {real}/images --generated {gen} --out {pairs}",
+    "gap": "gap --real {real}/images --generated {gen} --pairs {pairs} --encoder tabletop"
+    " --out {gap} --set resamples=20 --set max_pairs=48",
+    "align": "align --pairs {pairs} --real {real}/images --generated {gen} --base tabletop"
+    " --out {encoder} --preset eq1_only --config {work}/align.toml --set optim.evaluate_every=2",
+    "extract": "extract {real}/images --encoder {encoder} --route real --out {seen}",
+    "generated": "extract {gen} --encoder {encoder} --route generated --out {made}",
+    "texts": "extract {real}/captions --encoder {encoder} --out {texts}",
+    "train": "train clipcap --features {made} --captions {pairs} --gpt2 tabletop --out {captioner}"
+    " --set optim.steps=2 --set batch_size=8 --set max_tokens=20"
+    " --validation-features {seen} --validation-captions {real}/captions",
+    "predict": "predict captions --captioner {captioner} --features {seen} --out {said} --beam 1",
+    "retrieval": "evaluate retrieval --images {seen} --texts {texts} --captions {real}/captions"
+    " --out {ranks}",
+    "zeroshot": "evaluate zeroshot --images {seen} --labels {work}/labels.json"
+    " --classes {work}/classes.json --encoder tabletop --out {classes}",
+    "captions": "evaluate captions a={said} b={said} --references {real}/captions --out {scores}"
+    " --metric ROUGE_L",
+}
+PLACES = "w real gen pairs gap encoder seen made texts captioner said ranks classes scores".split()
+
+
+def call(words):
+    return CliRunner().invoke(app, words)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Run every stage once; the folders, the commands and what each printed."""
+    work = tmp_path_factory.mktemp("stages")
+    places = {name: work / name for name in PLACES} | {"work": work}
+    (work / "align.toml").write_text("batch_size = 8\n[optim]\nsteps = 2\n")
+    (work / "classes.json").write_text(json.dumps({"red": ["a red ball"], "blue": ["a blue ball"]}))
+    images = [f"{number}" for number in range(24)]
+    labels = dict(zip(images, ["red", "blue"] * 12, strict=True))
+    (work / "labels.json").write_text(json.dumps(labels))
+    commands = {name: text.format(**places).split() for name, text in STAGES.items()}
+    said = {}
+    for name, words in commands.items():
+        ran = call([*words, "--json"])
+        assert ran.exit_code == 0, (name, ran.stderr, ran.exception)
+        said[name] = json.loads(ran.stdout)
+    return places, commands, said
+
+
+def test_every_stage_made_what_it_says(world):
+    places, _, said = world
+    counts = {name: value.get("counts") for name, value in said.items()}
+    assert counts["synthesize"]["images"] == 120
+    assert counts["pair"]["pairs"] == 120
+    assert counts["predict"] == {"images": 24}
+    assert [one["kind"] for one in said["import"]["artifacts"]] == ["captions", "images"]
+    kinds = {name: value["kind"] for name, value in said.items() if "kind" in value}
+    assert kinds["align"] == "encoder"
+    assert kinds["train"] == "captioner"
+    assert {kinds[name] for name in ("gap", "retrieval", "zeroshot", "captions")} == {"result"}
+    for value in said.values():
+        if "folder" in value:
+            assert load(value["folder"] and places["work"] / value["folder"]).counts
+
+
+def test_results_come_with_their_numbers(world):
+    said = world[2]
+    assert said["gap"]["result"]["protocol"] == "gap_paired"
+    assert 0 <= said["zeroshot"]["result"]["metrics"]["accuracy"]["value"] <= 1
+    assert set(said["captions"]["result"]["systems"]) == {"a", "b"}
+    assert said["captions"]["result"]["paired"]["b - a"]["ROUGE_L"]["value"] == 0
+
+
+def test_config_and_preset_and_set_reach_the_stage(world):
+    config = load(world[0]["encoder"]).manifest["config"]
+    assert config["weights"]["text_real"] == 0
+    assert (config["optim"]["steps"], config["optim"]["evaluate_every"]) == (2, 2)
+    assert config["batch_size"] == 8
+
+
+@pytest.mark.parametrize("name", ["import", "pair", "extract", "retrieval", "predict"])
+def test_a_finished_stage_is_not_run_again(world, name):
+    _, commands, said = world
+    ran = call([*commands[name], "--json"])
+    assert json.loads(ran.stdout) == said[name]
+    assert ran.stderr == ""
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "write"])
+def test_a_dry_run_says_what_it_would_do_and_makes_nothing(world, name, tmp_path):
+    words = list(world[1][name])
+    out = words.index("--out") + 1
+    words[out] = str(tmp_path / "out")
+    ran = call([*words, "--dry-run"])
+    assert ran.exit_code == 0, ran.stderr
+    assert f"into {tmp_path / 'out'}" in ran.stdout
+    assert list(tmp_path.iterdir()) == []
+    planned = json.loads(call([*words, "--dry-run", "--json"]).stdout)
+    assert planned["out"] == str(tmp_path / "out")
+
+
+def test_a_result_is_printed_with_intervals(world):
+    lines = call(world[1]["retrieval"]).stdout.splitlines()
+    assert lines[0].endswith("ranks: result, 24 images, 120 texts")
+    assert any(" to " in line for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "sentence"),
+    [
+        ("align", ["--set", "optim.stps=3"], "unknown key 'optim.stps'; did you mean 'steps'?"),
+        ("align", ["--preset", "gmial"], "'gmial' is no preset; use one of gmail, eq1_only"),
+        ("align", ["--set", "batch_size=9"], "config.batch_size was 8 and is now 9"),
+        ("align", ["--pairs", "{real}/captions"], "holds captions, but pairs are needed here"),
+        ("gap", ["--real", "{pairs}"], "holds pairs, but images or features are needed here"),
+        ("extract", ["--device", "gpu"], "'gpu' is no device"),
+        ("texts", ["--route", "real"], "holds captions, which have no --route"),
+        ("train", ["--captions", "{w}"], "is no artifact"),
+        ("captions", ["x={gap}"], "holds result, but predictions are needed here"),
+        ("captions", ["b={said}"], "two predictions are named 'b'"),
+        ("zeroshot", ["--labels", "{work}/align.toml"], "cannot be read as JSON"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(world, name, extra, sentence):
+    places, commands, _ = world
+    ran = call([*commands[name], *(word.format(**places) for word in extra)])
+    assert ran.exit_code == 2, ran.stderr
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("gmail-align: ")
+    assert sentence in line
+
+
+def test_images_need_a_route_and_an_encoder(world):
+    places, commands, _ = world
+    words = [word for word in commands["extract"] if word not in ("--route", "real")]
+    assert "name a --route (frozen, generated, real, real_head)" in call(words).stderr
+    words = [word for word in commands["gap"] if word not in ("--encoder", "tabletop")]
+    assert "name an --encoder" in call(words).stderr
+    assert places
+
+
+def test_captions_find_their_features_by_either_image(world):
+    places = world[0]
+    captions, pairs = load(places["real"] / "captions"), load(places["pairs"])
+    for source in (captions, pairs):
+        real = caption_rows(load(places["seen"]), source)
+        made = caption_rows(load(places["made"]), source)
+        assert len(real) == len(made) == 120
+        assert sorted(text for _, text in real) == sorted(text for _, text in made)
+        assert {name.count("-") for name, _ in made} == {1}
+    with pytest.raises(DataError, match="give the captions of the same images"):
+        caption_rows(load(places["texts"]), captions)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[]", "holds no JSON object"),
+        ('{"a": "text"}', "class 'a' has no list of prompts"),
+        ('{"a": ["x"], "b": []}', "same number of prompts"),
+        ("{}", "same number of prompts"),
+    ],
+)
+def test_class_files_are_checked(tmp_path, text, sentence):
+    path = tmp_path / "classes.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=sentence):
+        read_prompts(path)
+
+
+def test_class_and_label_files(tmp_path):
+    path = tmp_path / "classes.json"
+    path.write_text('{"classes": {"red": {"name": "red", "prompts": ["a red ball"]}}}')
+    assert read_prompts(path) == {"red": ["a red ball"]}
+    path.write_text('{"7": "red"}')
+    assert read_labels(path, ["blue", "red"]) == {"7": 1}
+    with pytest.raises(DataError, match="image 7 is of class 'red', which is not listed"):
+        read_labels(path, ["blue"])

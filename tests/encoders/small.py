@@ -1,0 +1,144 @@
+"""A tiny CLIP and a tiny world, shared by tests; everything is made here, nothing is downloaded."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    PreTrainedTokenizerFast,
+)
+
+from gmail_align.artifacts import Artifact, begin
+from gmail_align.data.captions import Caption, write_captions
+from gmail_align.data.images import ImageRecord, finish_images, shard_name, write_shard
+from gmail_align.data.pairs import make_pairs
+
+COLOURS = ("red", "green", "blue", "grey")
+WORDS = (*COLOURS, "a", "image", "of", "tone", *map(str, range(40)))
+BuildClip = Callable[..., Path]
+
+
+def write_clip(folder: Path, *, eos_last: bool = True, config_eos: int | None = None) -> Path:
+    """Write a tiny random CLIP with tokenizer and image processor, in Hugging Face's format."""
+    special = ["<pad>", "<start>", "<unk>"]
+    order = [*special, *WORDS, "<end>"] if eos_last else ["<end>", *special, *WORDS]
+    _write_tokenizer(folder, order)
+    start, end = order.index("<start>"), order.index("<end>")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    shape |= {"num_hidden_layers": 2, "projection_dim": 24}
+    text = CLIPTextConfig(
+        **shape,
+        vocab_size=len(order),
+        max_position_embeddings=12,
+        bos_token_id=start,
+        eos_token_id=end if config_eos is None else config_eos,
+        pad_token_id=order.index("<pad>"),
+    )
+    vision = CLIPVisionConfig(**shape, image_size=32, patch_size=8)
+    towers = {"text_config": text.to_dict(), "vision_config": vision.to_dict()}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(**towers, projection_dim=24))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessorPil(**sides).save_pretrained(folder)
+    return folder
+
+
+def _write_tokenizer(folder: Path, order: list[str]) -> None:
+    vocabulary = {word: place for place, word in enumerate(order)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [(word, vocabulary[word]) for word in ("<start>", "<end>")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=ends
+    )
+    names = {"bos_token": "<start>", "eos_token": "<end>", "pad_token": "<pad>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **names)
+    fast.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def build_clip() -> BuildClip:
+    """Return :func:`write_clip`."""
+    return write_clip
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random CLIP: 2 layers, 32 px, patches of 8."""
+    torch.set_num_threads(1)
+    return write_clip(tmp_path_factory.mktemp("clip"))
+
+
+class World(NamedTuple):
+    """A data set of 12 real images, two captions each and one generated image a caption."""
+
+    captions: Artifact
+    real: Artifact
+    generated: Artifact
+    pairs: Artifact
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Coloured noise as real images; noisier ones whose colours run as generated ones."""
+    folder = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    real, generated, captions = [], [], []
+    for number in range(12):
+        pixels = _coloured(number, rng)
+        real.append(_sample(f"r{number}", pixels, "real"))
+        for copy in range(2):
+            name = f"c{number}-{copy}"
+            text = f"a {COLOURS[number % 4]} image of tone {number} {copy}"
+            captions.append(Caption(name, text, f"r{number}"))
+            off = 0.5 * (pixels.astype(float) + np.roll(pixels, 1, axis=-1)) + rng.normal(
+                0, 8, pixels.shape
+            )
+            made = np.clip(off, 0, 255).astype(np.uint8)
+            generated.append(_sample(f"{name}-0", made, "generated", text))
+    images = [_store(folder / "real", real), _store(folder / "generated", generated)]
+    draft = begin(folder / "captions", "captions", {})
+    texts = draft.finish({"captions": write_captions(draft, captions)})
+    return World(texts, *images, make_pairs(texts, *images, folder / "pairs"))
+
+
+def _coloured(number: int, rng: np.random.Generator) -> np.ndarray:
+    pixels = rng.integers(0, 60, (40, 48, 3))
+    channel = number % 4
+    pixels[..., channel if channel < 3 else slice(None)] += 60 + 10 * number
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def _sample(
+    name: str, pixels: np.ndarray, source: str, prompt: str = ""
+) -> tuple[ImageRecord, bytes]:
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    image.save(buffer, format="PNG")
+    record = ImageRecord(
+        id=name, width=image.width, height=image.height, source=source, prompt=prompt
+    )
+    return record, buffer.getvalue()
+
+
+def _store(folder: Path, samples: list[tuple[ImageRecord, bytes]]) -> Artifact:
+    draft = begin(folder, "images", {})
+    write_shard(draft.path(shard_name(0)), samples)
+    return finish_images(draft)

@@ -1,0 +1,176 @@
+"""Extraction: the store holds what the encoder says, whatever the batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gmail_align.artifacts import Artifact
+from gmail_align.data.captions import read_captions
+from gmail_align.data.images import ImageStore
+from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.route import Route
+from gmail_align.errors import ArtifactError, DataError
+from gmail_align.features import run as module
+from gmail_align.features.pixels import prepare_pixels, read_pixels
+from gmail_align.features.run import extract_images, extract_pixels, extract_texts
+from gmail_align.features.store import FEATURES, read_features
+
+
+@pytest.fixture(scope="module")
+def encoder(clip_folder: Path) -> GmailEncoder:
+    """An encoder whose every route is another."""
+    encoder = GmailEncoder.from_clip(clip_folder)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in encoder.trainable().values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return encoder
+
+
+@torch.no_grad()
+def _expected(encoder: GmailEncoder, images: Artifact, route: Route) -> torch.Tensor:
+    store = ImageStore(images)
+    return encoder.embed_pixels(encoder.preprocess([store.read(i) for i in store.ids]), route)
+
+
+@pytest.mark.parametrize("route", list(Route))
+def test_features_are_the_encoders(
+    route: Route, encoder: GmailEncoder, world: Any, tmp_path: Path
+) -> None:
+    made = extract_images(world.real, encoder, route, tmp_path / "f", batch_size=5)
+    found = read_features(made)
+    assert list(found.ids) == ImageStore(world.real).ids
+    assert torch.allclose(found.array, _expected(encoder, world.real, route), atol=1e-5)
+    assert made.counts == {"images": 12, "rows": 12}
+    config = made.manifest["config"]
+    assert (config["what"], config["route"]) == ("image", route.value)
+    assert config["weights"] == encoder.route_fingerprint(route)
+    assert config["encoder"] == encoder.base_fingerprint
+
+
+def test_the_file_is_a_safetensors_file_and_is_mapped(
+    encoder: GmailEncoder, world: Any, tmp_path: Path
+) -> None:
+    made = extract_images(world.real, encoder, Route.FROZEN, tmp_path / "f")
+    found = read_features(made)
+    assert torch.equal(load_file(made.path(FEATURES))["features"], found.array)
+    assert found.rows(["r3", "r0"]).tolist() == [found.ids.index("r3"), found.ids.index("r0")]
+    with pytest.raises(DataError, match="2 of 3 ids have no features, the first of them 'x'"):
+        found.rows(["r1", "x", "y"])
+
+
+def test_before_the_projection(encoder: GmailEncoder, world: Any, tmp_path: Path) -> None:
+    made = extract_images(world.real, encoder, Route.REAL, tmp_path / "f", before_projection=True)
+    trunk = read_features(made).array
+    assert trunk.shape == (12, 32)
+    projected = encoder.project(trunk, Route.REAL)
+    assert torch.allclose(projected, _expected(encoder, world.real, Route.REAL), atol=1e-5)
+    assert made.manifest["config"]["what"] == "trunk"
+
+
+def test_half_precision_storage(encoder: GmailEncoder, world: Any, tmp_path: Path) -> None:
+    full = extract_images(world.real, encoder, Route.REAL, tmp_path / "32")
+    half = extract_images(world.real, encoder, Route.REAL, tmp_path / "16", dtype="float16")
+    found = read_features(half).array
+    assert found.dtype == torch.float16
+    assert torch.equal(found, read_features(full).array.half())
+
+
+def test_extraction_of_pixels_is_the_same_artifact(
+    encoder: GmailEncoder, world: Any, tmp_path: Path
+) -> None:
+    ids = ["r5", "r1", "r11"]
+    prepared = prepare_pixels(world.real, encoder.preprocess, tmp_path / "p", ids=ids)
+    pixels = read_pixels(prepared)
+    made = extract_pixels(world.real, pixels, encoder, Route.FROZEN, tmp_path / "a")
+    other = extract_images(world.real, encoder, Route.FROZEN, tmp_path / "b", ids=ids)
+    assert made.fingerprint == other.fingerprint
+    again = extract_images(world.real, encoder, Route.FROZEN, tmp_path / "a", ids=ids)
+    assert again.manifest == made.manifest
+
+
+def test_texts_of_captions_and_of_pairs(encoder: GmailEncoder, world: Any, tmp_path: Path) -> None:
+    made = extract_texts(world.captions, encoder, tmp_path / "c", batch_size=7)
+    found = read_features(made)
+    captions = read_captions(world.captions)
+    assert list(found.ids) == [caption.caption_id for caption in captions]
+    with torch.no_grad():
+        expected = encoder.embed_texts([caption.text for caption in captions])
+    assert torch.allclose(found.array, expected, atol=1e-5)
+    of_pairs = read_features(extract_texts(world.pairs, encoder, tmp_path / "p"))
+    assert torch.allclose(of_pairs.array[of_pairs.rows(found.ids)], expected, atol=1e-5)
+    with pytest.raises(ArtifactError, match="holds images"):
+        extract_texts(world.real, encoder, tmp_path / "x")
+
+
+def test_a_killed_extraction_ends_with_the_same_bytes(
+    encoder: GmailEncoder, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = extract_images(world.generated, encoder, Route.REAL, tmp_path / "a", batch_size=5)
+    make, calls = module._image_rows, [0]
+
+    def dying(*given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return make(*given)
+
+    monkeypatch.setattr(module, "_image_rows", dying)
+    try:
+        extract_images(world.generated, encoder, Route.REAL, tmp_path / "b", batch_size=5)
+    except KeyboardInterrupt:
+        calls[0] = 10
+    made = extract_images(world.generated, encoder, Route.REAL, tmp_path / "b", batch_size=5)
+    assert calls[0] == 13
+    assert made.fingerprint == whole.fingerprint
+
+
+def test_another_encoder_route_or_set_is_refused(
+    encoder: GmailEncoder, clip_folder: Path, world: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "f"
+    extract_images(world.real, encoder, Route.REAL, out)
+    fresh = GmailEncoder.from_clip(clip_folder)
+    for given, message in [
+        ((world.real, fresh, Route.REAL), "config.weights"),
+        ((world.real, encoder, Route.FROZEN), "config.route"),
+        ((world.generated, encoder, Route.REAL), "inputs.images"),
+    ]:
+        with pytest.raises(ArtifactError, match=f"belongs to another run: {message}"):
+            extract_images(*given, out)
+
+
+def test_frozen_features_are_shared_by_all_encoders_on_one_clip(
+    encoder: GmailEncoder, clip_folder: Path, world: Any, tmp_path: Path
+) -> None:
+    made = extract_images(world.real, encoder, Route.FROZEN, tmp_path / "f")
+    plain = GmailEncoder.from_pretrained(clip_folder)
+    assert extract_images(world.real, plain, Route.FROZEN, tmp_path / "f") == made
+
+
+def test_features_that_are_not_finite_are_refused(
+    clip_folder: Path, world: Any, tmp_path: Path
+) -> None:
+    encoder = GmailEncoder.from_clip(clip_folder)
+    with torch.no_grad():
+        encoder.real_head.mul_(1e7)
+    with pytest.raises(DataError, match="not finite in float16"):
+        extract_images(world.real, encoder, Route.REAL, tmp_path / "f", dtype="float16")
+
+
+def test_a_damaged_store_is_refused(encoder: GmailEncoder, world: Any, tmp_path: Path) -> None:
+    made = extract_images(world.real, encoder, Route.FROZEN, tmp_path / "f")
+    lines = made.path("ids.jsonl").read_text().splitlines()
+    made.path("ids.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(ArtifactError, match="12 rows for 11 ids"):
+        read_features(made)
+    made.path(FEATURES).write_bytes(b"short")
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_features(made)
+    with pytest.raises(ArtifactError, match="holds images"):
+        read_features(world.real)

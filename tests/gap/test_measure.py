@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gmail_align.errors import UserError
+from gmail_align.gap.advice import FAR, INDISTINGUISHABLE, NEAR, Verdict, advise, closeness
+from gmail_align.gap.config import GapConfig
+from gmail_align.gap.measure import UNPAIRED, paired_gap, sample_rows, unpaired_gap
+
+from .conftest import pairs_of
+
+QUICK = GapConfig(resamples=50)
+
+
+def test_a_set_measured_against_itself_has_no_gap() -> None:
+    real, _ = pairs_of(80, noise=0, shift=0)
+    found = paired_gap(real, real, config=QUICK)
+    values = {name: entry["value"] for name, entry in found["metrics"].items()}
+    assert values["paired_cosine"] == pytest.approx(1, abs=1e-6)
+    assert values["centroid_distance"] == pytest.approx(0, abs=1e-6)
+    assert values["gen_to_real_r1"] == 1
+    assert values["cmmd"] == pytest.approx(0, abs=1e-9)
+    assert values["frechet_distance"] == pytest.approx(0, abs=1e-6)
+    assert found["advice"]["verdict"] == "train_as_is"
+
+
+@pytest.mark.parametrize(
+    ("noise", "shift", "verdict"),
+    [(0.1, 0.0, "train_as_is"), (0.6, 1.5, "align_first"), (30.0, 0.0, "too_far")],
+)
+def test_the_advice_follows_the_gap(noise: float, shift: float, verdict: str) -> None:
+    real, generated = pairs_of(200, noise=noise, shift=shift)
+    found = paired_gap(real, generated, config=QUICK)
+    assert found["advice"]["verdict"] == verdict
+    assert found["n"] == 200
+    assert found["unavailable"] == {}
+
+
+def test_intervals_hold_their_values_and_distances_have_none() -> None:
+    found = paired_gap(*pairs_of(80, noise=0.6, shift=1), config=QUICK)
+    for name, entry in found["metrics"].items():
+        if name in ("cmmd", "frechet_distance"):
+            assert entry["low"] is entry["high"] is None
+        else:
+            assert entry["low"] <= entry["value"] <= entry["high"], name
+
+
+def test_sets_without_pairs_say_what_they_cannot_tell() -> None:
+    real, _ = pairs_of(90, noise=0, shift=0)
+    _, generated = pairs_of(60, noise=0.6, shift=2)
+    found = unpaired_gap(real, generated, config=QUICK)
+    assert found["n"] == 60
+    assert set(found["metrics"]) == {*UNPAIRED, "cmmd", "frechet_distance"}
+    assert set(found["unavailable"]) >= {"paired_cosine", "margin", "gen_to_real_r1"}
+    assert found["advice"]["verdict"] == "align_first"
+
+
+def test_the_unpaired_gap_does_not_depend_on_the_order_of_rows() -> None:
+    real, generated = pairs_of(80, noise=0.6, shift=1)
+    turned = generated[torch.randperm(80, generator=torch.Generator().manual_seed(5))]
+    first, second = (unpaired_gap(real, g, config=QUICK)["metrics"] for g in (generated, turned))
+    for name in ("centroid_distance", "norm_ratio", "cmmd", "frechet_distance"):
+        assert first[name]["value"] == pytest.approx(second[name]["value"], rel=1e-6)
+
+
+def test_no_more_pairs_are_measured_than_asked_for() -> None:
+    real, generated = pairs_of(80, noise=0.6, shift=1)
+    config = GapConfig(max_pairs=30, resamples=20)
+    first, again, other = (paired_gap(real, generated, config=config, seed=s) for s in (0, 0, 1))
+    assert first["n"] == 30
+    assert first == again != other
+
+
+def test_samples_are_ordered_distinct_and_kept_apart_by_name() -> None:
+    rows = sample_rows(1000, 50, 0, "real")
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert rows.tolist() != sample_rows(1000, 50, 0, "generated").tolist()
+    assert sample_rows(7, 50, 0, "real").tolist() == list(range(7))
+
+
+def test_the_thresholds_separate_the_verdicts() -> None:
+    def verdict(near: float, auc: float) -> Verdict:
+        values = {"paired_cosine": near, "unpaired_cosine": 0.0, "probe_auc": auc}
+        return advise(values)[0]
+
+    assert verdict(NEAR, INDISTINGUISHABLE) is Verdict.TRAIN_AS_IS
+    assert verdict(NEAR, INDISTINGUISHABLE + 0.01) is Verdict.ALIGN_FIRST
+    assert verdict(NEAR - 0.01, 0.5) is Verdict.ALIGN_FIRST
+    assert verdict(FAR, 1.0) is Verdict.ALIGN_FIRST
+    assert verdict(FAR - 0.01, 1.0) is Verdict.TOO_FAR
+    assert advise({"probe_auc": 0.55})[0] is Verdict.TRAIN_AS_IS
+    assert closeness(0.66, 0.16) == pytest.approx(0.595, abs=1e-3)
+
+
+def test_features_that_do_not_fit_are_refused() -> None:
+    real, generated = pairs_of(20, noise=1, shift=0)
+    with pytest.raises(UserError, match="do not pair up"):
+        paired_gap(real, generated[:19], config=QUICK)
+    with pytest.raises(UserError, match="dimensions"):
+        unpaired_gap(real, generated[:, :8], config=QUICK)
