@@ -1,7 +1,8 @@
 """The whole story: every stage of one recipe, in order, skipping what is complete.
 
-Each line of :func:`run` makes one artifact in the work folder from artifacts above it; nothing is handed
-over in memory. Killed at any point and started again, the run goes on and ends with the same result.
+Each line of :func:`run` makes one artifact in the work folder from artifacts above it; nothing is
+handed over in memory. Killed at any point and started again, the run goes on and ends with the
+same result.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from gmail_align.progress import say
 from gmail_align.recipe import Recipe, model_path, read_recipe, shipped_models
 
 if TYPE_CHECKING:
-    from gmail_align.data.pairs import Pair
     from gmail_align.encoders.clip import GmailEncoder
 
 RESULT, RECIPE, REPORT = "result.json", "recipe.json", "report"
 
 ALIGNMENTS = ("generated_lora_only", "generated_gmail", "generated_gmail_scarce")
-"""Captioners whose generated images go through an aligned (or, the control, only adapted) encoder."""
+"""Captioners whose generated images go through an aligned (the control: adapted) encoder."""
 CAPTIONERS = ("generated_raw", *ALIGNMENTS, "real_scarce", "real")
 COMPARISONS = {
     "gmail_minus_raw": ("generated_gmail", "generated_raw"),
@@ -60,7 +60,7 @@ def run(recipe_name: str, work: Path, overrides: list[str] | None = None) -> dic
     """Run a recipe into ``work`` and return its result, with the report's path under ``report``.
 
     Raises:
-        UserError: a setting, a model or an input cannot be used, or ``work`` belongs to another recipe.
+        UserError: a setting, a model or an input cannot be used, or ``work`` is another recipe's.
     """
     recipe = read_recipe(recipe_name, overrides)
     finished = _finished(work, recipe)
@@ -176,7 +176,7 @@ def train_seed(recipe: Recipe, data: Data, work: Path, number: int) -> None:
 
 
 def alignment_of(recipe: Recipe, name: str) -> Any:
-    """Return the alignment's settings for a captioner: the recipe's own, or the control's weights."""
+    """Return a captioner's alignment settings: the recipe's own, or the control's weights."""
     if name != "generated_lora_only":
         return recipe.align
     weights = recipe.align.weights.model_copy(
@@ -211,9 +211,7 @@ def _measure_gap(data: Data, work: Path, generated: Path, out: Path) -> None:
     measure_gap(load(work / "features" / "frozen" / "real-val"), load(generated), rows, out)
 
 
-def _score_encoder(
-    encoder: GmailEncoder, data: Data, images: Path, texts: Path, out: Path
-) -> None:
+def _score_encoder(encoder: GmailEncoder, data: Data, images: Path, texts: Path, out: Path) -> None:
     """Score retrieval and zero-shot classification of real test images by one route."""
     from gmail_align.data.captions import read_captions
     from gmail_align.evaluation.run import evaluate_retrieval, evaluate_zeroshot
@@ -259,9 +257,7 @@ def summarise(recipe: Recipe, data: Data, work: Path) -> dict[str, Any]:
         "seed": recipe.seed,
         "seeds": recipe.seeds,
         "captioning": body["systems"],
-        "paired": {
-            name: body["paired"][f"{a} - {b}"] for name, (a, b) in COMPARISONS.items()
-        },
+        "paired": {name: body["paired"][f"{a} - {b}"] for name, (a, b) in COMPARISONS.items()},
         "per_seed": body["per_seed"],
         "gap": {
             "before": _json(work / "gap" / "before" / RESULT)["metrics"],
@@ -294,7 +290,9 @@ def _encoder_scores(folders: Mapping[str, Path]) -> dict[str, Any]:
     for route, folder in folders.items():
         metrics = {path.parent.name: _json(path)["metrics"] for path in folder.glob(f"*/{RESULT}")}
         retrieval[route] = metrics.pop("retrieval")
-        zero_shot[route] = {name: metrics[name]["accuracy"] for name in sorted(metrics) if name != "captions"}
+        zero_shot[route] = {
+            name: metrics[name]["accuracy"] for name in sorted(metrics) if name != "captions"
+        }
     return {"retrieval": retrieval, "zeroshot": zero_shot}
 
 
@@ -322,7 +320,7 @@ def write_report_of(recipe: Recipe, data: Data, work: Path, result: Mapping[str,
 
 
 def _finished(work: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """Return the result when this very recipe is complete in ``work``; refuse another recipe's folder."""
+    """Return the result if this very recipe is complete in ``work``; refuse another's folder."""
     said = recipe.model_dump(mode="json")
     identity = {"recipe": said, "weights": _weights_fingerprint()}
     path = work / RECIPE
@@ -331,13 +329,17 @@ def _finished(work: Path, recipe: Recipe) -> dict[str, Any] | None:
 
         difference = first_difference(_json(path), identity)
         if difference:
-            raise ArtifactError(f"{work} belongs to another run: {difference}; choose another --out")
+            raise ArtifactError(
+                f"{work} belongs to another run: {difference}; choose another --out"
+            )
         report = work / REPORT / "index.html"
         if (work / RESULT).exists() and report.exists():
             return {**_json(work / RESULT), "report": str(report)}
         return None
     if work.exists() and any(work.iterdir()):
-        raise ArtifactError(f"{work} is not empty and holds no run of a recipe: choose another --out")
+        raise ArtifactError(
+            f"{work} is not empty and holds no run of a recipe: choose another --out"
+        )
     write_json(path, identity)
     return None
 

@@ -73,7 +73,9 @@ def shipped_models() -> Path:
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes."""
     folder = resources.files("gmail_align.recipes")
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return sorted(
+        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
+    )
 
 
 def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
@@ -87,7 +89,9 @@ def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         path = Path(str(resources.files("gmail_align.recipes"))) / f"{name}.toml"
         if not path.exists():
             known = ", ".join(recipe_names())
-            raise ConfigError(f"there is no recipe {name!r}; shipped are {known}, or give a .toml file")
+            raise ConfigError(
+                f"there is no recipe {name!r}; shipped are {known}, or give a .toml file"
+            )
     data: dict[str, Any] = apply_overrides(load_toml(path), overrides or [])
     return build(Recipe, data, f"recipe {name}")
 

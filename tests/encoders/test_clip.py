@@ -161,6 +161,27 @@ def test_gradients_reach_the_adapter_after_a_frozen_pass(
     assert all(bool(encoder.trainable()[n].grad.abs().sum() > 0) for n in with_gradient)
 
 
+@pytest.mark.parametrize("targets", [LoraSettings().targets, r"vision_model\..*\.(\w_proj|fc\d)"])
+def test_the_lean_trunk_and_its_gradients_are_the_trunks(
+    targets: str, clip_folder: Path, pixels: torch.Tensor
+) -> None:
+    encoder = GmailEncoder.from_clip(clip_folder, LoraSettings(targets=targets))
+    disturb(encoder)
+    found = {}
+    for name, trunk in (("full", encoder.trunk), ("lean", encoder.lean_trunk)):
+        encoder.zero_grad()
+        output = encoder.project(trunk(pixels, Route.GENERATED), Route.GENERATED)
+        output.square().sum().backward()
+        gradients = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
+        found[name] = {"output": output.detach(), **gradients}
+    assert set(found["lean"]) == set(encoder.trainable()) - {"real_head"} | {"output"}
+    for name, value in found["full"].items():
+        assert torch.allclose(found["lean"][name], value, rtol=1e-4, atol=1e-4), name
+    with torch.no_grad():
+        lean, full = (t(pixels, Route.FROZEN) for t in (encoder.lean_trunk, encoder.trunk))
+    assert torch.allclose(lean, full, atol=1e-5)
+
+
 def test_seed_decides_the_adapter_and_leaves_the_global_state_alone(clip_folder: Path) -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from gmail_align.errors import UserError
 from gmail_align.gap.advice import FAR, INDISTINGUISHABLE, NEAR, Verdict, advise, closeness
@@ -95,7 +96,7 @@ def test_the_thresholds_separate_the_verdicts() -> None:
 
 def test_features_that_do_not_fit_are_refused() -> None:
     real, generated = pairs_of(20, noise=1, shift=0)
-    with pytest.raises(UserError, match="do not pair up"):
+    with pytest.raises((UserError, TypeCheckError)):
         paired_gap(real, generated[:19], config=QUICK)
-    with pytest.raises(UserError, match="dimensions"):
+    with pytest.raises((UserError, TypeCheckError)):
         unpaired_gap(real, generated[:, :8], config=QUICK)

@@ -53,7 +53,8 @@ class AlignConfig(Config):
     """Most real images that are held out."""
     select: Literal["auto", "align", "text_generated", "text_real", "objective"] = "auto"
     """Which loss on the held-out pairs the guard minimises: that of Eq. 1 when it is trained
-    (``auto``), else the first text term that is; ``objective`` is the weighted sum of all."""
+    (``auto``), else the first text term that is; ``objective`` is the weighted sum of all. Each is
+    taken at its best temperature from the trained one upwards: being less sure alone is no gain."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the vision tower; heads and losses are always fp32."""
     device: str = "auto"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,9 @@ from gmail_align.data.batches import same_mask
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.features.pixels import Pixels
+
+EASE = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 1e6)
+"""What the guard multiplies temperatures by; the last one turns every encoder into guessing."""
 
 
 @dataclass(frozen=True)
@@ -65,44 +70,53 @@ def guard_metrics(
     the unpaired mean. Recall: ``generated_real_r1`` (generated image -> frozen real image) and
     ``real_text_r1`` (real image by the ``real`` route -> one of its captions); ties are misses.
 
-    ``score``, which the guard maximises, is minus the loss that ``config.guarded`` names, where a
-    contrastive loss above :func:`chance_loss` counts as chance: a collapsed encoder, which guesses,
-    is never better than a start that is confident and wrong. It depends on no weight unless that is
-    ``objective``, so runs on the same pairs and seed can be compared.
+    ``score``, which the guard maximises, is minus the loss that ``config.guarded`` names, each
+    contrastive loss at the best of several temperatures from its own upwards (:data:`EASE`). So an
+    encoder that has collapsed to guessing scores ``-ln n`` and never beats a start that knows
+    something and is over-confident. It depends on no weight unless that is ``objective``: runs on
+    the same pairs and seed can be compared.
     """
     assert tables.real is not None, "held-out real images have pixels"
     generated = _embed(encoder, tables.generated, held.generated, Route.GENERATED, config)
     real = _embed(encoder, tables.real, held.real, Route.REAL, config)
     image_of = torch.from_numpy(held.image_of)
-    scale = float(encoder.logit_scale)
-    losses = {
-        "align": alignment_loss(
-            generated, held.frozen[image_of], temperature=config.temperature, same=held.same
-        ),
-        "text_generated": contrastive_text_loss(generated, held.texts, scale, held.same),
-        "text_real": contrastive_text_loss(real[image_of], held.texts, scale, held.same),
-        "distill_real": distillation_loss(real, held.frozen),
-    }
-    values = {name: float(loss) for name, loss in losses.items()}
+    losses = _losses(generated, real, held, config, float(encoder.logit_scale))
     return {
-        "score": -_guarded(values, chance_loss(held.same), config),
-        **{f"{name}_loss": value for name, value in values.items()},
+        "score": -_guarded(losses, config),
+        **{f"{name}_loss": float(loss(1.0)) for name, loss in losses.items()},
         **_cosines(generated, held, image_of),
         "real_text_r1": _real_text_recall(real, held, image_of),
     }
 
 
-def chance_loss(same: Bool[Tensor, "n n"]) -> float:
-    """Return the contrastive loss of equal features: ln n without a mask."""
-    entries = (~same).sum(dim=1) + 1
-    return float(entries.double().log().mean())
+def _losses(
+    generated: Tensor, real: Tensor, held: HeldOut, config: AlignConfig, scale: float
+) -> dict[str, Callable[[float], Tensor]]:
+    """Return every loss as a function of what its temperature is multiplied by."""
+    image_of, same = torch.from_numpy(held.image_of), held.same
+    target, of_pairs = held.frozen[image_of], real[image_of]
+    return {
+        "align": lambda ease: alignment_loss(
+            generated, target, temperature=config.temperature * ease, same=same
+        ),
+        "text_generated": lambda ease: contrastive_text_loss(
+            generated, held.texts, scale / ease, same
+        ),
+        "text_real": lambda ease: contrastive_text_loss(of_pairs, held.texts, scale / ease, same),
+        "distill_real": lambda ease: distillation_loss(real, held.frozen),
+    }
 
 
-def _guarded(values: dict[str, float], chance: float, config: AlignConfig) -> float:
+def _guarded(losses: dict[str, Callable[[float], Tensor]], config: AlignConfig) -> float:
     """Return the loss that the guard minimises."""
-    capped = {n: v if n == "distill_real" else min(v, chance) for n, v in values.items()}
-    capped["objective"] = sum(getattr(config.weights, n) * v for n, v in capped.items())
-    return capped[config.guarded]
+    weights: dict[str, float] = config.weights.model_dump()
+    if config.guarded != "objective":
+        weights = {config.guarded: 1.0}
+    return math.fsum(
+        weight * min(float(losses[name](ease)) for ease in EASE)
+        for name, weight in weights.items()
+        if weight > 0
+    )
 
 
 def _embed(

@@ -23,7 +23,7 @@ from gmail_align.alignment.pairset import (
     locate,
 )
 from gmail_align.alignment.terms import loss_terms
-from gmail_align.artifacts import Artifact, begin, fingerprint
+from gmail_align.artifacts import Artifact, Draft, begin, fingerprint
 from gmail_align.data.batches import Batches
 from gmail_align.data.pairs import Pair, read_pairs
 from gmail_align.encoders.clip import GmailEncoder
@@ -98,29 +98,34 @@ def align(
     encoder.to(resolve_device(config.device))
     task = _prepare(config, sources, encoder, cache or out / _WORK, seed)
     report = _fit(encoder, task, config, out, seed)
-    kept = next(row for row in report.scores if row["step"] == report.best_step)
     encoder.best_step, encoder.applied = report.best_step, report.best_step > 0
-    notes: dict[str, Any] = {"guard": {"start": report.scores[0], "kept": kept}}
-    if not encoder.applied:
-        notes["message"] = _not_applied(config)
-        say(notes["message"])
     encoder.save(out)
     draft.path(CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(out / _WORK, ignore_errors=True)
+    return _finish(draft, task, report, config)
+
+
+def _finish(draft: Draft, task: _Task, report: FitReport, config: AlignConfig) -> Artifact:
+    """Write the manifest: what was trained on, and what the guard kept."""
+    kept = next(row for row in report.scores if row["step"] == report.best_step)
+    notes: dict[str, Any] = {"guard": {"start": report.scores[0], "kept": kept}}
+    if report.best_step == 0:
+        notes["message"] = _not_applied(config)
+        say(notes["message"])
     counts = {
         "pairs": len(task.train),
         "real_images": len(np.unique(task.train.image_group)),
         "held_out_pairs": len(task.held.generated),
         "held_out_real_images": len(task.held.real),
     }
-    return draft.finish(counts, best_step=report.best_step, applied=encoder.applied, **notes)
+    best = report.best_step
+    return draft.finish(counts, best_step=best, applied=best > 0, **notes)
 
 
 def _not_applied(config: AlignConfig) -> str:
     return (
-        f"no step brought the held-out {config.guarded} loss below both its start and chance, so "
-        "alignment is not applied: the encoder is the plain CLIP; try a lower rate, more pairs or "
-        "other weights"
+        f"no step lowered the held-out {config.guarded} loss, so alignment is not applied: the "
+        "encoder is the plain CLIP; try a lower rate, more pairs or other weights"
     )
 
 

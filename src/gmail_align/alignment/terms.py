@@ -57,7 +57,7 @@ def adapted_trunk(
     pixels = encoder.preprocess.normalise(images)
     half = config.precision == "bfloat16"
     with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-        pooled = encoder.trunk(pixels, Route.GENERATED)
+        pooled = encoder.lean_trunk(pixels, Route.GENERATED)
     return pooled.float()
 
 

@@ -42,7 +42,7 @@ def decode(
     model.eval()
     prefix = model.prefix(features)
     end = tokenizer.eos_token_id
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+    settings = GenerationConfig(
         max_new_tokens=max_tokens,
         min_new_tokens=1,
         num_beams=beam,

@@ -131,7 +131,7 @@ def save_captioner(
 ) -> None:
     """Write a captioner's files into ``folder``; ``config`` says where its features come from."""
     end = tokenizer.eos_token_id
-    settings = GenerationConfig(eos_token_id=end, pad_token_id=end)  # type: ignore[no-untyped-call]
+    settings = GenerationConfig(eos_token_id=end, pad_token_id=end)
     model.gpt2.generation_config = settings
     with _no_bars():
         model.gpt2.save_pretrained(folder / GPT2)
@@ -174,12 +174,12 @@ def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
 def _no_bars() -> Iterator[None]:
     """Keep transformers from drawing progress bars of its own."""
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -68,12 +68,14 @@ def caption_rows(features: Artifact, captions: Artifact) -> list[tuple[str, str]
         captions: An artifact of kind ``captions`` or ``pairs``.
 
     Raises:
-        DataError: no caption has a feature.
+        DataError: no caption has a feature, or the features are not of images.
     """
     from gmail_align.data.captions import read_captions
     from gmail_align.data.pairs import read_pairs
     from gmail_align.features.store import read_features
 
+    if features.manifest["config"]["what"] == "text":
+        raise DataError(f"{features.folder} holds features of captions: give those of images")
     ids = list(read_features(features).ids)
     if captions.kind == "pairs":
         pairs = read_pairs(captions)

@@ -19,6 +19,7 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from gmail_align.artifacts import fingerprint, write_bytes, write_json
 from gmail_align.data.preprocess import Preprocess
+from gmail_align.encoders.class_token import class_token_output
 from gmail_align.encoders.config import EncoderCard, LoraSettings
 from gmail_align.encoders.folder import (
     CONFIG,
@@ -175,7 +176,8 @@ class GmailEncoder(nn.Module):
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
         """CLIP's own trained scale of cosines, exponentiated."""
-        return self.clip.logit_scale.detach().exp()
+        scale: Tensor = self.clip.logit_scale.detach().exp()
+        return scale
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -239,6 +241,13 @@ class GmailEncoder(nn.Module):
         self._switch_adapter(self._effective(route).adapted)
         pooled: Tensor = self.clip.vision_model(pixel_values=pixels).pooler_output
         return pooled
+
+    def lean_trunk(
+        self, pixels: Float[Tensor, "b 3 h w"], route: Route = Route.REAL
+    ) -> Float[Tensor, "b width"]:
+        """Return :meth:`trunk` up to rounding, at less cost: what training uses."""
+        self._switch_adapter(self._effective(route).adapted)
+        return class_token_output(self.clip.vision_model, pixels)
 
     def project(
         self, pooled: Float[Tensor, "b width"], route: Route = Route.REAL

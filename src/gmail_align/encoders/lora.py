@@ -129,7 +129,7 @@ def _matching(model: nn.Module, targets: str) -> list[str]:
 def _peft_config(settings: LoraSettings) -> LoraConfig:
     return LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_alpha=settings.alpha,
         lora_dropout=0.0,
         target_modules=settings.targets,
         bias="none",

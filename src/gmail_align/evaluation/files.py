@@ -19,7 +19,7 @@ from torch import Tensor
 from gmail_align.errors import DataError
 from gmail_align.evaluation.result import split
 from gmail_align.metrics.captions import METRICS, caption_metrics, index_predictions
-from gmail_align.metrics.retrieval import retrieval_metrics
+from gmail_align.metrics.retrieval import require_retrieval, retrieval_metrics
 from gmail_align.metrics.zeroshot import class_weights, zeroshot_metrics
 
 
@@ -46,6 +46,7 @@ def retrieval_of_files(
     start = time.monotonic()
     images, texts = load_features(image_features), load_features(text_features)
     owner = load_integers(text_image)
+    require_retrieval(images, texts, owner)
     found = split(retrieval_metrics(images, texts, owner, seed=seed))
     return _answer(found, protocol, {"images": len(images), "texts": len(texts)}, start)
 

@@ -19,7 +19,7 @@ from gmail_align.artifacts import Artifact, begin, fingerprint, write_json
 from gmail_align.errors import DataError
 from gmail_align.evaluation.result import RESULT, plain
 from gmail_align.features.store import read_features
-from gmail_align.metrics.retrieval import retrieval_metrics
+from gmail_align.metrics.retrieval import require_retrieval, retrieval_metrics
 from gmail_align.metrics.zeroshot import class_weights, zeroshot_metrics
 
 
@@ -55,12 +55,13 @@ def evaluate_retrieval(
         raise DataError("a caption id comes more than once: give each caption once")
     place = {name: row for row, name in enumerate(dict.fromkeys(image for _, image in captions))}
     seen, read = read_features(images), read_features(texts)
-    metrics = retrieval_metrics(
+    rows = (
         seen.array[seen.rows(place)],
         read.array[read.rows(caption for caption, _ in captions)],
         torch.tensor([place[image] for _, image in captions], dtype=torch.int64),
-        seed=seed,
     )
+    require_retrieval(*rows)
+    metrics = retrieval_metrics(*rows, seed=seed)
     body = {
         "protocol": protocol,
         "metrics": plain(metrics),

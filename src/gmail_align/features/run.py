@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -62,7 +62,7 @@ def extract_images(
     store = ImageStore(images)
     names = chosen_ids(store, ids)
 
-    def embed(batch: object) -> np.ndarray[Any, Any]:
+    def embed(batch: object) -> npt.NDArray[Any]:
         pixels = cast("Tensor", batch).to(encoder.device)
         return _image_rows(encoder, pixels, route, before_projection, dtype)
 
@@ -107,7 +107,7 @@ def extract_pixels(
     if draft.complete is not None:
         return draft.complete
 
-    def embed(batch: object) -> np.ndarray[Any, Any]:
+    def embed(batch: object) -> npt.NDArray[Any]:
         rows = cast("Tensor", batch).to(encoder.device)
         return _image_rows(encoder, rows, route, False, "float32")
 
@@ -160,7 +160,7 @@ def extract_texts(
     texts = _texts(captions)
     names, lines = list(texts), list(texts.values())
 
-    def embed(batch: object) -> np.ndarray[Any, Any]:
+    def embed(batch: object) -> npt.NDArray[Any]:
         with torch.no_grad():
             return _rows(encoder.embed_texts(cast("list[str]", batch)), dtype)
 
@@ -200,13 +200,13 @@ def _begin_images(
 @torch.no_grad()
 def _image_rows(
     encoder: GmailEncoder, pixels: Tensor, route: Route, before_projection: bool, dtype: StoredDtype
-) -> np.ndarray[Any, Any]:
+) -> npt.NDArray[Any]:
     ready = encoder.preprocess.normalise(pixels)
     embed = encoder.trunk if before_projection else encoder.embed_pixels
     return _rows(embed(ready, route), dtype)
 
 
-def _rows(features: Tensor, dtype: StoredDtype) -> np.ndarray[Any, Any]:
+def _rows(features: Tensor, dtype: StoredDtype) -> npt.NDArray[Any]:
     """Return finite features as an array of the stored dtype.
 
     Raises:
@@ -215,7 +215,7 @@ def _rows(features: Tensor, dtype: StoredDtype) -> np.ndarray[Any, Any]:
     stored = features.to(torch.float16 if dtype == "float16" else torch.float32).cpu()
     if not torch.isfinite(stored).all():
         raise DataError(f"a feature is not finite in {dtype}: check the encoder or use float32")
-    array: np.ndarray[Any, Any] = stored.numpy()
+    array: npt.NDArray[Any] = stored.numpy()
     return array
 
 

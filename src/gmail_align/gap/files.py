@@ -13,6 +13,7 @@ from torch import Tensor
 from gmail_align.errors import DataError
 from gmail_align.gap.config import GapConfig
 from gmail_align.gap.measure import paired_gap, unpaired_gap
+from gmail_align.metrics.ranks import require_features, require_pairs
 
 
 def gap_of_files(
@@ -41,6 +42,10 @@ def gap_of_files(
     """
     start = time.monotonic()
     first, second = _load(real), _load(generated)
+    if paired:
+        require_pairs(first, second)
+    else:
+        require_features(real=first, generated=second)
     measure = paired_gap if paired else unpaired_gap
     found = measure(first, second, config=config, seed=seed)
     metrics = found.pop("metrics")

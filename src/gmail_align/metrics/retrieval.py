@@ -74,10 +74,8 @@ def retrieval_ranks(
         UserError: features are not finite or of different dims, a label is out of range, or an
             image has no text.
     """
-    require_features(images=images, texts=texts)
-    require_labels("text_image labels", text_image, len(texts), len(images))
+    require_retrieval(images, texts, text_image)
     owner = text_image.to(images.device).long()
-    _require_captions(owner, len(images))
     with full_precision(images.device):
         rows = unit_rows(images)
         own = _own_scores(rows, texts, owner)
@@ -118,10 +116,18 @@ def _own_scores(
     return torch.cat([(unit_rows(some) * images[rows]).sum(1) for some, rows in blocks])
 
 
-def _require_captions(owner: Int[Tensor, " m"], images: int) -> None:
-    silent = (torch.bincount(owner, minlength=images) == 0).nonzero().flatten()
+def require_retrieval(images: Tensor, texts: Tensor, text_image: Tensor) -> None:
+    """Check that features fit each other and that every image has a text.
+
+    Raises:
+        UserError: one sentence that says what does not fit.
+    """
+    require_features(images=images, texts=texts)
+    require_labels("text_image labels", text_image, len(texts), len(images))
+    owner = text_image.to(images.device).long()
+    silent = (torch.bincount(owner, minlength=len(images)) == 0).nonzero().flatten()
     if len(silent):
         raise UserError(
-            f"{len(silent)} of {images} images have no text, for example image {int(silent[0])}; "
-            "leave them out"
+            f"{len(silent)} of {len(images)} images have no text, for example image "
+            f"{int(silent[0])}; leave them out"
         )

@@ -21,7 +21,7 @@ _STAGES = {
     "captions": ("Choose captions", "One part of the captions is used to generate images."),
     "images": (
         "Import and synthesise",
-        "{generated_images} images generated from {captions} captions; all images stored in shards.",
+        "{generated_images} images generated from {captions} captions; all images are in shards.",
     ),
     "pairs": ("Pair", "Each generated image is paired with the real image of its caption."),
     "features": (

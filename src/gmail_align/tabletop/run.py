@@ -17,7 +17,9 @@ from gmail_align.tabletop.scenes import Scene
 from gmail_align.tabletop.world import write_coco
 
 
-def make_world(counts: Mapping[str, int], out: Path, *, size: int = 64, workers: int = 1) -> Artifact:
+def make_world(
+    counts: Mapping[str, int], out: Path, *, size: int = 64, workers: int = 1
+) -> Artifact:
     """Draw ``counts`` (split -> images) scenes; an artifact of kind ``world`` in COCO's layout."""
     draft = begin(out, "world", {"counts": dict(counts), "size": size})
     if draft.complete:

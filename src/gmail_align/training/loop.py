@@ -139,7 +139,7 @@ def _descend(
         value = float(total.detach())
         raise TrainingError(f"the loss is {value} at step {step}: lower the learning rate")
     optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm)
     if not torch.isfinite(norm):
         raise TrainingError(f"the gradient is not finite at step {step}: lower the learning rate")

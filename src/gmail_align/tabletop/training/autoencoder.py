@@ -1,4 +1,4 @@
-"""The tabletop world's latent autoencoder: a small ``AutoencoderKL`` (64 px -> 8 x 8 x 8 latents)."""
+"""The tabletop world's latent autoencoder: a small ``AutoencoderKL``, 64 px -> 8 x 8 x 8."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -48,7 +48,7 @@ def optimisation(steps: int) -> OptimConfig:
 def train_autoencoder(
     vae: Any, corpus: Corpus, config: OptimConfig, folder: Path, *, seed: int = 0
 ) -> FitReport:
-    """Train on random crops (half the side), and on whole images for the last sixth of the steps."""
+    """Train on random crops of half the side; for the last sixth of the steps on whole images."""
     vae.to(memory_format=torch.channels_last)
 
     def loss(step: int) -> dict[str, Tensor]:

@@ -75,10 +75,10 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(config)
 
 
-def optimisation(steps: int) -> OptimConfig:
-    """Return the recipe of the CLIP."""
-    return OptimConfig(
-        steps=steps,
+def phases(first: int, second: int) -> tuple[OptimConfig, OptimConfig]:
+    """Return the recipe of the CLIP: a long cosine, and a shorter one from half the rate."""
+    config = OptimConfig(
+        steps=first,
         lr=1e-3,
         schedule="cosine",
         warmup=200,
@@ -86,18 +86,20 @@ def optimisation(steps: int) -> OptimConfig:
         checkpoint_every=250,
         evaluate_every=250,
     )
+    again = {"steps": second, "lr": 5e-4, "warmup": 50, "checkpoint_every": 100}
+    return config, config.model_copy(update={**again, "evaluate_every": 100})
 
 
 def train_clip(
     model: CLIPModel,
     tokenizer: CLIPTokenizer,
     corpora: tuple[Corpus, Corpus],
-    config: OptimConfig,
+    configs: Sequence[OptimConfig],
     folder: Path,
     *,
     seed: int = 0,
-) -> FitReport:
-    """Train on ``corpora[0]``; retrieval on ``corpora[1]`` picks the step."""
+) -> list[FitReport]:
+    """Train on ``corpora[0]`` in phases; retrieval on ``corpora[1]`` picks the step of each."""
     train, validation = corpora
     phrases = PhraseTargets(train.captions)
     classifier = nn.Linear(model.config.vision_config.hidden_size, len(phrases.names))
@@ -105,7 +107,7 @@ def train_clip(
     same = caption_numbers(train.captions)
 
     def loss(step: int) -> dict[str, Tensor]:
-        generator = np.random.default_rng(stable_seed(seed, "clip", step))
+        generator = np.random.default_rng(stable_seed(seed, "clip", before + step))
         rows = generator.choice(len(train), BATCH, replace=False)
         which = rows * 5 + generator.integers(0, 5, BATCH)
         vision = model.vision_model(pixel_values=to_pixels(train.images[rows])).pooler_output
@@ -122,9 +124,16 @@ def train_clip(
 
     parameters = dict(model.named_parameters())
     parameters |= {f"classifier.{name}": p for name, p in classifier.named_parameters()}
-    return fit(
-        parameters, loss, config, seed=seed, folder=folder, evaluate=evaluate, label="CLIP"
-    )
+    reports, before = [], 0
+    for number, config in enumerate(configs):
+        home = folder / str(number)
+        home.mkdir(parents=True, exist_ok=True)
+        label = f"CLIP, phase {number + 1}"
+        reports.append(
+            fit(parameters, loss, config, seed=seed, folder=home, evaluate=evaluate, label=label)
+        )
+        before += config.steps
+    return reports
 
 
 def symmetric_loss(

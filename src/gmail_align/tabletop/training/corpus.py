@@ -1,4 +1,4 @@
-"""The training corpus of the shipped models: rendered train scenes and their captions, in shards."""
+"""The training corpus of the shipped models: rendered train scenes with captions, in shards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gmail_align.tabletop.text import captions
 SHARD = 500
 JPEG_QUALITY = 95
 FIRST_SCENE = 1_000_000
-"""The corpus takes train scenes from this index on, so that a demo's own train scenes are new ones."""
+"""The corpus takes train scenes from this index on, so that a demo's train scenes are new."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,13 @@ def build_corpus(out: Path, count: int, *, size: int = 64, workers: int = 1) -> 
         shard for shard in range(-(-count // SHARD)) if not _shard_paths(out, shard)[1].exists()
     ]
     work = partial(_render_shard, out, size)
-    with progress("rendering", count, "images", count - len(shards) * SHARD) as bar:
-        with ProcessPoolExecutor(workers) as pool:
-            for _ in pool.map(work, shards):
-                bar.advance(SHARD)
+    done = count - len(shards) * SHARD
+    with (
+        progress("rendering", count, "images", done) as bar,
+        ProcessPoolExecutor(workers) as pool,
+    ):
+        for _ in pool.map(work, shards):
+            bar.advance(SHARD)
     return draft.finish({"images": count})
 
 

@@ -1,7 +1,8 @@
 """The tabletop world's text-to-image model: latent diffusion in ``StableDiffusionPipeline`` format.
 
-UNet and text encoder are trained together on frozen latents with v-prediction (Salimans & Ho 2022); the
-caption is dropped for one image in ten, so that classifier-free guidance works (Ho & Salimans 2022).
+UNet and text encoder are trained together on frozen latents with v-prediction (Salimans & Ho
+2022); the caption is dropped for one image in ten, so that classifier-free guidance works (Ho &
+Salimans 2022).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer

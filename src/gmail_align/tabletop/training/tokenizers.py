@@ -49,5 +49,13 @@ def train_gpt2_tokenizer(captions: Iterable[str]) -> GPT2Tokenizer:
 
 
 def _vocabulary_and_merges(trained: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return vocabulary and merges, numbered alike in every process.
+
+    The trainer numbers end-of-word letters in an order that changes from process to process, so letters
+    are numbered by their order, and what merges make by the order of the merges.
+    """
     model = json.loads(trained.to_str())["model"]
-    return dict(model["vocab"]), [(left, right) for left, right in model["merges"]]
+    merges = [(left, right) for left, right in model["merges"]]
+    made = list(dict.fromkeys(left + right for left, right in merges))
+    letters = sorted(set(model["vocab"]) - set(made))
+    return {token: number for number, token in enumerate([*letters, *made])}, merges
