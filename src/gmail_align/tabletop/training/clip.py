@@ -1,20 +1,21 @@
-"""The tabletop world's CLIP: contrastive training from scratch, helped by bag-of-phrases prediction.
+"""The tabletop world's CLIP: contrastive training from scratch, helped by phrase prediction.
 
-Beside CLIP's symmetric loss, the pooled image vector predicts which one- and two-word phrases stand in
-the image's five captions (classification from captions, as SuperClass of Huang et al. 2024 does with
-subwords). It needs no ground truth and lets a tiny tower learn attributes quickly; the classifier is
-thrown away.
+Beside CLIP's symmetric loss, the pooled image vector predicts which one- and two-word phrases stand
+in the image's five captions (classification from captions, as SuperClass of Huang et al. 2024 does
+with subwords). It needs no ground truth and lets a tiny tower learn attributes quickly; the
+classifier is thrown away.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -175,7 +176,7 @@ class PhraseTargets:
 def phrases_of(text: str) -> set[str]:
     """Return the words of a caption and its pairs of neighbouring words."""
     words = text.lower().rstrip(".").replace(",", " ,").split()
-    return {*words, *(" ".join(pair) for pair in zip(words, words[1:], strict=False))} - {","}
+    return {*words, *(" ".join(pair) for pair in pairwise(words))} - {","}
 
 
 def tokenise(tokenizer: CLIPTokenizer, texts: list[str]) -> Int[Tensor, "n length"]:
@@ -205,7 +206,9 @@ def to_pixels(images: NDArray[np.uint8]) -> Float[Tensor, "b 3 h w"]:
 
 
 @torch.inference_mode()
-def retrieval_scores(model: CLIPModel, tokenizer: CLIPTokenizer, corpus: Corpus) -> dict[str, float]:
+def retrieval_scores(
+    model: CLIPModel, tokenizer: CLIPTokenizer, corpus: Corpus
+) -> dict[str, float]:
     """Return R@1 both ways over a corpus with five captions an image, and their mean."""
     model.eval()
     texts = embed_ids(model, tokenise(tokenizer, [text for row in corpus.captions for text in row]))

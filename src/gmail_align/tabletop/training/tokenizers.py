@@ -51,8 +51,8 @@ def train_gpt2_tokenizer(captions: Iterable[str]) -> GPT2Tokenizer:
 def _vocabulary_and_merges(trained: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Return vocabulary and merges, numbered alike in every process.
 
-    The trainer numbers end-of-word letters in an order that changes from process to process, so letters
-    are numbered by their order, and what merges make by the order of the merges.
+    The trainer numbers end-of-word letters in an order that changes from process to process, so
+    letters are numbered by their order, and what merges make by the order of the merges.
     """
     model = json.loads(trained.to_str())["model"]
     merges = [(left, right) for left, right in model["merges"]]

@@ -1,4 +1,4 @@
-"""Train every shipped model from scratch, from one seed; a run that is killed goes on where it was."""
+"""Train every shipped model from scratch, from one seed; a killed run goes on where it was."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def train_models(
     return {name: make() for name, make in parts.items() if only in (None, name)}
 
 
-def make_clip(
-    work: Path, out: Path, corpus: Corpus, budget: Budget, seed: int
-) -> dict[str, Any]:
+def make_clip(work: Path, out: Path, corpus: Corpus, budget: Budget, seed: int) -> dict[str, Any]:
     """Train the CLIP; the record holds its retrieval over test images and their ceiling."""
     tokenizer = train_clip_tokenizer(_flat(corpus))
     torch.manual_seed(seed)
@@ -102,9 +100,7 @@ def make_gpt2(work: Path, out: Path, corpus: Corpus, budget: Budget, seed: int) 
     scenes = [sample_scene(i, "test") for i in range(budget.held_out)]
     texts = [text for scene in scenes for text in captions(scene)]
     loss = language.caption_loss(model.float(), tokenizer, texts)
-    return _record(
-        out, model, config.steps, {"train": _thin(report.losses), "test_loss": loss}
-    )
+    return _record(out, model, config.steps, {"train": _thin(report.losses), "test_loss": loss})
 
 
 def make_diffusion(
