@@ -34,6 +34,10 @@ COMPARISONS = {
     "gmail_scarce_minus_real_scarce": ("generated_gmail_scarce", "real_scarce"),
     "real_minus_gmail": ("real", "generated_gmail"),
 }
+ONE_SEED = (
+    "Everything was trained with one seed, so the intervals cover the choice of test images and "
+    "not the luck of training: captioners that differ in their seed alone can differ by more."
+)
 
 
 @dataclass(frozen=True)
@@ -280,6 +284,7 @@ def summarise(recipe: Recipe, data: Data, work: Path) -> dict[str, Any]:
             "real_images": used["train"],
         },
         "unavailable": body["unavailable"],
+        "limits": [ONE_SEED] if recipe.seeds == 1 else [],
         "seconds": _seconds(work),
     }
 
