@@ -19,9 +19,15 @@ from gmail_align.recipe import read_recipe, recipe_names, shipped_models
 CAPTION_METRICS = {"CIDEr", "BLEU4", "METEOR", "ROUGE_L"}
 
 
+def run_smoke(work: Path) -> list[str]:
+    """Return the command; runs that are compared are processes of their own, alike in threads."""
+    return [sys.executable, "-m", "gmail_align", "run", "smoke", "--work", str(work), "--quiet"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     work = tmp_path_factory.mktemp("runs") / "smoke"
+    subprocess.run([*run_smoke(work), "--json"], check=True, stdout=subprocess.DEVNULL)
     return work, pipeline.run("smoke", work)
 
 
@@ -74,7 +80,7 @@ def test_killed_run_ends_with_the_same_result(
 ) -> None:
     """SIGKILL while the alignments are trained, then again later, then to the end."""
     work = tmp_path / "smoke"
-    command = [sys.executable, "-m", "gmail_align", "run", "smoke", "--work", str(work), "--quiet"]
+    command = run_smoke(work)
     for marker in ("seed-0/encoders/generated_gmail/draft.json", "seed-0/captioners/real"):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         while process.poll() is None and not (work / marker).exists():
@@ -82,6 +88,7 @@ def test_killed_run_ends_with_the_same_result(
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, errors.decode()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     again = pipeline.run("smoke", work)
     untimed = {"seconds", "report"}
     first = {key: value for key, value in finished[1].items() if key not in untimed}
