@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmail_align.artifacts import Artifact, fingerprint, load, write_json
+from gmail_align.artifacts import Artifact, fingerprint, first_difference, load, write_json
 from gmail_align.errors import ArtifactError
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe, model_path, read_recipe, shipped_models
@@ -330,8 +330,6 @@ def _finished(work: Path, recipe: Recipe) -> dict[str, Any] | None:
     identity = {"recipe": said, "weights": _weights_fingerprint()}
     path = work / RECIPE
     if path.exists():
-        from gmail_align.artifacts import first_difference
-
         difference = first_difference(_json(path), identity)
         if difference:
             raise ArtifactError(

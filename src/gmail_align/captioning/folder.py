@@ -12,8 +12,6 @@ Nothing of it is our own format but ``config.json``: transformers and safetensor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,11 @@ from transformers import (
     GPT2LMHeadModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from gmail_align.artifacts import Artifact, fingerprint, sha256_file, write_bytes, write_json
 from gmail_align.captioning.clipcap import ClipCap
 from gmail_align.captioning.config import ClipCapConfig
+from gmail_align.encoders.folder import no_bars
 from gmail_align.errors import ArtifactError, ModelError
 from gmail_align.runtime import stable_seed
 
@@ -80,7 +78,7 @@ def load_gpt2(folder: Path) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
         ModelError: files are missing, weights do not fit, or the tokenizer has no end-of-text.
     """
     try:
-        with _no_bars():
+        with no_bars():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             loaded: Any = GPT2LMHeadModel.from_pretrained(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
@@ -133,7 +131,7 @@ def save_captioner(
     end = tokenizer.eos_token_id
     settings = GenerationConfig(eos_token_id=end, pad_token_id=end)
     model.gpt2.generation_config = settings
-    with _no_bars():
+    with no_bars():
         model.gpt2.save_pretrained(folder / GPT2)
     tokenizer.save_pretrained(str(folder / GPT2))
     weights = {name: value.cpu().contiguous() for name, value in model.mapper.state_dict().items()}
@@ -168,18 +166,6 @@ def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{artifact.folder} is damaged: {_first_line(error)}") from error
     return Captioner(model.to(device).eval(), tokenizer, config)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers from drawing progress bars of its own."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

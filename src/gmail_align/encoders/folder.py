@@ -91,7 +91,7 @@ def load_clip(folder: Path) -> CLIPModel:
     if kind != "clip":
         raise ModelError(f"{folder} holds a model of type {kind!r}, but a CLIP model is needed")
     try:
-        with _no_bars():
+        with no_bars():
             clip, info = _load(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} holds no usable CLIP weights: {_first_line(error)}") from error
@@ -150,7 +150,7 @@ def _load(folder: Path) -> tuple[CLIPModel, dict[str, Any]]:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Keep transformers from drawing progress bars of its own."""
     logging: Any = transformers_logging
     shown = logging.is_progress_bar_enabled()
