@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,17 @@ def coco(tmp_path: Path) -> tuple[Path, Path, dict[str, Any]]:
     path = tmp_path / "captions.json"
     path.write_text(json.dumps(data))
     return path, folder, data
+
+
+@pytest.fixture
+def shared_data() -> Callable[[str], Path]:
+    """Return a function that finds a folder of the test data, or skips the test."""
+
+    def find(name: str) -> Path:
+        beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+        folder = Path(os.environ.get("GMAIL_ALIGN_DATA", beside)) / name
+        if not folder.is_dir():
+            pytest.skip(f"no {name} data: set GMAIL_ALIGN_DATA")
+        return folder
+
+    return find
