@@ -54,6 +54,11 @@ _SCHEMA: Final = pa.schema(
         pa.field("revision", pa.string(), nullable=False),
         pa.field("seed", pa.int64()),
         pa.field("prompt", pa.string(), nullable=False),
+        pa.field("weights", pa.string()),
+        pa.field("scheduler", pa.string()),
+        pa.field("steps", pa.int32()),
+        pa.field("guidance_scale", pa.float64()),
+        pa.field("unsafe", pa.bool_()),
     ]
 )
 
@@ -64,7 +69,8 @@ class ImageRecord:
 
     ``shard``, ``offset``, ``size`` (bytes) and ``sha256`` (of the encoded bytes) are filled in by
     :func:`write_shard`; ``width`` and ``height`` are pixels. Real images have no generator,
-    revision (fingerprint of its weights), seed and prompt.
+    revision (commit on the hub, or fingerprint of the weights), seed, prompt, fingerprint of the
+    weights, scheduler, denoising steps, guidance and verdict of a safety checker.
     """
 
     id: str
@@ -75,6 +81,11 @@ class ImageRecord:
     revision: str = ""
     seed: int | None = None
     prompt: str = ""
+    weights: str | None = None
+    scheduler: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    unsafe: bool | None = None
     shard: int = -1
     offset: int = -1
     size: int = -1
@@ -302,7 +313,8 @@ def _add_sample(tar: tarfile.TarFile, record: ImageRecord, data: bytes) -> Image
         )
     offset = _add_member(tar, f"{record.id}.{suffix}", data)
     digest = hashlib.sha256(data).hexdigest()
-    origin = {name: getattr(record, name) for name in _ORIGIN}
+    values = {name: getattr(record, name) for name in _ORIGIN}
+    origin = {name: v for name, v in values.items() if v is not None or name not in _OPTIONAL}
     _add_member(tar, f"{record.id}.json", canonical_json(origin).encode())
     return replace(record, offset=offset, size=len(data), sha256=digest)
 
@@ -316,6 +328,7 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return offset
 
 
+_OPTIONAL: Final = {"weights", "scheduler", "steps", "guidance_scale", "unsafe"}
 _ORIGIN: Final = [
     field.name
     for field in fields(ImageRecord)
