@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gmail_align.errors import UserError
 from gmail_align.metrics.bootstrap import Estimate, bootstrap_means
+from gmail_align.metrics.compat import Compat, Hits, compat_hits
 from gmail_align.metrics.ranks import (
     TIE,
     Ranks,
@@ -23,7 +24,7 @@ from gmail_align.metrics.ranks import (
     unit_rows,
 )
 
-__all__ = ["Ranks", "recall_at", "retrieval_metrics", "retrieval_ranks"]
+__all__ = ["Compat", "Ranks", "recall_at", "retrieval_metrics", "retrieval_ranks"]
 
 _TILE_CPU = (256, 2048)
 """Texts x images scored at once on a CPU: the tile stays in its cache."""
@@ -36,6 +37,7 @@ def retrieval_metrics(
     text_image: Int[Tensor, " m"],
     ks: tuple[int, ...] = (1, 5, 10),
     *,
+    compat: Compat | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
@@ -44,16 +46,37 @@ def retrieval_metrics(
     Both intervals resample images; a caption comes along with its image. A k beyond the number
     of candidates is clipped to it.
 
+    Args:
+        images: features.
+        texts: features.
+        text_image: row in ``images`` of each text's image.
+        ks: cut-offs.
+        compat: another evaluator's rule for ties and precision; None is ours.
+        resamples: bootstrap resamples.
+        seed: of the bootstrap.
+
     Raises:
         UserError: see `retrieval_ranks`.
     """
-    to_text, to_image = retrieval_ranks(images, texts, text_image)
+    to_text, to_image = _hits(images, texts, text_image, ks, compat)
     owner = text_image.cpu().numpy()
-    i2t = {f"i2t_r{k}": recall_at(to_text, k).cpu().numpy() for k in ks}
-    t2i = {f"t2i_r{k}": recall_at(to_image, k).cpu().numpy() for k in ks}
+    i2t = {f"i2t_r{k}": hits.cpu().numpy() for k, hits in to_text.items()}
+    t2i = {f"t2i_r{k}": hits.cpu().numpy() for k, hits in to_image.items()}
     return bootstrap_means(i2t, resamples=resamples, seed=seed) | bootstrap_means(
         t2i, clusters=owner, resamples=resamples, seed=seed
     )
+
+
+def _hits(
+    images: Tensor, texts: Tensor, text_image: Tensor, ks: tuple[int, ...], compat: Compat | None
+) -> tuple[Hits, Hits]:
+    """Return each query's probability of a match among its first k, by our rule or another."""
+    if compat is not None:
+        require_retrieval(images, texts, text_image)
+        return compat_hits(images, texts, text_image, ks, compat)
+    sides = retrieval_ranks(images, texts, text_image)
+    i2t, t2i = ({k: recall_at(ranks, k) for k in ks} for ranks in sides)
+    return i2t, t2i
 
 
 def retrieval_ranks(
