@@ -6,25 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gmail_align.errors import DataError, UserError
-from gmail_align.evaluation.files import (
-    captions_of_files,
-    read_predictions,
-    read_references,
-    retrieval_of_files,
-    zeroshot_of_files,
-)
+from gmail_align.errors import UserError
+from gmail_align.evaluation.files import retrieval_of_files, zeroshot_of_files
 
 KEYS = {"metrics", "intervals", "n", "protocol", "unavailable", "seconds"}
 
 
 def save(path: Path, array: object) -> Path:
     np.save(path, np.asarray(array))
-    return path
-
-
-def write(path: Path, value: object) -> Path:
-    path.write_text(value if isinstance(value, str) else json.dumps(value))
     return path
 
 
@@ -77,87 +66,3 @@ def test_bad_arrays_are_refused(tmp_path: Path) -> None:
             retrieval_of_files(images, texts, owners)
     with pytest.raises(UserError, match="outside"):
         zeroshot_of_files(good, save(tmp_path / "neg.npy", [0, 1, -1]), good)
-
-
-ANNOTATIONS = {
-    "images": [{"id": 1}, {"id": 2}],
-    "annotations": [
-        {"id": 10, "image_id": 1, "caption": "a red ball on the floor"},
-        {"id": 11, "image_id": 2, "caption": "two blue cubes"},
-        {"id": 12, "image_id": 1, "caption": "a ball"},
-    ],
-}
-RESULTS = [
-    {"image_id": 2, "caption": "two blue cubes"},
-    {"image_id": 1, "caption": "a red ball on the floor"},
-]
-
-
-def test_captions_from_coco_files(tmp_path: Path) -> None:
-    pytest.importorskip("pycocoevalcap")
-    references = write(tmp_path / "coco.json", ANNOTATIONS)
-    results = write(tmp_path / "results.json", RESULTS)
-    metrics = ("BLEU1", "ROUGE_L", "SPICE")
-    found = captions_of_files(results, references, metrics=metrics)
-    assert set(found) == KEYS
-    assert found["metrics"]["ROUGE_L"] == pytest.approx(1)
-    assert found["n"] == {"images": 2, "references": 3}
-    assert set(found["unavailable"]) == {"SPICE"}
-    part = write(tmp_path / "part.json", RESULTS[:1])
-    with pytest.raises(UserError, match="no prediction for 1 image: 1"):
-        captions_of_files(part, references, metrics=metrics)
-    some = captions_of_files(part, references, metrics=metrics, partial=True)
-    assert some["n"] == {"images": 1, "references": 1}
-
-
-def test_predictions_are_read_in_their_three_shapes(tmp_path: Path) -> None:
-    rows = [{"image_id": "1", "text": "a"}, {"image_id": "2", "text": "b"}]
-    lines = write(tmp_path / "predictions.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
-    coco = write(tmp_path / "coco.json", [{"image_id": 1, "caption": "a"}])
-    assert read_predictions(lines) == read_predictions(tmp_path) == {"1": "a", "2": "b"}
-    assert read_predictions(coco) == {"1": "a"}
-
-
-def test_bad_predictions_are_refused(tmp_path: Path) -> None:
-    twice = write(tmp_path / "twice.json", [*RESULTS, RESULTS[0]])
-    with pytest.raises(UserError, match="more than one caption for 1 image: 2"):
-        read_predictions(twice)
-    for number, (text, message) in enumerate(
-        (
-            ('[{"caption": "a"}]', "entry 0 of .* lacks an image_id or a caption"),
-            ('[{"image_id": 1, "caption": 3}]', "lacks an image_id or a caption"),
-            ('[{"image_id": true, "caption": "a"}]', "lacks an image_id"),
-            ("[3]", "lacks an image_id"),
-            ("{broken", "not valid JSON"),
-            ("[" * 100_000, "not valid JSON"),
-        )
-    ):
-        with pytest.raises(DataError, match=message):
-            read_predictions(write(tmp_path / f"{number}.json", text))
-    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="cannot be read as text"):
-        read_predictions(tmp_path / "bytes.json")
-    with pytest.raises(DataError, match="cannot be read as text"):
-        read_predictions(tmp_path / "absent.json")
-
-
-def test_bad_references_are_refused(tmp_path: Path) -> None:
-    again = {"annotations": [*ANNOTATIONS["annotations"], ANNOTATIONS["annotations"][0]]}
-    for number, (value, message) in enumerate(
-        (
-            ([], "holds no 'annotations'"),
-            ({"annotations": []}, "holds no 'annotations'"),
-            ({"annotations": [{"image_id": 1}]}, "entry 0 of .* lacks"),
-            (again, "1 annotation ids twice"),
-        )
-    ):
-        with pytest.raises(DataError, match=message):
-            read_references(write(tmp_path / f"{number}.json", value))
-
-
-def test_empty_captions_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("pycocoevalcap")
-    references = write(tmp_path / "coco.json", ANNOTATIONS)
-    empty = write(tmp_path / "empty.json", [RESULTS[0], {"image_id": 1, "caption": " "}])
-    with pytest.raises(UserError, match="an empty prediction for 1 image: 1"):
-        captions_of_files(empty, references)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,27 @@ def split(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
             name: [_finite(estimate.low), _finite(estimate.high)]
             for name, estimate in metrics.items()
         },
+    }
+
+
+def answer(
+    metrics: Mapping[str, Estimate],
+    protocol: str,
+    n: Mapping[str, int],
+    start: float,
+    *,
+    unavailable: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Lay out a result of plain files, ready for JSON.
+
+    It holds ``metrics`` (name -> value), ``intervals`` (name -> [low, high]), ``n``, ``protocol``,
+    ``unavailable`` (metric -> why) and ``seconds`` since ``start``, a time of ``time.monotonic``.
+    """
+    return split(metrics) | {
+        "n": dict(n),
+        "protocol": protocol,
+        "unavailable": dict(unavailable or {}),
+        "seconds": round(time.monotonic() - start, 3),
     }
 
 
