@@ -16,6 +16,7 @@ from gmail_align.alignment.losses import (
     contrastive_text_loss,
     directed_alignment_loss,
     distillation_loss,
+    norm_loss,
 )
 from gmail_align.errors import ConfigError, DataError
 
@@ -199,3 +200,62 @@ def test_a_mask_or_temperature_that_does_not_fit_is_refused() -> None:
         alignment_loss(one, one, same=torch.ones(2, 2, dtype=torch.bool))
     with pytest.raises(ConfigError, match="temperature"):
         alignment_loss(one, one, temperature=0.0)
+
+
+def naive_summed(
+    left: np.ndarray, right: np.ndarray, temperature: float, same: np.ndarray
+) -> float:
+    """Eq. 1 whose numerator is the sum over all positives, one pair after another."""
+    total = 0.0
+    for i, row in enumerate(left):
+        parts = [
+            float(row @ other) / math.sqrt(float(row @ row) * float(other @ other)) / temperature
+            for other in right
+        ]
+        top = max(parts)
+        shares = [math.exp(value - top) for value in parts]
+        own = math.fsum(share for j, share in enumerate(shares) if i == j or same[i, j])
+        total -= math.log(own / math.fsum(shares))
+    return total / len(left)
+
+
+@given(batches())
+@settings(max_examples=40, deadline=None)
+def test_summed_positives_equal_the_naive_implementation(
+    batch: tuple[np.ndarray, np.ndarray, np.ndarray, float],
+) -> None:
+    left, right, same, temperature = batch
+    temperature = max(temperature, 0.07)
+    generated, real, mask = _torch(left, right, same)
+    given_all = {"temperature": temperature, "same": mask, "positives": "sum"}
+    expected = naive_summed(left, right, temperature, same)
+    assert float(alignment_loss(generated, real, **given_all)) == pytest.approx(expected, abs=1e-8)
+    back = naive_summed(right, left, temperature, same.T)
+    text = contrastive_text_loss(generated, real, 1 / temperature, mask, "sum")
+    assert float(text) == pytest.approx((expected + back) / 2, abs=1e-8)
+    generated.requires_grad_()
+    alignment_loss(generated, real, **given_all).backward()
+    assert torch.isfinite(generated.grad).all()
+
+
+def test_without_shared_pairs_summing_and_masking_are_the_same() -> None:
+    generated, real = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(5))
+    eye = torch.eye(6, dtype=torch.bool)
+    plain = alignment_loss(generated, real)
+    for positives in ("mask", "sum"):
+        found = alignment_loss(generated, real, same=eye, positives=positives)
+        assert torch.allclose(found, plain, atol=1e-6)
+
+
+def test_a_learned_temperature_has_the_slope_of_finite_differences() -> None:
+    generated, real = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(6)).double()
+    temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    alignment_loss(generated, real, temperature=temperature).backward()
+    up, down = (alignment_loss(generated, real, temperature=0.2 + off) for off in (1e-6, -1e-6))
+    assert float(temperature.grad) == pytest.approx(float(up - down) / 2e-6, rel=1e-5)
+
+
+def test_the_norm_penalty_by_hand() -> None:
+    features = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, -2.0]])
+    frozen = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])  # mean norm 2
+    assert float(norm_loss(features, frozen)) == pytest.approx((0.5 + 0.5 + 0) / 3, abs=1e-6)

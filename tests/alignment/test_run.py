@@ -214,6 +214,27 @@ def test_one_head_for_both_modalities(run: Run) -> None:
     assert encoder.applied
 
 
+def test_every_switch_of_the_loss_trains_and_resumes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = AlignWeights(distill_generated=0.5, norm=0.1, patch=0.3, text_real=0.0)
+    changes = {"weights": weights, "learn_temperature": True, "positives": "sum"}
+    config = CONFIG.model_copy(update={**changes, "select": "objective"})
+    whole = run(config, "whole")
+    assert "patch_loss" in whole.manifest["notes"]["guard"]["kept"]
+    with monkeypatch.context() as patch:
+        _die_at(patch, 7)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, "killed")
+    gc.collect()
+    assert _files(run(config, "killed").folder) == _files(whole.folder)
+    fixed = run(config.model_copy(update={"learn_temperature": False}), "fixed")
+    rows = [list(read_jsonl(made.path("events.jsonl"))) for made in (whole, fixed)]
+    align = [[row["align"] for row in one if row["event"] == "loss"] for one in rows]
+    assert align[0][0] == align[1][0]
+    assert align[0][-1] != align[1][-1]
+
+
 def test_no_weight_is_refused(run: Run) -> None:
     nothing = AlignWeights(align=0, text_generated=0, text_real=0, distill_real=0)
     with pytest.raises(ConfigError, match="every weight of the alignment is 0"):

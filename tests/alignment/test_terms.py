@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ from gmail_align.alignment.losses import (
     alignment_loss,
     contrastive_text_loss,
     distillation_loss,
+    norm_loss,
 )
 from gmail_align.alignment.pairset import Batch, Tables
-from gmail_align.alignment.terms import loss_terms
+from gmail_align.alignment.terms import learned_temperature, loss_terms
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
 from gmail_align.features.pixels import Pixels
 from gmail_align.features.store import Features
 
+NONE = tuple(AlignWeights.model_fields)
 ALL = AlignWeights(align=0.5, text_generated=2.0, text_real=3.0, distill_real=4.0)
 
 
@@ -72,6 +75,53 @@ def test_terms_are_the_losses_of_the_routes(
     assert list(terms) == list(expected)
     for name, term in terms.items():
         assert torch.allclose(term, expected[name], atol=1e-5), name
+
+
+def test_each_optional_term_is_what_it_says(encoder: GmailEncoder, batch: Batch) -> None:
+    width = encoder.width
+    patches = torch.randn(6, width, generator=torch.Generator().manual_seed(7))
+    batch = dataclasses.replace(batch, real=None, patches=patches)
+    pixels = encoder.preprocess.normalise(batch.generated)
+    generated = encoder.embed_pixels(pixels, Route.GENERATED)
+    assert batch.frozen is not None
+    cosines = torch.nn.functional.cosine_similarity(generated, batch.frozen)
+    hidden = encoder.clip.vision_model(pixels, output_hidden_states=True).hidden_states[-2]
+    expected = {
+        "distill_generated": 1 - cosines.mean(),
+        "norm": norm_loss(generated, batch.frozen),
+        "patch": alignment_loss(
+            hidden[:, 1:].mean(dim=1), patches, temperature=0.2, same=batch.same
+        ),
+    }
+    for name, value in expected.items():
+        weights = AlignWeights(**{**dict.fromkeys(NONE, 0.0), name: 0.5})
+        assert weights.needs_frozen
+        assert not weights.needs_real
+        terms = loss_terms(encoder, batch, AlignConfig(weights=weights, temperature=0.2))
+        assert list(terms) == [name, "total"]
+        assert torch.allclose(terms[name], value, atol=1e-5), name
+        assert torch.equal(terms["total"], 0.5 * terms[name])
+
+
+def test_positives_and_a_learned_temperature_reach_the_terms(
+    encoder: GmailEncoder, batch: Batch
+) -> None:
+    config = AlignConfig(temperature=0.2, positives="sum")
+    log_scale = torch.tensor(-math.log(0.4), requires_grad=True)
+    terms = loss_terms(encoder, batch, config, log_scale)
+    pixels = encoder.preprocess.normalise(batch.generated)
+    generated = encoder.embed_pixels(pixels, Route.GENERATED)
+    assert batch.frozen is not None
+    summed = {"same": batch.same, "positives": "sum"}
+    expected = alignment_loss(generated, batch.frozen, temperature=0.4, **summed)
+    assert torch.allclose(terms["align"], expected, atol=1e-5)
+    texts = contrastive_text_loss(generated, batch.texts, encoder.logit_scale, **summed)
+    assert torch.allclose(terms["text_generated"], texts, atol=1e-5)
+    terms["total"].backward()
+    assert log_scale.grad is not None
+    assert float(log_scale.grad) != 0.0
+    cold = torch.tensor(9.0)
+    assert float(learned_temperature(cold)) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +208,8 @@ def test_guard_metrics_by_plain_loops(select: Any, encoder: GmailEncoder, batch:
         "text_generated": contrastive_text_loss(generated, held.texts, scale, same),
         "text_real": contrastive_text_loss(real[owner], held.texts, scale, same),
         "distill_real": distillation_loss(real, held.frozen),
+        "distill_generated": distillation_loss(generated, held.frozen[owner]),
+        "norm": norm_loss(generated, held.frozen[owner]),
     }
     expected = {f"{name}_loss": float(loss) for name, loss in losses.items()}
     free = {"distill_real": float(losses["distill_real"])}

@@ -23,11 +23,26 @@ class AlignWeights(Config):
     """Contrastive loss between real images, through the ``real`` route, and their captions."""
     distill_real: float = Field(default=0.0, ge=0)
     """1 - cosine between real images through the ``real`` route and their frozen features."""
+    distill_generated: float = Field(default=0.0, ge=0)
+    """1 - cosine between generated images and the frozen features of their real images; unlike
+    Eq. 1, it also closes an offset that all generated images share."""
+    norm: float = Field(default=0.0, ge=0)
+    """How far norms of generated features are from the mean norm of frozen real ones, relatively;
+    for consumers that do not normalise."""
+    patch: float = Field(default=0.0, ge=0)
+    """Eq. 1 between means of patch tokens before the last layer, generated against frozen real
+    ones: for LLaVA, which reads those tokens and not the pooled feature."""
 
     @property
     def needs_real(self) -> bool:
         """Whether real images go through the adapter during training."""
         return self.text_real > 0 or self.distill_real > 0
+
+    @property
+    def needs_frozen(self) -> bool:
+        """Whether training reads the frozen features of real images."""
+        terms = (self.align, self.distill_real, self.distill_generated, self.norm, self.patch)
+        return any(weight > 0 for weight in terms)
 
 
 class AlignConfig(Config):
@@ -37,8 +52,14 @@ class AlignConfig(Config):
     """Weight of each loss term."""
     temperature: float = Field(default=0.07, gt=0)
     """Temperature of Eq. 1; the text terms use CLIP's own scale."""
+    learn_temperature: bool = False
+    """Whether the temperature of Eq. 1 is trained from there on, never below 0.01. The guard goes
+    on comparing at ``temperature``."""
     direction: Literal["g2r", "r2g", "both"] = "g2r"
     """Which side gives the rows of Eq. 1; ``g2r`` is the paper's."""
+    positives: Literal["mask", "sum"] = "mask"
+    """Pairs of one batch with the same real image or caption: ``mask`` takes them out of the
+    denominator, ``sum`` makes them positives too. Class captions need one or the other."""
     lora: LoraSettings = LoraSettings()
     """The adapter."""
     dual_heads: bool = True

@@ -13,9 +13,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from gmail_align.alignment.config import AlignConfig
-from gmail_align.alignment.losses import alignment_loss, contrastive_text_loss, distillation_loss
+from gmail_align.alignment.losses import (
+    alignment_loss,
+    contrastive_text_loss,
+    distillation_loss,
+    norm_loss,
+)
 from gmail_align.alignment.pairset import PairRows, Rows, Tables
-from gmail_align.alignment.terms import adapted_trunk
+from gmail_align.alignment.terms import Embedded, adapted_tokens
 from gmail_align.data.batches import same_mask
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
@@ -41,6 +46,8 @@ class HeldOut:
     """Shape (n,): which of the m real images a pair belongs to."""
     same: Bool[Tensor, "n n"]
     """Pairs that share a real image or a text."""
+    patches: Float[Tensor, "m width"] | None = None
+    """Means of the frozen patch tokens of the real images."""
 
 
 def make_held_out(rows: PairRows, tables: Tables) -> HeldOut:
@@ -48,13 +55,15 @@ def make_held_out(rows: PairRows, tables: Tables) -> HeldOut:
     assert tables.frozen is not None, "held-out real images have frozen features"
     _, first, image_of = np.unique(rows.image_group, return_index=True, return_inverse=True)
     same = same_mask(rows.image_group, rows.text_group)
+    places = torch.from_numpy(rows.frozen[first])
     return HeldOut(
         generated=rows.generated,
         real=rows.real[first],
-        frozen=tables.frozen.array[torch.from_numpy(rows.frozen[first])].float(),
+        frozen=tables.frozen.array[places].float(),
         texts=tables.texts.array[torch.from_numpy(rows.text)].float(),
         image_of=image_of.astype(np.int64).reshape(-1),
         same=torch.from_numpy(same),
+        patches=tables.patches.array[places] if tables.patches else None,
     )
 
 
@@ -65,7 +74,8 @@ def guard_metrics(
     """Measure the present encoder on the held-out pairs.
 
     Losses, each without its weight and over all held-out pairs at once: ``align_loss`` (Eq. 1 in
-    the paper's direction), ``text_generated_loss``, ``text_real_loss``, ``distill_real_loss``.
+    the paper's direction), ``text_generated_loss``, ``text_real_loss``, ``distill_real_loss``,
+    ``distill_generated_loss``, ``norm_loss`` and, when its weight is not 0, ``patch_loss``.
     Cosines of generated and frozen real images: ``paired_cosine``, and ``margin``, the paired less
     the unpaired mean. Recall: ``generated_real_r1`` (generated image -> frozen real image) and
     ``real_text_r1`` (real image by the ``real`` route -> one of its captions); ties are misses.
@@ -77,10 +87,11 @@ def guard_metrics(
     the same pairs and seed can be compared.
     """
     assert tables.real is not None, "held-out real images have pixels"
-    generated = _embed(encoder, tables.generated, held.generated, Route.GENERATED, config)
-    real = _embed(encoder, tables.real, held.real, Route.REAL, config)
+    generated, patches = _embed(encoder, tables.generated, held.generated, Route.GENERATED, config)
+    real, _ = _embed(encoder, tables.real, held.real, Route.REAL, config)
     image_of = torch.from_numpy(held.image_of)
-    losses = _losses(generated, real, held, config, float(encoder.logit_scale))
+    features = Embedded(generated, real, patches)
+    losses = _losses(features, held, config, float(encoder.logit_scale))
     return {
         "score": -_guarded(losses, config),
         **{f"{name}_loss": float(loss(1.0)) for name, loss in losses.items()},
@@ -90,21 +101,38 @@ def guard_metrics(
 
 
 def _losses(
-    generated: Tensor, real: Tensor, held: HeldOut, config: AlignConfig, scale: float
+    features: Embedded, held: HeldOut, config: AlignConfig, scale: float
 ) -> dict[str, Callable[[float], Tensor]]:
     """Return every loss as a function of what its temperature is multiplied by."""
-    image_of, same = torch.from_numpy(held.image_of), held.same
+    image_of, generated = torch.from_numpy(held.image_of), features.generated
+    real = features.real
+    assert real is not None, "the guard embeds real images too"
+    same, positives = held.same, config.positives
     target, of_pairs = held.frozen[image_of], real[image_of]
-    return {
-        "align": lambda ease: alignment_loss(
-            generated, target, temperature=config.temperature * ease, same=same
-        ),
-        "text_generated": lambda ease: contrastive_text_loss(
-            generated, held.texts, scale / ease, same
-        ),
-        "text_real": lambda ease: contrastive_text_loss(of_pairs, held.texts, scale / ease, same),
+
+    def eq1(images: Tensor, targets: Tensor) -> Callable[[float], Tensor]:
+        return lambda ease: alignment_loss(
+            images,
+            targets,
+            temperature=config.temperature * ease,
+            same=same,
+            positives=positives,
+        )
+
+    def texts(images: Tensor) -> Callable[[float], Tensor]:
+        return lambda ease: contrastive_text_loss(images, held.texts, scale / ease, same, positives)
+
+    losses = {
+        "align": eq1(generated, target),
+        "text_generated": texts(generated),
+        "text_real": texts(of_pairs),
         "distill_real": lambda ease: distillation_loss(real, held.frozen),
+        "distill_generated": lambda ease: distillation_loss(generated, target),
+        "norm": lambda ease: norm_loss(generated, target),
     }
+    if features.patches is not None and held.patches is not None:
+        losses["patch"] = eq1(features.patches, held.patches[image_of])
+    return losses
 
 
 def _guarded(losses: dict[str, Callable[[float], Tensor]], config: AlignConfig) -> float:
@@ -121,13 +149,16 @@ def _guarded(losses: dict[str, Callable[[float], Tensor]], config: AlignConfig) 
 
 def _embed(
     encoder: GmailEncoder, pixels: Pixels, rows: Rows, route: Route, config: AlignConfig
-) -> Float[Tensor, "k d"]:
-    found = []
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k width"] | None]:
+    """Return features by ``route`` and, where a term needs them, mean patch tokens."""
+    features, patches = [], []
     for start in range(0, len(rows), config.batch_size):
         part = torch.from_numpy(rows[start : start + config.batch_size])
-        pooled = adapted_trunk(encoder, pixels.array[part].to(encoder.device), config)
-        found.append(encoder.project(pooled, route).cpu())
-    return torch.cat(found)
+        pooled, tokens = adapted_tokens(encoder, pixels.array[part].to(encoder.device), config)
+        features.append(encoder.project(pooled, route).cpu())
+        patches.append(None if tokens is None else tokens.cpu())
+    found = [tokens for tokens in patches if tokens is not None]
+    return torch.cat(features), torch.cat(found) if found else None
 
 
 def _cosines(generated: Tensor, held: HeldOut, image_of: Tensor) -> dict[str, float]:

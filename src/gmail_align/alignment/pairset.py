@@ -55,6 +55,8 @@ class Tables:
     real: Pixels | None
     frozen: Features | None
     texts: Features
+    patches: Features | None = None
+    """Means of the frozen patch tokens of real images, row by row with ``frozen``."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Batch:
     texts: Float[Tensor, "b d"]
     same: Bool[Tensor, "b b"]
     """Pairs that share a real image or a text, and are no negatives of each other."""
+    patches: Float[Tensor, "b width"] | None = None
+    """Means of the frozen patch tokens of the real images."""
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``."""
@@ -76,6 +80,7 @@ class Batch:
             None if self.frozen is None else self.frozen.to(device),
             self.texts.to(device),
             self.same.to(device),
+            None if self.patches is None else self.patches.to(device),
         )
 
 
@@ -137,14 +142,14 @@ def gather(tables: Tables, rows: PairRows, *, real: bool, frozen: bool) -> Batch
         real: Whether the real pixels are wanted.
         frozen: Whether the frozen features of real images are wanted.
     """
+    places = torch.from_numpy(rows.frozen)
     return Batch(
         generated=tables.generated.array[torch.from_numpy(rows.generated)],
         real=tables.real.array[torch.from_numpy(rows.real)] if real and tables.real else None,
-        frozen=(
-            tables.frozen.array[torch.from_numpy(rows.frozen)] if frozen and tables.frozen else None
-        ),
+        frozen=tables.frozen.array[places] if frozen and tables.frozen else None,
         texts=tables.texts.array[torch.from_numpy(rows.text)],
         same=torch.from_numpy(same_mask(rows.image_group, rows.text_group)),
+        patches=tables.patches.array[places] if tables.patches else None,
     )
 
 

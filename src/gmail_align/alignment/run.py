@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.guard import HeldOut, guard_metrics, make_held_out
@@ -22,6 +24,7 @@ from gmail_align.alignment.pairset import (
     hold_out,
     locate,
 )
+from gmail_align.alignment.patches import extract_patches
 from gmail_align.alignment.terms import loss_terms
 from gmail_align.artifacts import Artifact, Draft, begin, fingerprint
 from gmail_align.data.batches import Batches
@@ -38,6 +41,8 @@ from gmail_align.progress import say
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.loop import CHECKPOINT, FitReport, fit
 
+LOG_SCALE = "log_scale"
+"""Name of the learned ``ln(1 / temperature)`` in checkpoints; it is no part of the encoder."""
 _WORK = "work"
 _PAIRS_AN_IMAGE = 4
 """The guard looks at up to this many held-out pairs a held-out image, on average."""
@@ -144,8 +149,8 @@ def _prepare(
     texts = read_features(extract_texts(sources["pairs"], encoder, text_folder))
     generated_ids = _distinct(row.generated_image_id for row in rows)
     generated = _pixels(sources["generated"], generated_ids, encoder, cache)
-    pixels, frozen = _real_tables(config, sources["real"], rows, is_held.tolist(), encoder, cache)
-    tables = Tables(generated, pixels, frozen, texts)
+    real = _real_tables(config, sources["real"], rows, is_held.tolist(), encoder, cache)
+    tables = Tables(generated, real[0], real[1], texts, real[2])
     located = locate(rows, tables)
     kept = _thin(np.flatnonzero(is_held), config.holdout_limit, seed)
     held = make_held_out(located.take(kept), tables)
@@ -159,20 +164,25 @@ def _real_tables(
     is_held: Sequence[bool],
     encoder: GmailEncoder,
     cache: Path,
-) -> tuple[Pixels, Features]:
-    """Return pixels and frozen features of the real images that training or the guard needs."""
+) -> tuple[Pixels, Features, Features | None]:
+    """Return pixels, frozen features and frozen patches of real images as far as needed."""
     everyone = _distinct(row.real_image_id for row in rows)
     held = _distinct(row.real_image_id for row, out in zip(rows, is_held, strict=True) if out)
     weights = config.weights
-    pixels = _pixels(real, everyone if weights.needs_real else held, encoder, cache)
-    wanted = everyone if weights.align > 0 or weights.distill_real > 0 else held
+    every_pixel = weights.needs_real or weights.patch > 0
+    pixels = _pixels(real, everyone if every_pixel else held, encoder, cache)
+    wanted = everyone if weights.needs_frozen else held
     folder = cache / _name(real, "frozen", encoder.base_fingerprint, wanted)
     batch = config.batch_size
     if list(pixels.ids) == wanted:
         made = extract_pixels(real, pixels, encoder, Route.FROZEN, folder, batch_size=batch)
     else:
         made = extract_images(real, encoder, Route.FROZEN, folder, ids=wanted, batch_size=batch)
-    return pixels, read_features(made)
+    if weights.patch == 0:
+        return pixels, read_features(made), None
+    folder = cache / _name(real, "patches", encoder.base_fingerprint, wanted)
+    patches = extract_patches(real, pixels, encoder, folder, batch_size=batch)
+    return pixels, read_features(made), read_features(patches)
 
 
 def _pixels(images: Artifact, ids: Sequence[str], encoder: GmailEncoder, cache: Path) -> Pixels:
@@ -201,19 +211,23 @@ def _fit(
 ) -> FitReport:
     weights = config.weights
     batches = Batches(task.train.image_group, config.batch_size, stable_seed(seed, "batches"))
-    needs_frozen = weights.align > 0 or weights.distill_real > 0
+    parameters = dict(encoder.trainable(real_head=weights.needs_real))
+    learned = []
+    if config.learn_temperature:
+        start = torch.tensor(-math.log(config.temperature), device=encoder.device)
+        learned.append(parameters.setdefault(LOG_SCALE, nn.Parameter(start)))
 
     def load(step: int) -> Any:
         rows = task.train.take(batches.indices(step))
-        return gather(task.tables, rows, real=weights.needs_real, frozen=needs_frozen)
+        return gather(task.tables, rows, real=weights.needs_real, frozen=weights.needs_frozen)
 
     with prefetch(load, config.optim.steps) as fetch:
 
         def loss(step: int) -> dict[str, Tensor]:
-            return loss_terms(encoder, fetch(step).to(encoder.device), config)
+            return loss_terms(encoder, fetch(step).to(encoder.device), config, *learned)
 
         return fit(
-            encoder.trainable(real_head=weights.needs_real),
+            parameters,
             loss,
             config.optim,
             seed=seed,

@@ -21,6 +21,16 @@ def class_token_output(
 
     It goes through the modules of ``vision`` themselves, so adapters inside them take part.
     """
+    return class_token_and_patches(vision, pixels)[0]
+
+
+def class_token_and_patches(
+    vision: CLIPVisionModel, pixels: Float[Tensor, "b 3 h w"]
+) -> tuple[Float[Tensor, "b width"], Float[Tensor, "b tokens width"]]:
+    """Return ``pooler_output`` and, from the same pass, the patch tokens that LLaVA reads.
+
+    Those are ``hidden_states[-2]``, what goes into the last layer, without the class token.
+    """
     tower: Any = vision
     *layers, last = tower.encoder.layers
     hidden = tower.pre_layrnorm(tower.embeddings(pixels))
@@ -29,7 +39,7 @@ def class_token_output(
     token = hidden[:, :1] + _attend_first(last.self_attn, last.layer_norm1(hidden))
     token = token + last.mlp(last.layer_norm2(token))
     pooled: Tensor = tower.post_layernorm(token[:, 0])
-    return pooled
+    return pooled, hidden[:, 1:]
 
 
 def _attend_first(attention: Any, tokens: Float[Tensor, "b t width"]) -> Float[Tensor, "b 1 width"]:
