@@ -1,13 +1,14 @@
 """One CLIP trunk, a LoRA adapter and two heads, reached by routes (GMAIL Sec. 3).
 
 ``FROZEN`` is the plain CLIP at any time, bit for bit; before training, every other route equals it.
+Long-CLIP, SigLIP and SynCLR stand in CLIP's place alike; where a model has no projection behind its
+trunk (the latter two), the heads are added to it and begin as the identity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -15,17 +16,16 @@ from PIL import Image, UnidentifiedImageError
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
-from transformers import CLIPModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from gmail_align.artifacts import fingerprint, write_bytes, write_json
 from gmail_align.data.preprocess import Preprocess
-from gmail_align.encoders.class_token import class_token_output
+from gmail_align.encoders.backbones import backbone_of, load_model
 from gmail_align.encoders.config import EncoderCard, LoraSettings
 from gmail_align.encoders.folder import (
     CONFIG,
     copy_model,
     find_folder,
-    load_clip,
     read_card,
     tensors_fingerprint,
 )
@@ -39,7 +39,6 @@ from gmail_align.encoders.lora import (
     save_adapter,
 )
 from gmail_align.encoders.route import Route, parse_route
-from gmail_align.encoders.text import load_tokenizer, tokenize
 from gmail_align.errors import DataError, ModelError
 
 HEADS = "heads.safetensors"
@@ -50,7 +49,7 @@ COPY_BELOW_BYTES = 100_000_000
 
 
 class GmailEncoder(nn.Module):
-    """CLIP with an adapter for generated images.
+    """CLIP (or Long-CLIP, SigLIP, SynCLR) with an adapter for generated images.
 
     Made by :meth:`from_clip` (to be trained) or :meth:`from_pretrained`. The model stays in
     evaluation mode; its base weights and its text tower never change.
@@ -58,7 +57,7 @@ class GmailEncoder(nn.Module):
 
     def __init__(
         self,
-        clip: CLIPModel,
+        clip: nn.Module,
         folder: Path,
         *,
         lora: LoraSettings | None,
@@ -67,6 +66,7 @@ class GmailEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.clip = clip
+        self._backbone = backbone_of(clip)
         self.base_folder = folder
         self.lora = lora
         self.dual_heads = dual_heads
@@ -79,7 +79,9 @@ class GmailEncoder(nn.Module):
         self._adapter_on = True
         probe = self._probe()
         self._layers = inject(clip, lora, seed) if lora else []
-        weight = clip.visual_projection.weight.detach()
+        head = self._backbone.head
+        width = self._backbone.vision_config.hidden_size
+        weight = torch.eye(width) if head is None else head.detach()
         self.real_head = nn.Parameter(weight.clone())
         self.generated_head = nn.Parameter(weight.clone()) if dual_heads else self.real_head
         self._check_build(*probe)
@@ -97,7 +99,7 @@ class GmailEncoder(nn.Module):
         """Build an untrained encoder on a plain Hugging Face CLIP: every route equals that CLIP.
 
         Args:
-            path_or_id: Folder or hub id of a ``CLIPModel``.
+            path_or_id: Folder or hub id of a ``CLIPModel``, ``SiglipModel`` or ``ViTModel``.
             lora: The adapter; the default settings when None.
             dual_heads: Whether real and generated images have heads of their own.
             seed: Seed of the adapter's A matrices.
@@ -105,10 +107,8 @@ class GmailEncoder(nn.Module):
         Raises:
             ModelError: no CLIP, incomplete weights, or targets that do not fit.
         """
-        folder = find_folder(path_or_id)
-        return cls(
-            load_clip(folder), folder, lora=lora or LoraSettings(), dual_heads=dual_heads, seed=seed
-        )
+        folder, settings = find_folder(path_or_id), lora or LoraSettings()
+        return cls(load_model(folder), folder, lora=settings, dual_heads=dual_heads, seed=seed)
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path) -> GmailEncoder:
@@ -120,10 +120,10 @@ class GmailEncoder(nn.Module):
         folder = find_folder(path_or_id)
         card = read_card(folder)
         if card is None:
-            return cls(load_clip(folder), folder, lora=None)
+            return cls(load_model(folder), folder, lora=None)
         inside = folder / card.base
         base = inside if inside.is_dir() else find_folder(card.base)
-        encoder = cls(load_clip(base), base, lora=card.lora, dual_heads=card.dual_heads)
+        encoder = cls(load_model(base), base, lora=card.lora, dual_heads=card.dual_heads)
         if encoder.base_fingerprint != card.base_fingerprint:
             raise ModelError(f"{folder} was made on another base model than the one at {base}")
         encoder.applied, encoder.best_step = card.applied, card.best_step
@@ -175,9 +175,18 @@ class GmailEncoder(nn.Module):
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
-        """CLIP's own trained scale of cosines, exponentiated."""
-        scale: Tensor = self.clip.logit_scale.detach().exp()
-        return scale
+        """The base model's own trained scale of cosines, exponentiated."""
+        return self._backbone.logit_scale
+
+    @property
+    def logit_bias(self) -> Float[Tensor, ""]:
+        """What SigLIP adds to scaled cosines; 0 for other models."""
+        return self._backbone.logit_bias
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether there is a text tower; SynCLR has none."""
+        return self._backbone.has_texts
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -187,7 +196,7 @@ class GmailEncoder(nn.Module):
             ModelError: it is missing, or does not end texts with the token the text tower pools at.
         """
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.base_folder, self.clip.config)
+            self._tokenizer = self._backbone.tokenizer(self.base_folder)
         return self._tokenizer
 
     @property
@@ -215,7 +224,7 @@ class GmailEncoder(nn.Module):
         if route is Route.FROZEN:
             return self.base_fingerprint
         tensors = dict(adapter_tensors(self.clip)) if route.adapted else {}
-        tensors["head"] = self._head(route)
+        tensors["head"] = self.generated_head if route is Route.GENERATED else self.real_head
         return fingerprint([self.base_fingerprint, tensors_fingerprint(tensors)])
 
     def trainable(self, *, real_head: bool = True) -> dict[str, nn.Parameter]:
@@ -239,21 +248,29 @@ class GmailEncoder(nn.Module):
     ) -> Float[Tensor, "b width"]:
         """Return the pooled output of the vision tower, before any projection."""
         self._switch_adapter(self._effective(route).adapted)
-        pooled: Tensor = self.clip.vision_model(pixel_values=pixels).pooler_output
-        return pooled
+        return self._backbone.trunk(pixels)
 
     def lean_trunk(
         self, pixels: Float[Tensor, "b 3 h w"], route: Route = Route.REAL
     ) -> Float[Tensor, "b width"]:
         """Return :meth:`trunk` up to rounding, at less cost: what training uses."""
         self._switch_adapter(self._effective(route).adapted)
-        return class_token_output(self.clip.vision_model, pixels)
+        return self._backbone.lean_trunk(pixels)
+
+    def trunk_and_patches(
+        self, pixels: Float[Tensor, "b 3 h w"], route: Route = Route.REAL
+    ) -> tuple[Float[Tensor, "b width"], Float[Tensor, "b width"]]:
+        """Return :meth:`lean_trunk` and, from the same pass, the mean of LLaVA's patch tokens."""
+        self._switch_adapter(self._effective(route).adapted)
+        pooled, patches = self._backbone.trunk_and_patches(pixels)
+        return pooled, patches.mean(dim=1)
 
     def project(
         self, pooled: Float[Tensor, "b width"], route: Route = Route.REAL
     ) -> Float[Tensor, "b dim"]:
         """Apply the head of ``route`` to the trunk's output."""
-        return linear(pooled, self._head(self._effective(route)))
+        head = self._head(self._effective(route))
+        return pooled if head is None else linear(pooled, head)
 
     def embed_pixels(
         self, pixels: Float[Tensor, "b 3 h w"], route: Route = Route.REAL
@@ -265,14 +282,11 @@ class GmailEncoder(nn.Module):
         self, input_ids: Int[Tensor, "m t"], attention_mask: Int[Tensor, "m t"]
     ) -> Float[Tensor, "m dim"]:
         """Return projected text features, not normalised; the text tower is always frozen."""
-        outputs = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
-        projected: Tensor = outputs.pooler_output
-        return projected
+        return self._backbone.text_features(input_ids, attention_mask)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "m dim"]:
         """Tokenize and embed one batch of texts, not normalised."""
-        length = cast("Any", self.clip.config.text_config).max_position_embeddings
-        ids, mask = tokenize(self.tokenizer, texts, length)
+        ids, mask = self._backbone.tokenize(self.tokenizer, texts)
         return self.embed_text_ids(ids.to(self.device), mask.to(self.device))
 
     @torch.no_grad()
@@ -320,9 +334,9 @@ class GmailEncoder(nn.Module):
     def _effective(self, route: Route) -> Route:
         return route if self.applied else Route.FROZEN
 
-    def _head(self, route: Route) -> nn.Parameter:
+    def _head(self, route: Route) -> nn.Parameter | None:
         if route is Route.FROZEN:
-            return cast("nn.Parameter", self.clip.visual_projection.weight)
+            return self._backbone.head
         return self.generated_head if route is Route.GENERATED else self.real_head
 
     def _own_tensors(self) -> Mapping[str, nn.Parameter]:
@@ -339,11 +353,11 @@ class GmailEncoder(nn.Module):
     @torch.no_grad()
     def _probe(self) -> tuple[Tensor, Tensor]:
         """Return two fixed noise images and their features by the CLIP before it is changed."""
-        vision = cast("Any", self.clip.config.vision_config)
+        vision = self._backbone.vision_config
         generator = torch.Generator().manual_seed(0)
         shape = (2, vision.num_channels, vision.image_size, vision.image_size)
         pixels = torch.randn(shape, generator=generator)
-        return pixels, self.clip.get_image_features(pixels).pooler_output
+        return pixels, self._backbone.image_features(pixels)
 
     @torch.no_grad()
     def _check_build(self, pixels: Tensor, plain: Tensor) -> None:

@@ -8,13 +8,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPModel
 from transformers.utils import logging as transformers_logging
 
 from gmail_align.artifacts import DRAFT, MANIFEST, fingerprint, sha256_file
@@ -81,29 +79,6 @@ def read_card(folder: Path) -> EncoderCard | None:
         raise ModelError(str(error)) from error
 
 
-def load_clip(folder: Path) -> CLIPModel:
-    """Load a plain Hugging Face CLIP in fp32, frozen and in evaluation mode.
-
-    Raises:
-        ModelError: the folder holds another kind of model, or its weights are missing or damaged.
-    """
-    kind = read_config(folder).get("model_type")
-    if kind != "clip":
-        raise ModelError(f"{folder} holds a model of type {kind!r}, but a CLIP model is needed")
-    try:
-        with no_bars():
-            clip, info = _load(folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder} holds no usable CLIP weights: {_first_line(error)}") from error
-    if info["missing_keys"]:
-        raise ModelError(
-            f"{folder} holds no complete CLIP: {len(info['missing_keys'])} weights are missing, "
-            f"the first of them {min(info['missing_keys'])}"
-        )
-    clip.requires_grad_(False)
-    return clip  # from_pretrained leaves it in evaluation mode
-
-
 def model_files(folder: Path) -> list[Path]:
     """Return a model folder's configuration, tokenizer and weight files, sorted."""
     found = {path for pattern in _FILES for path in folder.glob(pattern)}
@@ -142,13 +117,6 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load(folder: Path) -> tuple[CLIPModel, dict[str, Any]]:
-    loaded: Any = CLIPModel.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-    )
-    return cast("tuple[CLIPModel, dict[str, Any]]", loaded)
-
-
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Keep transformers from drawing progress bars of its own."""
@@ -160,7 +128,3 @@ def no_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

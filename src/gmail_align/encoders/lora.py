@@ -41,6 +41,12 @@ def inject(model: nn.Module, settings: LoraSettings, seed: int) -> list[LoraLaye
         raise ModelError(
             f"lora.targets {settings.targets!r} matches {what}: correct the expression"
         )
+    for name in matched:
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+            raise ModelError(
+                f"lora.targets {settings.targets!r} matches {name!r}, whose weight is used past "
+                "any adapter, which would never learn: leave it out of the expression"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed, "lora"))
         try:
