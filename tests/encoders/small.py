@@ -19,6 +19,9 @@ from transformers import (
     CLIPTextConfig,
     CLIPVisionConfig,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
 )
 
 from gmail_align.artifacts import Artifact, begin
@@ -61,14 +64,34 @@ def write_clip(folder: Path, *, eos_last: bool = True, config_eos: int | None = 
     return folder
 
 
-def _write_tokenizer(folder: Path, order: list[str]) -> None:
+def write_siglip(folder: Path) -> Path:
+    """Write a tiny random SigLIP with tokenizer and image processor, in Hugging Face's format."""
+    order = ["<pad>", "<start>", "<unk>", *WORDS, "<end>"]
+    _write_tokenizer(folder, order, single="$A <end>")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    shape |= {"num_hidden_layers": 2}
+    ends = {"eos_token_id": order.index("<end>"), "pad_token_id": 0, "bos_token_id": 1}
+    text = {**shape, "vocab_size": len(order), "max_position_embeddings": 12, **ends}
+    vision = {**shape, "image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+            model.logit_scale.fill_(2.3)
+            model.logit_bias.fill_(-10.0)
+    model.save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def _write_tokenizer(folder: Path, order: list[str], single: str = "<start> $A <end>") -> None:
     vocabulary = {word: place for place, word in enumerate(order)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [(word, vocabulary[word]) for word in ("<start>", "<end>")]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=ends
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ends)
     names = {"bos_token": "<start>", "eos_token": "<end>", "pad_token": "<pad>"}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **names)
     fast.save_pretrained(folder)
@@ -85,6 +108,13 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random CLIP: 2 layers, 32 px, patches of 8."""
     torch.set_num_threads(1)
     return write_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random SigLIP: 2 layers, 32 px, patches of 8."""
+    torch.set_num_threads(1)
+    return write_siglip(tmp_path_factory.mktemp("siglip"))
 
 
 class World(NamedTuple):

@@ -18,6 +18,8 @@ _DISABLES = {
     "synthesis": "gmail-align synthesize and tabletop train",
     "captions": "METEOR, SPICE and the reference tokenizer of gmail-align evaluate captions",
     "report": "the figures and the page of gmail-align report",
+    "siglip": "the tokenizer of SigLIP folders that hold a SentencePiece model",
+    "export": "gmail-align export --format onnx",
     "cluster": "--engine ray of gmail-align synthesize and extract",
 }
 _CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "pyarrow")
