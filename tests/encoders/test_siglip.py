@@ -21,6 +21,7 @@ from gmail_align.alignment.run import align
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.route import Route
+from gmail_align.encoders.siglip import sigmoid_text_loss
 from gmail_align.errors import ModelError
 from gmail_align.training.config import OptimConfig
 
@@ -190,3 +191,21 @@ def test_a_siglip_without_its_pooling_head_is_refused(siglip_folder: Path, tmp_p
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="without its pooling head"):
         GmailEncoder.from_pretrained(folder)
+
+
+def test_the_sigmoid_loss_is_that_of_transformers(siglip_folder: Path, plain: SiglipModel) -> None:
+    encoder = GmailEncoder.from_pretrained(siglip_folder)
+    ids, mask = encoder._backbone.tokenize(encoder.tokenizer, TEXTS)
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        expected = plain(ids, pixels, return_loss=True).loss
+        images, texts = encoder.embed_pixels(pixels), encoder.embed_text_ids(ids, mask)
+    scale, bias = encoder.logit_scale, encoder.logit_bias
+    assert float(sigmoid_text_loss(images, texts, scale, bias)) == pytest.approx(
+        float(expected), rel=1e-5
+    )
+    nothing = torch.ones(3, 3, dtype=torch.bool)
+    own = torch.nn.functional.cosine_similarity(images, texts) * scale + bias
+    only_pairs = float(-torch.nn.functional.logsigmoid(own).mean())
+    found = float(sigmoid_text_loss(images, texts, scale, bias, nothing))
+    assert found == pytest.approx(only_pairs, rel=1e-5)

@@ -1,0 +1,150 @@
+"""Long-CLIP: a CLIP whose text tower reads long captions (Zhang et al. 2024, ECCV).
+
+Its position table is CLIP's, stretched; its loss aligns whole image features with long captions and
+the images' principal components with short ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+from transformers import CLIPConfig, CLIPModel
+
+from gmail_align.errors import ModelError
+
+KEPT = 20
+"""Positions that are kept as they are: CLIP has hardly been trained beyond them (Sec. 3.1)."""
+LONG = 248
+"""Positions of the released Long-CLIPs: 20 kept, the other 57 of CLIP's 77 stretched by 4."""
+COMPONENTS = 32
+"""Principal components that stand for an image beside a short caption."""
+SMOOTHING = 0.1
+"""Label smoothing of the released training code."""
+
+
+def stretch_positions(
+    table: Float[Tensor, "old width"], length: int = LONG, kept: int = KEPT
+) -> Float[Tensor, "new width"]:
+    """Stretch a position table: the first rows are kept, the others interpolated (Sec. 3.1).
+
+    Row ``kept + j`` is read at ``kept + j / s`` of the old table, linearly, where ``s`` is
+    ``(length - kept) / (old - kept)``; behind its last row, the slope of its last two goes on.
+
+    Args:
+        table: The old table.
+        length: Rows of the new one.
+        kept: Rows that stay.
+
+    Raises:
+        ModelError: the new table would be shorter, or fewer than two rows could be interpolated.
+    """
+    old = len(table)
+    if length < old or old < kept + 2:
+        raise ModelError(
+            f"a table of {old} text positions cannot be stretched to {length} with {kept} kept: "
+            "only longer tables can be made, of more than the kept rows"
+        )
+    steps = torch.arange(length - kept, dtype=torch.float64)
+    places = kept + steps * ((old - kept) / (length - kept))
+    left = places.floor().long().clamp(max=old - 2)
+    share = (places - left)[:, None]
+    wide = table.double()
+    rows = (1 - share) * wide[left] + share * wide[left + 1]
+    return torch.cat([table[:kept], rows.to(table.dtype)])
+
+
+def stretch_clip(model: CLIPModel, length: int = LONG, kept: int = KEPT) -> CLIPModel:
+    """Return a CLIP that is equal but for its text positions, stretched to ``length``.
+
+    Raises:
+        ModelError: the table cannot be stretched to that length.
+    """
+    name = "text_model.embeddings.position_embedding.weight"
+    state = dict(model.state_dict())
+    state[name] = stretch_positions(state[name], length, kept)
+    config = CLIPConfig.from_dict(model.config.to_dict())
+    config.text_config.max_position_embeddings = length
+    longer = CLIPModel(config)
+    longer.load_state_dict(state)
+    return longer.to(model.dtype).eval()
+
+
+def principal_part(
+    features: Float[Tensor, "b d"], components: int = COMPONENTS
+) -> Float[Tensor, "b d"]:
+    """Return what the batch's first principal components keep of normalised features (Sec. 3.2).
+
+    The components are found in fp32 and taken as constants: gradients go through the projection
+    only, for those of the components are infinite where two variances are equal (as the many zeros
+    are in a batch that is smaller than the dimension). The result is not normalised.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        unit = normalize(features.float(), dim=-1)
+        mean = unit.mean(dim=0)
+        centred = unit - mean
+        _, _, axes = torch.linalg.svd(centred.detach(), full_matrices=False)
+        kept = axes[:components]
+        return centred @ kept.T @ kept + mean
+
+
+def long_short_loss(
+    images: Float[Tensor, "b d"],
+    long_texts: Float[Tensor, "b d"],
+    short_texts: Float[Tensor, "b d"],
+    scale: Float[Tensor, ""] | float,
+    *,
+    components: int = COMPONENTS,
+    smoothing: float = SMOOTHING,
+    same: Bool[Tensor, "b b"] | None = None,
+) -> dict[str, Float[Tensor, ""]]:
+    """Return Long-CLIP's loss: ``long``, ``short`` and ``total``, their sum (Sec. 3.2).
+
+    Each is CLIP's symmetric contrastive loss with smoothed labels; short captions see the images'
+    principal part only.
+
+    Args:
+        images: Image features; any norm.
+        long_texts: Features of their long captions; any norm.
+        short_texts: Features of short captions, such as the long ones' first sentences; any norm.
+        scale: The inverse temperature.
+        components: Principal components of the batch that short captions see.
+        smoothing: Share of the label that is spread over the batch.
+        same: Pairs (i, j) that share a short caption or an image, and are no negatives of each
+            other in the short term; needs ``smoothing`` 0.
+
+    Raises:
+        ModelError: ``same`` is given with smoothed labels.
+    """
+    if same is not None and smoothing > 0:
+        raise ModelError("masked pairs have no label to smooth: set smoothing to 0")
+    whole = normalize(images.float(), dim=-1)
+    terms = {
+        "long": _symmetric(whole, long_texts, scale, smoothing, None),
+        "short": _symmetric(
+            principal_part(images, components), short_texts, scale, smoothing, same
+        ),
+    }
+    return {**terms, "total": terms["long"] + terms["short"]}
+
+
+def first_sentence(text: str) -> str:
+    """Return a long caption's first sentence, which stands for its short caption."""
+    return text.split(". ")[0]
+
+
+def _symmetric(
+    images: Float[Tensor, "b d"],
+    texts: Float[Tensor, "b d"],
+    scale: Float[Tensor, ""] | float,
+    smoothing: float,
+    same: Bool[Tensor, "b b"] | None,
+) -> Float[Tensor, ""]:
+    logits = scale * images @ normalize(texts.float(), dim=-1).T
+    if same is not None:
+        own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+        logits = logits.masked_fill(same & ~own, -torch.inf)
+    target = torch.arange(len(logits), device=logits.device)
+    rows = cross_entropy(logits, target, label_smoothing=smoothing)
+    return (rows + cross_entropy(logits.T, target, label_smoothing=smoothing)) / 2
