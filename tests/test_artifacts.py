@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 from hypothesis import given
@@ -128,6 +129,38 @@ def test_a_damaged_or_foreign_manifest_is_refused(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(ArtifactError, match=MANIFEST):
         load(tmp_path)
+
+
+def test_parts_write_at_once_and_the_last_one_finishes(tmp_path):
+    first, second = (begin(tmp_path / "a", "captions", {}, part=part) for part in ("1-2", "2-2"))
+    for part in ("", "2-2"):
+        with pytest.raises(ArtifactError, match="being written by another process"):
+            begin(tmp_path / "a", "captions", {}, part=part)
+    write_bytes(first.path("1.txt"), b"1")
+    write_bytes(second.path("2.txt"), b"2")
+    del first  # its process ends
+    assert second.claim()
+    assert sorted(second.finish({}).manifest["files"]) == ["1.txt", "2.txt"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["1.txt", "2.txt", MANIFEST]
+
+
+def test_only_one_of_the_parts_that_end_together_finishes(tmp_path):
+    drafts = [begin(tmp_path / "a", "captions", {}, part=part) for part in ("1-2", "2-2")]
+    finished = []
+
+    def end(draft):
+        claimed = draft.claim()
+        if claimed:
+            draft.finish({})
+        finished.append(claimed)
+        draft._release()
+
+    threads = [threading.Thread(target=end, args=(draft,), daemon=True) for draft in drafts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(finished) == [False, True]
 
 
 def test_two_writers_are_refused(tmp_path):

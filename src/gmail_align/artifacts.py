@@ -18,7 +18,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +29,7 @@ from gmail_align.runtime import versions
 MANIFEST = "manifest.json"
 DRAFT = "draft.json"
 _LEASE = ".lease"
-_PRIVATE = {MANIFEST, DRAFT, _LEASE}
+_PRIVATE = {MANIFEST, DRAFT}
 _UNFINISHED = ".tmp"
 _MANIFEST_FIELDS = {"kind", "config", "seed", "inputs", "counts", "files"}
 
@@ -148,12 +148,20 @@ class Draft:
     folder: Path
     identity: Mapping[str, Any]
     complete: Artifact | None = None
+    _lease: int | None = None
     _release: Callable[[], Any] | None = None
     _start: float = field(default_factory=time.monotonic)
 
     def path(self, name: str) -> Path:
         """Return the path of the file ``name`` inside the folder."""
         return self.folder / name
+
+    def claim(self) -> bool:
+        """Wait until no other part is at work here; False when one of them has finished it."""
+        if self._lease is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(self._lease, fcntl.LOCK_EX)
+        return not self.path(MANIFEST).exists()
 
     def finish(self, counts: Mapping[str, int], **notes: Any) -> Artifact:
         """Hash every file, write the manifest last and return the artifact.
@@ -172,7 +180,8 @@ class Draft:
         }
         write_json(self.folder / MANIFEST, manifest)
         self.path(DRAFT).unlink(missing_ok=True)
-        self.path(_LEASE).unlink(missing_ok=True)
+        for lease in self.folder.glob(f"{_LEASE}*"):
+            lease.unlink(missing_ok=True)
         if self._release is not None:
             self._release()
         return load(self.folder)
@@ -184,6 +193,7 @@ def begin(
     config: Mapping[str, Any],
     inputs: Mapping[str, Artifact | str] | None = None,
     seed: int = 0,
+    part: str = "",
 ) -> Draft:
     """Open ``folder`` to be made into an artifact, or find it complete.
 
@@ -193,6 +203,8 @@ def begin(
         config: Everything of the configuration that its content depends on, as plain JSON values.
         inputs: The artifacts (or fingerprints) it is made from, by role.
         seed: Seed of the stage.
+        part: Name of one of several processes that write files of their own into the folder at the
+            same time; before :meth:`Draft.finish` one of them must :meth:`Draft.claim` it.
 
     Raises:
         ArtifactError: the folder holds something else, belongs to other inputs, or is being
@@ -216,9 +228,14 @@ def begin(
     elif folder.exists() and not _is_blank(folder):
         raise ArtifactError(f"{folder} is not empty and not an unfinished {kind}: choose another")
     write_json(folder / DRAFT, identity)
-    lease = _take_lease(folder)
-    draft = Draft(folder, identity)
-    draft._release = weakref.finalize(draft, os.close, lease)
+    leases = [_take_lease(folder, f"{_LEASE}-{part}")] if part else []
+    try:
+        leases.append(_take_lease(folder, _LEASE, shared=bool(part)))
+    except ArtifactError:
+        _close(leases)
+        raise
+    draft = Draft(folder, identity, _lease=leases[-1])
+    draft._release = weakref.finalize(draft, _close, leases)
     return draft
 
 
@@ -278,11 +295,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _take_lease(folder: Path) -> int:
-    """Lock the folder's lease and return its descriptor; the lock ends with it, or the process."""
-    lease = os.open(folder / _LEASE, os.O_RDWR | os.O_CREAT, 0o644)
+def _take_lease(folder: Path, name: str, shared: bool = False) -> int:
+    """Lock a lease of the folder and return its descriptor; the lock ends with the process."""
+    lease = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lease, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lease)
         raise ArtifactError(f"{folder} is being written by another process: wait for it") from error
@@ -291,10 +308,16 @@ def _take_lease(folder: Path) -> int:
     return lease
 
 
+def _close(leases: list[int]) -> None:
+    for lease in leases:
+        os.close(lease)
+
+
 def _is_blank(folder: Path) -> bool:
     """Whether nothing stands in the way: an empty folder, or a start that was killed at once."""
     return folder.is_dir() and all(
-        path.name == _LEASE or (path.name.startswith(".") and path.name.endswith(_UNFINISHED))
+        path.name.startswith(_LEASE)
+        or (path.name.startswith(".") and path.name.endswith(_UNFINISHED))
         for path in folder.iterdir()
     )
 
@@ -304,5 +327,5 @@ def _hash_files(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): sha256_file(path)
         for path in files
-        if path.name not in _PRIVATE
+        if path.name not in _PRIVATE and not path.name.startswith(_LEASE)
     }
