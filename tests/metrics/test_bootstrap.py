@@ -7,10 +7,10 @@ from gmail_align.errors import UserError
 from gmail_align.metrics import bootstrap
 from gmail_align.metrics.bootstrap import (
     Estimate,
+    bootstrap_kinds,
     bootstrap_mean,
     bootstrap_means,
     bootstrap_replicates,
-    bootstrap_seeds,
     bootstrap_statistic,
     interval,
     paired_difference,
@@ -101,12 +101,31 @@ def test_paired_difference_sees_what_two_intervals_do_not():
     assert bootstrap_mean(a).low < bootstrap_mean(b).high
 
 
-def test_seeds_add_their_own_uncertainty():
-    rng = np.random.default_rng(0)
-    images, seeds = rng.normal(size=300), rng.normal(size=(8, 1))
-    found = bootstrap_seeds(images + seeds)
-    assert found.value == pytest.approx((images + seeds).mean())
-    assert found.high - found.low > 3 * (bootstrap_mean(images).high - bootstrap_mean(images).low)
+def test_units_of_a_kind_are_drawn_as_one_by_one():
+    members = np.array([500, 300, 150, 50])
+    kind = np.repeat(np.arange(4), members)
+    worth = np.array([0.0, 1.0, 2.0, 7.0])
+
+    def mean(weights):
+        return weights @ worth / weights.sum(1)
+
+    together = bootstrap_kinds(kind, mean, resamples=20_000)
+    apart = bootstrap_replicates(1000, lambda w: w @ worth[kind] / 1000, resamples=20_000)
+    assert together.mean() == pytest.approx(worth[kind].mean(), abs=0.003)
+    assert together.std() == pytest.approx(worth[kind].std() / 1000**0.5, rel=0.03)
+    assert np.percentile(together, [1, 50, 99]) == pytest.approx(
+        np.percentile(apart, [1, 50, 99]), abs=0.01
+    )
+
+
+def test_few_units_of_each_kind_are_drawn_one_by_one():
+    def totals(weights):
+        return weights
+
+    drawn = bootstrap_kinds(np.array([1, 0, 2, 1]), totals, resamples=50)
+    assert drawn.shape == (50, 3)
+    assert (drawn.sum(1) == 4).all()
+    assert drawn[:, 1].mean() == pytest.approx(2, abs=0.5)
 
 
 def test_undefined_resamples_are_left_out():
@@ -132,7 +151,7 @@ def test_an_estimate_is_plain_data():
         (lambda: bootstrap_mean([[1.0]]), "shape"),
         (lambda: bootstrap_mean([1.0, 2.0], clusters=[1]), "1 cluster labels"),
         (lambda: paired_difference([1.0], [1.0, 2.0]), "1 and 2"),
-        (lambda: bootstrap_seeds([1.0, 2.0]), "seeds"),
+        (lambda: bootstrap_kinds(np.array([], dtype=int), lambda w: w), "0 values"),
     ],
 )
 def test_refuses(call, words):

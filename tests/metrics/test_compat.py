@@ -52,7 +52,7 @@ def test_hits_are_those_of_the_rule(kind, rule):
 
 def test_blocks_change_nothing_where_scores_differ(monkeypatch):
     whole = [compat_hits(*features("random"), KS, rule) for rule in Compat]
-    monkeypatch.setattr(compat, "_SCORES", 300)
+    monkeypatch.setattr(compat, "_SCORES", 3000)
     for rule, before in zip(Compat, whole, strict=True):
         for one, other in zip(before, compat_hits(*features("random"), KS, rule), strict=True):
             assert all(torch.equal(one[k], other[k]) for k in KS)

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, write_json
 from gmail_align.errors import DataError
+from gmail_align.evaluation.protocol import headline, named, protocol_captions
 from gmail_align.evaluation.result import RESULT, plain
 from gmail_align.features.store import read_features
+from gmail_align.metrics.compat import parse_compat
 from gmail_align.metrics.retrieval import require_retrieval, retrieval_metrics
 from gmail_align.metrics.zeroshot import class_weights, zeroshot_metrics
 
@@ -30,6 +32,8 @@ def evaluate_retrieval(
     out: Path,
     *,
     protocol: str,
+    subset: bool = False,
+    compat: str | None = None,
     seed: int = 0,
 ) -> Artifact:
     """Score image-text retrieval both ways; returns an artifact of kind ``result``.
@@ -37,17 +41,30 @@ def evaluate_retrieval(
     Args:
         images: Image features.
         texts: Caption features of the same encoder.
-        captions: (caption id, image id) of every caption that takes part; the gallery of images is
-            theirs, in the order in which they first come.
+        captions: (caption id, image id) of every caption; the protocol may take only the first few
+            of an image. The gallery of images is theirs, in the order in which they first come.
         out: Folder of the result.
-        protocol: Name of the protocol, such as ``coco_val2017``; kept with the numbers.
+        protocol: Name kept with the numbers; that of a known protocol (``coco_val2017_5k``) asserts
+            its counts.
+        subset: The captions are declared a part of that protocol's.
+        compat: Another evaluator (:class:`gmail_align.metrics.compat.Compat`) whose rule for ties
+            and precision is followed; the result names it.
         seed: Of the bootstrap.
 
     Raises:
-        DataError: a caption or an image has no feature, or a caption comes twice.
+        DataError: a caption or an image has no feature, a caption comes twice, or the counts are
+            not the protocol's.
         UserError: the features are not finite or of different width.
     """
-    identity = {"protocol": protocol, "captions": fingerprint([list(row) for row in captions])}
+    rule = None if compat is None else parse_compat(compat)
+    captions = protocol_captions(captions, protocol)
+    n = {"images": len({image for _, image in captions}), "texts": len(captions)}
+    name = named(protocol, "retrieval", n, subset=subset)
+    identity = {
+        "protocol": name,
+        "captions": fingerprint([list(row) for row in captions]),
+        "compat": compat,
+    }
     draft = begin(out, "result", identity, {"images": images, "texts": texts}, seed)
     if draft.complete is not None:
         return draft.complete
@@ -61,15 +78,16 @@ def evaluate_retrieval(
         torch.tensor([place[image] for _, image in captions], dtype=torch.int64),
     )
     require_retrieval(*rows)
-    metrics = retrieval_metrics(*rows, seed=seed)
+    metrics = retrieval_metrics(*rows, compat=rule, seed=seed)
     body = {
-        "protocol": protocol,
+        "protocol": name,
+        **({"compat": compat} if compat else {}),
         "metrics": plain(metrics),
-        "n": {"images": len(place), "texts": len(captions)},
+        "n": n,
         **_behind(seed, {"images": images, "texts": texts}),
     }
     write_json(draft.path(RESULT), body)
-    return draft.finish({"images": len(place), "texts": len(captions)})
+    return draft.finish(n)
 
 
 def evaluate_zeroshot(
@@ -79,6 +97,7 @@ def evaluate_zeroshot(
     out: Path,
     *,
     protocol: str,
+    subset: bool = False,
     seed: int = 0,
 ) -> Artifact:
     """Score zero-shot classification; returns an artifact of kind ``result``.
@@ -89,25 +108,29 @@ def evaluate_zeroshot(
         class_features: Text features of every prompt of every class; each class's prompts are
             averaged (see :func:`gmail_align.metrics.zeroshot.class_weights`).
         out: Folder of the result.
-        protocol: Name of the protocol, such as ``oxford_pets``.
+        protocol: Name kept with the numbers; that of a known protocol (``oxford_pets``) asserts its
+            counts, and the result's ``headline`` names the metric that its field reports.
+        subset: The images are declared a part of that protocol's.
         seed: Of the bootstrap.
 
     Raises:
-        DataError: an image has no feature, or there is no image.
+        DataError: an image has no feature, there is no image, or the counts are not the protocol's.
         UserError: a label is out of range, or features are not finite or of different width.
     """
+    if not labels:
+        raise DataError("there are no labelled images to classify: give at least one")
     prompts = class_features.detach().float().cpu().contiguous()
+    n = {"images": len(labels), "classes": len(prompts)}
+    name = named(protocol, "zeroshot", n, subset=subset)
     digest = hashlib.sha256(prompts.numpy().tobytes()).hexdigest()[:16]
     identity = {
-        "protocol": protocol,
+        "protocol": name,
         "labels": fingerprint(dict(labels)),
         "class_features": [*prompts.shape, digest],
     }
     draft = begin(out, "result", identity, {"images": images}, seed)
     if draft.complete is not None:
         return draft.complete
-    if not labels:
-        raise DataError("there are no labelled images to classify: give at least one")
     seen = read_features(images)
     metrics = zeroshot_metrics(
         seen.array[seen.rows(labels)],
@@ -116,13 +139,14 @@ def evaluate_zeroshot(
         seed=seed,
     )
     body = {
-        "protocol": protocol,
+        "protocol": name,
+        **headline(protocol),
         "metrics": plain(metrics),
-        "n": {"images": len(labels), "classes": len(prompts)},
+        "n": n,
         **_behind(seed, {"images": images}, class_features=digest),
     }
     write_json(draft.path(RESULT), body)
-    return draft.finish({"images": len(labels), "classes": len(prompts)})
+    return draft.finish(n)
 
 
 def _behind(seed: int, artifacts: Mapping[str, Artifact], **others: str) -> dict[str, Any]:

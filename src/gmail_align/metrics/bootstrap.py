@@ -67,6 +67,44 @@ def bootstrap_replicates(
         return np.concatenate([statistic(resample_weights(rng, rows, count)) for rows in sizes])
 
 
+def bootstrap_kinds(
+    kind: NDArray[np.intp], statistic: Statistic, *, resamples: int = 1000, seed: int = 0
+) -> Values:
+    """Evaluate ``statistic`` on resamples of units of which many are alike.
+
+    Units of one kind cannot be told apart, so a resample is how many of each kind it holds. Where
+    kinds are few this is drawn at once from a multinomial: the same distribution as unit by unit,
+    and hundreds of times faster for hits and misses.
+
+    Args:
+        kind: (units,) the kind of each unit, 0, 1, ...
+        statistic: Weights (resamples, kinds) -> values.
+        resamples: how many resamples.
+        seed: of the resampling.
+
+    Raises:
+        UserError: there is nothing to resample.
+    """
+    count = len(kind)
+    if count < 1 or resamples < 1:
+        raise UserError(f"a bootstrap of {count} values with {resamples} resamples is empty")
+    members = np.bincount(kind)
+    if 4 * len(members) > count:
+        order = np.argsort(kind, kind="stable")
+        starts = np.cumsum(members) - members
+
+        def by_unit(weights: Values) -> Values:
+            return statistic(np.add.reduceat(weights[:, order], starts, axis=1))
+
+        return bootstrap_replicates(count, by_unit, resamples=resamples, seed=seed)
+    rng = np.random.default_rng(seed)
+    block = max(1, _BLOCK // len(members))
+    parts = [min(block, resamples - start) for start in range(0, resamples, block)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = [rng.multinomial(count, members / count, size=part) for part in parts]
+        return np.concatenate([statistic(part.astype(np.float64)) for part in drawn])
+
+
 def interval(value: float, replicates: Values, n: int) -> Estimate:
     """Return the percentile interval of ``replicates``.
 
@@ -111,11 +149,13 @@ def bootstrap_means(
     """
     values = np.stack([_finite(name, column) for name, column in columns.items()], axis=1)
     sums, sizes = _by_cluster(values, clusters)
+    kinds, kind = np.unique(np.column_stack([sums, sizes]), axis=0, return_inverse=True)
 
     def means(weights: Values) -> Values:
-        return (weights @ sums) / (weights @ sizes)[:, None]
+        totals = weights @ kinds
+        return totals[:, :-1] / totals[:, -1:]
 
-    replicates = bootstrap_replicates(len(sums), means, resamples=resamples, seed=seed)
+    replicates = bootstrap_kinds(kind.reshape(-1), means, resamples=resamples, seed=seed)
     return {
         name: interval(values[:, at].mean(), replicates[:, at], len(sums))
         for at, name in enumerate(columns)
@@ -151,26 +191,6 @@ def paired_difference(
     if len(first) != len(second):
         raise UserError(f"paired values differ in number: {len(first)} and {len(second)}")
     return bootstrap_mean(first - second, clusters=clusters, resamples=resamples, seed=seed)
-
-
-def bootstrap_seeds(values: ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """Estimate the mean of (seeds, n) values, resampling training seeds and images at once.
-
-    Both are drawn with replacement and crossed, as every seed saw the same images. With two
-    or three seeds the interval is too narrow: a percentile bootstrap knows only the seeds run.
-    """
-    table = np.asarray(values, dtype=np.float64)
-    if table.ndim != 2 or not np.isfinite(table).all():
-        raise UserError(f"values of shape {table.shape} are not finite numbers (seeds, images)")
-    seeds = np.random.default_rng([seed, 1])
-
-    def means(weights: Values) -> Values:
-        drawn = resample_weights(seeds, len(weights), len(table))
-        sums: Values = ((drawn @ table) * weights).sum(1)
-        return sums / table.size
-
-    replicates = bootstrap_replicates(table.shape[1], means, resamples=resamples, seed=seed)
-    return interval(table.mean(), replicates, table.shape[1])
 
 
 def cluster_index(clusters: ArrayLike | None, count: int) -> NDArray[np.int64]:

@@ -12,8 +12,9 @@ from gmail_align.errors import UserError
 from gmail_align.metrics.bootstrap import (
     Estimate,
     Values,
+    bootstrap_kinds,
     bootstrap_mean,
-    bootstrap_statistic,
+    interval,
 )
 from gmail_align.metrics.ranks import (
     label_ranks,
@@ -83,26 +84,25 @@ def zeroshot_metrics(
         UserError: see `zeroshot_hits`.
     """
     hits = zeroshot_hits(image_features, labels, class_features).cpu().numpy()
-    mean = _ClassMean(hits, labels.cpu().numpy())
     return {
         "accuracy": bootstrap_mean(hits, resamples=resamples, seed=seed),
-        "class_mean": bootstrap_statistic(len(hits), mean, resamples=resamples, seed=seed),
+        "class_mean": _class_mean(hits, labels.cpu().numpy(), resamples=resamples, seed=seed),
     }
 
 
-class _ClassMean:
-    """Mean over classes of the weighted mean hit, as a statistic of image weights."""
+def _class_mean(hits: Values, labels: NDArray[np.int64], *, resamples: int, seed: int) -> Estimate:
+    """Estimate the mean over classes of their mean hit; images of one class and hit are alike."""
+    cells = np.column_stack([labels.astype(np.float64), hits])
+    kinds, kind = np.unique(cells, axis=0, return_inverse=True)
+    starts = np.unique(kinds[:, 0], return_index=True)[1]
 
-    def __init__(self, hits: Values, labels: NDArray[np.int64]) -> None:
-        self.order = np.argsort(labels, kind="stable")
-        self.hits = hits[self.order]
-        self.starts = np.unique(labels[self.order], return_index=True)[1]
-
-    def __call__(self, weights: Values) -> Values:
-        drawn = weights[:, self.order]
-        sizes = np.add.reduceat(drawn, self.starts, axis=1)
-        hits = np.add.reduceat(drawn * self.hits, self.starts, axis=1)
+    def means(weights: Values) -> Values:
+        sizes = np.add.reduceat(weights, starts, axis=1)
+        right = np.add.reduceat(weights * kinds[:, 1], starts, axis=1)
         present = sizes > 0
-        recalls: Values = np.where(present, hits / np.maximum(sizes, 1), 0).sum(1)
-        means: Values = recalls / present.sum(1)
-        return means
+        recalls: Values = np.where(present, right / np.maximum(sizes, 1), 0).sum(1)
+        return recalls / present.sum(1)
+
+    replicates = bootstrap_kinds(kind.reshape(-1), means, resamples=resamples, seed=seed)
+    whole = np.bincount(kind.reshape(-1))[None].astype(np.float64)
+    return interval(float(means(whole)[0]), replicates, len(hits))

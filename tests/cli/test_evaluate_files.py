@@ -1,0 +1,149 @@
+"""``evaluate retrieval`` and ``evaluate zeroshot`` on plain files, as anyone would check them."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from gmail_align.cli.evaluate_zeroshot import class_prompts, known_set, read_labels
+from gmail_align.cli.main import app
+from gmail_align.data.classes import CLASS_SETS, class_set
+from gmail_align.data.protocols import PROTOCOLS
+from gmail_align.errors import ConfigError, DataError
+
+KEYS = {"metrics", "intervals", "n", "protocol", "unavailable", "seconds"}
+
+
+def call(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def save(path, array):
+    np.save(path, np.asarray(array))
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(30), 5)
+    images = rng.standard_normal((30, 16)).astype(np.float32)
+    texts = images[owner] + 2 * rng.standard_normal((150, 16)).astype(np.float32)
+    return {
+        "--image-features": save(tmp_path / "i.npy", images),
+        "--text-features": save(tmp_path / "t.npy", texts),
+        "--text-image": save(tmp_path / "o.npy", owner),
+    }
+
+
+def flat(options):
+    return [word for pair in options.items() for word in pair]
+
+
+def test_retrieval_of_files(pairs, tmp_path):
+    ran = call("evaluate", "retrieval", *flat(pairs), "--json", "--out", tmp_path / "out")
+    assert ran.exit_code == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert set(found) == KEYS
+    assert set(found["metrics"]) == {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == found
+    lines = call("evaluate", "retrieval", *flat(pairs)).stdout.splitlines()
+    assert lines[0] == "retrieval, 30 images, 150 texts"
+    assert len(lines) == 7 and all(" to " in line for line in lines[1:])
+
+
+def test_retrieval_by_another_rule_says_so(pairs):
+    ran = call("evaluate", "retrieval", *flat(pairs), "--json", "--compat", "long_clip")
+    assert json.loads(ran.stdout)["compat"] == "long_clip"
+
+
+def test_a_protocol_asserts_its_counts(pairs):
+    ran = call("evaluate", "retrieval", *flat(pairs), "--protocol", "coco_val2017_5k")
+    assert ran.exit_code == 2
+    assert "5000 images and 25000 captions, but here are 30 images and 150 captions" in ran.stderr
+    ran = call(
+        *("evaluate", "retrieval", *flat(pairs), "--protocol", "coco_val2017_5k", "--subset"),
+        "--json",
+    )
+    assert json.loads(ran.stdout)["protocol"].startswith("coco_val2017_5k (subset: 30 of 5000")
+    ran = call("evaluate", "retrieval", *flat(pairs), "--protocol", "dtd")
+    assert ran.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"--text-image": None}, "--text-image is missing"),
+        ({"--images": "x"}, "--images takes artifacts and --image-features files"),
+        ({"--compat": "open_clip"}, "'open_clip' is no evaluator"),
+        ({"--image-features": np.full((30, 16), np.nan)}, "30 of 30 rows of"),
+        ({"--image-features": np.ones((30, 8))}, "have 16 dimensions and images have 8"),
+        ({"--image-features": np.ones((0, 16))}, "at least one row is needed"),
+        ({"--text-image": np.full(150, 30)}, "150 of 150 text_image labels are outside 0..29"),
+        ({"--text-image": np.arange(30)}, "150 integers are needed"),
+        ({"--text-image": np.zeros(150, dtype=int)}, "29 of 30 images have no text"),
+        ({"--text-features": "absent.npy"}, "cannot be read as a .npy array"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(pairs, tmp_path, change, sentence):
+    given = {**pairs, **change}
+    for name, value in change.items():
+        if isinstance(value, np.ndarray):
+            given[name] = save(tmp_path / "bad.npy", value)
+    ran = call("evaluate", "retrieval", *flat({k: v for k, v in given.items() if v is not None}))
+    assert ran.exit_code == 2, ran.stderr
+    (line,) = ran.stderr.splitlines()
+    assert sentence in line
+
+
+def test_nothing_given_names_both_doors():
+    ran = call("evaluate", "retrieval")
+    assert ran.exit_code == 2
+    assert "--images" in ran.stderr and "--image-features" in ran.stderr
+
+
+def test_a_dry_run_writes_nothing(pairs, tmp_path):
+    ran = call("evaluate", "retrieval", *flat(pairs), "--dry-run", "--out", tmp_path / "out")
+    assert ran.exit_code == 0 and "would evaluate retrieval into" in ran.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", CLASS_SETS)
+def test_every_set_runs_under_its_protocol(name, tmp_path):
+    """Its real class names and templates, its number of images, features drawn at random."""
+    rng = np.random.default_rng(1)
+    known, counts = class_set(name), PROTOCOLS[name].counts
+    prompts = class_prompts(None, name)
+    assert list(prompts) == list(known.keys) and len(prompts) == counts["classes"]
+    assert all(len(own) == len(known.templates) for own in prompts.values())
+    classes = rng.standard_normal((len(prompts), len(known.templates), 4)).astype(np.float32)
+    labels = np.arange(counts["images"]) % len(prompts)
+    images = classes.mean(1)[labels] + rng.standard_normal((len(labels), 4)).astype(np.float32)
+    ran = call(
+        *("evaluate", "zeroshot", "--protocol", name, "--json"),
+        *("--image-features", save(tmp_path / "i.npy", images)),
+        *("--labels", save(tmp_path / "y.npy", labels)),
+        *("--class-features", save(tmp_path / "c.npy", classes)),
+    )
+    assert ran.exit_code == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["protocol"] == name
+    assert found["n"] == dict(counts)
+    assert found["headline"] == PROTOCOLS[name].metric
+    assert 1 / len(prompts) < found["metrics"]["accuracy"] < 1
+    low, high = found["intervals"]["class_mean"]
+    assert low < found["metrics"]["class_mean"] < high
+
+
+def test_labels_may_be_spelled_as_the_sets_files_are(tmp_path):
+    prompts = class_prompts(None, "oxford_pets")
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps({"1": "Abyssinian", "2": "abyssinian", "3": "Basset Hound"}))
+    places = read_labels(path, list(prompts), known_set("oxford_pets", prompts))
+    assert places["1"] == places["2"] == list(prompts).index("Abyssinian")
+    assert places["3"] == list(prompts).index("basset_hound")
+    with pytest.raises(DataError, match="'abyssinian', which is not listed"):
+        read_labels(path, list(prompts), known_set("my_pets", prompts))
+    with pytest.raises(ConfigError, match="give --classes, or as --protocol"):
+        class_prompts(None, "urban_1k")
