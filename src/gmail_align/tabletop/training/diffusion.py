@@ -7,6 +7,7 @@ Salimans 2022).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,30 +77,32 @@ def build_scheduler() -> Any:
     )
 
 
-def optimisation(steps: int) -> OptimConfig:
-    """Return the recipe of the diffusion model."""
-    return OptimConfig(
-        steps=steps, lr=1e-3, schedule="cosine", warmup=200, weight_decay=0.01, checkpoint_every=250
+def phases(first: int, second: int) -> tuple[OptimConfig, OptimConfig]:
+    """Return the recipe of the diffusion model: a long cosine, and another from a lower rate."""
+    config = OptimConfig(
+        steps=first, lr=1e-3, schedule="cosine", warmup=200, weight_decay=0.01, checkpoint_every=250
     )
+    again = {"steps": second, "lr": 6e-4, "warmup": 100, "checkpoint_every": 100}
+    return config, config.model_copy(update=again)
 
 
 def train_diffusion(
     models: tuple[Any, CLIPTextModel],
     tokenizer: CLIPTokenizer,
     data: tuple[Float[Tensor, "n c 8 8"], list[list[str]]],
-    config: OptimConfig,
+    configs: Sequence[OptimConfig],
     folder: Path,
     *,
     seed: int = 0,
-) -> FitReport:
-    """Train (unet, text encoder) on (latents, captions)."""
+) -> list[FitReport]:
+    """Train (unet, text encoder) on (latents, captions) in phases, each with noise of its own."""
     (unet, text_encoder), (latents, captions) = models, data
     scheduler = build_scheduler()
     ids = _padded_ids(tokenizer, [text for row in captions for text in row])
     nothing = _padded_ids(tokenizer, [""])
 
     def loss(step: int) -> dict[str, Tensor]:
-        generator = np.random.default_rng(stable_seed(seed, "diffusion", step))
+        generator = np.random.default_rng(stable_seed(seed + len(reports), "diffusion", step))
         rows = generator.integers(0, len(latents), BATCH)
         prompts = ids[rows * 5 + generator.integers(0, 5, BATCH)]
         dropped = torch.from_numpy(generator.random(BATCH) < _DROP)
@@ -113,7 +116,13 @@ def train_diffusion(
 
     parameters = {f"unet.{name}": p for name, p in unet.named_parameters()}
     parameters |= {f"text.{name}": p for name, p in text_encoder.named_parameters()}
-    return fit(parameters, loss, config, seed=seed, folder=folder, label="diffusion")
+    reports: list[FitReport] = []
+    for number, config in enumerate(configs):
+        home = folder / str(number)
+        home.mkdir(parents=True, exist_ok=True)
+        label = f"diffusion, phase {number + 1}"
+        reports.append(fit(parameters, loss, config, seed=seed + number, folder=home, label=label))
+    return reports
 
 
 def assemble_pipeline(vae: Any, models: tuple[Any, CLIPTextModel], tokenizer: CLIPTokenizer) -> Any:
