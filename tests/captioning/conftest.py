@@ -17,6 +17,7 @@ from gmail_align.captioning.clipcap import ClipCap
 from gmail_align.captioning.config import ClipCapConfig
 from gmail_align.captioning.folder import load_gpt2
 from gmail_align.captioning.run import train_clipcap
+from gmail_align.captioning.shape import MapperShape
 from gmail_align.training.config import OptimConfig
 
 CAPTIONS = (
@@ -60,7 +61,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clipcap(gpt2: Path) -> ClipCap:
     """An untrained captioner of features 8 wide, with a prefix of 3."""
     torch.manual_seed(1)
-    return ClipCap(load_gpt2(gpt2)[0], 8, prefix_length=3).eval()
+    return ClipCap(load_gpt2(gpt2)[0], 8, MapperShape(prefix_length=3)).eval()
 
 
 MakeFeatures = Callable[..., Artifact]

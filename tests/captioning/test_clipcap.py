@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gmail_align.captioning.clipcap import ClipCap, mlp_mapper
+from gmail_align.captioning.clipcap import ClipCap, Scaling
+from gmail_align.captioning.mappers import mlp_mapper
 from gmail_align.errors import DataError
 
 IDS = torch.tensor([[5, 9, 21, 0], [7, 0, 0, 0], [8, 30, 0, 0]])
@@ -56,7 +57,7 @@ def test_the_length_of_a_feature_changes_nothing_when_normalised(clipcap: ClipCa
     with torch.no_grad():
         loss = clipcap.loss(FEATURES, IDS, MASK)
         assert torch.allclose(clipcap.loss(7 * FEATURES, IDS, MASK), loss, atol=1e-5)
-        clipcap.normalise = False
+        clipcap.scaling = Scaling(normalise=False)
         assert not torch.allclose(clipcap.loss(7 * FEATURES, IDS, MASK), loss, atol=1e-3)
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from gmail_align.artifacts import Artifact, load, read_jsonl
-from gmail_align.captioning import run
+from gmail_align.captioning import predict, run
 from gmail_align.captioning.captions import CaptionSet
-from gmail_align.captioning.config import ClipCapConfig
+from gmail_align.captioning.config import ClipCapConfig, PredictConfig
 from gmail_align.captioning.folder import load_captioner
 from gmail_align.captioning.run import (
     predict_captions,
@@ -25,6 +25,7 @@ from gmail_align.features.store import read_features
 from .conftest import CAPTIONS, MakeFeatures, build_gpt2, quick
 
 ROWS = list(zip("abcd", CAPTIONS, strict=True))
+CPU = PredictConfig(device="cpu")
 
 
 class Killed(Exception):
@@ -34,12 +35,14 @@ class Killed(Exception):
 def test_it_learns_captions_by_heart_and_where_they_end(
     captioner: Artifact, four: Artifact, tmp_path: Path
 ) -> None:
-    predictions = predict_captions(captioner, four, tmp_path / "out", device="cpu")
+    predictions = predict_captions(captioner, four, tmp_path / "out", CPU)
     assert read_predictions(predictions) == dict(ROWS)
     rows = list(read_jsonl(predictions.path("predictions.jsonl")))
     assert [row["route"] for row in rows] == ["frozen"] * 4
     assert all(-0.1 < row["log_prob"] < 0 for row in rows)
-    greedy = predict_captions(captioner, four, tmp_path / "greedy", beam=1, device="cpu")
+    greedy = predict_captions(
+        captioner, four, tmp_path / "greedy", PredictConfig(method="greedy", device="cpu")
+    )
     assert read_predictions(greedy) == dict(ROWS)
 
 
@@ -102,7 +105,7 @@ def test_the_step_with_the_lowest_validation_loss_is_kept(
     assert list(scores) == [0, 5, 10, 15, 20, 25, 30]
     assert best == min(scores, key=scores.__getitem__) < 30
     opened = load_captioner(out, torch.device("cpu"))
-    held_out = CaptionSet.make(read_features(four), other, opened.tokenizer, 40)
+    held_out = CaptionSet.make([(read_features(four), other)], opened.tokenizer, 40)
     kept = validation_loss(opened.model, held_out, torch.device("cpu"))
     assert kept == pytest.approx(scores[best], abs=1e-5)
 
@@ -119,10 +122,12 @@ def test_bfloat16_trains_and_keeps_float32_weights(
 def test_a_killed_prediction_goes_on_and_ends_with_the_same_bytes(
     captioner: Artifact, four: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def predict(name: str) -> Artifact:
-        return predict_captions(captioner, four, tmp_path / name, batch_size=1, device="cpu")
+    def run_into(name: str) -> Artifact:
+        return predict_captions(
+            captioner, four, tmp_path / name, PredictConfig(batch_size=1, device="cpu")
+        )
 
-    whole, decode, calls = predict("whole"), run.decode, []
+    whole, decode, calls = run_into("whole"), predict.decode, []
 
     def killed(*args: object, **settings: object) -> object:
         calls.append(args)
@@ -130,10 +135,10 @@ def test_a_killed_prediction_goes_on_and_ends_with_the_same_bytes(
             raise Killed
         return decode(*args, **settings)
 
-    monkeypatch.setattr(run, "decode", killed)
+    monkeypatch.setattr(predict, "decode", killed)
     with pytest.raises(Killed):
-        predict("resumed")
-    resumed = predict("resumed")
+        run_into("resumed")
+    resumed = run_into("resumed")
     assert len(calls) == 3 + 2
     assert resumed.manifest["files"] == whole.manifest["files"]
     assert set(whole.manifest["files"]) == {"predictions.jsonl"}
@@ -142,26 +147,26 @@ def test_a_killed_prediction_goes_on_and_ends_with_the_same_bytes(
 def test_images_can_be_chosen_and_ordered(
     captioner: Artifact, four: Artifact, tmp_path: Path
 ) -> None:
-    chosen = predict_captions(captioner, four, tmp_path / "a", ids=["c", "a"], device="cpu")
+    chosen = predict_captions(captioner, four, tmp_path / "a", CPU, ids=["c", "a"])
     assert list(read_predictions(chosen)) == ["c", "a"]
     with pytest.raises(DataError, match="1 of 2 ids have no features"):
-        predict_captions(captioner, four, tmp_path / "b", ids=["a", "x"], device="cpu")
+        predict_captions(captioner, four, tmp_path / "b", CPU, ids=["a", "x"])
     with pytest.raises(DataError, match="more than once"):
-        predict_captions(captioner, four, tmp_path / "c", ids=["a", "a"], device="cpu")
+        predict_captions(captioner, four, tmp_path / "c", CPU, ids=["a", "a"])
 
 
 def test_another_route_is_recorded_and_another_width_refused(
     captioner: Artifact, four: Artifact, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
     array = read_features(four).array
-    other = make_features("other", list("abcd"), array, encoder="clip2", route="real")
-    predictions = predict_captions(captioner, other, tmp_path / "out", device="cpu")
+    other = make_features("other", list("abcd"), array, weights="aligned", route="real")
+    predictions = predict_captions(captioner, other, tmp_path / "out", CPU)
     notes = predictions.manifest["notes"]
     assert (notes["trained_on"]["route"], notes["predicted_from"]["route"]) == ("frozen", "real")
-    assert notes["predicted_from"]["encoder"] == "clip2"
+    assert notes["predicted_from"]["weights"] == "aligned"
     wide = make_features("wide", ["a"], torch.randn(1, 24))
     with pytest.raises(DataError, match="24 wide and this captioner reads 8"):
-        predict_captions(captioner, wide, tmp_path / "wide-out", device="cpu")
+        predict_captions(captioner, wide, tmp_path / "wide-out", CPU)
 
 
 def test_captions_without_features_are_refused(four: Artifact, gpt2: Path, tmp_path: Path) -> None:
@@ -206,7 +211,7 @@ def test_one_changed_setting_keeps_the_published_others() -> None:
 
 def test_predictions_need_a_captioner(four: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="a captioner is needed"):
-        predict_captions(four, four, tmp_path / "out", device="cpu")
+        predict_captions(four, four, tmp_path / "out", CPU)
 
 
 def test_a_damaged_captioner_is_refused(
@@ -216,4 +221,4 @@ def test_a_damaged_captioner_is_refused(
     shutil.copytree(captioner.folder, folder)
     (folder / "mapper.safetensors").write_bytes(b"broken")
     with pytest.raises(ArtifactError, match="is damaged"):
-        predict_captions(load(folder), four, tmp_path / "out", device="cpu")
+        predict_captions(load(folder), four, tmp_path / "out", CPU)

@@ -1,47 +1,83 @@
 """ClipCap: an image feature becomes a prefix of word embeddings that GPT-2 goes on from.
 
-Mokady, Hertz and Bermano, "ClipCap: CLIP Prefix for Image Captioning" (2021), the variant with an
-MLP mapper and GPT-2 trained along. Three faults of the released code are mended: the end-of-text
-token is trained, padding takes no part in the loss, and features are normalised in the same way in
-training and in prediction.
+Mokady, Hertz and Bermano, "ClipCap: CLIP Prefix for Image Captioning" (2021), both variants: an MLP
+mapper with GPT-2 trained along, and a transformer mapper before a frozen GPT-2. Faults of the
+released code are mended: the end-of-text token is trained, no token is taken for padding, and
+features are scaled in the same way in training and in prediction.
 """
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
+from gmail_align.captioning.language import Prompt, mean_log_prob, token_losses
+from gmail_align.captioning.mappers import build_mapper
+from gmail_align.captioning.shape import MapperShape
 from gmail_align.errors import DataError
 
 
-def mlp_mapper(width: int, hidden: int, prefix_length: int) -> nn.Sequential:
-    """Build ClipCap's mapper: a feature to ``prefix_length`` embeddings of ``hidden``."""
-    out = prefix_length * hidden
-    return nn.Sequential(nn.Linear(width, out // 2), nn.Tanh(), nn.Linear(out // 2, out))
+@dataclass(frozen=True)
+class Scaling:
+    """What is done to the length of a feature before it is mapped."""
+
+    normalise: bool = True
+    """Bring every feature to the length ``norm``; else it stays as it is."""
+    norm: float | None = None
+    """The length; 1 when None."""
+    raw_in_training: bool = False
+    """ClipCap's mismatch: features are scaled in prediction alone."""
+
+    def __call__(self, features: Float[Tensor, "b d"], training: bool) -> Float[Tensor, "b d"]:
+        """Scale features."""
+        if not self.normalise or (training and self.raw_in_training):
+            return features
+        unit = F.normalize(features, dim=-1)
+        return unit if self.norm is None else self.norm * unit
 
 
 class ClipCap(nn.Module):
     """A mapper and the GPT-2 behind it.
 
     Args:
-        gpt2: The language model, trained along.
+        gpt2: The language model.
         width: Width of the image features.
-        prefix_length: Embeddings that the mapper makes of one feature.
-        normalise: L2-normalise the features first.
+        shape: Shape of the mapper.
+        scaling: What is done to the length of a feature.
+        tune_gpt2: Train the language model along; a frozen one never drops out anything.
     """
 
     def __init__(
-        self, gpt2: GPT2LMHeadModel, width: int, *, prefix_length: int = 10, normalise: bool = True
+        self,
+        gpt2: GPT2LMHeadModel,
+        width: int,
+        shape: MapperShape | None = None,
+        *,
+        scaling: Scaling | None = None,
+        tune_gpt2: bool = True,
     ) -> None:
         super().__init__()
-        self.gpt2 = gpt2
-        self.width, self.prefix_length, self.normalise = width, prefix_length, normalise
-        self.mapper = mlp_mapper(width, gpt2.config.n_embd, prefix_length)
+        self.gpt2 = gpt2.requires_grad_(tune_gpt2)
+        self.width, self.tune_gpt2 = width, tune_gpt2
+        self.shape, self.scaling = shape or MapperShape(), scaling or Scaling()
+        self.mapper = build_mapper(self.shape, width, gpt2.config.n_embd)
 
-    def prefix(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b k h"]:
+    def train(self, mode: bool = True) -> ClipCap:
+        """Switch dropout on or off, in what is trained."""
+        super().train(mode)
+        if not self.tune_gpt2:
+            self.gpt2.eval()
+        return self
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return what is trained, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def prompt(self, features: Float[Tensor, "b d"]) -> Prompt:
         """Turn image features into the embeddings that a caption starts from.
 
         Raises:
@@ -52,10 +88,8 @@ class ClipCap(nn.Module):
                 f"the features are {features.shape[-1]} wide and this captioner reads"
                 f" {self.width}: extract them with the encoder it was trained on"
             )
-        if self.normalise:
-            features = F.normalize(features, dim=-1)
-        mapped: Tensor = self.mapper(features)
-        return mapped.view(len(features), self.prefix_length, -1)
+        mapped = self.mapper(self.scaling(features, self.training))
+        return Prompt(mapped.view(len(features), self.shape.prefix_length, -1))
 
     def loss(
         self,
@@ -70,7 +104,7 @@ class ClipCap(nn.Module):
             input_ids: The captions' tokens with their end-of-text token, padded on the right.
             mask: True at tokens (end-of-text included), False at padding.
         """
-        return self._token_losses(features, input_ids, mask).mean()
+        return token_losses(self.gpt2, self.prompt(features), input_ids, mask).mean()
 
     def mean_log_prob(
         self,
@@ -79,23 +113,4 @@ class ClipCap(nn.Module):
         mask: Bool[Tensor, "b t"],
     ) -> Float[Tensor, " b"]:
         """Return each caption's log-probability divided by its tokens, ClipCap's own score."""
-        losses = torch.zeros(mask.shape, device=mask.device)
-        losses[mask] = self._token_losses(features, input_ids, mask)
-        return -losses.sum(1) / mask.sum(1)
-
-    def _token_losses(
-        self,
-        features: Float[Tensor, "b d"],
-        input_ids: Integer[Tensor, "b t"],
-        mask: Bool[Tensor, "b t"],
-    ) -> Float[Tensor, " n"]:
-        """Return the cross-entropy of every token under ``mask``, row by row.
-
-        Attention is causal and padding stands on the right, so no token sees padding and no
-        attention mask is needed. Only the states that predict a token reach the vocabulary.
-        """
-        words = self.gpt2.transformer.wte(input_ids)
-        inputs = torch.cat([self.prefix(features), words], dim=1)
-        states = self.gpt2.transformer(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        logits = self.gpt2.lm_head(states[:, self.prefix_length - 1 : -1][mask])
-        return F.cross_entropy(logits.float(), input_ids[mask].long(), reduction="none")
+        return mean_log_prob(self.gpt2, self.prompt(features), input_ids, mask)

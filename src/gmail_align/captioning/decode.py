@@ -1,16 +1,24 @@
-"""Captions out of features: beam search by transformers' ``generate``, with its key-value cache."""
+"""Captions out of prompts, by transformers' ``generate`` with its key-value cache."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    GPT2LMHeadModel,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    TopPLogitsWarper,
+)
 
-from gmail_align.captioning.clipcap import ClipCap
+from gmail_align.captioning.language import Prompt, mean_log_prob
 
 
 @dataclass(frozen=True)
@@ -23,47 +31,101 @@ class Decoded:
     """Mean log-probability of its tokens, end-of-text included, in nats (ClipCap's score)."""
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How captions are searched for; see ``PredictConfig``."""
+
+    method: Literal["beam", "greedy", "nucleus"] = "beam"
+    """Beam search, the likeliest token each time, or a draw from the likeliest tokens."""
+    beam: int = 5
+    """Beams of ``beam``."""
+    max_tokens: int = 67
+    """Longest caption in tokens, end-of-text included."""
+    length_penalty: float = 1.0
+    """Power of the length that a beam's log-probability is divided by."""
+    top_p: float = 0.8
+    """Probability of the tokens that ``nucleus`` draws from."""
+    temperature: float = 1.0
+    """Divides the logits that ``nucleus`` draws from."""
+    ends: tuple[int, ...] = ()
+    """Tokens that end a caption beside end-of-text."""
+
+
+class SeededNucleus(LogitsProcessor):  # type: ignore[misc]
+    """Turns the likeliest token of each row into a draw from its nucleus (Holtzman et al. 2020).
+
+    The draw is by Gumbel noise out of a generator of the row's own, so a caption does not depend on
+    what else is in the batch.
+    """
+
+    def __init__(self, seeds: Sequence[int], top_p: float, temperature: float) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.nucleus, self.temperature = TopPLogitsWarper(top_p), temperature
+
+    def __call__(
+        self, input_ids: Integer[Tensor, "b t"], scores: Float[Tensor, "b v"]
+    ) -> Float[Tensor, "b v"]:
+        """Add the noise to the scores of the nucleus; the others stay at minus infinity."""
+        kept: Tensor = self.nucleus(input_ids, scores.float() / self.temperature)
+        width = scores.shape[1]
+        noise = [torch.empty(width).exponential_(generator=g) for g in self.generators]
+        return kept - torch.stack(noise).clamp_(min=1e-30).log().to(kept.device)
+
+
 @torch.inference_mode()
 def decode(
-    model: ClipCap,
+    gpt2: GPT2LMHeadModel,
     tokenizer: PreTrainedTokenizerBase,
-    features: Float[Tensor, "b d"],
+    prompt: Prompt,
+    how: Decoding | None = None,
     *,
-    beam: int = 5,
-    max_tokens: int = 67,
+    seeds: Sequence[int] | None = None,
 ) -> list[Decoded]:
-    """Predict one caption a feature, by beam search with scores normalised by length.
+    """Predict one caption a prompt. A caption has at least one token before its end.
 
-    A caption has at least one token before its end.
-
-    Raises:
-        DataError: the features are of another width than the captioner's.
+    Args:
+        gpt2: The language model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        prompt: What each caption starts from.
+        how: The search; beam search with five beams when None.
+        seeds: Seed of each caption, for ``nucleus``.
     """
-    model.eval()
-    prefix = model.prefix(features)
-    end = tokenizer.eos_token_id
+    how = how or Decoding()
+    end: int = tokenizer.eos_token_id
+    ends = (end, *how.ends)
     settings = GenerationConfig(
-        max_new_tokens=max_tokens,
+        max_new_tokens=how.max_tokens,
         min_new_tokens=1,
-        num_beams=beam,
+        num_beams=how.beam if how.method == "beam" else 1,
         do_sample=False,
-        length_penalty=1.0,
-        eos_token_id=end,
+        length_penalty=how.length_penalty,
+        eos_token_id=list(ends),
         pad_token_id=end,
         use_cache=True,
     )
-    attended = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
-    gpt2: Any = model.gpt2
-    ids: Tensor = gpt2.generate(
-        inputs_embeds=prefix, attention_mask=attended, generation_config=settings
+    draws = LogitsProcessorList()
+    if how.method == "nucleus":
+        draws.append(SeededNucleus(seeds or (), how.top_p, how.temperature))
+    model: Any = gpt2
+    ids: Tensor = model.generate(
+        inputs_embeds=prompt.embeddings,
+        attention_mask=prompt.attended(),
+        generation_config=settings,
+        logits_processor=draws,
     )
-    mask = up_to_end(ids, end)
-    scores = model.mean_log_prob(features, ids, mask).tolist()
+    mask = up_to_end(ids, ends)
+    scores = mean_log_prob(gpt2, prompt, ids, mask).tolist()
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [Decoded(text.strip(), score) for text, score in zip(texts, scores, strict=True)]
 
 
-def up_to_end(ids: Int[Tensor, "b t"], end: int) -> Bool[Tensor, "b t"]:
-    """Mask the tokens up to the first end-of-text of each row, that one included."""
-    ended = (ids == end).cumsum(1)
-    return (ended == 0) | ((ended == 1) & (ids == end))
+def up_to_end(ids: Integer[Tensor, "b t"], ends: Sequence[int]) -> Bool[Tensor, "b t"]:
+    """Mask the tokens up to the first that ends a caption, that one included."""
+    is_end = torch.isin(ids, torch.tensor(list(ends), device=ids.device))
+    ended = is_end.cumsum(1)
+    return (ended == 0) | ((ended == 1) & is_end)
+
+
+def with_full_stop(how: Decoding, tokenizer: PreTrainedTokenizerBase) -> Decoding:
+    """End captions at a full stop too, as ClipCap's released code does."""
+    return replace(how, ends=(tokenizer.encode(".", add_special_tokens=False)[0],))

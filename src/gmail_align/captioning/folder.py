@@ -12,7 +12,8 @@ Nothing of it is our own format but ``config.json``: transformers and safetensor
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from transformers import (
 )
 
 from gmail_align.artifacts import Artifact, fingerprint, sha256_file, write_bytes, write_json
-from gmail_align.captioning.clipcap import ClipCap
+from gmail_align.captioning.clipcap import ClipCap, Scaling
 from gmail_align.captioning.config import ClipCapConfig
+from gmail_align.captioning.shape import MapperShape
 from gmail_align.encoders.folder import no_bars
-from gmail_align.errors import ArtifactError, ModelError
+from gmail_align.errors import ArtifactError, ConfigError, ModelError
 from gmail_align.runtime import stable_seed
 
 GPT2 = "gpt2"
@@ -39,9 +41,13 @@ CONFIG = "config.json"
 _GPT2_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
 
 
+Origin = Path | Artifact
+"""What a training starts from: a folder in GPT-2's format, or a captioner to go on with."""
+
+
 @dataclass(frozen=True)
 class Captioner:
-    """A captioner ready to predict."""
+    """A ClipCap ready to predict."""
 
     model: ClipCap
     tokenizer: PreTrainedTokenizerBase
@@ -101,71 +107,150 @@ def load_gpt2(folder: Path) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def build(
-    config: ClipCapConfig, gpt2: Path, width: int, seed: int
-) -> tuple[ClipCap, PreTrainedTokenizerBase]:
-    """Put a freshly drawn mapper for features of ``width`` before the GPT-2 of a folder.
+def gpt2_folder(origin: Origin) -> Path:
+    """Return where the GPT-2 of ``origin`` is.
 
     Raises:
-        ModelError: the GPT-2 cannot be used or has too few positions.
+        ArtifactError: it is an artifact, and no captioner.
     """
-    model, tokenizer = load_gpt2(gpt2)
-    needed, positions = config.prefix_length + config.max_tokens, model.config.n_positions
-    if needed > positions:
+    if isinstance(origin, Path):
+        return origin
+    require_captioner(origin)
+    return origin.path(GPT2)
+
+
+def build(
+    config: ClipCapConfig,
+    origin: Origin,
+    gpt2: GPT2LMHeadModel,
+    width: int,
+    norm: float | None,
+    seed: int,
+) -> ClipCap:
+    """Put a mapper for features of ``width`` before a GPT-2: freshly drawn, or the captioner's.
+
+    Raises:
+        ModelError: the GPT-2 has too few positions, or its width does not divide into heads.
+        ConfigError: the captioner that is gone on with has another shape than ``config`` says.
+    """
+    require_positions(gpt2, config.prefix_length, config.max_tokens)
+    shape, hidden = config.shape, gpt2.config.n_embd
+    if shape.kind == "transformer" and hidden % shape.heads:
         raise ModelError(
-            f"{gpt2} has {positions} positions and prefix_length + max_tokens is {needed}:"
-            f" set max_tokens to {positions - config.prefix_length} or less"
+            f"this GPT-2 is {hidden} wide, which {shape.heads} heads do not divide: set heads"
         )
+    faults = config.compat
+    scaling = Scaling(config.normalise, norm, bool(faults and faults.norm_mismatch))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed, "mapper"))
-        clipcap = ClipCap(
-            model, width, prefix_length=config.prefix_length, normalise=config.normalise
+        model = ClipCap(gpt2, width, shape, scaling=scaling, tune_gpt2=config.trains_gpt2)
+    if isinstance(origin, Artifact):
+        _go_on_with(model, load_captioner(origin, torch.device("cpu")).model, origin.folder)
+    return model
+
+
+def _go_on_with(model: ClipCap, earlier: ClipCap, folder: Path) -> None:
+    """Copy the mapper of a captioner into a model of the same shape."""
+    for name in ("width", "shape", "scaling"):
+        was, now = getattr(earlier, name), getattr(model, name)
+        if was != now:
+            raise ConfigError(
+                f"the captioner in {folder} has {name} {was} and this training {now}: train it on"
+                " with its own settings"
+            )
+    model.mapper.load_state_dict(earlier.mapper.state_dict())
+
+
+def require_positions(gpt2: GPT2LMHeadModel, prompt: int, max_tokens: int) -> None:
+    """Refuse a GPT-2 with too few positions for a prompt and a caption."""
+    positions = gpt2.config.n_positions
+    if prompt + max_tokens > positions:
+        raise ModelError(
+            f"this GPT-2 has {positions} positions, and a prompt of {prompt} with max_tokens"
+            f" {max_tokens} needs {prompt + max_tokens}: set max_tokens to {positions - prompt} or"
+            " less"
         )
-    return clipcap, tokenizer
+
+
+def save_gpt2(folder: Path, gpt2: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a language model and its tokenizer as transformers does."""
+    end = tokenizer.eos_token_id
+    gpt2.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
+    with no_bars():
+        gpt2.save_pretrained(folder)
+    tokenizer.save_pretrained(str(folder))
+
+
+def save_module(path: Path, module: torch.nn.Module) -> None:
+    """Write a module's weights."""
+    weights = {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
+    write_bytes(path, save(weights))
 
 
 def save_captioner(
-    folder: Path, model: ClipCap, tokenizer: PreTrainedTokenizerBase, config: dict[str, Any]
+    folder: Path, model: ClipCap, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]
 ) -> None:
     """Write a captioner's files into ``folder``; ``config`` says where its features come from."""
-    end = tokenizer.eos_token_id
-    settings = GenerationConfig(eos_token_id=end, pad_token_id=end)
-    model.gpt2.generation_config = settings
-    with no_bars():
-        model.gpt2.save_pretrained(folder / GPT2)
-    tokenizer.save_pretrained(str(folder / GPT2))
-    weights = {name: value.cpu().contiguous() for name, value in model.mapper.state_dict().items()}
-    write_bytes(folder / MAPPER, save(weights))
-    shape = {
-        "feature_width": model.width,
-        "prefix_length": model.prefix_length,
-        "normalise": model.normalise,
-    }
-    write_json(folder / CONFIG, shape | config)
+    save_gpt2(folder / GPT2, model.gpt2, tokenizer)
+    save_module(folder / MAPPER, model.mapper)
+    shape = {"feature_width": model.width, "tune_gpt2": model.tune_gpt2}
+    write_json(
+        folder / CONFIG,
+        {"kind": "clipcap", **shape, **asdict(model.shape), **asdict(model.scaling), **config}
+        | {"mapper": model.shape.kind},
+    )
 
 
 def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
-    """Open a captioner for prediction.
+    """Open a ClipCap for prediction.
 
     Raises:
         ArtifactError: the artifact is no captioner, or its files are damaged.
         ModelError: the GPT-2 inside is damaged.
     """
-    if artifact.kind != "captioner":
-        raise ArtifactError(f"{artifact.folder} holds {artifact.kind}: a captioner is needed here")
+    config = captioner_config(artifact)
     gpt2, tokenizer = load_gpt2(artifact.path(GPT2))
     try:
-        config = json.loads(artifact.path(CONFIG).read_text(encoding="utf-8"))
         model = ClipCap(
             gpt2,
             config["feature_width"],
-            prefix_length=config["prefix_length"],
-            normalise=config["normalise"],
+            MapperShape(**_known(MapperShape, {**config, "kind": config.get("mapper", "mlp")})),
+            scaling=Scaling(**_known(Scaling, config)),
+            tune_gpt2=config.get("tune_gpt2", True),
         )
         model.mapper.load_state_dict(load_file(artifact.path(MAPPER)))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{artifact.folder} is damaged: {_first_line(error)}") from error
     return Captioner(model.to(device).eval(), tokenizer, config)
+
+
+def require_captioner(artifact: Artifact) -> None:
+    """Refuse an artifact that is no captioner.
+
+    Raises:
+        ArtifactError: it holds something else.
+    """
+    if artifact.kind != "captioner":
+        raise ArtifactError(f"{artifact.folder} holds {artifact.kind}: a captioner is needed here")
+
+
+def captioner_config(artifact: Artifact) -> dict[str, Any]:
+    """Return what a captioner's ``config.json`` says.
+
+    Raises:
+        ArtifactError: the artifact is no captioner, or the file is damaged.
+    """
+    require_captioner(artifact)
+    try:
+        config: dict[str, Any] = json.loads(artifact.path(CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{artifact.folder} is damaged: {_first_line(error)}") from error
+    return config
+
+
+def _known(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``config`` says of the fields of a dataclass."""
+    return {field.name: config[field.name] for field in fields(kind) if field.name in config}
 
 
 def _first_line(error: Exception) -> str:

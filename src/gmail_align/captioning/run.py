@@ -1,45 +1,55 @@
-"""The stages: train a captioner on features and captions, predict captions from features."""
+"""The stage: train ClipCap on features and captions."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, read_jsonl, write_jsonl
-from gmail_align.captioning.captions import Batch, CaptionSet, Rows
+from gmail_align.artifacts import Artifact, Draft, begin, fingerprint
+from gmail_align.captioning.captions import Batch, CaptionSet, Rows, Source
 from gmail_align.captioning.clipcap import ClipCap
-from gmail_align.captioning.config import ClipCapConfig
-from gmail_align.captioning.decode import decode
+from gmail_align.captioning.config import ClipCapConfig, Compat
+from gmail_align.captioning.decode import Decoding, decode
 from gmail_align.captioning.folder import (
-    Captioner,
+    Origin,
     build,
     gpt2_fingerprint,
-    load_captioner,
+    gpt2_folder,
+    load_gpt2,
     save_captioner,
 )
-from gmail_align.errors import DataError
-from gmail_align.features.store import Features, read_features
-from gmail_align.progress import progress, say
+from gmail_align.captioning.predict import feature_origin, predict_captions, read_predictions
+from gmail_align.captioning.validation import (
+    VALIDATION_BATCH,
+    CiderGuard,
+    evaluated,
+    mean_token_loss,
+)
+from gmail_align.errors import ConfigError, DataError
+from gmail_align.features.store import read_features
+from gmail_align.progress import say
 from gmail_align.runtime import resolve_device
 from gmail_align.training.loop import CHECKPOINT, FitReport, fit
 
-PREDICTIONS = "predictions.jsonl"
-_VALIDATION_BATCH = 256
-_PARTS = "parts"
+__all__ = ["predict_captions", "read_predictions", "train_clipcap", "validation_loss"]
+
+Labelled = tuple[Artifact, Rows]
+"""Features, and captions of them."""
 
 
 def train_clipcap(
     config: ClipCapConfig,
     features: Artifact,
     rows: Rows,
-    gpt2: Path,
+    gpt2: Origin,
     out: Path,
     *,
-    validation: tuple[Artifact, Rows] | None = None,
+    validation: Labelled | None = None,
+    more: Sequence[Labelled] = (),
     seed: int = 0,
 ) -> Artifact:
     """Train ClipCap on features and their captions; returns an artifact of kind ``captioner``.
@@ -48,50 +58,95 @@ def train_clipcap(
         config: Shape of the captioner and its optimisation.
         features: Image features, of any route.
         rows: The captions: (id of the feature, text); an id may come many times.
-        gpt2: A folder in GPT-2's format with weights and tokenizer.
+        gpt2: A folder in GPT-2's format with weights and tokenizer, or a captioner to go on with.
         out: Folder of the captioner.
-        validation: Held-out features and captions; the step with the lowest loss on them is kept,
-            step 0 included. Without it the last step is kept.
+        validation: Held-out features and captions; the best step on them is kept, step 0 included.
+            Without it the last step is kept.
+        more: Further features and captions that are trained on as well, such as real images beside
+            generated ones, each through its own route.
         seed: Seed of the mapper, the batches and dropout.
 
     Raises:
-        DataError: a caption is empty or has no feature, or the two sets differ in width.
+        DataError: a caption is empty or has no feature, or the features differ in width or encoder.
         ModelError: the GPT-2 folder cannot be used.
+        ConfigError: CIDEr is to pick the step, and there is no validation.
     """
-    sets = {"train": (features, rows)} | ({"validation": validation} if validation else {})
-    draft = _begin(config, sets, gpt2, out, seed)
+    train = [(features, rows), *more]
+    _require_fitting(config, train, validation)
+    draft = _begin(config, train, validation, gpt2, out, seed)
     if draft.complete is not None:
         return draft.complete
-    sources = {name: read_features(artifact) for name, (artifact, _) in sets.items()}
-    model, tokenizer = build(config, gpt2, sources["train"].array.shape[1], seed)
-    captions = {
-        name: CaptionSet.make(sources[name], pairs, tokenizer, config.max_tokens)
-        for name, (_, pairs) in sets.items()
+    words, tokenizer = load_gpt2(gpt2_folder(gpt2))
+    faults = config.compat or Compat()
+
+    def read(parts: Sequence[Labelled]) -> CaptionSet:
+        sources = [(read_features(artifact), texts) for artifact, texts in parts]
+        return CaptionSet.make(sources, tokenizer, config.max_tokens, end=not faults.untrained_end)
+
+    captions = read(train)
+    norm = captions.mean_norm() if config.norm == "mean" else config.norm
+    model = build(config, gpt2, words, captions.width, norm, seed)
+    model.to(resolve_device(config.device)).train()
+    guard = None
+    if validation is not None:
+        source = read_features(validation[0])
+        guard = _guard(model, tokenizer, config, read([validation]), (source, validation[1]))
+    report = _fit(model, captions, config, guard, seed, out)
+    origin = joint_origin([artifact for artifact, _ in train])
+    settings = {
+        "max_tokens": config.max_tokens,
+        "beam": config.beam,
+        "end_at_full_stop": faults.end_at_full_stop,
     }
-    report = _fit(model, captions, config, seed, out)
-    origin = feature_origin(features)
-    decoding = {"max_tokens": config.max_tokens, "beam": config.beam}
-    save_captioner(out, model, tokenizer, {**decoding, "trained_on": origin})
+    save_captioner(out, model, tokenizer, {**settings, "trained_on": origin})
     draft.path(CHECKPOINT).unlink(missing_ok=True)
-    train = captions["train"]
     return draft.finish(
-        {"captions": len(train), "images": len(set(train.rows.tolist()))},
+        {"captions": len(captions), "images": len(captions.rows.unique())},
         best_step=report.best_step,
         validation=report.scores,
-        truncated=train.tokens.truncated,
+        truncated=captions.tokens.truncated,
         trained_on=origin,
     )
 
 
+def _require_fitting(
+    config: ClipCapConfig, train: Sequence[Labelled], validation: Labelled | None
+) -> None:
+    """Refuse what cannot be trained on together, before anything is read."""
+    if config.select == "cider" and validation is None:
+        raise ConfigError("select is cider and there is no validation: give held-out captions")
+    parts = [*train, *([validation] if validation else [])]
+    first = feature_origin(parts[0][0])["encoder"]
+    for artifact, _ in parts:
+        if artifact.kind == "features" and artifact.manifest["config"].get("what") == "text":
+            raise DataError(f"{artifact.folder} holds features of captions: give those of images")
+        other = feature_origin(artifact)["encoder"]
+        if other != first:
+            raise DataError(
+                f"{artifact.folder} comes from encoder {other} and {parts[0][0].folder} from"
+                f" {first}: extract both with one encoder"
+            )
+
+
+def joint_origin(artifacts: Sequence[Artifact]) -> dict[str, str]:
+    """Name the encoder, the weights and the routes of features that are trained on together."""
+    origins = [feature_origin(artifact) for artifact in artifacts]
+    return {key: "+".join(dict.fromkeys(origin[key] for origin in origins)) for key in origins[0]}
+
+
 def _begin(
     config: ClipCapConfig,
-    sets: Mapping[str, tuple[Artifact, Rows]],
-    gpt2: Path,
+    train: Sequence[Labelled],
+    validation: Labelled | None,
+    gpt2: Origin,
     out: Path,
     seed: int,
 ) -> Draft:
     """Open the captioner's folder under the identity of all that it is made from."""
-    inputs: dict[str, Artifact | str] = {"gpt2": gpt2_fingerprint(gpt2)}
+    start = gpt2 if isinstance(gpt2, Artifact) else gpt2_fingerprint(gpt2)
+    names = ["train", *(f"train{number}" for number in range(2, len(train) + 1))]
+    sets = dict(zip(names, train, strict=True)) | ({"validation": validation} if validation else {})
+    inputs: dict[str, Artifact | str] = {"gpt2": start}
     for name, (artifact, rows) in sets.items():
         inputs[f"{name}_features"] = artifact
         inputs[f"{name}_captions"] = fingerprint([list(row) for row in rows])
@@ -100,135 +155,78 @@ def _begin(
 
 
 def _fit(
-    model: ClipCap, captions: Mapping[str, CaptionSet], config: ClipCapConfig, seed: int, out: Path
+    model: ClipCap,
+    captions: CaptionSet,
+    config: ClipCapConfig,
+    guard: Callable[[], Mapping[str, float]] | None,
+    seed: int,
+    out: Path,
 ) -> FitReport:
-    """Train mapper and GPT-2; the guard is the mean loss of a held-out token."""
-    device = resolve_device(config.device)
-    model.to(device).train()
+    """Train what is trained of mapper and GPT-2."""
+    device = next(model.parameters()).device
     half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-    train, held_out = captions["train"], captions.get("validation")
+    zero_is_padding = bool(config.compat and config.compat.zero_is_padding)
+    optim = config.optim.over(len(captions), config.batch_size)
+    if optim.steps and optim.warmup >= optim.steps:
+        say(
+            f"the warm-up of {optim.warmup} steps lasts longer than the training of {optim.steps},"
+            " which so never reaches its learning rate: lower optim.warmup"
+        )
 
     def loss(step: int) -> dict[str, Tensor]:
+        features, ids, mask = _to(captions.batch(step, config.batch_size, seed), device)
         with half:
-            return {"total": model.loss(*_to(train.batch(step, config.batch_size, seed), device))}
-
-    def evaluate() -> dict[str, float]:
-        assert held_out is not None
-        mean = validation_loss(model, held_out, device)
-        return {"score": -mean, "loss": mean}
+            counted = mask & (ids != 0) if zero_is_padding else mask
+            return {"total": model.loss(features, ids, counted)}
 
     return fit(
-        dict(model.named_parameters()),
+        model.trainable(),
         loss,
-        config.optim,
+        optim,
         seed=seed,
         folder=out,
-        evaluate=evaluate if held_out is not None else None,
+        evaluate=guard,
         label="captioner",
     )
 
 
-@torch.no_grad()
+def _guard(
+    model: ClipCap,
+    tokenizer: PreTrainedTokenizerBase,
+    config: ClipCapConfig,
+    held_out: CaptionSet,
+    source: Source,
+) -> Callable[[], Mapping[str, float]]:
+    """Return what scores the present parameters: by loss, or by CIDEr of greedy captions."""
+    features, rows = source
+    device = next(model.parameters()).device
+    judge = CiderGuard(rows, config.validation_images) if config.select == "cider" else None
+
+    def caption(ids: Sequence[str]) -> list[str]:
+        prompt = model.prompt(features.array[features.rows(ids)].float().to(device))
+        how = Decoding(method="greedy", max_tokens=config.max_tokens)
+        return [found.text for found in decode(model.gpt2, tokenizer, prompt, how)]
+
+    def measure() -> dict[str, float]:
+        mean = validation_loss(model, held_out, device)
+        if judge is None:
+            return {"score": -mean, "loss": mean}
+        value = evaluated(model, lambda: judge.score(caption))
+        return {"score": value, "loss": mean, "cider": value}
+
+    return measure
+
+
 def validation_loss(model: ClipCap, captions: CaptionSet, device: torch.device) -> float:
     """Return the mean cross-entropy of a token over ``captions`` in nats, without dropout."""
-    training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    for batch in captions.in_order(_VALIDATION_BATCH):
-        tokens = int(batch[2].sum())
-        total += float(model.loss(*_to(batch, device))) * tokens
-        count += tokens
-    model.train(training)
-    return total / count
 
+    def measure() -> float:
+        return mean_token_loss(
+            (model.loss(*_to(batch, device)), int(batch[2].sum()))
+            for batch in captions.in_order(VALIDATION_BATCH)
+        )
 
-def predict_captions(
-    captioner: Artifact,
-    features: Artifact,
-    out: Path,
-    *,
-    ids: Sequence[str] | None = None,
-    beam: int | None = None,
-    batch_size: int = 128,
-    device: str = "auto",
-) -> Artifact:
-    """Predict one caption an image; returns an artifact of kind ``predictions``.
-
-    ``predictions.jsonl`` holds ``{image_id, text, log_prob, route}``, ``log_prob`` being the mean
-    over the caption's tokens in nats. Each batch is a file until all are done, so an interrupted
-    prediction goes on where it stopped. Features of another encoder or route than the captioner's
-    are allowed, and the manifest names both.
-
-    Args:
-        captioner: What :func:`train_clipcap` made.
-        features: Image features.
-        out: Folder of the predictions.
-        ids: Images to caption, in this order; all of ``features`` by default.
-        beam: Beams of the search; the captioner's own number by default; 1 is greedy.
-        batch_size: Images predicted together.
-        device: ``auto``, ``cpu`` or ``cuda``.
-
-    Raises:
-        DataError: an id has no feature or comes twice, or the features are of another width.
-    """
-    chosen = None if ids is None else fingerprint(list(ids))
-    settings = {"beam": beam, "batch_size": batch_size, "ids": chosen}
-    origin = feature_origin(features)
-    draft = begin(
-        out, "predictions", {**settings, **origin}, {"captioner": captioner, "features": features}
-    )
-    if draft.complete is not None:
-        return draft.complete
-    source = read_features(features)
-    wanted = list(source.ids if ids is None else ids)
-    if len(set(wanted)) != len(wanted):
-        raise DataError("an image id comes more than once: give each image once")
-    source.rows(wanted)
-    opened = load_captioner(captioner, resolve_device(device))
-    trained_on = opened.config["trained_on"]
-    beam = beam or int(opened.config["beam"])
-    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-    parts = [draft.path(f"{_PARTS}/{index:05d}.jsonl") for index in range(len(batches))]
-    with progress("captions", len(wanted), "images") as bar:
-        for part, batch in zip(parts, batches, strict=True):
-            if not part.exists():
-                write_jsonl(part, _predict(opened, source, batch, beam, origin["route"]))
-            bar.advance(len(batch))
-    write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
-    shutil.rmtree(draft.path(_PARTS), ignore_errors=True)
-    if trained_on["encoder"] != origin["encoder"]:
-        say("the features come from another encoder than those the captioner was trained on")
-    return draft.finish({"images": len(wanted)}, trained_on=trained_on, predicted_from=origin)
-
-
-def read_predictions(artifact: Artifact) -> dict[str, str]:
-    """Return image id -> caption of an artifact of predictions."""
-    return {row["image_id"]: row["text"] for row in read_jsonl(artifact.path(PREDICTIONS))}
-
-
-def feature_origin(features: Artifact) -> dict[str, str]:
-    """Name the encoder, the weights of it and the route that features came from."""
-    config = features.manifest["config"]
-    return {key: str(config.get(key, "")) for key in ("encoder", "weights", "route")}
-
-
-def _predict(
-    opened: Captioner, source: Features, batch: Sequence[str], beam: int, route: str
-) -> list[dict[str, object]]:
-    """Caption one batch of images."""
-    device = next(opened.model.parameters()).device
-    features = source.array[source.rows(batch)].float().to(device)
-    captions = decode(
-        opened.model,
-        opened.tokenizer,
-        features,
-        beam=beam,
-        max_tokens=opened.config["max_tokens"],
-    )
-    return [
-        {"image_id": name, "text": caption.text, "log_prob": caption.log_prob, "route": route}
-        for name, caption in zip(batch, captions, strict=True)
-    ]
+    return evaluated(model, measure)
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

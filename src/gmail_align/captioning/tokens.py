@@ -21,7 +21,7 @@ class TokenTable:
     ids: Int[Tensor, "n t"]
     """Tokens (int32), each caption followed by end-of-text, padded on the right with it."""
     lengths: Int[Tensor, " n"]
-    """Tokens of each caption, its end-of-text included."""
+    """Tokens of each caption, its end-of-text included unless that was left out."""
     truncated: int
     """Captions that were cut; these carry no end-of-text."""
 
@@ -37,9 +37,19 @@ class TokenTable:
 
 
 def tokenise(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    *,
+    end: bool = True,
 ) -> TokenTable:
     """Tokenise captions, white space folded, and end each with the tokenizer's end-of-text token.
+
+    Args:
+        texts: The captions.
+        tokenizer: What splits them.
+        max_tokens: Longest row; what is longer is cut.
+        end: Count end-of-text among a caption's tokens. ClipCap's released code does not.
 
     Raises:
         DataError: there is no caption, or one holds no token.
@@ -52,11 +62,10 @@ def tokenise(
     if empty:
         first = next(index for index, row in enumerate(rows) if not row)
         raise DataError(f"{empty} captions hold no text (the first is number {first}): remove them")
-    end = tokenizer.eos_token_id
-    lengths = np.minimum([len(row) + 1 for row in rows], max_tokens)
-    table = np.full((len(rows), int(lengths.max())), end, dtype=np.int32)
+    lengths = np.minimum([len(row) + end for row in rows], max_tokens)
+    table = np.full((len(rows), int(lengths.max())), tokenizer.eos_token_id, dtype=np.int32)
     for index, row in enumerate(rows):
         cut = row[:max_tokens]
         table[index, : len(cut)] = cut
-    truncated = sum(len(row) + 1 > max_tokens for row in rows)
+    truncated = sum(len(row) + end > max_tokens for row in rows)
     return TokenTable(torch.from_numpy(table), torch.from_numpy(lengths), truncated)

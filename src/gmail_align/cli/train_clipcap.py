@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gmail_align.artifacts import Artifact, load
+from gmail_align.artifacts import MANIFEST, Artifact, load
 from gmail_align.cli.shared import Out, Seed, Shared, command, model_of
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.progress import say
@@ -17,13 +17,28 @@ from gmail_align.progress import say
 def clipcap(
     shared: Shared,
     features: Annotated[
-        Path, typer.Option(metavar="DIR", help="Features of real or generated images.")
+        list[Path],
+        typer.Option(
+            metavar="DIR",
+            help="Features of real or generated images; again for more, to train on both.",
+        ),
     ],
-    captions: Annotated[Path, typer.Option(metavar="DIR", help="Their captions.")],
+    captions: Annotated[
+        list[Path], typer.Option(metavar="DIR", help="Their captions; one for each --features.")
+    ],
     gpt2: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder of a GPT-2; tabletop is shipped.")
+        str,
+        typer.Option(
+            metavar="DIR", help="A GPT-2, or a captioner to go on with; tabletop is shipped."
+        ),
     ],
     out: Out,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="clipcap, clipcap_transformer or clipcap_original; --config and --set go on top."
+        ),
+    ] = None,
     validation_features: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Held-out features, to pick the step.")
     ] = None,
@@ -38,26 +53,39 @@ def clipcap(
     the caption that they were generated from.
     """
     from gmail_align.captioning.config import ClipCapConfig
+    from gmail_align.captioning.config import preset as settings_of
 
-    config = shared.build(ClipCapConfig)
+    config = shared.build(ClipCapConfig, settings_of(preset))
     if (validation_features is None) != (validation_captions is None):
         raise ConfigError("--validation-features and --validation-captions are given together")
-    source = load(features, "features")
-    rows = caption_rows(source, load(captions))
+    if len(features) != len(captions):
+        raise ConfigError("--features and --captions come in pairs: give one for the other")
+    first, *more = [labelled(*pair) for pair in zip(features, captions, strict=True)]
     held_out = None
     if validation_features is not None and validation_captions is not None:
-        held = load(validation_features, "features")
-        held_out = (held, caption_rows(held, load(validation_captions)))
+        held_out = labelled(validation_features, validation_captions)
     if shared.dry_run:
-        shared.show_plan("train clipcap", out, captions=len(rows), gpt2=gpt2, config=config)
+        count = sum(len(rows) for _, rows in [first, *more])
+        shared.show_plan("train clipcap", out, captions=count, gpt2=gpt2, config=config)
         return
     from gmail_align.captioning.run import train_clipcap
 
+    origin = origin_of(gpt2)
     shared.show_artifact(
-        train_clipcap(
-            config, source, rows, model_of(gpt2, "gpt2"), out, validation=held_out, seed=seed
-        )
+        train_clipcap(config, *first, origin, out, validation=held_out, more=more, seed=seed)
     )
+
+
+def origin_of(gpt2: str) -> Path | Artifact:
+    """Return the GPT-2 folder, or the captioner, that a training starts from."""
+    path = model_of(gpt2, "gpt2")
+    return load(path, "captioner") if (path / MANIFEST).exists() else path
+
+
+def labelled(features: Path, captions: Path) -> tuple[Artifact, list[tuple[str, str]]]:
+    """Open features and match them with their captions."""
+    source = load(features, "features")
+    return source, caption_rows(source, load(captions))
 
 
 def caption_rows(features: Artifact, captions: Artifact) -> list[tuple[str, str]]:

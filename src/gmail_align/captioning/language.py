@@ -1,0 +1,67 @@
+"""What a language model says of a caption behind a prompt of embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Embeddings that captions start from."""
+
+    embeddings: Float[Tensor, "b k h"]
+    """One prompt a row."""
+    mask: Bool[Tensor, "b k"] | None = None
+    """False at padding, which stands on the left; None where there is none."""
+
+    def attended(self) -> Integer[Tensor, "b k"]:
+        """Return the mask as transformers takes it."""
+        shape, device = self.embeddings.shape[:2], self.embeddings.device
+        mask = torch.ones(shape, device=device) if self.mask is None else self.mask
+        return mask.long()
+
+
+def token_losses(
+    gpt2: GPT2LMHeadModel,
+    prompt: Prompt,
+    input_ids: Integer[Tensor, "b t"],
+    mask: Bool[Tensor, "b t"],
+) -> Float[Tensor, " n"]:
+    """Return the cross-entropy of every token under ``mask``, row by row, in nats.
+
+    Attention is causal and padding of captions stands on the right, so no token sees it; only that
+    of prompts has to be masked. Only the states that predict a token reach the vocabulary.
+
+    Args:
+        gpt2: The language model.
+        prompt: What stands before each caption.
+        input_ids: Captions, padded on the right.
+        mask: True at the tokens that count.
+    """
+    inputs = torch.cat([prompt.embeddings, gpt2.transformer.wte(input_ids)], dim=1)
+    extra = {}
+    if prompt.mask is not None:
+        attended = torch.cat([prompt.attended(), torch.ones_like(input_ids).long()], dim=1)
+        positions = (attended.cumsum(1) - 1).clamp(min=0)
+        extra = {"attention_mask": attended, "position_ids": positions}
+    states = gpt2.transformer(inputs_embeds=inputs, use_cache=False, **extra).last_hidden_state
+    logits = gpt2.lm_head(states[:, prompt.embeddings.shape[1] - 1 : -1][mask])
+    return F.cross_entropy(logits.float(), input_ids[mask].long(), reduction="none")
+
+
+def mean_log_prob(
+    gpt2: GPT2LMHeadModel,
+    prompt: Prompt,
+    input_ids: Integer[Tensor, "b t"],
+    mask: Bool[Tensor, "b t"],
+) -> Float[Tensor, " b"]:
+    """Return each caption's log-probability divided by its tokens, ClipCap's own score."""
+    losses = torch.zeros(mask.shape, device=mask.device)
+    losses[mask] = token_losses(gpt2, prompt, input_ids, mask)
+    return -losses.sum(1) / mask.sum(1)
