@@ -13,11 +13,11 @@ from gmail_align.errors import DataError
 from gmail_align.evaluation.captions import read_for_scoring
 from gmail_align.evaluation.result import RESULT, plain
 from gmail_align.metrics.bootstrap import Estimate, Values, interval, resample_weights
-from gmail_align.metrics.captions import BLEUS, CaptionScores, compare_captioners
-from gmail_align.metrics.ngrams import corpus_bleu
+from gmail_align.metrics.captions import METRICS, CaptionScores, compare_captioners
 
 RESAMPLES = 1000
-SEEDED_METRICS = ("BLEU1", "BLEU2", "BLEU3", "BLEU4", "METEOR", "ROUGE_L", "CIDEr")
+SEEDED_METRICS = METRICS
+"""All of them: what cannot be computed is listed as unavailable, with the reason."""
 
 
 def evaluate_seeds(
@@ -97,22 +97,12 @@ def _estimates(
     found: dict[str, Estimate] = {}
     for metric in first[0].metrics:
         value = float(np.mean([own.metrics[metric].value for own in first]))
-        columns = np.stack([_replicates(own, metric, of_images) for own in first], axis=1)
+        columns = np.stack([own.columns[metric].on(of_images) for own in first], axis=1)
         if second is not None:
             value -= float(np.mean([own.metrics[metric].value for own in second]))
-            columns -= np.stack([_replicates(own, metric, of_images) for own in second], axis=1)
+            columns -= np.stack([own.columns[metric].on(of_images) for own in second], axis=1)
         found[metric] = interval(value, (columns * of_runs).sum(axis=1), of_images.shape[1])
     return plain(found)
-
-
-def _replicates(scores: CaptionScores, metric: str, weights: Values) -> Values:
-    """Evaluate a metric of one run on every resample of images."""
-    if metric in BLEUS:
-        column: Values = corpus_bleu(weights @ scores.bleu_counts)[:, BLEUS.index(metric)]
-        return column
-    own = scores.per_image[metric]
-    shifted: Values = weights @ own / len(own) + (scores.metrics[metric].value - own.mean())
-    return shifted
 
 
 def _per_seed(scores: Sequence[CaptionScores]) -> dict[str, list[float]]:

@@ -1,27 +1,29 @@
 """Caption metrics as COCO's evaluation defines them, with intervals over images.
 
-BLEU, METEOR, ROUGE-L and CIDEr come from pycocoevalcap, one scorer at a time. Values are 0..1;
-CIDEr is the tools' CIDEr-D, where 1.08 is a paper's 108. Papers print the others times 100.
+BLEU, METEOR, ROUGE-L, CIDEr and SPICE come from pycocoevalcap, one scorer at a time; the slow ones
+run beside the others. Values are 0..1; CIDEr is the tools' CIDEr-D, where 1.08 is a paper's 108.
+Papers print the others times 100.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from gmail_align.errors import GmailAlignError, MissingExtraError, UserError
-from gmail_align.metrics.bootstrap import Estimate, Values, bootstrap_mean, bootstrap_statistic
-from gmail_align.metrics.java import jar, tokenize
-from gmail_align.metrics.meteor import MeteorScores, meteor_in_background
-from gmail_align.metrics.ngrams import bleu_counts, cider, corpus_bleu, rouge_l
+from gmail_align.errors import GmailAlignError, UserError
+from gmail_align.metrics.bootstrap import Estimate, Values
+from gmail_align.metrics.java import tokenize
+from gmail_align.metrics.meteor import Meteor, meteor_process
+from gmail_align.metrics.ngrams import bleu_counts, cider, rouge_l
+from gmail_align.metrics.spice import corenlp, spice_in_background
+from gmail_align.metrics.statistics import Column, differences, estimates, mean_column
+from gmail_align.metrics.wmd import train_word_vectors, wmd_similarity
 
 __all__ = [
     "METRICS",
@@ -31,15 +33,28 @@ __all__ = [
     "index_predictions",
     "paired_caption_difference",
     "tokenize",
+    "with_column",
 ]
 
 BLEUS = ("BLEU1", "BLEU2", "BLEU3", "BLEU4")
-METRICS = (*BLEUS, "METEOR", "ROUGE_L", "CIDEr", "SPICE")
-
-_CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-_GET_CORENLP = (
-    'python -c "from pycocoevalcap.spice.get_stanford_models import get_stanford_models as g; g()"'
+METRICS = (*BLEUS, "METEOR", "ROUGE_L", "CIDEr", "SPICE", "WMD")
+NO_VECTORS = (
+    "WMD needs word vectors, and none were given: name a file of word2vec or GloVe vectors, or "
+    "have them trained on the references"
 )
+
+
+@dataclass(frozen=True)
+class WordVectors:
+    """Word vectors for WMD.
+
+    Attributes:
+        vectors: gensim's ``KeyedVectors``; None to train them on the references.
+        normalise: whether words get unit length first.
+    """
+
+    vectors: Any = field(default=None, repr=False)
+    normalise: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,19 +62,17 @@ class CaptionScores:
     """Scores of one captioner.
 
     Attributes:
-        image_ids: the images, in the order of ``per_image``.
+        image_ids: the images, in the order of every column.
         metrics: metric -> corpus value and interval.
-        per_image: metric -> one score an image. BLEU's and METEOR's do not average to the
-            corpus value, which comes from statistics summed over images.
+        columns: metric -> what every image adds to it. The image scores of BLEU and METEOR do not
+            average to the corpus value, which comes from statistics summed over images.
         unavailable: metric that was asked for and not computed -> why, and what to do.
-        bleu_counts: (n, 10) summable counts behind BLEU, or (n, 0) without it.
     """
 
     image_ids: tuple[str, ...]
     metrics: dict[str, Estimate]
-    per_image: dict[str, Values] = field(repr=False)
+    columns: dict[str, Column] = field(repr=False)
     unavailable: dict[str, str]
-    bleu_counts: Values = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the corpus values and what is unavailable, ready for JSON."""
@@ -73,6 +86,7 @@ def caption_metrics(
     *,
     metrics: Sequence[str] = METRICS,
     pretokenized: bool = False,
+    word_vectors: WordVectors | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> CaptionScores:
@@ -82,6 +96,7 @@ def caption_metrics(
         references,
         metrics=metrics,
         pretokenized=pretokenized,
+        word_vectors=word_vectors,
         resamples=resamples,
         seed=seed,
     )
@@ -94,47 +109,64 @@ def compare_captioners(
     *,
     metrics: Sequence[str] = METRICS,
     pretokenized: bool = False,
+    word_vectors: WordVectors | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, CaptionScores]:
     """Score several captioners on the same images, with one tokenizer and one METEOR process.
 
-    Intervals resample images. BLEU is recomputed from each resample's counts; CIDEr is a mean of
-    image scores with document frequencies held fixed; METEOR's interval is that of the mean of
-    its image scores, moved onto its corpus value. The resamples are the same for all captioners.
+    Intervals resample images. BLEU and METEOR are recomputed from each resample's sums; the others
+    are means of image scores, CIDEr's with document frequencies held fixed. The resamples are the
+    same for all captioners and metrics.
 
     Args:
         systems: name -> image id -> caption.
         references: image id -> human captions, for exactly the same images.
         metrics: which of `METRICS`.
-        pretokenized: captions are already PTB tokens; needs Java for METEOR only.
+        pretokenized: captions are already PTB tokens; needs Java for METEOR and SPICE only.
+        word_vectors: what WMD measures with; without, it is unavailable.
         resamples: bootstrap resamples.
         seed: of the bootstrap.
 
     Raises:
         UserError: image ids differ, a caption is empty, or a metric is unknown.
         MissingExtraError: pycocoevalcap or Java is not installed.
-        GmailAlignError: the tokenizer failed. METEOR's failure makes it unavailable instead.
+        GmailAlignError: the tokenizer failed. METEOR's or SPICE's failure makes it unavailable
+            instead.
     """
     _require_known(metrics)
     _require_same_images(systems, references)
     ids = tuple(references)
-    captions, human = _tokens(systems, references, pretokenized=pretokenized)
-    with _meteor_if("METEOR" in metrics, captions, human) as future:
-        scores = {name: _ngram_scores(some, human, metrics) for name, some in captions.items()}
-        found, unavailable = _meteor_result(future)
-    if "SPICE" in metrics:
-        unavailable["SPICE"] = spice_unavailable()
+    with ExitStack() as running:
+        process = running.enter_context(_meteor_if("METEOR" in metrics))
+        captions, human = _tokens(systems, references, pretokenized=pretokenized)
+        futures: dict[str, Future[dict[str, Values]]] = {}
+        if process is not None:
+            futures["METEOR"] = process.score(captions, human)
+        unavailable = _without("SPICE" in metrics, "WMD" in metrics, word_vectors)
+        if "SPICE" in metrics and "SPICE" not in unavailable:
+            futures["SPICE"] = running.enter_context(spice_in_background(captions, human))
+        table = {name: _ngram_columns(some, human, metrics) for name, some in captions.items()}
+        if "WMD" in metrics and word_vectors is not None:
+            for name, values in _wmd(captions, human, word_vectors).items():
+                table[name]["WMD"] = mean_column(values)
+        unavailable |= _collect(futures, table)
     results = {}
-    for name, (per_image, counts) in scores.items():
-        corpus = {}
-        if name in found:
-            per_image["METEOR"], corpus["METEOR"] = found[name].per_image, found[name].corpus
-        estimates = _estimates(per_image, counts, corpus, resamples=resamples, seed=seed)
-        ordered = {metric: estimates[metric] for metric in METRICS if metric in estimates}
-        chosen = {metric: ordered[metric] for metric in ordered if metric in metrics}
-        results[name] = CaptionScores(ids, chosen, per_image, dict(unavailable), counts)
+    for name, columns in table.items():
+        ordered = {metric: columns[metric] for metric in METRICS if metric in columns}
+        found = estimates(ordered, resamples=resamples, seed=seed)
+        results[name] = CaptionScores(ids, found, ordered, dict(unavailable))
     return results
+
+
+def with_column(
+    scores: CaptionScores, metric: str, column: Column, *, resamples: int = 1000, seed: int = 0
+) -> CaptionScores:
+    """Return the scores with one more metric, given by a row an image in the same order."""
+    found = estimates({metric: column}, resamples=resamples, seed=seed)
+    return replace(
+        scores, metrics=scores.metrics | found, columns=scores.columns | {metric: column}
+    )
 
 
 def paired_caption_difference(
@@ -151,18 +183,8 @@ def paired_caption_difference(
         if metric not in scores.metrics:
             reason = scores.unavailable.get(metric, "it was not computed")
             raise UserError(f"{metric} cannot be compared: {reason}")
-    if metric in BLEUS:
-        at = BLEUS.index(metric)
-
-        def difference(weights: Values) -> Values:
-            first, second = (corpus_bleu(weights @ scores.bleu_counts) for scores in (a, b))
-            apart: Values = first[:, at] - second[:, at]
-            return apart
-
-        return bootstrap_statistic(len(a.image_ids), difference, resamples=resamples, seed=seed)
-    apart = a.per_image[metric] - b.per_image[metric]
-    corpus = a.metrics[metric].value - b.metrics[metric].value
-    return bootstrap_mean(apart, resamples=resamples, seed=seed).moved_to(corpus)
+    first, second = {metric: a.columns[metric]}, {metric: b.columns[metric]}
+    return differences(first, second, resamples=resamples, seed=seed)[metric]
 
 
 def index_predictions(rows: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -175,25 +197,6 @@ def index_predictions(rows: Iterable[tuple[str, str]]) -> dict[str, str]:
     counts = Counter(image_id for image_id, _ in pairs)
     _refuse("predictions have more than one caption for", [i for i, n in counts.items() if n > 1])
     return dict(pairs)
-
-
-def spice_unavailable() -> str:
-    """Say why SPICE has no value here and what to do about it."""
-    places = [os.environ.get("SPICE_LIB", "")]
-    try:
-        places.append(str(jar("spice/spice-1.0.jar").parent / "lib"))
-    except MissingExtraError as error:
-        return str(error)
-    for place in filter(None, places):
-        if all((Path(place) / name).is_file() for name in _CORENLP):
-            return (
-                f"CoreNLP 3.6.0 is in {place}, but this version does not run SPICE: "
-                "score the predictions with pycocoevalcap.spice"
-            )
-    return (
-        f"SPICE needs {' and '.join(_CORENLP)}, which pip does not bring: run {_GET_CORENLP} "
-        "(384 MB), or set SPICE_LIB to their folder"
-    )
 
 
 def _tokens(
@@ -216,66 +219,74 @@ def _tokens(
     )
 
 
-def _ngram_scores(
+def _ngram_columns(
     captions: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str]
-) -> tuple[dict[str, Values], Values]:
-    """Return the image scores of the metrics in Python, and BLEU's counts."""
-    scores: dict[str, Values] = {}
-    counts: Values = np.zeros((len(captions), 0))
+) -> dict[str, Column]:
+    """Return the columns of the metrics in Python."""
+    columns: dict[str, Column] = {}
     if set(BLEUS) & set(metrics):
         counts = bleu_counts(captions, references)
-        per_image = corpus_bleu(counts)
-        scores |= {name: per_image[:, at] for at, name in enumerate(BLEUS) if name in metrics}
+        columns = {name: Column(name.lower(), counts) for name in BLEUS if name in metrics}
     if "ROUGE_L" in metrics:
-        scores["ROUGE_L"] = rouge_l(captions, references)
+        columns["ROUGE_L"] = mean_column(rouge_l(captions, references))
     if "CIDEr" in metrics:
-        scores["CIDEr"] = cider(captions, references)
-    return scores, counts
+        columns["CIDEr"] = mean_column(cider(captions, references))
+    return columns
 
 
-def _meteor_if(
-    wanted: bool, captions: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]]
-) -> AbstractContextManager[Future[dict[str, MeteorScores]] | None]:
-    return meteor_in_background(captions, references) if wanted else nullcontext()
+def _meteor_if(wanted: bool) -> AbstractContextManager[Meteor | None]:
+    return meteor_process() if wanted else nullcontext()
 
 
-def _meteor_result(
-    future: Future[dict[str, MeteorScores]] | None,
-) -> tuple[dict[str, MeteorScores], dict[str, str]]:
-    """Return METEOR of every system, or the reason why there is none."""
-    if future is None:
-        return {}, {}
-    try:
-        return future.result(), {}
-    except GmailAlignError as error:
-        return {}, {"METEOR": str(error)}
+def _without(spice: bool, wmd: bool, word_vectors: WordVectors | None) -> dict[str, str]:
+    """Say what of SPICE and WMD cannot be computed, and why."""
+    unavailable = {}
+    if spice:
+        try:
+            corenlp()
+        except GmailAlignError as error:
+            unavailable["SPICE"] = str(error)
+    if wmd and word_vectors is None:
+        unavailable["WMD"] = NO_VECTORS
+    return unavailable
 
 
-def _estimates(
-    per_image: Mapping[str, Values],
-    counts: Values,
-    corpus: Mapping[str, float],
-    *,
-    resamples: int,
-    seed: int,
-) -> dict[str, Estimate]:
-    """Estimate every metric; ``corpus`` holds values that are no mean of image scores."""
-    found = {}
-    for name, values in per_image.items():
-        if name in BLEUS:
-            at = BLEUS.index(name)
+def _wmd(
+    captions: Mapping[str, Sequence[str]],
+    references: Sequence[Sequence[str]],
+    word_vectors: WordVectors,
+) -> dict[str, Values]:
+    vectors = word_vectors.vectors
+    if vectors is None:
+        vectors = train_word_vectors([text for some in references for text in some])
+    normalise = word_vectors.normalise
+    return {
+        name: wmd_similarity(own, references, vectors, normalise=normalise)
+        for name, own in captions.items()
+    }
 
-            def statistic(weights: Values, at: int = at) -> Values:
-                bleu: Values = corpus_bleu(weights @ counts)[:, at]
-                return bleu
 
-            found[name] = bootstrap_statistic(
-                len(counts), statistic, resamples=resamples, seed=seed
+def _collect(
+    futures: Mapping[str, Future[dict[str, Values]]], table: Mapping[str, dict[str, Column]]
+) -> dict[str, str]:
+    """Wait for METEOR and SPICE, and put their columns into ``table``; say what failed."""
+    unavailable = {}
+    for metric, future in futures.items():
+        try:
+            found = future.result()
+        except GmailAlignError as error:
+            unavailable[metric] = str(error)
+            continue
+        for name, values in found.items():
+            table[name][metric] = (
+                Column("meteor", values) if metric == "METEOR" else _defined_mean(values)
             )
-        else:
-            mean = bootstrap_mean(values, resamples=resamples, seed=seed)
-            found[name] = mean.moved_to(corpus.get(name, mean.value))
-    return found
+    return unavailable
+
+
+def _defined_mean(values: Values) -> Column:
+    """Return the column of a mean that leaves undefined values out."""
+    return mean_column(np.nan_to_num(values), ~np.isnan(values))
 
 
 def _require_known(metrics: Sequence[str]) -> None:

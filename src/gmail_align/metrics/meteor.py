@@ -1,7 +1,7 @@
 """METEOR 1.5, driven through its own jar: one process scores any number of captioners.
 
-Loading the paraphrase table takes about 6 s and scoring 1,000 captions 2 s, so the process is
-shared and runs beside the other metrics.
+Loading the paraphrase table takes some seconds, so the process is started before anything else
+and shared, and it works beside the other metrics.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import chain
 from typing import IO
 
@@ -22,137 +21,181 @@ from gmail_align.errors import GmailAlignError
 from gmail_align.metrics.bootstrap import Values
 from gmail_align.metrics.java import jar, java_command, last_line
 
+STATISTICS = 23
+"""Numbers that METEOR counts for a caption and its best reference."""
 
-@dataclass(frozen=True)
-class MeteorScores:
-    """METEOR of one captioner, 0..1.
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+_MODULES = np.array([1.0, 0.6, 0.8, 0.6])
+"""What a match is worth: exact, stem, synonym, paraphrase."""
 
-    Attributes:
-        corpus: the published number, from statistics summed over images.
-        per_image: one score an image; their mean is not ``corpus``.
+
+def corpus_meteor(sums: Values) -> Values:
+    """Return METEOR (rows,), 0..1, of summed statistics (rows, 23).
+
+    Denkowski & Lavie (2014), with the English parameters of version 1.5: a mean of precision and
+    recall, words weighed by kind, times a penalty for scattered matches. Columns: length of the
+    caption and of the reference; function words of each; for each kind of match, content words
+    and then function words of each; chunks; matched words of each.
     """
+    length, reference_length, function, reference_function = sums[:, :4].T
+    matches = sums[:, 4:20].reshape(-1, 4, 2, 2)  # kind of match, content or function, side
+    share = np.array([_DELTA, 1 - _DELTA])
+    weighed = np.einsum("rmws,m,w->rs", matches, _MODULES, share)
+    chunks, matched, reference_matched = sums[:, 20:].T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = weighed[:, 0] / _weighed_length(length, function)
+        recall = weighed[:, 1] / _weighed_length(reference_length, reference_function)
+        mean = precision * recall / (_ALPHA * precision + (1 - _ALPHA) * recall)
+        scattered = chunks / ((matched + reference_matched) / 2)
+    whole = (matched == length) & (reference_matched == reference_length) & (chunks == 1)
+    penalty = _GAMMA * np.where(whole, 0.0, scattered) ** _BETA
+    return np.nan_to_num(mean * (1 - penalty))
 
-    corpus: float
-    per_image: Values
+
+def _weighed_length(length: Values, function: Values) -> Values:
+    return _DELTA * (length - function) + (1 - _DELTA) * function
 
 
 def meteor(
     systems: Mapping[str, Sequence[str]],
     references: Sequence[Sequence[str]],
     *,
-    timeout: float = 1800.0,
-) -> dict[str, MeteorScores]:
-    """Score tokenised captions of several systems against the same references.
+    timeout: float | None = None,
+) -> dict[str, Values]:
+    """Return METEOR's statistics (n, 23) of tokenised captions of several systems.
+
+    `corpus_meteor` of the rows is the score of every image, of their sum the published number.
 
     Args:
         systems: name -> one caption an image.
         references: for each image, its captions.
-        timeout: seconds for everything.
+        timeout: seconds for everything; by default 10 minutes and half a second a caption.
 
     Raises:
         MissingExtraError: Java or pycocoevalcap is not installed.
         GmailAlignError: Java failed or took too long.
     """
-    with meteor_in_background(systems, references, timeout=timeout) as scores:
-        return scores.result()
+    with meteor_process(timeout=timeout) as process:
+        return process.score(systems, references).result()
 
 
 @contextmanager
-def meteor_in_background(
-    systems: Mapping[str, Sequence[str]],
-    references: Sequence[Sequence[str]],
-    *,
-    timeout: float = 1800.0,
-) -> Iterator[Future[dict[str, MeteorScores]]]:
-    """Score in a thread while the caller does something else; see `meteor`.
+def meteor_process(*, timeout: float | None = None) -> Iterator[Meteor]:
+    """Start METEOR, which loads while the caller does something else; see `meteor`.
 
-    Every failure comes out of the future. However the block ends, the process is dead after it.
+    Every failure comes out of the future that `Meteor.score` returns. However the block ends, by
+    an exception or an interruption too, the process is dead after it.
     """
     with tempfile.TemporaryFile() as stderr, ThreadPoolExecutor(1) as pool:
+        process = Meteor(stderr, pool, timeout)
         try:
-            jvm = _Jvm(stderr, timeout)
-        except GmailAlignError as error:
-            failed: Future[dict[str, MeteorScores]] = Future()
-            failed.set_exception(error)
-            yield failed
-            return
-        try:
-            yield pool.submit(_score, jvm, systems, references)
+            yield process
         finally:
-            jvm.kill()
+            process.kill()
 
 
-class _Jvm:
-    """A running METEOR: lines in, lines out, killed after ``timeout`` seconds."""
+class Meteor:
+    """A running METEOR: lines in, lines out, killed when its time is over."""
 
-    def __init__(self, stderr: IO[bytes], timeout: float) -> None:
-        archive = jar("meteor/meteor-1.5.jar")
-        # A path with a space is lost when the jar looks for its table itself, so name the table.
-        table = str(jar("meteor/data/paraphrase-en.gz"))
-        command = java_command("-Xmx2G", "-XX:+UseSerialGC", "-jar", str(archive))
-        command += ["-", "-", "-stdio", "-l", "en", "-norm", "-a", table]
-        self.stderr, self.timeout = stderr, timeout
+    def __init__(
+        self, stderr: IO[bytes], pool: ThreadPoolExecutor, timeout: float | None = None
+    ) -> None:
+        self.timeout, self._stderr, self._pool = timeout, stderr, pool
+        self._process: subprocess.Popen[bytes] | None = None
+        self._timer: threading.Timer | None = None
+        self._failure: GmailAlignError | None = None
         try:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
-            )
-        except OSError as error:
-            raise GmailAlignError(f"{command[0]} did not start: {error}") from error
-        self.timer = threading.Timer(timeout, self.process.kill)
-        self.timer.daemon = True
-        self.timer.start()
+            self._process = _start(stderr)
+        except GmailAlignError as error:
+            self._failure = error
 
-    def ask(self, requests: Iterable[str], replies: int) -> list[str]:
-        """Send ``requests`` from a thread of their own, so that no pipe fills; read the replies."""
-        feeder = threading.Thread(target=self._feed, args=(list(requests),), daemon=True)
-        feeder.start()
-        assert self.process.stdout is not None
-        lines = [self.process.stdout.readline() for _ in range(replies)]
-        feeder.join()
-        if lines and not lines[-1]:
-            raise GmailAlignError(self._reason())
-        return [line.decode().strip() for line in lines]
+    def score(
+        self, systems: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]]
+    ) -> Future[dict[str, Values]]:
+        """Score in a thread of its own; see `meteor`."""
+        return self._pool.submit(self._score, systems, references)
 
     def kill(self) -> None:
         """End the process and collect it."""
-        self.timer.cancel()
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
             with suppress(OSError):
                 if pipe is not None:
                     pipe.close()
 
+    def _score(
+        self, systems: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]]
+    ) -> dict[str, Values]:
+        """Match every different line once."""
+        lines = {
+            name: [_line(*pair) for pair in zip(captions, references, strict=True)]
+            for name, captions in systems.items()
+        }
+        unique = list(dict.fromkeys(chain.from_iterable(lines.values())))
+        statistics = dict(zip(unique, self._ask(unique), strict=True))
+        return {name: np.array([statistics[line] for line in own]) for name, own in lines.items()}
+
+    def _ask(self, requests: list[str]) -> list[list[float]]:
+        """Send ``requests`` from a thread of their own, so that no pipe fills; read the replies."""
+        if self._process is None or self._process.stdout is None:
+            raise self._failure or GmailAlignError("METEOR is not running")
+        self._set_timer(600 + 0.5 * len(requests) if self.timeout is None else self.timeout)
+        feeder = threading.Thread(target=self._feed, args=(requests,), daemon=True)
+        feeder.start()
+        replies = [self._numbers(self._process.stdout.readline()) for _ in requests]
+        feeder.join()
+        return replies
+
+    def _set_timer(self, seconds: float) -> None:
+        assert self._process is not None
+        self.timeout = seconds
+        self._timer = threading.Timer(seconds, self._process.kill)
+        self._timer.daemon = True
+        self._timer.start()
+
     def _feed(self, requests: list[str]) -> None:
-        assert self.process.stdin is not None
+        assert self._process is not None and self._process.stdin is not None
         with suppress(OSError, ValueError):  # the reader reports a process that is gone
             for request in requests:
-                self.process.stdin.write(f"{request}\n".encode("utf-8", errors="replace"))
-            self.process.stdin.flush()
+                self._process.stdin.write(f"{request}\n".encode("utf-8", errors="replace"))
+            self._process.stdin.flush()
+
+    def _numbers(self, reply: bytes) -> list[float]:
+        if not reply:
+            raise GmailAlignError(self._reason())
+        try:
+            numbers = [float(word) for word in reply.split()]
+        except ValueError:
+            numbers = []
+        if len(numbers) != STATISTICS:
+            said = reply.decode("utf-8", errors="replace").strip()
+            raise GmailAlignError(f"METEOR's reply is not {STATISTICS} numbers: {said[:200]}")
+        return numbers
 
     def _reason(self) -> str:
-        if not self.timer.is_alive():
+        if self._timer is not None and not self._timer.is_alive():
             return f"METEOR did not finish in {self.timeout:g} s"
-        self.stderr.seek(0)
-        return f"METEOR's Java process ended early: {last_line(self.stderr.read())}"
+        self._stderr.seek(0)
+        return f"METEOR's Java process ended early: {last_line(self._stderr.read())}"
 
 
-def _score(
-    jvm: _Jvm, systems: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]]
-) -> dict[str, MeteorScores]:
-    """Match every different line once, then aggregate each system's statistics."""
-    lines = {
-        name: [_line(*pair) for pair in zip(captions, references, strict=True)]
-        for name, captions in systems.items()
-    }
-    unique = list(dict.fromkeys(chain.from_iterable(lines.values())))
-    statistics = dict(zip(unique, jvm.ask(unique, len(unique)), strict=True))
-    scores = {}
-    for name, own in lines.items():
-        request = " ||| ".join(["EVAL", *(statistics[line] for line in own)])
-        *per_image, corpus = (float(reply) for reply in jvm.ask([request], len(own) + 1))
-        scores[name] = MeteorScores(corpus, np.array(per_image))
-    return scores
+def _start(stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    archive = jar("meteor/meteor-1.5.jar")
+    # A path with a space is lost when the jar looks for its table itself, so name the table.
+    table = str(jar("meteor/data/paraphrase-en.gz"))
+    command = java_command("-Xmx2G", "-XX:+UseSerialGC", "-jar", str(archive))
+    command += ["-", "-", "-stdio", "-l", "en", "-norm", "-a", table]
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+        )
+    except OSError as error:
+        raise GmailAlignError(f"{command[0]} did not start: {error}") from error
 
 
 def _line(caption: str, references: Sequence[str]) -> str:

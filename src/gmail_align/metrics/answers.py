@@ -1,0 +1,146 @@
+"""Accuracy of answers to questions with choices, or open ones, over all and by group."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmail_align.errors import UserError
+from gmail_align.metrics.bootstrap import Estimate, Values, bootstrap_replicates, interval
+from gmail_align.metrics.mmmu import is_right_open, read_choice, read_open, subject_of
+from gmail_align.metrics.scienceqa import Rule, read_letter
+
+MMMU_SEED = 42
+"""What MMMU's evaluation seeds its random choices with."""
+ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and its right answers.
+
+    Attributes:
+        question_id: the id that responses are given under.
+        gold: the right letter or letters, or the texts that are right.
+        choices: letter -> text of the choice, None where the text is not known; None of an open
+            question.
+        groups: what the question counts in besides the whole.
+    """
+
+    question_id: str
+    gold: tuple[str, ...]
+    choices: Mapping[str, str | None] | None
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of every response, in the order of the questions.
+
+    Attributes:
+        questions: the questions.
+        right: whether the response was right.
+        unparsed: whether no answer could be read; such a response is wrong, except where a random
+            choice stands in for it.
+    """
+
+    questions: tuple[Question, ...]
+    right: NDArray[np.bool_]
+    unparsed: NDArray[np.bool_]
+
+
+def judge_scienceqa(
+    questions: Sequence[Question], responses: Mapping[str, str], rule: Rule
+) -> Judged:
+    """Judge responses as letters, read by one of the two rules of `read_letter`."""
+    read = [read_letter(responses[one.question_id], rule) for one in questions]
+    right = [letter in one.gold for letter, one in zip(read, questions, strict=True)]
+    return _judged(questions, right, [letter is None for letter in read])
+
+
+def judge_mmmu(
+    questions: Sequence[Question],
+    responses: Mapping[str, str],
+    *,
+    fallback_seed: int | None = None,
+) -> Judged:
+    """Judge responses by MMMU's rules.
+
+    Args:
+        questions: the questions.
+        responses: question id -> what the model said.
+        fallback_seed: seed of the random choices that stand in for responses without an answer,
+            drawn subject by subject as the benchmark's own script does; None: they are wrong.
+    """
+    draws = random.Random(fallback_seed)
+    right, unparsed = [False] * len(questions), [False] * len(questions)
+    order = sorted(range(len(questions)), key=lambda at: subject_of(questions[at].question_id))
+    for at in order:
+        one, response = questions[at], responses[questions[at].question_id]
+        if one.choices is None:
+            right[at] = is_right_open(read_open(response), one.gold)
+            continue
+        letter = read_choice(response, one.choices)
+        unparsed[at] = letter is None
+        if letter is None and fallback_seed is not None:
+            letter = draws.choice(list(one.choices))
+        right[at] = letter in one.gold
+    return _judged(questions, right, unparsed)
+
+
+def judge_read(questions: Sequence[Question], answers: Mapping[str, str]) -> Judged:
+    """Judge answers that someone has read already: a choice is right if it is the very letter.
+
+    MMMU's script for parsed outputs; open answers are read as in `judge_mmmu`.
+    """
+    right = [
+        answers[one.question_id] in one.gold
+        if one.choices is not None
+        else is_right_open(read_open(answers[one.question_id]), one.gold)
+        for one in questions
+    ]
+    return _judged(questions, right, [False] * len(questions))
+
+
+def accuracies(judged: Judged, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    """Estimate accuracy over all questions, and in every group; resampled over questions.
+
+    Raises:
+        UserError: there are no questions.
+    """
+    if not judged.questions:
+        raise UserError("there is nothing to score: no questions were given")
+    members = membership(judged.questions)
+    names, inside = list(members), np.stack(list(members.values()), axis=1)
+    right = inside * judged.right[:, None]
+
+    def means(weights: Values) -> Values:
+        return (weights @ right) / (weights @ inside)
+
+    count = len(judged.questions)
+    replicates = bootstrap_replicates(count, means, resamples=resamples, seed=seed)
+    values, sizes = right.sum(0) / inside.sum(0), inside.sum(0)
+    return {
+        name: interval(float(values[at]), replicates[:, at], int(sizes[at]))
+        for at, name in enumerate(names)
+    }
+
+
+def membership(questions: Sequence[Question]) -> dict[str, Values]:
+    """Return, for the whole and each group, 1 where a question belongs to it and 0 elsewhere."""
+    groups = dict.fromkeys(name for one in questions for name in one.groups)
+    inside = {
+        name: np.array([name in one.groups for one in questions], dtype=np.float64)
+        for name in groups
+    }
+    return {ACCURACY: np.ones(len(questions))} | inside
+
+
+def _judged(
+    questions: Sequence[Question], right: Sequence[bool], unparsed: Sequence[bool]
+) -> Judged:
+    return Judged(tuple(questions), np.array(right, dtype=bool), np.array(unparsed, dtype=bool))

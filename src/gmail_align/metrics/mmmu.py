@@ -1,0 +1,144 @@
+"""MMMU's own rules (Yue et al., CVPR 2024) for reading an answer out of a response.
+
+The rules are those of the benchmark's published evaluation, kept to the letter, with one change:
+where that one draws a choice at random, the answer here is None, and the caller decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+DISCIPLINES: Mapping[str, Sequence[str]] = {
+    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
+    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
+    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
+    "Health and Medicine": (
+        "Basic_Medical_Science",
+        "Clinical_Medicine",
+        "Diagnostics_and_Laboratory_Medicine",
+        "Pharmacy",
+        "Public_Health",
+    ),
+    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
+    "Tech and Engineering": (
+        "Agriculture",
+        "Architecture_and_Engineering",
+        "Computer_Science",
+        "Electronics",
+        "Energy_and_Power",
+        "Materials",
+        "Mechanical_Engineering",
+    ),
+}
+"""Discipline -> its subjects."""
+
+_EDGES = (",", ".", "!", "?", ";", ":", "'")
+_CUES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+_NUMBERS = (
+    r"-?\b\d{1,3}(?:,\d{3})+\b",  # 1,234,567
+    r"-?\d+(?:\.\d+)?[eE][+-]?\d+",  # 1.2e-3
+    r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",  # 12, 1.5, .5
+)
+_FROM_LENGTH = 6
+"""A response of this many words is searched for the choices' texts."""
+
+
+def subject_of(question_id: str) -> str:
+    """Return the subject in an id such as ``validation_Art_Theory_12``."""
+    return "_".join(question_id.split("_")[1:-1])
+
+
+def discipline_of(subject: str) -> str | None:
+    """Return the discipline that a subject belongs to; None for no subject of MMMU."""
+    return next((name for name, subjects in DISCIPLINES.items() if subject in subjects), None)
+
+
+def read_choice(response: str, choices: Mapping[str, str | None]) -> str | None:
+    """Return the letter of a multiple-choice response, None where there is none to be read.
+
+    First rule that finds any: letters in brackets; letters as words of their own; in a response of
+    more than five words, the text of a choice, in any case. Of several, the one that stands last.
+
+    Args:
+        response: What the model said.
+        choices: Letter -> the choice's text; None where the text is not known.
+    """
+    for sign in _EDGES:
+        response = response.strip(sign)
+    padded = f" {response} "
+    for form in ("({})", " {} "):
+        found = _last(choices, padded.rfind, form.format)
+        if found is not None:
+            return found
+    if len(padded.split()) < _FROM_LENGTH:
+        return None
+    texts = {letter: text.lower() for letter, text in choices.items() if text is not None}
+    return _last(texts, padded.lower().rfind, texts.__getitem__)
+
+
+def _last(
+    letters: Iterable[str], find: Callable[[str], int], form: Callable[[str], str]
+) -> str | None:
+    """Return the letter whose form is found furthest right, the first of equals."""
+    places = {letter: find(form(letter)) for letter in letters}
+    present = [letter for letter, place in places.items() if place >= 0]
+    return max(present, key=places.__getitem__, default=None)
+
+
+def read_open(response: str) -> set[str | float]:
+    """Return everything that an open response may be taken to answer: texts and numbers.
+
+    A line's answer is what follows the last cue word ("is", "so", "answer", ...; "=" in the last
+    line), the shortest if there are several cues; numbers in it count by themselves. Without any
+    cue the whole response is the answer.
+    """
+    parts = _key_parts(response)
+    numbers = [number for part in parts for form in _NUMBERS for number in re.findall(form, part)]
+    return {value for part in [*parts, *numbers] for value in normalised(part)}
+
+
+def _key_parts(response: str) -> list[str]:
+    lowered = response.strip().strip(".").lower()
+    lines = lowered.split("\n")
+    parts = []
+    for number, line in enumerate(lines):
+        cues = (*_CUES, "=") if number == len(lines) - 1 else _CUES
+        tails = [line.split(cue)[-1].strip() for cue in cues if cue in line]
+        tail = _shortest(tails)
+        if tail and tail not in _EDGES:
+            parts.append(tail)
+    return parts or [lowered]
+
+
+def _shortest(tails: Sequence[str]) -> str:
+    """Return the shortest tail; an empty one gives way to whatever cue comes next."""
+    chosen = ""
+    for tail in tails:
+        if not chosen or len(tail) < len(chosen):
+            chosen = tail
+    return chosen
+
+
+def normalised(text: str) -> list[str | float]:
+    """Return a number rounded to two decimals, or lower-case text.
+
+    A single letter comes back with a space before it and with one behind it, so that it does not
+    match inside words.
+    """
+    text = text.strip()
+    try:
+        return [round(float(text.replace(",", "")), 2)]
+    except ValueError:
+        lowered = text.lower()
+        return [f" {lowered}", f"{lowered} "] if len(lowered) == 1 else [lowered]
+
+
+def is_right_open(found: Iterable[str | float], gold: Sequence[str]) -> bool:
+    """Whether a text of ``found`` contains a right one, or a number equals one."""
+    right = [value for answer in gold for value in normalised(answer)]
+    texts = [value for value in right if isinstance(value, str)]
+    return any(
+        any(text in value for text in texts) if isinstance(value, str) else value in right
+        for value in found
+    )

@@ -1,0 +1,151 @@
+"""Metrics kept as sums over items, so that any resample or pair of results can be recomputed.
+
+A corpus metric such as BLEU, METEOR or the accuracy of a group is a function of sums over images.
+Kept as one row of summands an image, it costs a matrix product to evaluate it on every resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gmail_align.errors import UserError
+from gmail_align.metrics.bootstrap import Estimate, Values, bootstrap_replicates, interval
+from gmail_align.metrics.meteor import corpus_meteor
+from gmail_align.metrics.ngrams import corpus_bleu
+
+
+def _bleu(order: int) -> Callable[[Values], Values]:
+    return lambda sums: corpus_bleu(sums)[:, order - 1]
+
+
+def _ratio(sums: Values) -> Values:
+    quotient: Values = sums[:, 0] / sums[:, 1]
+    return quotient
+
+
+STATISTICS: Mapping[str, Callable[[Values], Values]] = {
+    "ratio": _ratio,
+    "bleu1": _bleu(1),
+    "bleu2": _bleu(2),
+    "bleu3": _bleu(3),
+    "bleu4": _bleu(4),
+    "meteor": corpus_meteor,
+}
+"""Name -> function of summed rows (m, k) to values (m,)."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What every item adds to one metric.
+
+    Attributes:
+        kind: which of `STATISTICS`.
+        values: (n, k) summands, a row an item.
+    """
+
+    kind: str
+    values: Values = field(repr=False)
+
+    def on(self, weights: Values) -> Values:
+        """Return the metric (rows,) on resamples given as weights (rows, n)."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return STATISTICS[self.kind](weights @ self.values)
+
+    @property
+    def value(self) -> float:
+        """The metric over all items."""
+        return float(self.on(np.ones((1, len(self.values))))[0])
+
+    @property
+    def per_item(self) -> Values:
+        """The metric of every item alone, NaN where it is undefined."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return STATISTICS[self.kind](self.values)
+
+
+def mean_column(values: ArrayLike, counts: ArrayLike | None = None) -> Column:
+    """Return the column of a mean.
+
+    Args:
+        values: a value an item; with ``counts``, the sum of an item's values.
+        counts: how many values each item has; by default one.
+    """
+    sums = np.asarray(values, dtype=np.float64)
+    sizes = np.ones_like(sums) if counts is None else np.asarray(counts, dtype=np.float64)
+    return Column("ratio", np.stack([sums, sizes], axis=1))
+
+
+def estimates(
+    columns: Mapping[str, Column], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
+    """Estimate every metric, all over the same resamples of items.
+
+    Raises:
+        UserError: there are no items, or metrics differ in their number.
+    """
+    return _estimates(columns, None, resamples=resamples, seed=seed)
+
+
+def differences(
+    a: Mapping[str, Column], b: Mapping[str, Column], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
+    """Estimate a - b in every metric that both have, item paired with item.
+
+    Raises:
+        UserError: there are no items, or the two have different numbers of them.
+    """
+    shared = {name: column for name, column in a.items() if name in b}
+    return _estimates(shared, {name: b[name] for name in shared}, resamples=resamples, seed=seed)
+
+
+def _estimates(
+    first: Mapping[str, Column], second: Mapping[str, Column] | None, *, resamples: int, seed: int
+) -> dict[str, Estimate]:
+    sides = [first, second or {}]
+    arrays = {id(one.values): one.values for side in sides for one in side.values()}
+    lengths = {len(values) for values in arrays.values()}
+    if len(lengths) > 1:
+        raise UserError(f"metrics over {sorted(lengths)} items do not go together")
+    if not lengths:
+        return {}
+    count = lengths.pop()
+    table, places = _side_by_side(arrays)
+
+    def statistic(weights: Values) -> Values:
+        sums = weights @ table
+        return np.stack([_apart(name, sums, places, first, second) for name in first], axis=1)
+
+    replicates = bootstrap_replicates(count, statistic, resamples=resamples, seed=seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = statistic(np.ones((1, count)))[0]
+    return {
+        name: interval(float(values[at]), replicates[:, at], count) for at, name in enumerate(first)
+    }
+
+
+def _side_by_side(arrays: Mapping[int, Values]) -> tuple[Values, dict[int, slice]]:
+    """Join arrays, so that one matrix product sums them all; say where each went."""
+    places, start = {}, 0
+    for key, values in arrays.items():
+        places[key] = slice(start, start + values.shape[1])
+        start += values.shape[1]
+    return np.concatenate(list(arrays.values()), axis=1), places
+
+
+def _apart(
+    name: str,
+    sums: Values,
+    places: Mapping[int, slice],
+    first: Mapping[str, Column],
+    second: Mapping[str, Column] | None,
+) -> Values:
+    """Evaluate a metric on summed rows, less that of the second side if there is one."""
+    value = STATISTICS[first[name].kind](sums[:, places[id(first[name].values)]])
+    if second is None:
+        return value
+    other: Values = STATISTICS[second[name].kind](sums[:, places[id(second[name].values)]])
+    return value - other
