@@ -20,6 +20,7 @@ from gmail_align.artifacts import (
     fingerprint,
     first_difference,
     load,
+    one_at_a_time,
     read_jsonl,
     sha256_file,
     write_bytes,
@@ -318,3 +319,21 @@ def test_the_lease_of_a_dead_process_is_free(tmp_path):
     holder.kill()
     holder.join()
     assert begin(tmp_path / "a", "captions", {}).complete is None
+
+
+def test_what_several_need_is_made_by_one_while_the_others_wait(tmp_path):
+    made, inside = [], []
+
+    def work():
+        with one_at_a_time(tmp_path / "cache"):
+            inside.append(threading.get_ident())
+            assert len(inside) == 1
+            made.append(make(tmp_path / "cache" / "a").fingerprint)
+            inside.clear()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 8 and len(set(made)) == 1

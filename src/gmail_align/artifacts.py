@@ -308,6 +308,22 @@ def _take_lease(folder: Path, name: str, shared: bool = False) -> int:
     return lease
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process is inside this block for ``folder``, then enter it.
+
+    For what several processes need and one of them should make, such as a cache.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / f"{_LEASE}-turn", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def _close(leases: list[int]) -> None:
     for lease in leases:
         os.close(lease)
