@@ -50,3 +50,8 @@ class DiskFullError(UserError):
 
 class TrainingError(GmailAlignError):
     """A training run that broke by itself, for example on a loss that is not finite."""
+
+    def __init__(self, message: str = "", step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+        """The step that broke, where one did."""

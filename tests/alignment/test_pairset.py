@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmail_align.alignment.pairset import Tables, gather, group_pairs, hold_out, locate
+from gmail_align.alignment.pairset import Tables, Wanted, gather, group_pairs, hold_out, locate
 from gmail_align.data.pairs import Pair, read_pairs
 from gmail_align.data.preprocess import Preprocess
 from gmail_align.encoders.clip import GmailEncoder
@@ -68,7 +68,7 @@ def test_a_batch_holds_the_rows_of_its_pairs(clip_folder: Path, world: Any, tmp_
     rows = locate(pairs, tables)
     assert rows.real.tolist() == [-1] * 12 + [n // 2 for n in range(12)]
     places = np.array([13, 20, 12])
-    batch = gather(tables, rows.take(places), real=True, frozen=True)
+    batch = gather(tables, rows.take(places), Wanted(real=True, frozen=True))
     chosen = [pairs[place] for place in places]
     real, generated = tables.real, tables.generated
     assert real is not None
@@ -80,8 +80,22 @@ def test_a_batch_holds_the_rows_of_its_pairs(clip_folder: Path, world: Any, tmp_
     assert frozen is not None
     assert torch.equal(batch.frozen, frozen.array[frozen.rows([p.real_image_id for p in chosen])])
     texts = tables.texts
+    assert texts is not None
     assert torch.equal(batch.texts, texts.array[texts.rows([p.caption_id for p in chosen])])
+    assert batch.same is not None
     assert batch.same.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
-    lean = gather(tables, rows.take(places), real=False, frozen=False)
+    lean = gather(tables, rows.take(places), Wanted(real=False, frozen=False))
     assert lean.real is None
     assert lean.frozen is None
+    swapped = Wanted(
+        real=False, frozen=True, part=slice(1, 3), groups=True, replaced=np.array([1, 0, 1]) > 0
+    )
+    part = gather(tables, rows.take(places), swapped)
+    assert part.same is None
+    assert part.groups is not None
+    alike = part.groups[:, None, :] == part.groups[None, :, :]
+    assert torch.equal(alike.any(dim=-1), batch.same)
+    assert part.frozen is not None
+    assert torch.equal(part.frozen, batch.frozen)
+    assert torch.equal(part.generated[0], batch.generated[1])
+    assert torch.equal(part.generated[1], batch.real[2])

@@ -169,9 +169,15 @@ def test_without_real_terms_no_real_image_is_trained_on(
     seen: list[Any] = []
     gather = module.gather
 
-    def spy(tables: Any, rows: Any, **wanted: bool) -> Any:
-        seen.append((wanted, len(tables.real.ids), len(tables.frozen.ids)))
-        return gather(tables, rows, **wanted)
+    def spy(tables: Any, rows: Any, wanted: Any) -> Any:
+        seen.append(
+            (
+                {"real": wanted.real, "frozen": wanted.frozen},
+                len(tables.real.ids),
+                len(tables.frozen.ids),
+            )
+        )
+        return gather(tables, rows, wanted)
 
     monkeypatch.setattr(module, "gather", spy)
     made = run(align_preset("lora_only", batch_size=6, holdout=0.25, optim=OPTIM), "control")
@@ -249,10 +255,22 @@ def test_too_few_real_images_are_refused(run: Run, world: Any, tmp_path: Path) -
         run(CONFIG, pairs=draft.finish({"pairs": 6}))
 
 
-def test_a_loss_that_breaks_is_our_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_breaks_stops_and_names_its_pairs(
+    run: Run, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terms = module.loss_terms
     monkeypatch.setattr(
         module, "loss_terms", lambda *given: {"total": terms(*given)["total"] * float("nan")}
     )
-    with pytest.raises(TrainingError, match="the loss is nan at step 0"):
+    with pytest.raises(TrainingError, match="the loss is nan at step 0") as raised:
         run(CONFIG)
+    assert raised.value.step == 0
+    broken = tmp_path / "encoder" / "broken_batch.json"
+    assert str(broken) in str(raised.value)
+    content = json.loads(broken.read_text())
+    assert content["step"] == 0
+    known = {(p.generated_image_id, p.real_image_id, p.caption_id) for p in read_pairs(world.pairs)}
+    names = ("generated_image_id", "real_image_id", "caption_id")
+    found = {tuple(pair[name] for name in names) for pair in content["pairs"]}
+    assert len(found) == 6
+    assert found <= known

@@ -72,6 +72,8 @@ def test_terms_are_the_losses_of_the_routes(
         "distill_real": distillation_loss(real, batch.frozen),
     }
     expected["total"] = sum(getattr(ALL, name) * term for name, term in expected.items())
+    cosines = torch.nn.functional.cosine_similarity(generated, batch.frozen)
+    expected["paired_cosine"] = cosines.mean()
     assert list(terms) == list(expected)
     for name, term in terms.items():
         assert torch.allclose(term, expected[name], atol=1e-5), name
@@ -98,7 +100,7 @@ def test_each_optional_term_is_what_it_says(encoder: GmailEncoder, batch: Batch)
         assert weights.needs_frozen
         assert not weights.needs_real
         terms = loss_terms(encoder, batch, AlignConfig(weights=weights, temperature=0.2))
-        assert list(terms) == [name, "total"]
+        assert list(terms) == [name, "total", "paired_cosine"]
         assert torch.allclose(terms[name], value, atol=1e-5), name
         assert torch.equal(terms["total"], 0.5 * terms[name])
 
@@ -141,7 +143,8 @@ def test_presets_compute_only_what_they_need(
     if config.weights.align == 0:
         batch = Batch(batch.generated, batch.real, None, batch.texts, batch.same)
     terms = loss_terms(encoder, batch, config)
-    assert set(terms) == names | {"total"}
+    assert set(terms) - {"paired_cosine"} == names | {"total"}
+    assert ("paired_cosine" in terms) == config.weights.needs_frozen
     terms["total"].backward()
     trained = encoder.trainable(real_head=config.weights.needs_real)
     assert {n for n, p in encoder.named_parameters() if p.grad is not None} == set(trained)
@@ -186,7 +189,10 @@ def _held(batch: Batch) -> tuple[HeldOut, Tables]:
     return HeldOut(rows, rows[:4], batch.frozen[:4], batch.texts, image_of, same), tables
 
 
-@pytest.mark.parametrize("select", ["align", "text_generated", "text_real", "objective"])
+@pytest.mark.parametrize(
+    "select",
+    ["align", "text_generated", "text_real", "objective", "margin", "retrieval"],
+)
 @torch.no_grad()
 def test_guard_metrics_by_plain_loops(select: Any, encoder: GmailEncoder, batch: Batch) -> None:
     held, tables = _held(batch)
@@ -223,11 +229,22 @@ def test_guard_metrics_by_plain_loops(select: Any, encoder: GmailEncoder, batch:
         }
         free |= {name: min(float(loss), free.get(name, 99.0)) for name, loss in eased.items()}
     free["objective"] = sum(getattr(ALL, name) * value for name, value in free.items())
-    expected["score"] = -free[select]
+    if select in free:
+        expected["score"] = -free[select]
     expected["paired_cosine"] = sum(paired) / 6
     expected["margin"] = sum(paired) / 6 - sum(others) / len(others)
     expected["generated_real_r1"] = sum(hits) / 6
     expected["real_text_r1"] = sum(text_hits) / 4
+    back = [owner[j] == max(range(4), key=lambda i, j=j: to_text[i][j]) for j in range(6)]
+    expected["text_real_r1"] = sum(back) / 6
+    expected["retrieval"] = (sum(text_hits) / 4 + sum(back) / 6) / 2
+    made_text = (normalize(generated) @ normalize(held.texts).T).tolist()
+    there = [same[i, max(range(6), key=lambda j, i=i: made_text[i][j])] for i in range(6)]
+    expected["generated_text_r1"] = sum(map(int, there)) / 6
+    there = [same[max(range(6), key=lambda i, j=j: made_text[i][j]), j] for j in range(6)]
+    expected["text_generated_r1"] = sum(map(int, there)) / 6
+    if select in expected:
+        expected["score"] = expected[select]
     assert found == pytest.approx(expected, abs=1e-5)
 
 

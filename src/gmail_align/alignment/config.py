@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from gmail_align.config import Config
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.errors import ConfigError
 from gmail_align.training.config import OptimConfig
+
+Select = Literal[
+    "auto",
+    "align",
+    "text_generated",
+    "text_real",
+    "objective",
+    "margin",
+    "paired_cosine",
+    "generated_real_r1",
+    "retrieval",
+]
+"""What a guard can go by."""
+FIGURES = ("margin", "paired_cosine", "generated_real_r1", "retrieval")
+"""Those that are maximised; the others are losses."""
 
 
 class AlignWeights(Config):
@@ -66,16 +81,35 @@ class AlignConfig(Config):
     """Whether real and generated images have heads of their own (Tab. 11); else they share one."""
     optim: OptimConfig = OptimConfig()
     """Optimisation."""
+    data: Literal["synthetic", "real", "mixed"] = "synthetic"
+    """What the ``generated`` route is trained on (Tab. 11): generated images, the real images of
+    the same captions in their place, or both."""
+    real_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of real images among them under ``mixed``."""
     batch_size: int = Field(default=256, ge=2)
-    """Pairs a step."""
+    """Pairs a step, over all processes; every one is compared with every other."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Pairs whose images go through the encoder at a time: bounds memory at the cost of one more
+    forward pass; the gradient stays that of the whole batch. None: all at once."""
+    loss_chunk: int | None = Field(default=None, ge=1)
+    """Rows of the table of similarities that are held at a time; None: all at once."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
     """Share of the real images, with all their pairs, that is held out for the guard."""
     holdout_limit: int = Field(default=1000, ge=2)
     """Most real images that are held out."""
-    select: Literal["auto", "align", "text_generated", "text_real", "objective"] = "auto"
-    """Which loss on the held-out pairs the guard minimises: that of Eq. 1 when it is trained
-    (``auto``), else the first text term that is; ``objective`` is the weighted sum of all. Each is
-    taken at its best temperature from the trained one upwards: being less sure alone is no gain."""
+    select: Select = "auto"
+    """What the guard goes by on the held-out pairs. A loss, to be minimised: that of Eq. 1 when it
+    is trained (``auto``), else the first text term that is; ``objective`` is the weighted sum of
+    all. Each is taken at its best temperature from the trained one upwards: being less sure alone
+    is no gain. Or a figure, to be maximised: ``margin`` (paired less unpaired cosine),
+    ``paired_cosine``, ``generated_real_r1``, or ``retrieval`` (images and texts, by the deployed
+    route)."""
+    keep_real: float | None = Field(default=None, ge=0, le=1)
+    """Steps at which retrieval by the deployed route is lower than the plain CLIP's by more than
+    this are never kept; None: whatever is best is kept."""
+    strengths: tuple[PositiveFloat, ...] = ()
+    """After training, how much of the way from the plain CLIP (0) to the kept step (1) is tried;
+    what is best on the held-out pairs is kept."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the vision tower; heads and losses are always fp32."""
     device: str = "auto"
@@ -83,7 +117,7 @@ class AlignConfig(Config):
 
     @property
     def guarded(self) -> str:
-        """The loss that the guard minimises."""
+        """What the guard goes by."""
         if self.select != "auto":
             return self.select
         terms = ("align", "text_generated", "text_real")

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
-from gmail_align.alignment.config import AlignConfig
+from gmail_align.alignment.config import FIGURES, AlignConfig
 from gmail_align.alignment.losses import (
     alignment_loss,
     contrastive_text_loss,
@@ -28,6 +29,8 @@ from gmail_align.features.pixels import Pixels
 
 EASE = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 1e6)
 """What the guard multiplies temperatures by; the last one turns every encoder into guessing."""
+_BLOCKED = -1e6
+"""The score of a step that harms real images by more than is allowed."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class HeldOut:
     """Shape (m,): rows of the real pixels."""
     frozen: Float[Tensor, "m d"]
     """Frozen features of the real images."""
-    texts: Float[Tensor, "n d"]
-    """Text features of the pairs' captions."""
+    texts: Float[Tensor, "n d"] | None
+    """Text features of the pairs' captions; None where the encoder has no text tower."""
     image_of: Rows
     """Shape (n,): which of the m real images a pair belongs to."""
     same: Bool[Tensor, "n n"]
@@ -56,11 +59,12 @@ def make_held_out(rows: PairRows, tables: Tables) -> HeldOut:
     _, first, image_of = np.unique(rows.image_group, return_index=True, return_inverse=True)
     same = same_mask(rows.image_group, rows.text_group)
     places = torch.from_numpy(rows.frozen[first])
+    texts = None if tables.texts is None else tables.texts.array[torch.from_numpy(rows.text)]
     return HeldOut(
         generated=rows.generated,
         real=rows.real[first],
         frozen=tables.frozen.array[places].float(),
-        texts=tables.texts.array[torch.from_numpy(rows.text)].float(),
+        texts=None if texts is None else texts.float(),
         image_of=image_of.astype(np.int64).reshape(-1),
         same=torch.from_numpy(same),
         patches=tables.patches.array[places] if tables.patches else None,
@@ -77,35 +81,84 @@ def guard_metrics(
     the paper's direction), ``text_generated_loss``, ``text_real_loss``, ``distill_real_loss``,
     ``distill_generated_loss``, ``norm_loss`` and, when its weight is not 0, ``patch_loss``.
     Cosines of generated and frozen real images: ``paired_cosine``, and ``margin``, the paired less
-    the unpaired mean. Recall: ``generated_real_r1`` (generated image -> frozen real image) and
-    ``real_text_r1`` (real image by the ``real`` route -> one of its captions); ties are misses.
+    the unpaired mean. Recall, ties being misses: ``generated_real_r1`` (generated image -> frozen
+    real image), ``real_text_r1`` and ``text_real_r1`` (real images by the ``real`` route and
+    texts), their mean ``retrieval``, ``generated_text_r1`` and ``text_generated_r1``. What needs
+    texts is left out without a text tower.
 
-    ``score``, which the guard maximises, is minus the loss that ``config.guarded`` names, each
-    contrastive loss at the best of several temperatures from its own upwards (:data:`EASE`). So an
-    encoder that has collapsed to guessing scores ``-ln n`` and never beats a start that knows
-    something and is over-confident. It depends on no weight unless that is ``objective``: runs on
-    the same pairs and seed can be compared.
+    ``score``, which the guard maximises, is the figure that ``config.guarded`` names, or minus the
+    loss, each contrastive loss at the best of several temperatures from its own upwards
+    (:data:`EASE`). So an encoder that has collapsed to guessing scores ``-ln n`` and never beats a
+    start that knows something and is over-confident. It depends on no weight unless that is
+    ``objective``: runs on the same pairs and seed can be compared.
     """
-    assert tables.real is not None, "held-out real images have pixels"
-    generated, patches = _embed(encoder, tables.generated, held.generated, Route.GENERATED, config)
-    real, _ = _embed(encoder, tables.real, held.real, Route.REAL, config)
-    image_of = torch.from_numpy(held.image_of)
-    features = Embedded(generated, real, patches)
-    losses = _losses(features, held, config, float(encoder.logit_scale))
-    return {
-        "score": -_guarded(losses, config),
+    generated, patches = embed(encoder, tables.generated, held.generated, Route.GENERATED, config)
+    real, _ = embed(encoder, _real(tables), held.real, Route.REAL, config)
+    losses = _losses(Embedded(generated, real, patches), held, config, float(encoder.logit_scale))
+    metrics = {
         **{f"{name}_loss": float(loss(1.0)) for name, loss in losses.items()},
-        **_cosines(generated, held, image_of),
-        "real_text_r1": _real_text_recall(real, held, image_of),
+        **_cosines(generated, held),
+        **_recalls(generated, real, held),
     }
+    score = metrics[config.guarded] if config.guarded in FIGURES else -_guarded(losses, config)
+    if config.keep_real is not None and held.texts is not None:
+        plain = _recalls(generated, held.frozen, held)["retrieval"]
+        score = score if metrics["retrieval"] >= plain - config.keep_real else _BLOCKED
+    return {"score": score, **metrics}
+
+
+@torch.no_grad()
+def drift_report(
+    encoder: GmailEncoder, held: HeldOut, tables: Tables, config: AlignConfig
+) -> dict[str, float]:
+    """Say how far the deployed route has moved held-out real images from the plain CLIP.
+
+    ``mean``, ``median`` and ``largest`` of 1 - cosine; ``norm_ratio``, the mean norm against the
+    plain one; ``retrieval`` of both where there are texts.
+    """
+    real, _ = embed(encoder, _real(tables), held.real, Route.REAL, config)
+    moved = 1 - torch.cosine_similarity(real, held.frozen, dim=-1)
+    report = {
+        "mean": float(moved.mean()),
+        "median": float(moved.median()),
+        "largest": float(moved.max()),
+        "norm_ratio": float(
+            vector_norm(real, dim=-1).mean() / vector_norm(held.frozen, dim=-1).mean()
+        ),
+    }
+    if held.texts is not None:
+        report["retrieval"] = _recalls(real, real, held)["retrieval"]
+        report["retrieval_plain"] = _recalls(held.frozen, held.frozen, held)["retrieval"]
+    return report
+
+
+def embed(
+    encoder: GmailEncoder, pixels: Pixels, rows: Rows, route: Route, config: AlignConfig
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k width"] | None]:
+    """Return features by ``route`` on the CPU and, where a term needs them, mean patch tokens."""
+    features, patches = [], []
+    size = config.micro_batch or config.batch_size
+    for start in range(0, len(rows), size):
+        part = torch.from_numpy(rows[start : start + size])
+        pooled, tokens = adapted_tokens(
+            encoder, pixels.array[part].to(encoder.device), config, route
+        )
+        features.append(encoder.project(pooled, route).cpu())
+        patches.append(None if tokens is None else tokens.cpu())
+    found = [tokens for tokens in patches if tokens is not None]
+    return torch.cat(features), torch.cat(found) if found else None
+
+
+def _real(tables: Tables) -> Pixels:
+    assert tables.real is not None, "held-out real images have pixels"
+    return tables.real
 
 
 def _losses(
     features: Embedded, held: HeldOut, config: AlignConfig, scale: float
 ) -> dict[str, Callable[[float], Tensor]]:
     """Return every loss as a function of what its temperature is multiplied by."""
-    image_of, generated = torch.from_numpy(held.image_of), features.generated
-    real = features.real
+    image_of, generated, real = torch.from_numpy(held.image_of), features.generated, features.real
     assert real is not None, "the guard embeds real images too"
     same, positives = held.same, config.positives
     target, of_pairs = held.frozen[image_of], real[image_of]
@@ -119,17 +172,16 @@ def _losses(
             positives=positives,
         )
 
-    def texts(images: Tensor) -> Callable[[float], Tensor]:
-        return lambda ease: contrastive_text_loss(images, held.texts, scale / ease, same, positives)
+    def texts(images: Tensor, captions: Tensor) -> Callable[[float], Tensor]:
+        return lambda ease: contrastive_text_loss(images, captions, scale / ease, same, positives)
 
-    losses = {
-        "align": eq1(generated, target),
-        "text_generated": texts(generated),
-        "text_real": texts(of_pairs),
-        "distill_real": lambda ease: distillation_loss(real, held.frozen),
-        "distill_generated": lambda ease: distillation_loss(generated, target),
-        "norm": lambda ease: norm_loss(generated, target),
-    }
+    losses = {"align": eq1(generated, target)}
+    if held.texts is not None:
+        losses["text_generated"] = texts(generated, held.texts)
+        losses["text_real"] = texts(of_pairs, held.texts)
+    losses["distill_real"] = lambda ease: distillation_loss(real, held.frozen)
+    losses["distill_generated"] = lambda ease: distillation_loss(generated, target)
+    losses["norm"] = lambda ease: norm_loss(generated, target)
     if features.patches is not None and held.patches is not None:
         losses["patch"] = eq1(features.patches, held.patches[image_of])
     return losses
@@ -147,39 +199,42 @@ def _guarded(losses: dict[str, Callable[[float], Tensor]], config: AlignConfig) 
     )
 
 
-def _embed(
-    encoder: GmailEncoder, pixels: Pixels, rows: Rows, route: Route, config: AlignConfig
-) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k width"] | None]:
-    """Return features by ``route`` and, where a term needs them, mean patch tokens."""
-    features, patches = [], []
-    for start in range(0, len(rows), config.batch_size):
-        part = torch.from_numpy(rows[start : start + config.batch_size])
-        pooled, tokens = adapted_tokens(encoder, pixels.array[part].to(encoder.device), config)
-        features.append(encoder.project(pooled, route).cpu())
-        patches.append(None if tokens is None else tokens.cpu())
-    found = [tokens for tokens in patches if tokens is not None]
-    return torch.cat(features), torch.cat(found) if found else None
-
-
-def _cosines(generated: Tensor, held: HeldOut, image_of: Tensor) -> dict[str, float]:
+def _cosines(generated: Tensor, held: HeldOut) -> dict[str, float]:
     """Compare generated images with the m frozen real ones."""
     cosines = normalize(generated, dim=-1) @ normalize(held.frozen, dim=-1).T
-    own = torch.zeros_like(cosines, dtype=torch.bool)
-    own[torch.arange(len(own)), image_of] = True
+    own = _own(held)
     paired, unpaired = cosines[own], cosines[~own]
-    best_other = cosines.masked_fill(own, -torch.inf).amax(dim=1)
     return {
         "paired_cosine": float(paired.mean()),
         "margin": float(paired.mean() - unpaired.mean()),
-        "generated_real_r1": float((paired > best_other).float().mean()),
+        "generated_real_r1": _recall(cosines, own),
     }
 
 
-def _real_text_recall(real: Tensor, held: HeldOut, image_of: Tensor) -> float:
-    """Return the share of real images whose best text is one of their own."""
-    cosines = normalize(real, dim=-1) @ normalize(held.texts, dim=-1).T
-    own = torch.zeros_like(cosines, dtype=torch.bool)
-    own[image_of, torch.arange(len(image_of))] = True
-    of_own = cosines.masked_fill(~own, -torch.inf).amax(dim=1)
-    of_others = cosines.masked_fill(own, -torch.inf).amax(dim=1)
-    return float((of_own > of_others).float().mean())
+def _recalls(generated: Tensor, real: Tensor, held: HeldOut) -> dict[str, float]:
+    """Return R@1 between images and texts, by both routes and both ways."""
+    if held.texts is None:
+        return {}
+    texts = normalize(held.texts, dim=-1)
+    of_real, own = normalize(real, dim=-1) @ texts.T, _own(held).T
+    found = {"real_text_r1": _recall(of_real, own), "text_real_r1": _recall(of_real.T, own.T)}
+    found["retrieval"] = (found["real_text_r1"] + found["text_real_r1"]) / 2
+    if len(generated) == len(texts):
+        scores = normalize(generated, dim=-1) @ texts.T
+        found["generated_text_r1"] = _recall(scores, held.same)
+        found["text_generated_r1"] = _recall(scores.T, held.same.T)
+    return found
+
+
+def _own(held: HeldOut) -> Bool[Tensor, "n m"]:
+    """Mark the real image of each pair."""
+    own = torch.zeros(len(held.image_of), len(held.frozen), dtype=torch.bool)
+    own[torch.arange(len(own)), torch.from_numpy(held.image_of)] = True
+    return own
+
+
+def _recall(scores: Float[Tensor, "q c"], own: Bool[Tensor, "q c"]) -> float:
+    """Return the share of rows whose best column is one of their own; ties are misses."""
+    best_own = scores.masked_fill(~own, -torch.inf).amax(dim=1)
+    best_other = scores.masked_fill(own, -torch.inf).amax(dim=1)
+    return float((best_own > best_other).float().mean())

@@ -120,7 +120,8 @@ def norm_loss(features: Float[Tensor, "b d"], frozen: Float[Tensor, "b d"]) -> F
     """
     _check(features, frozen, None)
     mean = vector_norm(_wide(frozen), dim=-1).mean()
-    return (vector_norm(_wide(features), dim=-1) / mean - 1).abs().mean()
+    off: Tensor = vector_norm(_wide(features), dim=-1) / mean - 1
+    return off.abs().mean()
 
 
 def _cosines(left: Tensor, right: Tensor, same: Tensor | None) -> Tensor:

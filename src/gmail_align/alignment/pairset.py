@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from gmail_align.data.batches import same_mask
@@ -54,34 +55,61 @@ class Tables:
     generated: Pixels
     real: Pixels | None
     frozen: Features | None
-    texts: Features
+    texts: Features | None
+    """None where the encoder has no text tower."""
     patches: Features | None = None
     """Means of the frozen patch tokens of real images, row by row with ``frozen``."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch of b pairs, before normalisation of the pixels."""
+    """One training batch of b pairs, before normalisation of the pixels.
 
-    generated: UInt8[Tensor, "b 3 s s"]
-    real: UInt8[Tensor, "b 3 s s"] | None
+    Of the images there are p: this process's part of the pairs, all b without other processes.
+    """
+
+    generated: UInt8[Tensor, "p 3 s s"]
+    real: UInt8[Tensor, "p 3 s s"] | None
     frozen: Float[Tensor, "b d"] | None
-    texts: Float[Tensor, "b d"]
-    same: Bool[Tensor, "b b"]
+    texts: Float[Tensor, "b d"] | None
+    same: Bool[Tensor, "b b"] | None
     """Pairs that share a real image or a text, and are no negatives of each other."""
     patches: Float[Tensor, "b width"] | None = None
     """Means of the frozen patch tokens of the real images."""
+    groups: Int64[Tensor, "b 2"] | None = None
+    """The real image and the text of each pair as numbers, in place of ``same``."""
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``."""
-        return Batch(
-            self.generated.to(device),
-            None if self.real is None else self.real.to(device),
-            None if self.frozen is None else self.frozen.to(device),
-            self.texts.to(device),
-            self.same.to(device),
-            None if self.patches is None else self.patches.to(device),
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """Return the batch in memory that a GPU reads directly."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        found: dict[str, Any] = {
+            name: None if value is None else change(value) for name, value in vars(self).items()
+        }
+        return Batch(**found)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a batch is copied out of the tables."""
+
+    real: bool
+    """The pixels of real images."""
+    frozen: bool
+    """The frozen features of real images."""
+    part: slice = field(default_factory=lambda: slice(None))
+    """The pairs whose images this process embeds."""
+    groups: bool = False
+    """Group numbers in place of the table of pairs that belong together."""
+    replaced: npt.NDArray[np.bool_] | None = None
+    """Shape (b,): pairs that show their real image where the generated one would be."""
+    pinned: bool = False
+    """Whether the copies lie in memory that a GPU reads directly."""
 
 
 def hold_out(groups: Rows, share: float, limit: int, seed: int) -> npt.NDArray[np.bool_]:
@@ -127,30 +155,32 @@ def locate(pairs: Sequence[Pair], tables: Tables) -> PairRows:
         generated=tables.generated.rows([pair.generated_image_id for pair in pairs]).numpy(),
         real=_rows_or_none(tables.real, real_ids),
         frozen=_rows_or_none(tables.frozen, real_ids),
-        text=tables.texts.rows([pair.caption_id for pair in pairs]).numpy(),
+        text=_rows_or_none(tables.texts, [pair.caption_id for pair in pairs]),
         image_group=image_group,
         text_group=text_group,
     )
 
 
-def gather(tables: Tables, rows: PairRows, *, real: bool, frozen: bool) -> Batch:
-    """Copy the rows of a batch out of the tables.
-
-    Args:
-        tables: The tables.
-        rows: The batch's pairs.
-        real: Whether the real pixels are wanted.
-        frozen: Whether the frozen features of real images are wanted.
-    """
-    places = torch.from_numpy(rows.frozen)
-    return Batch(
-        generated=tables.generated.array[torch.from_numpy(rows.generated)],
-        real=tables.real.array[torch.from_numpy(rows.real)] if real and tables.real else None,
-        frozen=tables.frozen.array[places] if frozen and tables.frozen else None,
-        texts=tables.texts.array[torch.from_numpy(rows.text)],
-        same=torch.from_numpy(same_mask(rows.image_group, rows.text_group)),
+def gather(tables: Tables, rows: PairRows, wanted: Wanted) -> Batch:
+    """Copy the rows of a batch out of the tables."""
+    own, places = rows.take(np.arange(len(rows))[wanted.part]), torch.from_numpy(rows.frozen)
+    generated = tables.generated.array[torch.from_numpy(own.generated)]
+    if wanted.replaced is not None and tables.real is not None:
+        chosen = wanted.replaced[wanted.part]
+        generated[torch.from_numpy(chosen)] = tables.real.array[torch.from_numpy(own.real[chosen])]
+    real = tables.real.array[torch.from_numpy(own.real)] if wanted.real and tables.real else None
+    groups = np.stack([rows.image_group, rows.text_group], axis=1) if wanted.groups else None
+    same = None if wanted.groups else same_mask(rows.image_group, rows.text_group)
+    batch = Batch(
+        generated=generated,
+        real=real,
+        frozen=tables.frozen.array[places] if wanted.frozen and tables.frozen else None,
+        texts=tables.texts.array[torch.from_numpy(rows.text)] if tables.texts else None,
+        same=None if same is None else torch.from_numpy(same),
         patches=tables.patches.array[places] if tables.patches else None,
+        groups=None if groups is None else torch.from_numpy(groups),
     )
+    return batch.pinned() if wanted.pinned else batch
 
 
 def _rows_or_none(table: Pixels | Features | None, ids: Sequence[str]) -> Rows:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +11,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gmail_align.alignment.config import AlignConfig
-from gmail_align.alignment.guard import HeldOut, guard_metrics, make_held_out
-from gmail_align.alignment.pairset import (
-    PairRows,
-    Rows,
-    Tables,
-    gather,
-    group_pairs,
-    hold_out,
-    locate,
-)
-from gmail_align.alignment.patches import extract_patches
-from gmail_align.alignment.terms import loss_terms
-from gmail_align.artifacts import Artifact, Draft, begin, fingerprint
+from gmail_align.alignment.config import FIGURES, AlignConfig
+from gmail_align.alignment.guard import drift_report, guard_metrics
+from gmail_align.alignment.large_batch import piecewise_terms
+from gmail_align.alignment.pairset import Batch, Wanted, gather
+from gmail_align.alignment.strength import choose_strength
+from gmail_align.alignment.task import Task, pair_ids, prepare
+from gmail_align.alignment.terms import learned_temperature, loss_terms
+from gmail_align.artifacts import MANIFEST, Artifact, begin, load, write_json
 from gmail_align.data.batches import Batches
-from gmail_align.data.pairs import Pair, read_pairs
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.folder import find_folder, folder_fingerprint
-from gmail_align.encoders.route import Route
-from gmail_align.errors import ConfigError
-from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
+from gmail_align.errors import ConfigError, TrainingError
 from gmail_align.features.prefetch import prefetch
-from gmail_align.features.run import extract_images, extract_pixels, extract_texts
-from gmail_align.features.store import Features, read_features
 from gmail_align.progress import say
 from gmail_align.runtime import resolve_device, stable_seed
-from gmail_align.training.loop import CHECKPOINT, FitReport, fit
+from gmail_align.training.distributed import ranks
+from gmail_align.training.loop import CHECKPOINT, FitReport, PiecewiseLoss, fit
 
 LOG_SCALE = "log_scale"
 """Name of the learned ``ln(1 / temperature)`` in checkpoints; it is no part of the encoder."""
-_WORK = "work"
-_PAIRS_AN_IMAGE = 4
-"""The guard looks at up to this many held-out pairs a held-out image, on average."""
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Everything that training reads."""
-
-    tables: Tables
-    train: PairRows
-    held: HeldOut
+BROKEN = "broken_batch.json"
+"""Where the pairs of a batch that broke the training are named."""
+WORK = "work"
+"""Folder inside the encoder's for what is computed once, removed at the end."""
 
 
 def align(
@@ -96,142 +76,189 @@ def align(
     folder = find_folder(base)
     identity = config.model_dump(mode="json", exclude={"device"})
     sources = {"pairs": pairs, "real": real, "generated": generated}
-    draft = begin(out, "encoder", identity, {**sources, "base": folder_fingerprint(folder)}, seed)
-    if draft.complete is not None:
-        return draft.complete
+    inputs: dict[str, Artifact | str] = {**sources, "base": folder_fingerprint(folder)}
+    here = ranks()
+    draft = None
+    if here.first or (out / MANIFEST).exists():
+        draft = begin(out, "encoder", identity, inputs, seed)
+        if draft.complete is not None:
+            return draft.complete
+    here.wait()
     encoder = GmailEncoder.from_clip(folder, config.lora, dual_heads=config.dual_heads, seed=seed)
+    _check(config, encoder)
     encoder.to(resolve_device(config.device))
-    task = _prepare(config, sources, encoder, cache or out / _WORK, seed)
-    report = _fit(encoder, task, config, out, seed)
-    encoder.best_step, encoder.applied = report.best_step, report.best_step > 0
-    encoder.save(out)
-    draft.path(CHECKPOINT).unlink(missing_ok=True)
-    shutil.rmtree(out / _WORK, ignore_errors=True)
-    return _finish(draft, task, report, config)
+    task = _prepare(config, sources, encoder, cache or out / WORK, seed)
+    trained = _Trained(encoder, task, config, seed)
+    notes = trained.run(out)
+    if draft is not None:
+        encoder.save(out)
+        draft.path(CHECKPOINT).unlink(missing_ok=True)
+        shutil.rmtree(out / WORK, ignore_errors=True)
+        draft.finish(_counts(task), **notes)
+    here.wait()
+    return load(out)
 
 
-def _finish(draft: Draft, task: _Task, report: FitReport, config: AlignConfig) -> Artifact:
-    """Write the manifest: what was trained on, and what the guard kept."""
-    kept = next(row for row in report.scores if row["step"] == report.best_step)
-    notes: dict[str, Any] = {"guard": {"start": report.scores[0], "kept": kept}}
-    if report.best_step == 0:
-        notes["message"] = _not_applied(config)
-        say(notes["message"])
-    counts = {
+def _check(config: AlignConfig, encoder: GmailEncoder) -> None:
+    """Refuse settings that this encoder, or this number of processes, cannot follow.
+
+    Raises:
+        ConfigError: see above.
+    """
+    weights = config.weights
+    if not encoder.has_texts and (weights.text_generated > 0 or weights.text_real > 0):
+        raise ConfigError(
+            "this encoder has no text tower: set weights.text_generated and weights.text_real to 0"
+        )
+    if not encoder.has_texts and config.guarded == "retrieval":
+        raise ConfigError("this encoder has no text tower: let the guard select something else")
+    if config.batch_size < ranks().count:
+        raise ConfigError(
+            f"a batch of {config.batch_size} pairs cannot be shared by {ranks().count} processes: "
+            "raise batch_size"
+        )
+
+
+def _prepare(
+    config: AlignConfig, sources: dict[str, Artifact], encoder: GmailEncoder, cache: Path, seed: int
+) -> Task:
+    """Let the first process compute what is cached, and the others read it."""
+    here = ranks()
+    if not here.first:
+        here.wait()
+    task = prepare(config, sources, encoder, cache, seed)
+    if here.first:
+        here.wait()
+    return task
+
+
+def _counts(task: Task) -> dict[str, int]:
+    return {
         "pairs": len(task.train),
         "real_images": len(np.unique(task.train.image_group)),
         "held_out_pairs": len(task.held.generated),
         "held_out_real_images": len(task.held.real),
     }
-    best = report.best_step
-    return draft.finish(counts, best_step=best, applied=best > 0, **notes)
+
+
+class _Trained:
+    """One training: the encoder, what it reads, and what is said of it at the end."""
+
+    def __init__(self, encoder: GmailEncoder, task: Task, config: AlignConfig, seed: int) -> None:
+        self.encoder, self.task, self.config, self.seed = encoder, task, config, seed
+        self.batches = Batches(
+            task.train.image_group, config.batch_size, stable_seed(seed, "batches")
+        )
+        self.parameters = dict(encoder.trainable(real_head=config.weights.needs_real))
+        self.log_scale: nn.Parameter | None = None
+        if config.learn_temperature:
+            start = torch.tensor(-math.log(config.temperature), device=encoder.device)
+            self.log_scale = nn.Parameter(start)
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Train, keep what the guard chose and return the manifest's notes."""
+        before = {name: p.detach().clone() for name, p in self.parameters.items()}
+        report = self._fit(folder)
+        best, encoder = report.best_step, self.encoder
+        encoder.best_step, encoder.applied = best, best > 0
+        kept = next(row for row in report.scores if row["step"] == best)
+        notes: dict[str, Any] = {
+            "best_step": best,
+            "applied": best > 0,
+            "guard": {"start": report.scores[0], "kept": kept},
+            "stopped_early": report.stopped_early,
+            "speed": report.speed,
+        }
+        if best == 0:
+            notes["message"] = _not_applied(self.config)
+            say(notes["message"])
+            return notes
+        if self.config.strengths:
+            notes["strengths"] = choose_strength(
+                self.parameters, before, self.config.strengths, self.evaluate
+            )
+        if self.log_scale is not None:
+            notes["temperature"] = float(learned_temperature(self.log_scale.detach()))
+        held, tables = self.task.held, self.task.tables
+        notes["drift"] = drift_report(encoder, held, tables, self.config)
+        say(_moved(notes["drift"]))
+        return notes
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure the present encoder on the held-out pairs."""
+        return guard_metrics(self.encoder, self.task.held, self.task.tables, self.config)
+
+    def load(self, step: int) -> Batch:
+        """Copy the batch of a step out of the tables."""
+        config, places = self.config, self.batches.indices(step)
+        replaced = None
+        if config.data != "synthetic":
+            rng = np.random.default_rng(stable_seed(self.seed, "mixed", step))
+            share = 1.0 if config.data == "real" else config.real_share
+            replaced = rng.random(len(places)) < share
+        wanted = Wanted(
+            real=config.weights.needs_real,
+            frozen=config.weights.needs_frozen,
+            part=ranks().part(len(places)),
+            groups=config.loss_chunk is not None,
+            replaced=replaced,
+            pinned=self.encoder.device.type == "cuda",
+        )
+        return gather(self.task.tables, self.task.train.take(places), wanted)
+
+    def _fit(self, folder: Path) -> FitReport:
+        """Run the training loop; the ids of a batch that breaks it are kept.
+
+        Raises:
+            TrainingError: the loss, a gradient or the guard's score is not finite.
+        """
+        extra = {} if self.log_scale is None else {LOG_SCALE: self.log_scale}
+        with prefetch(self.load, self.config.optim.steps) as fetch:
+
+            def loss(step: int) -> dict[str, Tensor] | PiecewiseLoss:
+                batch = fetch(step).to(self.encoder.device)
+                terms = loss_terms if self.config.micro_batch is None else piecewise_terms
+                return terms(self.encoder, batch, self.config, self.log_scale)
+
+            try:
+                return fit(
+                    {**self.parameters, **extra},
+                    loss,
+                    self.config.optim,
+                    seed=self.seed,
+                    folder=folder,
+                    evaluate=self.evaluate,
+                    label="alignment",
+                    batch_size=self.config.batch_size,
+                )
+            except TrainingError as error:
+                raise self._with_batch(error, folder) from error
+
+    def _with_batch(self, error: TrainingError, folder: Path) -> TrainingError:
+        """Write down which pairs were in the batch that broke the training."""
+        if error.step is None or not ranks().first:
+            return error
+        pairs = pair_ids(self.task, self.batches.indices(error.step))
+        path = folder / BROKEN
+        write_json(path, {"step": error.step, "reason": str(error), "pairs": pairs})
+        return TrainingError(f"{error}; the pairs of its batch are in {path}", error.step)
 
 
 def _not_applied(config: AlignConfig) -> str:
+    goal = f"raised the held-out {config.guarded}"
+    if config.guarded not in FIGURES:
+        goal = f"lowered the held-out {config.guarded} loss"
     return (
-        f"no step lowered the held-out {config.guarded} loss, so alignment is not applied: the "
+        f"no step {goal}, so alignment is not applied: the "
         "encoder is the plain CLIP; try a lower rate, more pairs or other weights"
     )
 
 
-def _prepare(
-    config: AlignConfig,
-    sources: dict[str, Artifact],
-    encoder: GmailEncoder,
-    cache: Path,
-    seed: int,
-) -> _Task:
-    """Split the pairs, and decode and embed once all that does not change."""
-    rows = read_pairs(sources["pairs"])
-    groups, _ = group_pairs(rows)
-    is_held = hold_out(groups, config.holdout, config.holdout_limit, seed)
-    text_folder = cache / _name(sources["pairs"], "texts", encoder.base_fingerprint)
-    texts = read_features(extract_texts(sources["pairs"], encoder, text_folder))
-    generated_ids = _distinct(row.generated_image_id for row in rows)
-    generated = _pixels(sources["generated"], generated_ids, encoder, cache)
-    real = _real_tables(config, sources["real"], rows, is_held.tolist(), encoder, cache)
-    tables = Tables(generated, real[0], real[1], texts, real[2])
-    located = locate(rows, tables)
-    kept = _thin(np.flatnonzero(is_held), config.holdout_limit, seed)
-    held = make_held_out(located.take(kept), tables)
-    return _Task(tables, located.take(np.flatnonzero(~is_held)), held)
-
-
-def _real_tables(
-    config: AlignConfig,
-    real: Artifact,
-    rows: Sequence[Pair],
-    is_held: Sequence[bool],
-    encoder: GmailEncoder,
-    cache: Path,
-) -> tuple[Pixels, Features, Features | None]:
-    """Return pixels, frozen features and frozen patches of real images as far as needed."""
-    everyone = _distinct(row.real_image_id for row in rows)
-    held = _distinct(row.real_image_id for row, out in zip(rows, is_held, strict=True) if out)
-    weights = config.weights
-    every_pixel = weights.needs_real or weights.patch > 0
-    pixels = _pixels(real, everyone if every_pixel else held, encoder, cache)
-    wanted = everyone if weights.needs_frozen else held
-    folder = cache / _name(real, "frozen", encoder.base_fingerprint, wanted)
-    batch = config.batch_size
-    if list(pixels.ids) == wanted:
-        made = extract_pixels(real, pixels, encoder, Route.FROZEN, folder, batch_size=batch)
-    else:
-        made = extract_images(real, encoder, Route.FROZEN, folder, ids=wanted, batch_size=batch)
-    if weights.patch == 0:
-        return pixels, read_features(made), None
-    folder = cache / _name(real, "patches", encoder.base_fingerprint, wanted)
-    patches = extract_patches(real, pixels, encoder, folder, batch_size=batch)
-    return pixels, read_features(made), read_features(patches)
-
-
-def _pixels(images: Artifact, ids: Sequence[str], encoder: GmailEncoder, cache: Path) -> Pixels:
-    preprocess = encoder.preprocess
-    folder = cache / _name(images, "pixels", preprocess.fingerprint, list(ids))
-    return read_pixels(prepare_pixels(images, preprocess, folder, ids=ids))
-
-
-def _name(source: Artifact, *parts: object) -> str:
-    """Name a cached artifact after all that it depends on."""
-    return f"{source.kind}-{fingerprint([source.fingerprint, *parts])}"
-
-
-def _distinct(ids: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(ids))
-
-
-def _thin(places: Rows, images: int, seed: int) -> Rows:
-    """Keep a bounded random part of the held-out pairs, in their order."""
-    rng = np.random.default_rng(stable_seed(seed, "guard"))
-    return np.sort(rng.permutation(places)[: images * _PAIRS_AN_IMAGE])
-
-
-def _fit(
-    encoder: GmailEncoder, task: _Task, config: AlignConfig, folder: Path, seed: int
-) -> FitReport:
-    weights = config.weights
-    batches = Batches(task.train.image_group, config.batch_size, stable_seed(seed, "batches"))
-    parameters = dict(encoder.trainable(real_head=weights.needs_real))
-    learned = []
-    if config.learn_temperature:
-        start = torch.tensor(-math.log(config.temperature), device=encoder.device)
-        learned.append(parameters.setdefault(LOG_SCALE, nn.Parameter(start)))
-
-    def load(step: int) -> Any:
-        rows = task.train.take(batches.indices(step))
-        return gather(task.tables, rows, real=weights.needs_real, frozen=weights.needs_frozen)
-
-    with prefetch(load, config.optim.steps) as fetch:
-
-        def loss(step: int) -> dict[str, Tensor]:
-            return loss_terms(encoder, fetch(step).to(encoder.device), config, *learned)
-
-        return fit(
-            parameters,
-            loss,
-            config.optim,
-            seed=seed,
-            folder=folder,
-            evaluate=lambda: guard_metrics(encoder, task.held, task.tables, config),
-            label="alignment",
-        )
+def _moved(drift: dict[str, float]) -> str:
+    """Say in one line what the alignment did to real images."""
+    line = f"real images moved by {drift['mean']:.3f} on average (1 - cosine, held out)"
+    if "retrieval" not in drift:
+        return line
+    return f"{line}; their retrieval R@1 went from {drift['retrieval_plain']:.3f} to " + (
+        f"{drift['retrieval']:.3f}"
+    )

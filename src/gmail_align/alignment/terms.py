@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from gmail_align.alignment.chunked import chunked_alignment_loss, chunked_text_loss
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.losses import (
-    alignment_loss,
+    Direction,
     contrastive_text_loss,
     directed_alignment_loss,
     distillation_loss,
@@ -20,6 +21,7 @@ from gmail_align.alignment.losses import (
 from gmail_align.alignment.pairset import Batch
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
+from gmail_align.training.distributed import ranks
 
 _LARGEST_SCALE = math.log(100.0)
 
@@ -41,28 +43,49 @@ def loss_terms(
 ) -> dict[str, Tensor]:
     """Return every term of non-zero weight, and ``total``, their weighted sum.
 
+    Where frozen features are read, ``paired_cosine`` is the mean cosine of generated images and the
+    frozen features of their real ones; nothing is minimised by it.
+
     Args:
         encoder: The encoder.
         batch: The batch, on the encoder's device.
         config: Weights and switches.
         log_scale: The learned ``ln(1 / temperature)`` of Eq. 1; the fixed temperature when None.
     """
-    return terms_of(embed_batch(encoder, batch, config), batch, encoder, config, log_scale)
+    features = gathered(embed_images(encoder, batch.generated, batch.real, config))
+    return terms_of(features, batch, encoder, config, log_scale)
 
 
-def embed_batch(encoder: GmailEncoder, batch: Batch, config: AlignConfig) -> Embedded:
-    """Send a batch through the encoder.
+def embed_images(
+    encoder: GmailEncoder,
+    generated: UInt8[Tensor, "b 3 s s"],
+    real: UInt8[Tensor, "b 3 s s"] | None,
+    config: AlignConfig,
+) -> Embedded:
+    """Send a batch's images through the encoder.
 
     Real and generated images share one pass through the trunk; real ones are left out of it when no
     term needs them.
     """
-    images = batch.generated if batch.real is None else torch.cat([batch.generated, batch.real])
+    images = generated if real is None else torch.cat([generated, real])
     pooled, patches = adapted_tokens(encoder, images, config)
-    count = len(batch.generated)
+    count = len(generated)
     return Embedded(
         encoder.project(pooled[:count], Route.GENERATED),
         encoder.project(pooled[count:], Route.REAL) if config.weights.needs_real else None,
         None if patches is None else patches[:count],
+    )
+
+
+def gathered(features: Embedded) -> Embedded:
+    """Join the features of all processes; without others, return what is there."""
+    here = ranks()
+    if here.count == 1:
+        return features
+    return Embedded(
+        here.gather(features.generated),
+        None if features.real is None else here.gather(features.real),
+        None if features.patches is None else here.gather(features.patches),
     )
 
 
@@ -75,41 +98,75 @@ def terms_of(
 ) -> dict[str, Tensor]:
     """Return the terms of features that are there already; see :func:`loss_terms`."""
     weights, scale, generated = config.weights, encoder.logit_scale, features.generated
-    temperature = config.temperature if log_scale is None else learned_temperature(log_scale)
-    same, positives = batch.same, config.positives
+    contrast = _Contrast(
+        batch, config, config.temperature if log_scale is None else learned_temperature(log_scale)
+    )
     terms: dict[str, Tensor] = {}
     if weights.align > 0:
-        terms["align"] = directed_alignment_loss(
-            generated,
-            _needed(batch.frozen),
-            config.direction,
-            temperature=temperature,
-            same=same,
-            positives=positives,
-        )
+        terms["align"] = contrast.eq1(generated, needed(batch.frozen), config.direction)
     if weights.text_generated > 0:
-        terms["text_generated"] = contrastive_text_loss(
-            generated, batch.texts, scale, same, positives
-        )
+        terms["text_generated"] = contrast.texts(generated, scale)
     if weights.text_real > 0:
-        real = _needed(features.real)
-        terms["text_real"] = contrastive_text_loss(real, batch.texts, scale, same, positives)
+        terms["text_real"] = contrast.texts(needed(features.real), scale)
     if weights.distill_real > 0:
-        terms["distill_real"] = distillation_loss(_needed(features.real), _needed(batch.frozen))
+        terms["distill_real"] = distillation_loss(needed(features.real), needed(batch.frozen))
     if weights.distill_generated > 0:
-        terms["distill_generated"] = distillation_loss(generated, _needed(batch.frozen))
+        terms["distill_generated"] = distillation_loss(generated, needed(batch.frozen))
     if weights.norm > 0:
-        terms["norm"] = norm_loss(generated, _needed(batch.frozen))
+        terms["norm"] = norm_loss(generated, needed(batch.frozen))
     if weights.patch > 0:
-        terms["patch"] = alignment_loss(
-            _needed(features.patches),
-            _needed(batch.patches),
-            temperature=temperature,
-            same=same,
-            positives=positives,
-        )
+        terms["patch"] = contrast.eq1(needed(features.patches), needed(batch.patches), "g2r")
     total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
-    return {**terms, "total": total}
+    return {**terms, "total": total, **_paired_cosine(generated.detach(), batch)}
+
+
+def _paired_cosine(generated: Tensor, batch: Batch) -> dict[str, Tensor]:
+    if batch.frozen is None:
+        return {}
+    return {"paired_cosine": 1 - distillation_loss(generated, batch.frozen)}
+
+
+@dataclass(frozen=True)
+class _Contrast:
+    """The contrastive losses of one batch, at once or in chunks."""
+
+    batch: Batch
+    config: AlignConfig
+    temperature: float | Tensor
+
+    def eq1(self, generated: Tensor, real: Tensor, direction: Direction) -> Tensor:
+        chunk, positives = self.config.loss_chunk, self.config.positives
+        if chunk is None:
+            return directed_alignment_loss(
+                generated,
+                real,
+                direction,
+                temperature=self.temperature,
+                same=self.batch.same,
+                positives=positives,
+            )
+        return chunked_alignment_loss(
+            generated,
+            real,
+            direction,
+            temperature=self.temperature,
+            groups=needed(self.batch.groups),
+            positives=positives,
+            chunk=chunk,
+        )
+
+    def texts(self, images: Tensor, scale: Tensor) -> Tensor:
+        texts, chunk, positives = (
+            needed(self.batch.texts),
+            self.config.loss_chunk,
+            self.config.positives,
+        )
+        if chunk is None:
+            return contrastive_text_loss(images, texts, scale, self.batch.same, positives)
+        groups = needed(self.batch.groups)
+        return chunked_text_loss(
+            images, texts, scale, groups=groups, positives=positives, chunk=chunk
+        )
 
 
 def learned_temperature(log_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -118,7 +175,10 @@ def learned_temperature(log_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
 
 
 def adapted_tokens(
-    encoder: GmailEncoder, images: UInt8[Tensor, "b 3 s s"], config: AlignConfig
+    encoder: GmailEncoder,
+    images: UInt8[Tensor, "b 3 s s"],
+    config: AlignConfig,
+    route: Route = Route.GENERATED,
 ) -> tuple[Float[Tensor, "b width"], Float[Tensor, "b width"] | None]:
     """Return the adapted trunk's output in fp32, and the mean patch token where a term needs it.
 
@@ -128,11 +188,12 @@ def adapted_tokens(
     half = config.precision == "bfloat16"
     with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
         if config.weights.patch > 0:
-            pooled, patches = encoder.trunk_and_patches(pixels, Route.GENERATED)
+            pooled, patches = encoder.trunk_and_patches(pixels, route)
             return pooled.float(), patches.float()
-        return encoder.lean_trunk(pixels, Route.GENERATED).float(), None
+        return encoder.lean_trunk(pixels, route).float(), None
 
 
-def _needed(table: Tensor | None) -> Tensor:
+def needed(table: Tensor | None) -> Tensor:
+    """Return what a batch holds; it was gathered for these terms."""
     assert table is not None, "the batch was gathered without what its terms need"
     return table

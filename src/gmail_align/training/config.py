@@ -18,12 +18,18 @@ class OptimConfig(Config):
     """Peak learning rate."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay; vectors (biases, norms) and scalars are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's running means of the gradient and of its square."""
     schedule: Literal["cosine", "cosine_restarts", "linear", "constant"] = "cosine_restarts"
     """Shape of the learning rate after warm-up."""
     warmup: int = Field(default=0, ge=0)
     """Steps of linear warm-up."""
     restart_every: int = Field(default=10_000, ge=1)
-    """Length of one cosine period under ``cosine_restarts`` (T_0; T_mult is 1)."""
+    """Length of the first cosine period under ``cosine_restarts`` (T_0)."""
+    restart_growth: int = Field(default=1, ge=1)
+    """How many times longer each further period is (T_mult)."""
+    floor: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak rate that a cosine ends at."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest global norm of the gradient."""
     checkpoint_every: int = Field(default=500, ge=1)

@@ -2,34 +2,53 @@
 
 The batch of a step is a pure function of the step, and so is the random state, so a run that is
 killed and started again goes on from its last checkpoint and ends with the same bytes.
+
+Under torchrun every process runs the same loop. Gradients are averaged over processes, so a loss
+that shares its rows out among them multiplies their gradient by the number of processes (as
+:meth:`Ranks.gather` does), and one that does not is trained redundantly, with the same result. The
+first process's guard decides, and it alone writes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gmail_align.artifacts import read_jsonl, write_bytes, write_jsonl
+from gmail_align.artifacts import write_bytes
 from gmail_align.errors import TrainingError
 from gmail_align.progress import Progress
 from gmail_align.runtime import stable_seed
 from gmail_align.training.config import OptimConfig
+from gmail_align.training.distributed import ranks
+from gmail_align.training.events import EVENTS as EVENTS
+from gmail_align.training.events import EventLog
 from gmail_align.training.optim import learning_rate, parameter_groups
 
 CHECKPOINT = "checkpoint.safetensors"
-EVENTS = "events.jsonl"
 
 LossTerms = Mapping[str, Tensor]
 """Scalar terms by name; ``total`` is what is minimised."""
+
+
+@dataclass(frozen=True)
+class PiecewiseLoss:
+    """A loss whose gradient is added up from pieces, each small enough to be held in memory."""
+
+    terms: LossTerms
+    """The terms of the whole batch, without gradient."""
+    pieces: Iterable[Tensor]
+    """Scalars, made one at a time; their gradients add up to that of ``total``."""
 
 
 @dataclass
@@ -42,6 +61,10 @@ class FitReport:
     """The guard's metrics, one row an evaluation, each with its ``step``."""
     losses: list[dict[str, float]] = field(default_factory=list)
     """Loss terms, one row a step, each with its ``step``."""
+    stopped_early: bool = field(default=False, compare=False)
+    """Whether the guard's patience ended the run."""
+    speed: dict[str, float] = field(default_factory=dict, compare=False)
+    """``steps_per_second`` of this process's steps and ``peak_memory_gb``; not in the log."""
 
 
 @dataclass
@@ -56,96 +79,138 @@ class _State:
 
 def fit(
     parameters: Mapping[str, nn.Parameter],
-    loss: Callable[[int], LossTerms],
+    loss: Callable[[int], LossTerms | PiecewiseLoss],
     config: OptimConfig,
     *,
     seed: int = 0,
     folder: Path | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
-    select: str = "score",
     label: str = "training",
+    batch_size: int = 0,
 ) -> FitReport:
     """Minimise ``loss`` over ``parameters`` with AdamW.
 
     Args:
         parameters: What is trained, by name; changed in place.
-        loss: Step -> scalar terms, with gradient in ``total``.
+        loss: Step -> scalar terms, with gradient in ``total``, or in pieces.
         config: Steps, rates, clipping and intervals.
         seed: Seed of the run; torch's generator is set from it at every step.
         folder: Where checkpoints and ``events.jsonl`` go; None keeps nothing.
         evaluate: The guard: metrics of the present parameters. It runs at step 0, every
-            ``config.evaluate_every`` steps and at the end, and the best parameters are kept.
-        select: The metric of the guard that is maximised.
+            ``config.evaluate_every`` steps and at the end, and the parameters of the highest
+            ``score`` are kept.
         label: Name shown with the progress.
+        batch_size: Items a step, for the rate that is shown; 0 shows steps alone.
 
     Raises:
-        TrainingError: the loss, the gradient or the guard's metric is not finite.
+        TrainingError: the loss, the gradient or the guard's score is not finite; its ``step`` says
+            where.
     """
-    optimizer = torch.optim.AdamW(parameter_groups(parameters, config.weight_decay), lr=config.lr)
+    group = parameter_groups(parameters, config.weight_decay)
+    optimizer = torch.optim.AdamW(group, lr=config.lr, betas=config.betas)
     best: dict[str, Tensor] = {}
+    here = ranks()
     state = _restore(folder, parameters, optimizer, best)
-    report = _reread(folder, state)
-    bar = Progress(label, config.steps, "steps", state.step)
+    here.wait()
+    with EventLog(folder if here.first else None, state.step) as log:
+        report = _reread(log, state)
+        bar, began = (
+            Progress(label, config.steps, "steps", state.step),
+            (time.monotonic(), state.step),
+        )
 
-    def guard() -> None:
-        if evaluate is None:
-            return
-        with torch.no_grad():
-            scores = {"step": float(state.step), **evaluate()}
-        if not math.isfinite(scores[select]):
-            raise TrainingError(
-                f"{select} is {scores[select]} at step {state.step}: check the data"
-            )
-        report.scores.append(scores)
-        state.stale += 1
-        if scores[select] > state.best_score:
-            state.best_score, state.best_step, state.stale = scores[select], state.step, 0
-            best.update({name: p.detach().clone() for name, p in parameters.items()})
+        def guard() -> None:
+            if evaluate is None:
+                return
+            with torch.no_grad():
+                scores = here.from_first({"step": float(state.step), **evaluate()})
+            if not math.isfinite(scores["score"]):
+                raise TrainingError(
+                    f"score is {scores['score']} at step {state.step}: check the data", state.step
+                )
+            report.scores.append(scores)
+            log.add("score", scores)
+            state.stale += 1
+            if scores["score"] > state.best_score:
+                state.best_score, state.best_step, state.stale = scores["score"], state.step, 0
+                best.update({name: p.detach().clone() for name, p in parameters.items()})
 
-    if state.step == 0:
-        guard()
-    while state.step < config.steps and not (0 < config.patience <= state.stale):
-        torch.manual_seed(stable_seed(seed, "step", state.step))
-        terms = loss(state.step)
-        _descend(terms["total"], parameters, optimizer, state.step, config)
-        state.step += 1
-        row = {name: float(term.detach()) for name, term in terms.items()}
-        report.losses.append({"step": float(state.step), **row})
-        if state.step % config.evaluate_every == 0 or state.step == config.steps:
+        if state.step == 0:
             guard()
-        if folder is not None and state.step % config.checkpoint_every == 0:
-            _save(folder, parameters, optimizer, best, state, report)
-        bar.advance(note=f"loss {row['total']:.3f}")
-    bar.close()
-    if folder is not None:
-        _save(folder, parameters, optimizer, best, state, report)
+        while state.step < config.steps and not _out_of_patience(state, config):
+            torch.manual_seed(stable_seed(seed, "step", state.step))
+            terms = _descend(loss(state.step), parameters, optimizer, state.step, config)
+            state.step += 1
+            report.losses.append({"step": float(state.step), **terms})
+            log.add("loss", report.losses[-1])
+            if state.step % config.evaluate_every == 0 or state.step == config.steps:
+                guard()
+            if folder is not None and state.step % config.checkpoint_every == 0:
+                _save(folder, parameters, optimizer, best, state, log)
+            if here.first:
+                bar.advance(note=_note(terms, began, state.step, batch_size))
+        if here.first:
+            bar.close()
+        if folder is not None:
+            _save(folder, parameters, optimizer, best, state, log)
     if best:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(best[name])
     report.best_step = state.best_step if best else state.step
+    report.stopped_early = state.step < config.steps
+    rate = (state.step - began[1]) / max(time.monotonic() - began[0], 1e-9)
+    report.speed = {"steps_per_second": rate, "peak_memory_gb": peak_memory()}
     return report
 
 
+def peak_memory() -> float:
+    """Return the most memory that was in use so far, in GB: the GPU's where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _out_of_patience(state: _State, config: OptimConfig) -> bool:
+    return 0 < config.patience <= state.stale
+
+
+def _note(terms: Mapping[str, float], began: tuple[float, int], step: int, size: int) -> str:
+    """Lay out the last step's terms, the rate in items and the memory for the progress line."""
+    rest = ", ".join(f"{name} {value:.3f}" for name, value in terms.items() if name != "total")
+    shown = f"loss {terms['total']:.3f}" + (f" ({rest})" if rest else "")
+    rate = (step - began[1]) * size / max(time.monotonic() - began[0], 1e-9)
+    return ", ".join([shown, *([f"{rate:.0f} pairs/s"] if size else []), f"{peak_memory():.1f} GB"])
+
+
 def _descend(
-    total: Tensor,
+    loss: LossTerms | PiecewiseLoss,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     step: int,
     config: OptimConfig,
-) -> None:
-    """Take one optimiser step down ``total``."""
-    if not torch.isfinite(total):
-        value = float(total.detach())
-        raise TrainingError(f"the loss is {value} at step {step}: lower the learning rate")
+) -> dict[str, float]:
+    """Take one optimiser step down the loss and return its terms."""
+    terms, pieces = (
+        (loss.terms, loss.pieces) if isinstance(loss, PiecewiseLoss) else (loss, [loss["total"]])
+    )
+    total = float(terms["total"].detach())
+    if not math.isfinite(total):
+        raise TrainingError(f"the loss is {total} at step {step}: lower the learning rate", step)
     optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    for piece in pieces:
+        piece.backward()
+    ranks().average_gradients(parameters.values())
     norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm)
     if not torch.isfinite(norm):
-        raise TrainingError(f"the gradient is not finite at step {step}: lower the learning rate")
+        raise TrainingError(
+            f"the gradient is not finite at step {step}: lower the learning rate", step
+        )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
     optimizer.step()
+    return {name: float(term.detach()) for name, term in terms.items()}
 
 
 def _save(
@@ -154,18 +219,18 @@ def _save(
     optimizer: torch.optim.Optimizer,
     best: Mapping[str, Tensor],
     state: _State,
-    report: FitReport,
+    log: EventLog,
 ) -> None:
-    """Write one checkpoint file that holds everything, then the events up to it."""
+    """Write one checkpoint file that holds everything, when the events up to it are safe."""
+    if not ranks().first:
+        return
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensors[f"parameter.{name}"] = parameter.detach().contiguous()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value.contiguous()
     tensors |= {f"best.{name}": value.contiguous() for name, value in best.items()}
-    events = [{"event": "loss", **row} for row in report.losses]
-    events += [{"event": "score", **row} for row in report.scores]
-    write_jsonl(folder / EVENTS, events)
+    log.sync()
     write_bytes(folder / CHECKPOINT, save(tensors, {"state": json.dumps(vars(state))}))
 
 
@@ -194,14 +259,10 @@ def _restore(
         return _State(**json.loads(file.metadata()["state"]))
 
 
-def _reread(folder: Path | None, state: _State) -> FitReport:
+def _reread(log: EventLog, state: _State) -> FitReport:
     """Return the report up to the checkpoint that was restored."""
     report = FitReport(best_step=state.best_step)
-    if folder is None or state.step == 0 or not (folder / EVENTS).exists():
-        return report
     kept: dict[str, list[dict[str, float]]] = {"loss": report.losses, "score": report.scores}
-    rows: list[dict[str, Any]] = list(read_jsonl(folder / EVENTS))
-    for row in rows:
-        if row["step"] <= state.step:
-            kept[row.pop("event")].append(row)
+    for row in log.rows:
+        kept[row["event"]].append({name: row[name] for name in row if name != "event"})
     return report

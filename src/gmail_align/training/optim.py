@@ -14,7 +14,8 @@ from gmail_align.training.config import OptimConfig
 def learning_rate(step: int, config: OptimConfig) -> float:
     """Return the learning rate of ``step`` (0-based).
 
-    ``cosine_restarts`` is SGDR (Loshchilov & Hutter 2017) with T_mult 1 and minimum 0.
+    ``cosine_restarts`` is SGDR (Loshchilov & Hutter 2017): periods of ``restart_every`` steps, each
+    ``restart_growth`` times as long as the one before.
     """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
@@ -24,9 +25,21 @@ def learning_rate(step: int, config: OptimConfig) -> float:
     if config.schedule == "linear":
         return config.lr * max(0.0, 1 - done / total)
     if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * min(done / total, 1.0)))
-    phase = (done % config.restart_every) / config.restart_every
-    return config.lr * 0.5 * (1 + math.cos(math.pi * phase))
+        return _cosine(min(done / total, 1.0), config)
+    period = config.restart_every
+    while config.restart_growth > 1 and done >= period:
+        done, period = done - period, period * config.restart_growth
+    return _cosine((done % period) / period, config)
+
+
+def _cosine(phase: float, config: OptimConfig) -> float:
+    """Return the rate at ``phase`` (0 to 1) of half a cosine from the peak to the floor."""
+    share = 0.5 * (1 + math.cos(math.pi * phase))
+    return (
+        config.lr * (config.floor + (1 - config.floor) * share)
+        if config.floor
+        else (config.lr * share)
+    )
 
 
 def parameter_groups(

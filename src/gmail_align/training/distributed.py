@@ -1,0 +1,110 @@
+"""Several processes that train one model: what they share, and what one does for all.
+
+``torchrun --nproc-per-node N -m gmail_align ...`` starts them; accelerate reads what torchrun says
+and opens the process group (nccl on GPUs, gloo on CPUs).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of this run, seen from one of them."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and says what happens."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def part(self, size: int) -> slice:
+        """Return this process's part of ``size`` rows; parts follow one another."""
+        return slice(self.index * size // self.count, (self.index + 1) * size // self.count)
+
+    def gather(self, rows: Float[Tensor, "p d"]) -> Float[Tensor, "b d"]:
+        """Join the parts of all processes, in order.
+
+        The gradient reaches this process's own rows, times the number of processes: averaged over
+        them (:meth:`average_gradients`), gradients are those of one process with all rows. So
+        nothing is sent backwards.
+        """
+        if self.count == 1:
+            return rows
+        join: Any = _Gather.apply
+        joined: Tensor = join(rows, self)
+        return joined
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average gradients over the processes, all in one message."""
+        found = [p.grad for p in parameters if p.grad is not None]
+        if self.count == 1 or not found:
+            return
+        flat = torch.cat([gradient.reshape(-1) for gradient in found])
+        dist.all_reduce(flat)
+        flat /= self.count
+        for gradient, part in zip(found, flat.split([g.numel() for g in found]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def from_first(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Return the first process's values, so that all decide alike."""
+        if self.count == 1:
+            return dict(values)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        sent = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+        dist.broadcast(sent, src=0)
+        return dict(zip(values, sent.tolist(), strict=True))
+
+
+@cache
+def ranks() -> Ranks:
+    """Return the processes that torchrun started, or the one there is."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return Ranks(int(state.process_index), int(state.num_processes))
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' rows; backwards, the own part of the gradient times their number."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor, here: Ranks) -> Tensor:
+        sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(here.count)]
+        dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+        counts = [int(size) for size in sizes]
+        longest = max(counts)
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        context.start, context.length, context.count = (
+            sum(counts[: here.index]),
+            len(rows),
+            here.count,
+        )
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        start, stop = context.start, context.start + context.length
+        return gradients[0][start:stop] * context.count, None
