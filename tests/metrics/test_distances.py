@@ -6,7 +6,13 @@ import torch
 
 from gmail_align.errors import UserError
 from gmail_align.metrics import distances
-from gmail_align.metrics.distances import cmmd, frechet_distance
+from gmail_align.metrics.distances import (
+    cmmd,
+    cmmd_influence,
+    distance_estimate,
+    frechet_distance,
+    frechet_influence,
+)
 
 
 def two_sets() -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,6 +57,49 @@ def test_cmmd_is_the_published_formula(monkeypatch):
     monkeypatch.setattr(distances, "_BLOCK", 100)
     assert cmmd(a, b) == pytest.approx(expected, rel=1e-6)
     assert cmmd(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def drawn(rng, paired):
+    """Two correlated (paired) or unrelated sets, a shift and a scale apart."""
+    a = rng.standard_normal((150, 3))
+    b = 0.8 * a + 0.6 * rng.standard_normal((150, 3)) if paired else rng.standard_normal((150, 3))
+    return torch.from_numpy(a + 1), torch.from_numpy(b * [1.0, 1.5, 2.0])
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("influence", [cmmd_influence, frechet_influence])
+def test_the_interval_is_as_wide_as_draws_scatter(influence, paired):
+    rng = np.random.default_rng(0)
+    owner = np.arange(150) if paired else None
+    found = [distance_estimate(influence(*drawn(rng, paired)), owner) for _ in range(80)]
+    scatter = np.std([one.value for one in found])
+    width = np.mean([(one.high - one.low) / (2 * 1.96) for one in found])
+    assert width == pytest.approx(scatter, rel=0.25)
+    assert all(one.low <= one.value <= one.high and one.n == 150 for one in found)
+
+
+def test_influence_is_a_derivative():
+    a, b = drawn(np.random.default_rng(1), False)
+    found, copies = frechet_influence(a, b), 400
+    heavier = torch.cat([a.repeat(copies, 1), a[7:8]])  # one more copy of row 7
+    lighter = a.repeat(copies, 1)
+    many = b.repeat(copies, 1)
+    moved = frechet_distance(heavier, many) - frechet_distance(lighter, many)
+    assert moved * len(heavier) == pytest.approx(float(found.first[7]), rel=0.02)
+
+
+def test_pairs_of_one_group_count_once():
+    a, b = drawn(np.random.default_rng(2), True)
+    alone = distance_estimate(cmmd_influence(a, b), np.arange(150))
+    twice = cmmd_influence(a.repeat(2, 1), b.repeat(2, 1))
+    together = distance_estimate(twice, np.tile(np.arange(150), 2))
+    assert together.n == 150
+    assert together.high == pytest.approx(alone.high)
+
+
+def test_too_few_rows_have_no_influence():
+    a = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
+    assert frechet_influence(a, a) is None
 
 
 def test_refuses():
