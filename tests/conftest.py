@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
@@ -24,3 +25,13 @@ def loud():
     progress.set_quiet(False)
     yield
     progress.set_quiet(False)
+
+
+@pytest.fixture(scope="session")
+def oracles() -> Path:
+    """Folder of published evaluator outputs; tests that need it are skipped where it is absent."""
+    beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("GMAIL_ALIGN_DATA", beside)) / "oracles"
+    if not folder.is_dir():
+        pytest.skip("no oracle data: set GMAIL_ALIGN_DATA")
+    return folder

@@ -57,6 +57,7 @@ def test_the_commands_are_these():
         "evaluate retrieval",
         "evaluate zeroshot",
         "evaluate captions",
+        "evaluate answers",
         "report",
         "tabletop write",
         "tabletop train",

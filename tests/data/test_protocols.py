@@ -14,6 +14,7 @@ COUNTS = {
     "sharegpt4v_1k": (1000, 1000),
     "urban_1k": (1000, 1000),
     "scienceqa_img_test": (2017,),
+    "scienceqa_test": (4241,),
     "mmmu_val": (900,),
     "dtd": (1880, 47),
     "stanford_cars": (8041, 196),

@@ -2,21 +2,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def oracles() -> Path:
-    """Folder of published evaluator outputs; tests that need it are skipped where it is absent."""
-    beside = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    folder = Path(os.environ.get("GMAIL_ALIGN_DATA", beside)) / "oracles"
-    if not folder.is_dir():
-        pytest.skip("no oracle data: set GMAIL_ALIGN_DATA")
-    return folder
 
 
 @pytest.fixture(scope="session")

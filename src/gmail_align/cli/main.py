@@ -44,6 +44,7 @@ COMMANDS: dict[str, Entry | Group] = {
             "retrieval": Entry("evaluate_retrieval:retrieval", "Image-text retrieval, R@K."),
             "zeroshot": Entry("evaluate_zeroshot:zeroshot", "Zero-shot classification."),
             "captions": Entry("evaluate_captions:captions", "Caption metrics of predictions."),
+            "answers": Entry("evaluate_answers:answers", "Answers to ScienceQA or MMMU."),
         },
     ),
     "report": Entry("report:report", "Write a run's tables, figures and page again."),

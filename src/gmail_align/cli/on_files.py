@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gmail_align.cli.shared import Shared
 from gmail_align.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gmail_align.evaluation.items import Items
 
 OutOrNot = Annotated[
     Path | None,
@@ -58,6 +61,23 @@ def show_answer(shared: Shared, found: Mapping[str, Any], out: Path | None) -> N
     if out is not None and not shared.dry_run:
         write_json(out / "result.json", dict(found))
     shared.show(found, "\n".join(answer_lines(found)))
+
+
+def keep_answer(found: Mapping[str, Any], items: Items, out: Path | None) -> None:
+    """Keep a result of plain files, and its items for ``gmail-align compare``, where there is OUT.
+
+    Raises:
+        ConfigError: OUT holds something else.
+    """
+    if out is None:
+        return
+    from gmail_align.artifacts import write_json
+    from gmail_align.evaluation.items import ITEMS, write_items
+
+    if out.exists() and any(path.name not in {ITEMS, "result.json"} for path in out.iterdir()):
+        raise ConfigError(f"{out} holds other things than a result: choose another --out")
+    write_json(out / "result.json", dict(found))
+    write_items(out / ITEMS, items)
 
 
 def answer_lines(found: Mapping[str, Any]) -> list[str]:

@@ -95,6 +95,7 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
         _retrieval("sharegpt4v_1k", "sharegpt4v", "test", _LONG, 1_000, 1_000, 1),
         _retrieval("urban_1k", "urban1k", "test", _LONG, 1_000, 1_000, 1),
         _answers("scienceqa_img_test", "scienceqa", "test", "the questions with an image", 2_017),
+        _answers("scienceqa_test", "scienceqa", "test", "every question", 4_241),
         _answers("mmmu_val", "mmmu", "validation", "all 30 subjects", 900),
         _zeroshot("dtd", "dtd", "test", "partition 1", 1_880, 47, "accuracy"),
         _zeroshot("stanford_cars", "stanford_cars", "test", "whole images", 8_041, 196, "accuracy"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gmail_align.artifacts import Artifact
@@ -53,6 +53,12 @@ def answer(
         "unavailable": dict(unavailable or {}),
         "seconds": round(time.monotonic() - start, 3),
     }
+
+
+def listed(names: Sequence[str], what: str) -> str:
+    """Return ``3 questions: a, b, c``: how many there are, and the first three by name."""
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} {what}{'' if len(names) == 1 else 's'}: {shown}"
 
 
 def read_result(artifact: Artifact) -> dict[str, Any]:

@@ -26,8 +26,8 @@ class Question:
     Attributes:
         question_id: the id that responses are given under.
         gold: the right letter or letters, or the texts that are right.
-        choices: letter -> text of the choice, None where the text is not known; None of an open
-            question.
+        choices: letter -> text of the choice, None where the text is not known; empty where not
+            even the letters are known; None of an open question.
         groups: what the question counts in besides the whole.
     """
 
@@ -84,12 +84,21 @@ def judge_mmmu(
         if one.choices is None:
             right[at] = is_right_open(read_open(response), one.gold)
             continue
-        letter = read_choice(response, one.choices)
+        letter = read_choice(response, one.choices or _assumed(response))
         unparsed[at] = letter is None
         if letter is None and fallback_seed is not None:
-            letter = draws.choice(list(one.choices))
+            letter = draws.choice(list(one.choices or _assumed(response)))
         right[at] = letter in one.gold
     return _judged(questions, right, unparsed)
+
+
+def _assumed(response: str) -> dict[str, str | None]:
+    """Return the letters to look for where the choices are unknown: MMMU has up to nine.
+
+    "I" is one only where it is the whole response; elsewhere it is the pronoun.
+    """
+    letters = "ABCDEFGHI" if response.strip(" .()") == "I" else "ABCDEFGH"
+    return dict.fromkeys(letters)
 
 
 def judge_read(questions: Sequence[Question], answers: Mapping[str, str]) -> Judged:

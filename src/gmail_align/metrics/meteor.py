@@ -49,7 +49,8 @@ def corpus_meteor(sums: Values) -> Values:
         scattered = chunks / ((matched + reference_matched) / 2)
     whole = (matched == length) & (reference_matched == reference_length) & (chunks == 1)
     penalty = _GAMMA * np.where(whole, 0.0, scattered) ** _BETA
-    return np.nan_to_num(mean * (1 - penalty))
+    score: Values = np.nan_to_num(mean * (1 - penalty))
+    return score
 
 
 def _weighed_length(length: Values, function: Values) -> Values:

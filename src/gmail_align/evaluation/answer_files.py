@@ -1,0 +1,159 @@
+"""Questions, right answers and responses, read from the files that benchmarks come in.
+
+Answers: ScienceQA's ``problems.json``, a table of id to letter, MMMU's answer dictionary, or MMMU's
+output records. Responses: a table of id to text, a list of records, or JSON lines.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gmail_align.errors import DataError
+from gmail_align.evaluation.json_files import parse_json, parse_table, read_text
+from gmail_align.metrics.answers import Question
+from gmail_align.metrics.mmmu import discipline_of, subject_of
+from gmail_align.metrics.scienceqa import LETTERS, groups_of
+
+_IDS = ("question_id", "id", "image_id")
+_TEXTS = ("response", "text")
+_MOST_LETTERS = "ABCDEFGHIJ"
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What a model said.
+
+    Attributes:
+        texts: Question id -> response.
+        records: Question id -> the record it stood in, where records were given.
+    """
+
+    texts: Mapping[str, str]
+    records: Mapping[str, Mapping[str, Any]]
+
+
+def read_responses(path: Path) -> Responses:
+    """Read responses.
+
+    Raises:
+        DataError: the file cannot be read, a record lacks an id or a text, or an id comes twice.
+    """
+    if path.is_dir():
+        path = path / "predictions.jsonl"
+    text = read_text(path)
+    if path.suffix == ".jsonl":
+        lines = [parse_json(path, line) for line in text.split("\n") if line.strip()]
+        return _of_records(path, lines)
+    body = parse_table(path, text)
+    if isinstance(body, list):
+        return _of_records(path, body)
+    if not isinstance(body, dict):
+        raise DataError(f"{path} holds no responses: give id -> response, or a list of records")
+    wrong = [name for name, value in body.items() if not isinstance(value, str)]
+    if wrong:
+        raise DataError(f"{path}: the response to {wrong[0]} is no text ({len(wrong)} such)")
+    return Responses(body, {})
+
+
+def _of_records(path: Path, records: Sequence[Any]) -> Responses:
+    texts: dict[str, str] = {}
+    kept: dict[str, Mapping[str, Any]] = {}
+    for number, record in enumerate(records):
+        name, text = (_first(record, _IDS), _first(record, _TEXTS))
+        if name is None or not isinstance(text, str):
+            raise DataError(f"record {number} of {path} lacks an id or a response: add it")
+        if str(name) in texts:
+            raise DataError(f"{path} holds more than one response to {name}: keep one")
+        texts[str(name)], kept[str(name)] = text, record
+    return Responses(texts, kept)
+
+
+def _first(record: Any, keys: Iterable[str]) -> Any:
+    if not isinstance(record, dict):
+        return None
+    return next((record[key] for key in keys if key in record), None)
+
+
+def read_questions(path: Path) -> tuple[str, list[Question]]:
+    """Read questions and their right answers; return ``scienceqa`` or ``mmmu``, and them.
+
+    Of ScienceQA's problems only the test split is taken, where they say their split.
+
+    Raises:
+        DataError: the file cannot be read or holds something else.
+    """
+    body = parse_table(path, read_text(path))
+    if isinstance(body, list):
+        body = {str(_first(record, _IDS)): record for record in body}
+    if not isinstance(body, dict) or not body:
+        raise DataError(f"{path} holds no answers: give id -> answer, or ScienceQA's problems.json")
+    first = next(iter(body.values()))
+    if isinstance(first, dict) and ("ground_truth" in first or "question_type" in first):
+        return "mmmu", [_mmmu(path, name, entry) for name, entry in body.items()]
+    problems = {name: entry for name, entry in body.items() if _is_tested(entry)}
+    if not problems:
+        raise DataError(f"{path} holds no problem of the test split")
+    return "scienceqa", [_scienceqa(path, name, entry) for name, entry in problems.items()]
+
+
+def with_choices(questions: Sequence[Question], responses: Responses) -> list[Question]:
+    """Return the questions with the choices that stand in the records of the responses."""
+    return [
+        replace(one, choices=_choices(responses.records[one.question_id]) or one.choices)
+        if one.choices is not None and one.question_id in responses.records
+        else one
+        for one in questions
+    ]
+
+
+def _is_tested(entry: Any) -> bool:
+    return not isinstance(entry, dict) or entry.get("split", "test") == "test"
+
+
+def _scienceqa(path: Path, name: str, entry: Any) -> Question:
+    problem = entry if isinstance(entry, dict) else {"answer": entry}
+    answer = problem.get("answer")
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(LETTERS):
+        answer = LETTERS[answer]
+    if not isinstance(answer, str) or answer not in LETTERS:
+        raise DataError(
+            f"{path}: the answer to {name} is {answer!r}: a letter A to E is needed, or an index"
+        )
+    texts = problem.get("choices")
+    offered = LETTERS[: len(texts)] if isinstance(texts, list) else LETTERS
+    if answer not in offered:
+        raise DataError(f"{path}: the answer to {name} is {answer}, beyond its choices")
+    return Question(name, (answer,), dict.fromkeys(offered), groups_of(problem))
+
+
+def _mmmu(path: Path, name: str, entry: Any) -> Question:
+    """Read an entry of MMMU's answer dictionary, or one of its output records."""
+    gold = _first(entry, ("ground_truth", "answer"))
+    if isinstance(gold, str):
+        gold = [gold]
+    if not isinstance(gold, list) or not gold or not all(isinstance(one, str) for one in gold):
+        raise DataError(f"{path}: {name} has no ground_truth: give MMMU's answer dictionary")
+    subject = subject_of(name)
+    groups = tuple(one for one in (discipline_of(subject), subject) if one)
+    if entry.get("question_type", "multiple-choice") != "multiple-choice":
+        return Question(name, tuple(gold), None, groups)
+    return Question(name, tuple(gold), _choices(entry) or {}, groups)
+
+
+def _choices(entry: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return letter -> text of a record's choices, none where it does not say them."""
+    if isinstance(entry.get("index2ans"), dict):
+        return {str(letter): str(text) for letter, text in entry["index2ans"].items()}
+    options = entry.get("options")
+    if isinstance(options, str):  # the hub keeps a list written as Python would
+        try:
+            options = ast.literal_eval(options)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            options = None
+    if isinstance(options, list) and options:
+        return {letter: str(text) for letter, text in zip(_MOST_LETTERS, options, strict=False)}
+    return {}

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gmail_align.errors import DataError
+from gmail_align.evaluation.answers import Reading, answers_of_files
+from gmail_align.evaluation.items import ITEMS, read_items, write_items
+
+from .test_caption_files import KEYS, write
+
+PROBLEMS = {
+    "1": {"answer": 1, "choices": ["a", "b"], "image": "i.png", "hint": "", "split": "test"},
+    "2": {"answer": 0, "choices": ["a", "b"], "image": None, "hint": "h", "split": "test"},
+    "3": {"answer": 2, "choices": ["a", "b", "c"], "image": "i.png", "hint": "h", "split": "test"},
+    "4": {"answer": 0, "choices": ["a", "b"], "image": "i.png", "hint": "", "split": "train"},
+}
+SAID = {"1": "B", "2": "A. yes", "3": "who knows"}
+MMMU = {
+    "validation_Art_1": {"question_type": "multiple-choice", "ground_truth": "B"},
+    "validation_Art_2": {"question_type": "short-answer", "ground_truth": ["24/7", "3.429"]},
+    "validation_Math_1": {"question_type": "multiple-choice", "ground_truth": "A"},
+}
+
+
+def score(tmp_path: Path, said: object, gold: object, **how: Any) -> dict[str, Any]:
+    files = write(tmp_path / "said.json", said), write(tmp_path / "gold.json", gold)
+    return answers_of_files(*files, **{"protocol": "own", **how})[0]
+
+
+def test_scienceqa_from_problems(tmp_path: Path) -> None:
+    found = score(tmp_path, SAID, PROBLEMS)
+    assert set(found) >= KEYS | {"groups", "unparsed", "rule"}
+    json.dumps(found, allow_nan=False)
+    assert found["metrics"] == {"accuracy": pytest.approx(2 / 3)}
+    assert (found["unparsed"], found["n"]) == (1, {"questions": 3})
+    assert {name: (one["value"], one["n"]) for name, one in found["groups"].items()} == {
+        "IMG": (0.5, 2),
+        "TXT": (0.5, 2),
+    }
+
+
+def test_the_protocol_with_images_leaves_the_others_out(tmp_path: Path) -> None:
+    found = score(tmp_path, SAID, PROBLEMS, protocol="scienceqa_img_test", subset=True)
+    assert found["metrics"]["accuracy"] == 0.5
+    assert found["protocol"] == "scienceqa_img_test (subset: 2 of 2017 questions)"
+    with pytest.raises(DataError, match="declare --subset"):
+        score(tmp_path, SAID, PROBLEMS, protocol="scienceqa_img_test")
+
+
+def test_letters_and_records_do_as_well(tmp_path: Path) -> None:
+    letters = score(tmp_path, SAID, {"1": "B", "2": "A", "3": "C"})
+    assert letters["metrics"]["accuracy"] == pytest.approx(2 / 3) and letters["groups"] == {}
+    lines = "\n".join(json.dumps({"question_id": int(k), "text": v}) for k, v in SAID.items())
+    files = write(tmp_path / "said.jsonl", lines), write(tmp_path / "gold.json", PROBLEMS)
+    assert answers_of_files(*files, protocol="own")[0]["metrics"] == letters["metrics"]
+
+
+def test_the_fine_tuned_rule_and_missing_responses(tmp_path: Path) -> None:
+    sentence = {"1": "Because. The answer is B.", "2": "A"}
+    how = Reading(rule="finetuned", compat=True)
+    found = score(tmp_path, sentence, PROBLEMS, reading=how)
+    assert found["metrics"]["accuracy"] == pytest.approx(2 / 3) and found["unparsed"] == 1
+    with pytest.raises(DataError, match="no response to 1 question: 3"):
+        score(tmp_path, sentence, PROBLEMS)
+
+
+def test_mmmu_from_the_answer_dictionary_and_from_records(tmp_path: Path) -> None:
+    said = {"validation_Art_1": "(B)", "validation_Art_2": "= 3.43", "validation_Math_1": "dunno"}
+    found = score(tmp_path, said, MMMU)
+    assert found["metrics"]["accuracy"] == pytest.approx(2 / 3)
+    assert (found["unparsed"], found["choices_unknown"]) == (1, 2)
+    assert found["groups"]["Art and Design"]["value"] == 1 and found["groups"]["Math"]["n"] == 1
+    read = score(tmp_path, said, MMMU, reading=Reading(compat=True))
+    assert read["metrics"]["accuracy"] == pytest.approx(1 / 3)  # "(B)" is not the very letter
+    records = [
+        {"id": name, "response": text, "index2ans": {"A": "red", "B": "blue"}}
+        for name, text in said.items()
+    ]
+    drawn = [
+        score(tmp_path, records, MMMU, reading=Reading(compat=True, seed=seed)) for seed in range(8)
+    ]
+    assert {one["metrics"]["accuracy"] for one in drawn} == {2 / 3, 1.0}
+    assert all(one["unparsed"] == 1 and one["choices_unknown"] == 0 for one in drawn)
+
+
+def test_the_official_files_through_the_front_door(oracles: Path) -> None:
+    folder = oracles / "mmmu"
+    found, items = answers_of_files(
+        folder / "llava1.5_13b_total_val_output.json",
+        folder / "answer_dict_val.json",
+        protocol="mmmu_val",
+        reading=Reading(compat=True),
+    )
+    assert round(found["metrics"]["accuracy"], 3) == 0.367
+    assert found["protocol"] == "mmmu_val" and found["n"] == {"questions": 900}
+    sizes = {"Art and Design": 120, "Business": 150, "Tech and Engineering": 210, "Art": 30}
+    assert {name: found["groups"][name]["n"] for name in sizes} == sizes
+    assert len(items.ids) == 900
+
+
+def test_items_come_back_as_they_were(tmp_path: Path) -> None:
+    files = write(tmp_path / "said.json", SAID), write(tmp_path / "gold.json", PROBLEMS)
+    found, items = answers_of_files(*files, protocol="own")
+    write_items(tmp_path / ITEMS, items)
+    again = read_items(tmp_path)
+    assert (again.protocol, again.ids) == ("own", ("1", "2", "3"))
+    assert again.columns["accuracy"].value == found["metrics"]["accuracy"]
+    turned = again.in_order_of(("3", "1", "2")).columns["accuracy"].per_item
+    assert turned.tolist() == [0, 1, 1]
+    (tmp_path / ITEMS).write_bytes(b"{}")
+    with pytest.raises(DataError, match="damaged"):
+        read_items(tmp_path)
+    with pytest.raises(DataError, match="keeps no items"):
+        read_items(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "how", "words"),
+    [
+        (SAID | {"9": "A"}, PROBLEMS, {}, "1 unknown question: 9"),
+        ({}, PROBLEMS, {}, "no response to 3 questions: 1, 2, 3"),
+        (SAID | {"1": 1}, PROBLEMS, {}, "the response to 1 is no text"),
+        ('{"1": "A", "1": "B"}', PROBLEMS, {}, "'1' more than once"),
+        ([{"id": 1, "text": "A"}, {"id": 1, "text": "B"}], PROBLEMS, {}, "more than one response"),
+        ([{"id": 1}], PROBLEMS, {}, "record 0 of .* lacks"),
+        ("7", PROBLEMS, {}, "holds no responses"),
+        ('{"1": "A"', PROBLEMS, {}, "not valid JSON"),
+        (SAID, {"1": "Z"}, {}, "letter A to E"),
+        (SAID, {"1": {"answer": 1, "choices": ["a"]}}, {}, "beyond its choices"),
+        (SAID, {"4": PROBLEMS["4"]}, {}, "no problem of the test split"),
+        (SAID, [], {}, "holds no answers"),
+        (SAID, {"a_Art_1": {"question_type": "short-answer"}}, {}, "no ground_truth"),
+        (SAID, MMMU, {"protocol": "scienceqa_img_test"}, "answers to mmmu"),
+        (SAID, PROBLEMS, {"protocol": "mmmu_val"}, "answers to scienceqa"),
+    ],
+)
+def test_bad_files_are_refused(
+    said: object, gold: object, how: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=words):
+        score(tmp_path, said, gold, **how)
