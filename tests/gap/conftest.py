@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, write_bytes, write_jsonl
+from gmail_align.gap.sides import Side
 
 MakeFeatures = Callable[[str, list[str], Tensor], Artifact]
 
@@ -35,3 +36,22 @@ def pairs_of(count: int, *, noise: float, shift: float, dim: int = 16) -> tuple[
     generated = real + noise * torch.randn(count, dim, generator=rng)
     generated[:, 0] += shift
     return real, generated
+
+
+def classes_of(*, noise: float, follow: bool = True, worse: str = "") -> tuple[Side, Side]:
+    """Draw three classes of 40 images a side, made by two generators by turns.
+
+    The generated ones ``follow`` their class, or none; the generator ``worse`` is far off.
+    """
+    rng = torch.Generator().manual_seed(7)
+    names = [name for name in ("cat", "dog", "ship") for _ in range(40)]
+    centres = 2 * torch.randn(3, 12, generator=rng)
+    own = torch.arange(3).repeat_interleave(40)
+    real = centres[own] + torch.randn(120, 12, generator=rng)
+    meant = own if follow else own[torch.randperm(120, generator=rng)]
+    made = centres[meant] + torch.randn(120, 12, generator=rng)
+    made += noise * torch.randn(120, 12, generator=rng)
+    generators = ["sd-good", "sd-worse"] * 60
+    if worse:
+        made[[name == worse for name in generators]] += 2
+    return Side(real, names), Side(made, names, generators)

@@ -7,9 +7,10 @@ from jaxtyping import TypeCheckError
 from gmail_align.errors import UserError
 from gmail_align.gap.advice import FAR, INDISTINGUISHABLE, NEAR, Verdict, advise, closeness
 from gmail_align.gap.config import GapConfig
-from gmail_align.gap.measure import UNPAIRED, paired_gap, sample_rows, unpaired_gap
+from gmail_align.gap.measure import UNPAIRED, Texts, measure_sides, paired_gap, unpaired_gap
+from gmail_align.gap.sides import Side, sample_rows
 
-from .conftest import pairs_of
+from .conftest import classes_of, pairs_of
 
 QUICK = GapConfig(resamples=50)
 
@@ -38,13 +39,20 @@ def test_the_advice_follows_the_gap(noise: float, shift: float, verdict: str) ->
     assert found["unavailable"] == {}
 
 
-def test_intervals_hold_their_values_and_distances_have_none() -> None:
+def test_intervals_hold_their_values() -> None:
     found = paired_gap(*pairs_of(80, noise=0.6, shift=1), config=QUICK)
     for name, entry in found["metrics"].items():
-        if name in ("cmmd", "frechet_distance"):
-            assert entry["low"] is entry["high"] is None
-        else:
-            assert entry["low"] <= entry["value"] <= entry["high"], name
+        assert entry["low"] <= entry["value"] <= entry["high"], name
+    few = paired_gap(*pairs_of(14, noise=0.6, shift=1), config=QUICK)["metrics"]
+    assert few["frechet_distance"]["low"] is few["frechet_distance"]["high"] is None
+
+
+def test_the_floor_is_what_chance_alone_does() -> None:
+    near = paired_gap(*pairs_of(200, noise=0.1, shift=0), config=QUICK)
+    far = paired_gap(*pairs_of(200, noise=0.1, shift=3), config=QUICK)
+    for name in ("cmmd", "frechet_distance"):
+        assert near["metrics"][name]["value"] < near["floor"][name] == far["floor"][name]
+        assert far["metrics"][name]["value"] > 3 * far["floor"][name]
 
 
 def test_sets_without_pairs_say_what_they_cannot_tell() -> None:
@@ -100,3 +108,54 @@ def test_features_that_do_not_fit_are_refused() -> None:
         paired_gap(real, generated[:19], config=QUICK)
     with pytest.raises((UserError, TypeCheckError)):
         unpaired_gap(real, generated[:, :8], config=QUICK)
+
+
+def test_classes_stand_in_for_pairs() -> None:
+    real, generated = classes_of(noise=0.3)
+    found = measure_sides(real, generated, paired=False, config=QUICK)
+    values = {name: entry["value"] for name, entry in found["metrics"].items()}
+    assert values["class_margin"] / values["real_class_margin"] == pytest.approx(1, abs=0.15)
+    assert values["class_r1"] > 0.9
+    assert found["advice"]["verdict"] != "too_far"
+    lost = measure_sides(real, classes_of(noise=0.3, follow=False)[1], paired=False, config=QUICK)
+    assert lost["advice"]["verdict"] == "too_far"
+    assert lost["metrics"]["class_r1"]["value"] < 0.6
+
+
+def test_every_class_and_generator_is_measured_by_itself() -> None:
+    real, generated = classes_of(noise=0.3, worse="sd-worse")
+    groups = measure_sides(real, generated, paired=False, config=QUICK)["groups"]
+    assert list(groups["classes"]) == ["cat", "dog", "ship"]
+    assert groups["classes"]["cat"]["real"] == groups["classes"]["cat"]["generated"] == 40
+    good, bad = (groups["generators"][name]["metrics"] for name in ("sd-good", "sd-worse"))
+    assert bad["cmmd"]["low"] > good["cmmd"]["high"]
+    assert bad["probe_auc"]["value"] > good["probe_auc"]["value"]
+    few = QUICK.model_copy(update={"least_in_group": 41})
+    assert measure_sides(real, generated, paired=False, config=few)["groups"]["classes"]["cat"] == {
+        "real": 40,
+        "generated": 40,
+        "metrics": {},
+    }
+
+
+def test_both_sides_are_read_by_their_texts() -> None:
+    real, generated = classes_of(noise=0.3)
+    names = sorted(set(real.classes or ()))
+    numbers = torch.tensor([names.index(name) for name in real.classes or ()])
+    means = torch.stack([real.features[numbers == at].mean(0) for at in range(3)])
+    texts = Texts(means, numbers, numbers)
+    told = measure_sides(real, generated, paired=False, texts=texts, config=QUICK)["metrics"]
+    assert told["text_recall_real"]["value"] > 0.95
+    wrong = Texts(means, numbers, (numbers + 1) % 3)
+    told = measure_sides(real, generated, paired=False, texts=wrong, config=QUICK)["metrics"]
+    assert told["text_recall_generated"]["value"] < 0.1
+
+
+def test_classes_that_are_not_shared_are_told() -> None:
+    real, generated = classes_of(noise=0.3)
+    strange = Side(generated.features, ["x"] * len(generated))
+    found = measure_sides(real, strange, paired=False, config=QUICK)
+    assert "fewer than two classes" in found["unavailable"]["class_margin"]
+    assert "class_margin" not in found["metrics"]
+    with pytest.raises(UserError, match="3 classes were given for 120 images"):
+        Side(real.features, ["a", "b", "c"])

@@ -13,9 +13,15 @@ from enum import StrEnum
 NEAR = 0.8
 """Closeness from which generated features stand for real ones."""
 FAR = 0.15
-"""Closeness below which a generated image hardly resembles its own real image more than others."""
+"""Closeness below which a generated image hardly resembles what its caption asks for."""
 INDISTINGUISHABLE = 0.6
 """Probe AUC up to which a linear probe, and so a linear head, can hardly use the difference."""
+
+THRESHOLDS: Mapping[str, float] = {
+    "near": NEAR,
+    "far": FAR,
+    "indistinguishable": INDISTINGUISHABLE,
+}
 
 
 class Verdict(StrEnum):
@@ -31,24 +37,30 @@ def closeness(paired_cosine: float, unpaired_cosine: float) -> float:
     return (paired_cosine - unpaired_cosine) / max(1 - unpaired_cosine, 1e-6)
 
 
+def class_closeness(class_margin: float, real_class_margin: float) -> float:
+    """Return how much of the class structure of real images generated ones show: 0 none, 1 all."""
+    return class_margin / max(real_class_margin, 1e-6)
+
+
 def advise(values: Mapping[str, float]) -> tuple[Verdict, str]:
     """Return the verdict and one sentence that says why.
 
     Args:
         values: Metric name -> value; ``probe_auc`` is needed, ``paired_cosine`` and
-            ``unpaired_cosine`` where the sets are paired.
+            ``unpaired_cosine`` where the sets are paired, ``class_margin`` and
+            ``real_class_margin`` where they share classes.
     """
     auc = values["probe_auc"]
     told = f"a linear probe tells real from generated with AUC {auc:.2f}"
-    if "paired_cosine" not in values:
+    measured = _near(values)
+    if measured is None:
         if auc <= INDISTINGUISHABLE:
             return Verdict.TRAIN_AS_IS, f"Train as is: {told}, which is hardly more than chance."
         return Verdict.ALIGN_FIRST, (
-            f"Align first: {told}; give pairs (real and generated image of one caption) to see"
-            " whether the generator follows its captions."
+            f"Align first: {told}; give pairs (real and generated image of one caption) or classes"
+            " to see whether the generator follows its captions."
         )
-    near = closeness(values["paired_cosine"], values["unpaired_cosine"])
-    share = f"a pair is {near:.0%} of the way from unrelated to identical"
+    near, share = measured
     if near < FAR:
         return Verdict.TOO_FAR, (
             f"The generator is too far: {share}, so most of what the captions say is not in the"
@@ -57,3 +69,14 @@ def advise(values: Mapping[str, float]) -> tuple[Verdict, str]:
     if near >= NEAR and auc <= INDISTINGUISHABLE:
         return Verdict.TRAIN_AS_IS, f"Train as is: {share}, and {told}."
     return Verdict.ALIGN_FIRST, f"Align first: {share}, and {told}."
+
+
+def _near(values: Mapping[str, float]) -> tuple[float, str] | None:
+    """Return the closeness by pairs, or else by classes, in a number and in words."""
+    if "paired_cosine" in values:
+        near = closeness(values["paired_cosine"], values["unpaired_cosine"])
+        return near, f"a pair is {near:.0%} of the way from unrelated to identical"
+    if "class_margin" in values:
+        near = class_closeness(values["class_margin"], values["real_class_margin"])
+        return near, f"generated images stand out as their class {near:.0%} as much as real ones do"
+    return None

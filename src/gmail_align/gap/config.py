@@ -15,3 +15,7 @@ class GapConfig(Config):
     with this number, so compare results of equal n."""
     resamples: int = Field(default=1_000, ge=1)
     """Bootstrap resamples behind the 95% intervals."""
+    least_in_group: int = Field(default=20, ge=4)
+    """Images that a class or a generator needs on each side to be measured by itself."""
+    max_groups: int = Field(default=50, ge=0)
+    """Most classes, and most generators, that are measured by themselves; the first by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,35 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gmail_align.gap.advice import advise
+from gmail_align.gap.advice import THRESHOLDS, advise
 from gmail_align.gap.config import GapConfig
-from gmail_align.metrics.bootstrap import Estimate
-from gmail_align.metrics.gap import cmmd, frechet_distance, gap_metrics
-from gmail_align.runtime import stable_seed
+from gmail_align.gap.groups import measure_groups, plain
+from gmail_align.gap.sides import Side, class_numbers, sample_rows
+from gmail_align.metrics.bootstrap import Estimate, cluster_index
+from gmail_align.metrics.distances import (
+    cmmd,
+    cmmd_influence,
+    distance_estimate,
+    frechet_distance,
+    frechet_influence,
+)
+from gmail_align.metrics.gap import gap_metrics
+from gmail_align.metrics.gap_classes import class_gap, text_recall
+from gmail_align.metrics.ranks import require_features, require_pairs
 
 UNPAIRED = ("unpaired_cosine", "probe_auc", "centroid_distance", "norm_ratio")
 """Metrics of pairs that keep their meaning when rows are matched at random."""
 _NO_PAIRS = "it needs to know which generated image belongs to which real one: give pairs"
+_NO_CLASSES = "real and generated images share fewer than two classes"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Text features and the row among them of each image's own text, a caption or a class."""
+
+    features: Float[Tensor, "t d"]
+    real: Int[Tensor, " n"]
+    generated: Int[Tensor, " m"]
 
 
 def paired_gap(
@@ -29,30 +50,9 @@ def paired_gap(
     config: GapConfig | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure the gap of pairs: row i of both belongs to one caption.
-
-    Args:
-        real: Features of real images.
-        generated: Features of generated images.
-        groups: One label a pair; pairs of one real image have the same label.
-        config: How many pairs are looked at.
-        seed: Of the sample of pairs, the probe's folds and the bootstrap.
-
-    Returns:
-        ``metrics`` (name -> ``value``, ``low``, ``high``, ``n``; the two distances have no
-        interval), ``n``, ``unavailable`` (name -> why) and ``advice`` (``verdict``, ``sentence``).
-
-    Raises:
-        UserError: features are not finite, do not pair up, or are fewer than two.
-        MissingExtraError: scikit-learn is not installed.
-    """
-    config = config or GapConfig()
-    if len(real) == len(generated):
-        rows = sample_rows(len(real), config.max_pairs, seed, "pairs")
-        real, generated = real[rows], generated[rows]
-        groups = None if groups is None else groups[rows]
-    found = gap_metrics(real, generated, groups=groups, resamples=config.resamples, seed=seed)
-    return _report(found, real, generated, {})
+    """Measure the gap of pairs: row i of both belongs to one caption; see :func:`measure_sides`."""
+    sides = Side(real), Side(generated)
+    return measure_sides(*sides, paired=True, groups=groups, config=config, seed=seed)
 
 
 def unpaired_gap(
@@ -62,57 +62,140 @@ def unpaired_gap(
     config: GapConfig | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure the gap of two sets that are not paired, on equally many rows of each.
+    """Measure the gap of two sets that are not paired; see :func:`measure_sides`."""
+    return measure_sides(Side(real), Side(generated), paired=False, config=config, seed=seed)
 
-    Arguments, result and errors are those of :func:`paired_gap`.
+
+def measure_sides(
+    real: Side,
+    generated: Side,
+    *,
+    paired: bool,
+    groups: Int[Tensor, " n"] | None = None,
+    texts: Texts | None = None,
+    config: GapConfig | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure the gap; sets that are not paired are cut to equally many images.
+
+    Args:
+        real: Real images.
+        generated: Generated images.
+        paired: Row i of both belongs to one caption.
+        groups: One label a pair; pairs of one real image have the same label.
+        texts: Their captions, or the names of their classes.
+        config: How many images are looked at.
+        seed: Of the sample, the probe's folds and the bootstrap.
+
+    Returns:
+        ``metrics`` (name -> ``value``, ``low``, ``high``, ``n``), ``floor`` (distance -> the same
+        distance between two random halves of the real images), ``groups`` (``classes`` and
+        ``generators`` by name), ``n``, ``unavailable`` (name -> why) and ``advice`` (``verdict``,
+        ``sentence``, ``thresholds``).
+
+    Raises:
+        UserError: features are not finite, do not fit or pair up, or are fewer than two.
+        MissingExtraError: scikit-learn is not installed.
     """
     config = config or GapConfig()
-    count = min(len(real), len(generated), config.max_pairs)
-    real = real[sample_rows(len(real), count, seed, "real")]
-    generated = generated[sample_rows(len(generated), count, seed, "generated")]
-    found = gap_metrics(real, generated, resamples=config.resamples, seed=seed)
-    unavailable = {name: _NO_PAIRS for name in found if name not in UNPAIRED}
-    return _report({name: found[name] for name in UNPAIRED}, real, generated, unavailable)
-
-
-def _report(
-    found: dict[str, Estimate],
-    real: Float[Tensor, "n d"],
-    generated: Float[Tensor, "n d"],
-    unavailable: dict[str, str],
-) -> dict[str, Any]:
-    """Add the two distances between sets and the advice."""
-    count = len(real)
-    bare = {"cmmd": cmmd(real, generated)}
-    bare["frechet_distance"] = frechet_distance(real, generated)
-    metrics: dict[str, Any] = {name: _plain(estimate) for name, estimate in found.items()}
-    metrics |= {
-        name: {"value": value, "low": None, "high": None, "n": count}
-        for name, value in bare.items()
-    }
-    verdict, sentence = advise({name: estimate.value for name, estimate in found.items()})
+    check = require_pairs if paired else require_features
+    check(real=real.features, generated=generated.features)
+    rows = _sampled(len(real), len(generated), paired, config.max_pairs, seed)
+    real, generated = real.take(rows[0]), generated.take(rows[1])
+    groups = None if groups is None else groups[rows[0]]
+    owner = cluster_index(None if groups is None else groups.numpy(), len(real))
+    how = {"resamples": config.resamples, "seed": seed}
+    found = gap_metrics(real.features, generated.features, groups=groups, **how)
+    unavailable = {} if paired else {name: _NO_PAIRS for name in found if name not in UNPAIRED}
+    found = {name: one for name, one in found.items() if name not in unavailable}
+    found |= _distances(real, generated, owner if paired else None)
+    found |= _by_class(real, generated, unavailable, how)
+    if texts is not None:
+        found |= _understood(real, generated, texts, rows, how)
+    values = {name: estimate.value for name, estimate in found.items()}
+    verdict, sentence = advise(values)
     return {
-        "metrics": metrics,
-        "n": count,
+        "metrics": {name: plain(estimate) for name, estimate in found.items()},
+        "floor": _floor(real.features, seed),
+        "groups": measure_groups(real, generated, paired=paired, config=config, seed=seed),
+        "n": len(real),
         "unavailable": unavailable,
-        "advice": {"verdict": verdict.value, "sentence": sentence},
+        "advice": {
+            "verdict": verdict.value,
+            "sentence": sentence,
+            "thresholds": dict(THRESHOLDS),
+        },
     }
 
 
-def _plain(estimate: Estimate) -> dict[str, float | int | None]:
-    """Return an estimate as JSON values; an undefined bound is null."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in estimate.to_dict().items()
-    }
+def _sampled(
+    first: int, second: int, paired: bool, most: int, seed: int
+) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+    """Draw the rows of both sides that are looked at, equally many."""
+    if paired:
+        rows = sample_rows(first, most, seed, "pairs")
+        return rows, rows
+    count = min(first, second, most)
+    return sample_rows(first, count, seed, "real"), sample_rows(second, count, seed, "generated")
 
 
-def sample_rows(count: int, wanted: int, seed: int, what: str) -> Int[Tensor, " k"]:
-    """Draw at most ``wanted`` of ``count`` rows without replacement, in their order.
+def _distances(real: Side, generated: Side, owner: np.ndarray | None) -> dict[str, Estimate]:
+    """Estimate the two distances between sets; the Frechet distance of few rows has no interval."""
+    found = {"cmmd": distance_estimate(cmmd_influence(real.features, generated.features), owner)}
+    frechet = frechet_influence(real.features, generated.features)
+    if frechet is None:
+        value = frechet_distance(real.features, generated.features)
+        return found | {"frechet_distance": Estimate(value, math.nan, math.nan, len(real))}
+    return found | {"frechet_distance": distance_estimate(frechet, owner)}
 
-    All rows come where there are no more; ``what`` keeps the draws of one seed apart.
+
+def _floor(real: Float[Tensor, "n d"], seed: int) -> dict[str, float]:
+    """Measure the distances between two random halves of the real images: what chance alone does.
+
+    Halves have half the images, so a distance that falls with n is smaller than this by chance.
     """
-    if count <= wanted:
-        return torch.arange(count)
-    rng = np.random.default_rng(stable_seed(seed, "gap", what))
-    return torch.from_numpy(np.sort(rng.choice(count, wanted, replace=False)))
+    if len(real) < 4:
+        return {}
+    order = np.random.default_rng([seed, 3]).permutation(len(real))
+    half = len(real) // 2
+    first, second = (
+        real[torch.from_numpy(rows)] for rows in (order[:half], order[half : 2 * half])
+    )
+    measures = {"cmmd": cmmd, "frechet_distance": frechet_distance}
+    return {name: max(0.0, measure(first, second)) for name, measure in measures.items()}
+
+
+def _by_class(
+    real: Side, generated: Side, unavailable: dict[str, str], how: dict[str, Any]
+) -> dict[str, Estimate]:
+    """Hold classes against each other, where both sides have them."""
+    numbered = class_numbers(real, generated)
+    if numbered is None:
+        return {}
+    first, second, _ = numbered
+    shared = set(first.tolist()) & set(second.tolist())
+    if len(shared) < 2:
+        unavailable["class_margin"] = _NO_CLASSES
+        return {}
+    return class_gap(real.features, generated.features, first, second, **how)
+
+
+def _understood(
+    real: Side,
+    generated: Side,
+    texts: Texts,
+    rows: tuple[Tensor, Tensor],
+    how: dict[str, Any],
+) -> dict[str, Estimate]:
+    """Estimate how often each side's images find their own text."""
+    sides = (
+        ("real", real, texts.real[rows[0]]),
+        ("generated", generated, texts.generated[rows[1]]),
+    )
+    used, places = torch.unique(torch.cat([side[2] for side in sides]), return_inverse=True)
+    told, start = {}, 0
+    for name, side, own in sides:
+        place = places[start : start + len(own)]
+        start += len(own)
+        told[f"text_recall_{name}"] = text_recall(side.features, texts.features[used], place, **how)
+    return told

@@ -10,7 +10,8 @@ from gmail_align.artifacts import Artifact, begin, fingerprint, write_json
 from gmail_align.errors import DataError
 from gmail_align.features.store import Features, read_features
 from gmail_align.gap.config import GapConfig
-from gmail_align.gap.measure import paired_gap, sample_rows, unpaired_gap
+from gmail_align.gap.measure import paired_gap, unpaired_gap
+from gmail_align.gap.sides import sample_rows
 
 RESULT = "result.json"
 

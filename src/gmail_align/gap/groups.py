@@ -1,0 +1,106 @@
+"""The gap of every class and of every generator by itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from gmail_align.gap.config import GapConfig
+from gmail_align.gap.sides import Side, class_numbers, sample_rows
+from gmail_align.metrics.bootstrap import Estimate, bootstrap_mean
+from gmail_align.metrics.distances import cmmd_influence, distance_estimate
+from gmail_align.metrics.gap import gap_metrics
+from gmail_align.metrics.gap_classes import nearest_is_of_class
+from gmail_align.metrics.ranks import unit_rows
+
+_SHOWN = ("paired_cosine", "margin", "gen_to_real_r1", "probe_auc", "centroid_distance")
+_SHOWN_UNPAIRED = ("probe_auc", "centroid_distance")
+
+
+def measure_groups(
+    real: Side, generated: Side, *, paired: bool, config: GapConfig, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Measure each class against its real images, and each generator against all of them.
+
+    Args:
+        real: Real images.
+        generated: Generated images.
+        paired: Row i of both is a pair; a group's pairs are then measured.
+        config: How many images a group needs, how many groups are measured.
+        seed: Of the bootstrap.
+
+    Returns:
+        ``classes`` and ``generators``: name -> ``real`` and ``generated`` (how many images),
+        ``metrics`` (empty where images are too few). A part without labels, or with one generator
+        only, is left out.
+    """
+    found = {}
+    hits = _class_hits(real, generated)
+    for what in ("classes", "generators"):
+        names = sorted(set(getattr(generated, what) or ()))
+        if not names or (what == "generators" and len(names) < 2):
+            continue
+        if what == "classes" and not paired and real.classes is None:
+            continue
+        found[what] = {
+            name: _measure(real, generated, (what, name), hits, paired, config, seed)
+            for name in names[: config.max_groups]
+        }
+    return found
+
+
+def _measure(
+    real: Side,
+    generated: Side,
+    group: tuple[str, str],
+    hits: Float64[Tensor, " m"] | None,
+    paired: bool,
+    config: GapConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure one group."""
+    made = generated.rows_of(*group)
+    seen = made if paired else _real_rows(real, group)
+    told: dict[str, Any] = {"real": len(seen), "generated": len(made), "metrics": {}}
+    count = min(len(seen), len(made))
+    if count < config.least_in_group:
+        return told
+    first = seen[sample_rows(len(seen), count, seed, f"real {group[1]}")]
+    second = made[sample_rows(len(made), count, seed, f"generated {group[1]}")]
+    sides = real.features[first], generated.features[second]
+    metrics = gap_metrics(*sides, resamples=config.resamples, seed=seed)
+    kept = {name: metrics[name] for name in (_SHOWN if paired else _SHOWN_UNPAIRED)}
+    owner = np.arange(count) if paired else None
+    kept["cmmd"] = distance_estimate(cmmd_influence(*sides), owner)
+    if hits is not None:
+        own = hits[made].numpy()
+        kept["class_r1"] = bootstrap_mean(own, resamples=config.resamples, seed=seed)
+    told["metrics"] = {name: plain(one) for name, one in kept.items()}
+    return told
+
+
+def _real_rows(real: Side, group: tuple[str, str]) -> Int[Tensor, " k"]:
+    """Return the real rows that a group is held against: its class's, or all for a generator."""
+    return real.rows_of(*group) if group[0] == "classes" else torch.arange(len(real))
+
+
+def _class_hits(real: Side, generated: Side) -> Float64[Tensor, " m"] | None:
+    """Return whether each generated image's nearest real image is of its class."""
+    numbered = class_numbers(real, generated)
+    if numbered is None:
+        return None
+    rows = unit_rows(generated.features), unit_rows(real.features)
+    return nearest_is_of_class(*rows, numbered[1], numbered[0])
+
+
+def plain(estimate: Estimate) -> dict[str, float | int | None]:
+    """Return an estimate as JSON values; an undefined bound is null."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in estimate.to_dict().items()
+    }

@@ -1,0 +1,86 @@
+"""One side of a gap: features, and what is known of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gmail_align.errors import DataError
+from gmail_align.runtime import stable_seed
+
+
+@dataclass(frozen=True)
+class Side:
+    """Features of real or of generated images.
+
+    Attributes:
+        features: (n, d), any length.
+        classes: class of each image, where images have classes.
+        generators: what made each image, where that is known.
+    """
+
+    features: Float[Tensor, "n d"]
+    classes: Sequence[str] | None = None
+    generators: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that every image has its labels.
+
+        Raises:
+            DataError: there are more or fewer labels than images.
+        """
+        for what in ("classes", "generators"):
+            labels = getattr(self, what)
+            if labels is not None and len(labels) != len(self.features):
+                raise DataError(
+                    f"{len(labels)} {what} were given for {len(self.features)} images: one each"
+                )
+
+    def __len__(self) -> int:
+        """Return how many images there are."""
+        return len(self.features)
+
+    def take(self, rows: Int[Tensor, " k"]) -> Side:
+        """Return the side with only these rows, in this order."""
+        places = rows.tolist()
+        kept = {
+            what: None if labels is None else [labels[place] for place in places]
+            for what, labels in (("classes", self.classes), ("generators", self.generators))
+        }
+        return replace(self, features=self.features[rows], **kept)
+
+    def rows_of(self, what: str, name: str) -> Int[Tensor, " k"]:
+        """Return the rows whose class or generator (``what``) is ``name``."""
+        labels = getattr(self, what) or ()
+        return torch.tensor(
+            [row for row, own in enumerate(labels) if own == name], dtype=torch.int64
+        )
+
+
+def class_numbers(real: Side, generated: Side) -> tuple[Tensor, Tensor, list[str]] | None:
+    """Return the classes of both sides as numbers and their names; None where a side has none."""
+    if real.classes is None or generated.classes is None:
+        return None
+    names = sorted({*real.classes, *generated.classes})
+    place = {name: number for number, name in enumerate(names)}
+    first, second = (
+        torch.tensor([place[name] for name in side], dtype=torch.int64)
+        for side in (real.classes, generated.classes)
+    )
+    return first, second, names
+
+
+def sample_rows(count: int, wanted: int, seed: int, what: str) -> Int[Tensor, " k"]:
+    """Draw at most ``wanted`` of ``count`` rows without replacement, in their order.
+
+    All rows come where there are no more; ``what`` keeps the draws of one seed apart.
+    """
+    if count <= wanted:
+        return torch.arange(count)
+    rng = np.random.default_rng(stable_seed(seed, "gap", what))
+    return torch.from_numpy(np.sort(rng.choice(count, wanted, replace=False)))
