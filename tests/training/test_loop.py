@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from gmail_align.artifacts import read_jsonl
 from gmail_align.errors import TrainingError
+from gmail_align.runtime import stable_seed
 from gmail_align.training.config import OptimConfig
-from gmail_align.training.loop import CHECKPOINT, EVENTS, FitReport, fit
+from gmail_align.training.loop import CHECKPOINT, EVENTS, FitReport, PiecewiseLoss, fit
 
 CONFIG = OptimConfig(
     steps=20, lr=0.05, schedule="cosine", warmup=3, checkpoint_every=4, evaluate_every=3
@@ -98,6 +99,61 @@ def test_a_killed_run_ends_with_the_same_bytes(kills: list[int], tmp_path: Path)
     assert _bytes(tmp_path / "killed") == _bytes(tmp_path / "whole")
 
 
+def test_events_are_there_while_the_run_goes_on(tmp_path: Path) -> None:
+    toy, seen = Toy(), []
+
+    def loss(step: int) -> dict[str, Tensor]:
+        seen.append([(row["event"], row["step"]) for row in read_jsonl(tmp_path / EVENTS)])
+        return toy.loss(step)
+
+    fit(toy.parameters, loss, CONFIG, folder=tmp_path, evaluate=toy.score)
+    assert seen[0] == [("score", 0.0)]
+    assert seen[3][-2:] == [("loss", 3.0), ("score", 3.0)]
+    assert [len(rows) for rows in seen] == [1 + step + step // 3 for step in range(20)]
+
+
+def test_a_line_that_was_cut_by_a_kill_is_written_again(tmp_path: Path) -> None:
+    whole, victim = Toy(), Toy()
+    _run(whole, tmp_path / "whole")
+    victim.die_at = 10
+    with pytest.raises(KeyboardInterrupt):
+        _run(victim, tmp_path / "cut")
+    path = tmp_path / "cut" / EVENTS
+    path.write_bytes(path.read_bytes()[:-5])
+    _run(Toy(), tmp_path / "cut")
+    assert _bytes(tmp_path / "cut") == _bytes(tmp_path / "whole")
+
+
+def test_a_loss_in_pieces_trains_like_the_whole() -> None:
+    whole, parts = Toy(), Toy()
+
+    def pieces(step: int) -> PiecewiseLoss:
+        terms = parts.loss(step)
+        shares = (0.25, 0.75)
+        return PiecewiseLoss(
+            {name: term.detach() for name, term in terms.items()},
+            (share * terms_again["total"] for share in shares for terms_again in [again(step)]),
+        )
+
+    def again(step: int) -> dict[str, Tensor]:
+        torch.manual_seed(stable_seed(5, "step", step))
+        return parts.loss(step)
+
+    expected = _run(whole)
+    found = fit(parts.parameters, pieces, CONFIG, seed=5, evaluate=parts.score)
+    assert torch.allclose(parts.weight, whole.weight, atol=1e-6)
+    assert [row["total"] for row in found.losses] == pytest.approx(
+        [row["total"] for row in expected.losses], abs=1e-6
+    )
+
+
+def test_a_report_says_how_fast_it_was_and_whether_it_stopped() -> None:
+    report = _run(Toy())
+    assert report.speed["steps_per_second"] > 0
+    assert report.speed["peak_memory_gb"] > 0.05
+    assert not report.stopped_early
+
+
 def test_a_finished_run_is_read_back_without_a_step(tmp_path: Path) -> None:
     first, second = Toy(), Toy()
     expected = _run(first, tmp_path)
@@ -129,6 +185,7 @@ def test_patience_stops_early_and_every_event_is_written(tmp_path: Path) -> None
     config = CONFIG.model_copy(update={"patience": 2, "checkpoint_every": 100})
     report = fit(toy.parameters, toy.loss, config, folder=tmp_path, evaluate=lambda: {"score": 1.0})
     assert report.best_step == 0
+    assert report.stopped_early
     assert len(report.losses) == 6
     events = list(read_jsonl(tmp_path / EVENTS))
     assert sum(row["event"] == "loss" for row in events) == 6
@@ -161,8 +218,9 @@ def test_parameters_without_gradient_stay_and_survive_a_restart(tmp_path: Path) 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(value: float) -> None:
     toy = Toy()
-    with pytest.raises(TrainingError, match="at step 0: lower the learning rate"):
+    with pytest.raises(TrainingError, match="at step 0: lower the learning rate") as raised:
         fit(toy.parameters, lambda step: {"total": toy.weight.sum() * value}, CONFIG)
+    assert raised.value.step == 0
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run() -> None:

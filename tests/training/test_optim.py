@@ -10,10 +10,13 @@ from gmail_align.training.config import OptimConfig
 from gmail_align.training.optim import learning_rate, parameter_groups
 
 
-def test_cosine_restarts_are_torchs() -> None:
-    config = OptimConfig(steps=50, lr=0.3, restart_every=7)
+@pytest.mark.parametrize(("growth", "floor"), [(1, 0.0), (2, 0.0), (3, 0.25)])
+def test_cosine_restarts_are_torchs(growth: int, floor: float) -> None:
+    config = OptimConfig(steps=50, lr=0.3, restart_every=7, restart_growth=growth, floor=floor)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=7)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
+        optimizer, T_0=7, T_mult=growth, eta_min=floor * 0.3
+    )
     for step in range(50):
         assert learning_rate(step, config) == pytest.approx(schedule.get_last_lr()[0], abs=1e-12)
         optimizer.step()
