@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "report": ("matplotlib", "jinja2", "sklearn"),
     "cluster": ("ray",),
     "siglip": ("sentencepiece", "google.protobuf"),
+    "ifcap": ("textblob", "faiss"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
 }
 """Extra name -> the modules it brings."""

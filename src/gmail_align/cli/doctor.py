@@ -15,6 +15,7 @@ from gmail_align.extras import EXTRAS, missing
 from gmail_align.runtime import versions
 
 _DISABLES = {
+    "ifcap": "gmail-align train ifcap (textblob), and its approximate retrieval (faiss)",
     "synthesis": "gmail-align synthesize and tabletop train",
     "captions": "METEOR, SPICE and the reference tokenizer of gmail-align evaluate captions",
     "report": "the figures and the page of gmail-align report",
