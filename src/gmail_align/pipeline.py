@@ -7,52 +7,29 @@ same result.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmail_align.artifacts import Artifact, fingerprint, first_difference, load, write_json
+from gmail_align.artifacts import (
+    MANIFEST,
+    Artifact,
+    fingerprint,
+    first_difference,
+    load,
+    write_json,
+)
 from gmail_align.errors import ArtifactError
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe, model_path, read_recipe, shipped_models
+from gmail_align.summary import ALIGNMENTS, CAPTIONERS, RESULT, Data, Row, read_json, summarise
 
 if TYPE_CHECKING:
     from gmail_align.encoders.clip import GmailEncoder
 
-RESULT, RECIPE, REPORT = "result.json", "recipe.json", "report"
-
-ALIGNMENTS = ("generated_lora_only", "generated_gmail", "generated_gmail_scarce")
-"""Captioners whose generated images go through an aligned (the control: adapted) encoder."""
-CAPTIONERS = ("generated_raw", *ALIGNMENTS, "real_scarce", "real")
-COMPARISONS = {
-    "gmail_minus_raw": ("generated_gmail", "generated_raw"),
-    "gmail_minus_lora_only": ("generated_gmail", "generated_lora_only"),
-    "gmail_scarce_minus_raw": ("generated_gmail_scarce", "generated_raw"),
-    "gmail_scarce_minus_real_scarce": ("generated_gmail_scarce", "real_scarce"),
-    "real_minus_gmail": ("real", "generated_gmail"),
-}
-ONE_SEED = (
-    "Everything was trained with one seed, so the intervals cover the choice of test images and "
-    "not the luck of training: captioners that differ in their seed alone can differ by more."
-)
-
-
-@dataclass(frozen=True)
-class Data:
-    """The artifacts that every seed shares."""
-
-    world: Artifact
-    real: Mapping[str, Artifact]
-    """Split -> real images."""
-    captions: Mapping[str, Artifact]
-    """Split -> every caption."""
-    generated: Mapping[str, Artifact]
-    """Split (train, val) -> images generated from chosen captions."""
-    pairs: Mapping[str, Artifact]
-    """``train``, ``scarce`` (a share of train) and ``val``."""
+RECIPE, REPORT = "recipe.json", "report"
 
 
 def demo(out: Path, *, overrides: list[str] | None = None, seeds: int = 1) -> dict[str, Any]:
@@ -73,8 +50,7 @@ def run(recipe_name: str, work: Path, overrides: list[str] | None = None) -> dic
         return finished
     data = prepare_data(recipe, work)
     extract_shared(recipe, data, work)
-    for number in range(recipe.seeds):
-        train_seed(recipe, data, work, number)
+    train_rows(recipe, data, work)
     result = {"recipe": recipe_name, **summarise(recipe, data, work)}
     write_report_of(recipe, data, work, result)
     write_json(work / RESULT, result)
@@ -133,50 +109,87 @@ def extract_shared(recipe: Recipe, data: Data, work: Path) -> None:
     _score_encoder(clip, data, folder / "real-test", folder / "texts-test", work / "scores/frozen")
 
 
-def train_seed(recipe: Recipe, data: Data, work: Path, number: int) -> None:
-    """Align, train every captioner and caption the test images, all with one seed."""
-    from gmail_align.alignment.run import align
+def train_rows(recipe: Recipe, data: Data, work: Path) -> None:
+    """Align, train and caption the test images for every row of the result, several at a time."""
+    from gmail_align.engine import Engine, Job, run_shards
+
+    rows = [Row(number, name) for number in range(recipe.seeds) for name in CAPTIONERS]
+    workers = recipe.workers or _workers(len(rows))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    job = Job(
+        partial(train_row, recipe, data, work, threads),
+        done=lambda row: (row.home(work) / "predictions" / row.name / MANIFEST).exists(),
+        label="rows",
+        unit="row",
+        gpu=_gpus() > 0,
+    )
+    run_shards(rows, job, Engine(workers=workers))
+
+
+def train_row(
+    recipe: Recipe, data: Data, work: Path, threads: int, row: Row, advance: Callable[[int], None]
+) -> None:
+    """Make one row's encoder if it has its own, its captioner, and captions of the test images."""
+    import torch
+
     from gmail_align.captioning.run import predict_captions, train_clipcap
+
+    torch.set_num_threads(threads)
+    home = row.home(work)
+    if row.name in ALIGNMENTS:
+        _align_row(recipe, data, work, row)
+    train, validation = (_captioner_data(data, work, home, row.name, s) for s in ("train", "val"))
+    captioner = train_clipcap(
+        recipe.captioner,
+        *train,
+        model_path(recipe.models.gpt2, "gpt2"),
+        home / "captioners" / row.name,
+        validation=validation,
+        seed=recipe.seed + row.number,
+    )
+    real_test = load(work / "features" / "frozen" / "real-test")
+    predict_captions(captioner, real_test, home / "predictions" / row.name)
+    advance(1)
+
+
+def _align_row(recipe: Recipe, data: Data, work: Path, row: Row) -> None:
+    """Align with the row's pairs, extract what its captioner reads, and measure what changed."""
+    from gmail_align.alignment.run import align
     from gmail_align.encoders.clip import GmailEncoder
     from gmail_align.encoders.route import Route
     from gmail_align.features.run import extract_images
 
-    seed, home = recipe.seed + number, work / f"seed-{number}"
-    frozen = work / "features" / "frozen"
-    clip = model_path(recipe.models.clip, "clip")
-    for name in ALIGNMENTS:
-        pairs = data.pairs["scarce" if name.endswith("scarce") else "train"]
-        encoder_folder = home / "encoders" / name
-        align(
-            alignment_of(recipe, name),
-            pairs,
-            data.real["train"],
-            data.generated["train"],
-            clip,
-            encoder_folder,
-            seed=seed,
-            cache=work / "cache",
-        )
-        encoder = GmailEncoder.from_pretrained(encoder_folder)
-        for split, images in data.generated.items():
-            features = home / "features" / name / f"generated-{split}"
-            extract_images(images, encoder, Route.GENERATED, features)
-        if name == "generated_gmail":
-            _measure_gap(data, work, home / "features" / name / "generated-val", home / "gap")
-            deployed = home / "features" / name / "real-test"
-            extract_images(data.real["test"], encoder, Route.REAL, deployed)
-            _score_encoder(encoder, data, deployed, frozen / "texts-test", home / "scores")
-    for name in CAPTIONERS:
-        train, validation = (_captioner_data(data, work, home, name, s) for s in ("train", "val"))
-        captioner = train_clipcap(
-            recipe.captioner,
-            *train,
-            model_path(recipe.models.gpt2, "gpt2"),
-            home / "captioners" / name,
-            validation=validation,
-            seed=seed,
-        )
-        predict_captions(captioner, load(frozen / "real-test"), home / "predictions" / name)
+    home, name = row.home(work), row.name
+    align(
+        alignment_of(recipe, name),
+        data.pairs["scarce" if name.endswith("scarce") else "train"],
+        data.real["train"],
+        data.generated["train"],
+        model_path(recipe.models.clip, "clip"),
+        home / "encoders" / name,
+        seed=recipe.seed + row.number,
+        cache=work / "cache",
+    )
+    encoder = GmailEncoder.from_pretrained(home / "encoders" / name)
+    folder = home / "features" / name
+    for split, images in data.generated.items():
+        extract_images(images, encoder, Route.GENERATED, folder / f"generated-{split}")
+    if name == "generated_gmail":
+        _measure_gap(data, work, folder / "generated-val", home / "gap")
+        extract_images(data.real["test"], encoder, Route.REAL, folder / "real-test")
+        texts = work / "features" / "frozen" / "texts-test"
+        _score_encoder(encoder, data, folder / "real-test", texts, home / "scores")
+
+
+def _workers(rows: int) -> int:
+    """Return how many rows are trained at a time: one a GPU, else one a core, at most eight."""
+    return min(rows, _gpus() or min(os.cpu_count() or 1, 8))
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def alignment_of(recipe: Recipe, name: str) -> Any:
@@ -236,85 +249,6 @@ def _score_encoder(encoder: GmailEncoder, data: Data, images: Path, texts: Path,
             evaluate_zeroshot(features, labels, prompts, out / name, protocol=protocol)
 
 
-def summarise(recipe: Recipe, data: Data, work: Path) -> dict[str, Any]:
-    """Score all captioners side by side and gather every number into one result."""
-    from gmail_align.data.captions import read_captions
-    from gmail_align.evaluation.seeds import evaluate_seeds
-
-    homes = [work / f"seed-{number}" for number in range(recipe.seeds)]
-    references: dict[str, list[str]] = {}
-    for row in read_captions(data.captions["test"]):
-        references.setdefault(row.image_id, []).append(row.text)
-    runs = [{name: load(home / "predictions" / name) for name in CAPTIONERS} for home in homes]
-    scored = evaluate_seeds(
-        runs,
-        references,
-        work / "scores" / "captions",
-        protocol="tabletop_test_captions",
-        paired=list(COMPARISONS.values()),
-        seed=recipe.seed,
-    )
-    body = _json(scored.path(RESULT))
-    used = {name: int(data.pairs[name].counts["real_images"]) for name in ("train", "scarce")}
-    return {
-        "protocol": body["protocol"],
-        "seed": recipe.seed,
-        "seeds": recipe.seeds,
-        "captioning": body["systems"],
-        "paired": {name: body["paired"][f"{a} - {b}"] for name, (a, b) in COMPARISONS.items()},
-        "per_seed": body["per_seed"],
-        "gap": {
-            "before": _json(work / "gap" / "before" / RESULT)["metrics"],
-            "after": _json(homes[0] / "gap" / RESULT)["metrics"],
-        },
-        **_encoder_scores({"frozen": work / "scores/frozen", "deployed": homes[0] / "scores"}),
-        "alignment": {name: _alignment(homes[0] / "encoders" / name) for name in ALIGNMENTS},
-        "real_images": {
-            "generated_raw": 0,
-            "generated_lora_only": 0,
-            "generated_gmail": used["train"],
-            "generated_gmail_scarce": used["scarce"],
-            "real_scarce": used["scarce"],
-            "real": used["train"],
-        },
-        "counts": {
-            "test_images": len(references),
-            "captions": int(data.pairs["train"].counts["pairs"]),
-            "generated_images": int(data.generated["train"].counts["images"]),
-            "real_images": used["train"],
-        },
-        "unavailable": body["unavailable"],
-        "limits": [ONE_SEED] if recipe.seeds == 1 else [],
-        "seconds": _seconds(work),
-    }
-
-
-def _encoder_scores(folders: Mapping[str, Path]) -> dict[str, Any]:
-    """Collect retrieval and zero-shot results of each route."""
-    retrieval, zero_shot = {}, {}
-    for route, folder in folders.items():
-        metrics = {path.parent.name: _json(path)["metrics"] for path in folder.glob(f"*/{RESULT}")}
-        retrieval[route] = metrics.pop("retrieval")
-        zero_shot[route] = {
-            name: metrics[name]["accuracy"] for name in sorted(metrics) if name != "captions"
-        }
-    return {"retrieval": retrieval, "zeroshot": zero_shot}
-
-
-def _alignment(folder: Path) -> dict[str, Any]:
-    notes = load(folder).manifest["notes"]
-    return {"best_step": notes["best_step"], "applied": notes["applied"]}
-
-
-def _seconds(work: Path) -> dict[str, float]:
-    """Add up the wall time of every stage by the kind of what it made."""
-    total: dict[str, float] = {}
-    for path in sorted(work.rglob("manifest.json")):
-        manifest = _json(path)
-        total[manifest["kind"]] = total.get(manifest["kind"], 0.0) + manifest["seconds"]
-    return {kind: round(seconds, 1) for kind, seconds in total.items()}
-
-
 def write_report_of(recipe: Recipe, data: Data, work: Path, result: Mapping[str, Any]) -> None:
     """Gather figures and write the page."""
     from gmail_align.report.gather import gather_report
@@ -326,18 +260,18 @@ def write_report_of(recipe: Recipe, data: Data, work: Path, result: Mapping[str,
 
 def _finished(work: Path, recipe: Recipe) -> dict[str, Any] | None:
     """Return the result if this very recipe is complete in ``work``; refuse another's folder."""
-    said = recipe.model_dump(mode="json")
+    said = recipe.model_dump(mode="json", exclude={"workers"})
     identity = {"recipe": said, "weights": _weights_fingerprint()}
     path = work / RECIPE
     if path.exists():
-        difference = first_difference(_json(path), identity)
+        difference = first_difference(read_json(path), identity)
         if difference:
             raise ArtifactError(
                 f"{work} belongs to another run: {difference}; choose another --out"
             )
         report = work / REPORT / "index.html"
         if (work / RESULT).exists() and report.exists():
-            return {**_json(work / RESULT), "report": str(report)}
+            return {**read_json(work / RESULT), "report": str(report)}
         return None
     if work.exists() and any(work.iterdir()):
         raise ArtifactError(
@@ -351,7 +285,3 @@ def _weights_fingerprint() -> str:
     """Tell the shipped models apart from those of another version, by name and size."""
     files = sorted(path for path in shipped_models().rglob("*") if path.is_file())
     return fingerprint([[str(p.relative_to(shipped_models())), p.stat().st_size] for p in files])
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

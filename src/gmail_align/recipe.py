@@ -51,6 +51,8 @@ class Recipe(Config):
     """Seed of the world's subsets and of the first run."""
     seeds: int = Field(1, ge=1)
     """How many times alignments and captioners are trained, each with a seed of its own."""
+    workers: int | None = Field(None, ge=1)
+    """Captioners trained at a time; by default one a GPU, or one a processor core up to eight."""
     scarce_share: float = Field(0.2, gt=0, lt=1)
     """Share of the real images that the scarce regime may use."""
     world: WorldConfig = WorldConfig()

@@ -18,7 +18,7 @@ from gmail_align.alignment.pairset import Batch, Wanted, gather
 from gmail_align.alignment.strength import choose_strength
 from gmail_align.alignment.task import Task, pair_ids, prepare
 from gmail_align.alignment.terms import learned_temperature, loss_terms
-from gmail_align.artifacts import MANIFEST, Artifact, begin, load, write_json
+from gmail_align.artifacts import MANIFEST, Artifact, begin, load, one_at_a_time, write_json
 from gmail_align.data.batches import Batches
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.folder import find_folder, folder_fingerprint
@@ -126,7 +126,8 @@ def _prepare(
     here = ranks()
     if not here.first:
         here.wait()
-    task = prepare(config, sources, encoder, cache, seed)
+    with one_at_a_time(cache):
+        task = prepare(config, sources, encoder, cache, seed)
     if here.first:
         here.wait()
     return task

@@ -1,0 +1,144 @@
+"""What one run of a recipe makes and says: its rows, the data they share, and its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gmail_align.artifacts import Artifact, load
+from gmail_align.recipe import Recipe
+
+RESULT = "result.json"
+
+ALIGNMENTS = ("generated_lora_only", "generated_gmail", "generated_gmail_scarce")
+"""Captioners whose generated images go through an aligned (the control: adapted) encoder."""
+CAPTIONERS = ("generated_raw", *ALIGNMENTS, "real_scarce", "real")
+COMPARISONS = {
+    "gmail_minus_raw": ("generated_gmail", "generated_raw"),
+    "gmail_minus_lora_only": ("generated_gmail", "generated_lora_only"),
+    "gmail_scarce_minus_raw": ("generated_gmail_scarce", "generated_raw"),
+    "gmail_scarce_minus_real_scarce": ("generated_gmail_scarce", "real_scarce"),
+    "real_minus_gmail": ("real", "generated_gmail"),
+}
+ONE_SEED = (
+    "Everything was trained with one seed, so the intervals cover the choice of test images and "
+    "not the luck of training: captioners that differ in their seed alone can differ by more."
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The artifacts that every seed shares."""
+
+    world: Artifact
+    real: Mapping[str, Artifact]
+    """Split -> real images."""
+    captions: Mapping[str, Artifact]
+    """Split -> every caption."""
+    generated: Mapping[str, Artifact]
+    """Split (train, val) -> images generated from chosen captions."""
+    pairs: Mapping[str, Artifact]
+    """``train``, ``scarce`` (a share of train) and ``val``."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One captioner of one seed."""
+
+    number: int
+    """Which of the seeds, from 0."""
+    name: str
+    """One of :data:`CAPTIONERS`."""
+
+    def home(self, work: Path) -> Path:
+        """Return the folder of all that was trained with this seed."""
+        return work / f"seed-{self.number}"
+
+
+def summarise(recipe: Recipe, data: Data, work: Path) -> dict[str, Any]:
+    """Score all captioners side by side and gather every number into one result."""
+    from gmail_align.data.captions import read_captions
+    from gmail_align.evaluation.seeds import evaluate_seeds
+
+    homes = [work / f"seed-{number}" for number in range(recipe.seeds)]
+    references: dict[str, list[str]] = {}
+    for row in read_captions(data.captions["test"]):
+        references.setdefault(row.image_id, []).append(row.text)
+    runs = [{name: load(home / "predictions" / name) for name in CAPTIONERS} for home in homes]
+    scored = evaluate_seeds(
+        runs,
+        references,
+        work / "scores" / "captions",
+        protocol="tabletop_test_captions",
+        paired=list(COMPARISONS.values()),
+        seed=recipe.seed,
+    )
+    body = read_json(scored.path(RESULT))
+    used = {name: int(data.pairs[name].counts["real_images"]) for name in ("train", "scarce")}
+    return {
+        "protocol": body["protocol"],
+        "seed": recipe.seed,
+        "seeds": recipe.seeds,
+        "captioning": body["systems"],
+        "paired": {name: body["paired"][f"{a} - {b}"] for name, (a, b) in COMPARISONS.items()},
+        "per_seed": body["per_seed"],
+        "gap": {
+            "before": read_json(work / "gap" / "before" / RESULT)["metrics"],
+            "after": read_json(homes[0] / "gap" / RESULT)["metrics"],
+        },
+        **_encoder_scores({"frozen": work / "scores/frozen", "deployed": homes[0] / "scores"}),
+        "alignment": {name: _alignment(homes[0] / "encoders" / name) for name in ALIGNMENTS},
+        "real_images": {
+            "generated_raw": 0,
+            "generated_lora_only": 0,
+            "generated_gmail": used["train"],
+            "generated_gmail_scarce": used["scarce"],
+            "real_scarce": used["scarce"],
+            "real": used["train"],
+        },
+        "counts": {
+            "test_images": len(references),
+            "captions": int(data.pairs["train"].counts["pairs"]),
+            "generated_images": int(data.generated["train"].counts["images"]),
+            "real_images": used["train"],
+        },
+        "unavailable": body["unavailable"],
+        "limits": [ONE_SEED] if recipe.seeds == 1 else [],
+        "seconds": _seconds(work),
+    }
+
+
+def _encoder_scores(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Collect retrieval and zero-shot results of each route."""
+    retrieval, zero_shot = {}, {}
+    for route, folder in folders.items():
+        metrics = {
+            path.parent.name: read_json(path)["metrics"] for path in folder.glob(f"*/{RESULT}")
+        }
+        retrieval[route] = metrics.pop("retrieval")
+        zero_shot[route] = {
+            name: metrics[name]["accuracy"] for name in sorted(metrics) if name != "captions"
+        }
+    return {"retrieval": retrieval, "zeroshot": zero_shot}
+
+
+def _alignment(folder: Path) -> dict[str, Any]:
+    notes = load(folder).manifest["notes"]
+    return {"best_step": notes["best_step"], "applied": notes["applied"]}
+
+
+def _seconds(work: Path) -> dict[str, float]:
+    """Add up the wall time of every stage by the kind of what it made."""
+    total: dict[str, float] = {}
+    for path in sorted(work.rglob("manifest.json")):
+        manifest = read_json(path)
+        total[manifest["kind"]] = total.get(manifest["kind"], 0.0) + manifest["seconds"]
+    return {kind: round(seconds, 1) for kind, seconds in total.items()}
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
