@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.captions import (
     Caption,
-    clean_text,
     iter_captions,
+    name_id,
     read_captions,
     safe_id,
+    tidy,
     write_captions,
 )
 from gmail_align.errors import ArtifactError, DataError
@@ -29,23 +33,23 @@ def test_captions_come_back_in_their_order(tmp_path: Path) -> None:
 
 
 def test_white_space_is_collapsed() -> None:
-    assert clean_text("  a\tred \n\n ball\u3000here ", "it") == "a red ball here"
+    assert tidy("  a\tred \n\n ball\u3000here ") == "a red ball here"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "annotation 7 has an empty caption"),
-        (" \n\t", "annotation 7 has an empty caption"),
+        ("", "is empty"),
+        (" \n\t", "is empty"),
         ("a\0b", r"U\+0000"),
         ("a\x07b", r"U\+0007"),
         ("a\ud800b", r"U\+D800"),
-        ("x" * 2001, "2001 characters: at most 2000"),
+        ("x" * 20_001, "20001 characters: at most 20000"),
     ],
 )
-def test_unusable_texts_are_refused_with_their_place(text: str, message: str) -> None:
+def test_unusable_texts_are_refused_with_their_reason(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        clean_text(text, "annotation 7")
+        tidy(text)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,32 @@ def test_unsafe_ids_are_refused(value: str) -> None:
 @pytest.mark.parametrize("value", ["0", "000000391895", "a_b-c", "Z" * 90])
 def test_safe_ids_pass(value: str) -> None:
     assert safe_id(value, "an image") == value
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("1000268201_693b08cb0e.jpg", "1000268201_693b08cb0e"),
+        ("apple_pie/1005649.jpg", "apple_pie--1005649"),
+        ("a/b/c.d/e.png", None),
+        ("a--b.jpg", None),
+        ("dir.x/one", None),
+        ("two words.jpg", None),
+        ("été/Ü.jpg", None),
+        ("_.jpg", None),
+        ("x" * 200 + ".jpg", None),
+    ],
+)
+def test_names_become_ids(name: str, expected: str | None) -> None:
+    made = safe_id(name_id(name), "an image")
+    assert len(made) <= 80
+    assert made == expected or (expected is None and made[-11] == "-")
+
+
+@given(st.sets(st.text("ab-_/. é", min_size=1, max_size=12), min_size=2))
+def test_different_names_never_give_one_id(names: set[str]) -> None:
+    stems = {posixpath.splitext(name)[0] for name in names}
+    assert len({name_id(stem + ".jpg") for stem in stems}) == len(stems)
 
 
 def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from gmail_align.artifacts import Artifact, Draft, read_jsonl, write_jsonl
+from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError
 
 CAPTIONS: Final = "captions.jsonl"
-MAX_CHARACTERS: Final = 2000
+MAX_CHARACTERS: Final = 20_000
 """Longest caption that is accepted; what is longer is a document, not a caption."""
 
 _NO_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,89}")
+_NAME_LENGTH: Final = 80  # ids of captions and of what is generated from them grow out of it
 
 
 @dataclass(frozen=True)
@@ -48,27 +52,35 @@ def safe_id(value: str, what: str) -> str:
     return value
 
 
-def clean_text(text: str, what: str) -> str:
-    """Return a caption's text with every run of white space made one blank, and none at the ends.
+def name_id(name: str) -> str:
+    """Return the id of a file by its name inside its set, without the suffix.
 
-    Args:
-        text: The text as it stands in the source.
-        what: What it belongs to, for the message (``"annotation 17"``).
+    Folders are set off by ``--``. A name that cannot be an id as it stands has what is unfit
+    replaced and ten digits of its hash behind it, so that different names never give one id.
+    """
+    stem = posixpath.splitext(name)[0]
+    plain = stem.replace("/", "--")
+    if _SAFE_ID.fullmatch(plain) and len(plain) <= _NAME_LENGTH and "--" not in stem:
+        return plain
+    fit = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[: _NAME_LENGTH - 11] or "image"
+    return f"{fit}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:10]}"
+
+
+def tidy(text: str) -> str:
+    """Return a caption's text with every run of white space made one blank, and none at the ends.
 
     Raises:
         DataError: nothing is left, it is longer than :data:`MAX_CHARACTERS`, or it holds
-            characters that no text has (NUL and other control characters, half surrogates).
+            characters that no text has (NUL and other control characters, half surrogates); the
+            message goes on from the words "caption that".
     """
     clean = " ".join(text.split())
     if not clean:
-        raise DataError(f"{what} has an empty caption: write one or take the entry out")
+        raise DataError("is empty: write one or take the entry out")
     if len(clean) > MAX_CHARACTERS:
-        raise DataError(
-            f"{what} has a caption of {len(clean)} characters: at most {MAX_CHARACTERS} are "
-            "accepted"
-        )
+        raise DataError(f"has {len(clean)} characters: at most {MAX_CHARACTERS} are accepted")
     if found := _NO_TEXT.search(clean):
-        raise DataError(f"{what} has a caption with the character U+{ord(found[0]):04X}: remove it")
+        raise DataError(f"holds the character U+{ord(found[0]):04X}: remove it")
     return clean
 
 
@@ -78,17 +90,16 @@ def write_captions(draft: Draft, captions: Iterable[Caption]) -> int:
     Raises:
         DataError: an id is unsafe or comes twice, or a text is empty.
     """
-    seen: set[str] = set()
+    seen = UniqueIds()
 
     def rows() -> Iterator[dict[str, str]]:
         for caption in captions:
             safe_id(caption.caption_id, "a caption")
             safe_id(caption.image_id, f"the image of caption {caption.caption_id}")
-            if caption.caption_id in seen:
+            if not seen.add(caption.caption_id):
                 raise DataError(f"caption id {caption.caption_id} comes twice: ids must be unique")
             if not caption.text:
                 raise DataError(f"caption {caption.caption_id} is empty")
-            seen.add(caption.caption_id)
             yield asdict(caption)
 
     write_jsonl(draft.path(CAPTIONS), rows())

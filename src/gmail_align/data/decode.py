@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Final
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from gmail_align.errors import DataError
@@ -13,6 +14,21 @@ MAX_PIXELS: Final = 89_478_485
 """Most pixels of an image (Pillow's own limit); more is taken for a decompression bomb."""
 MAX_ASPECT: Final = 200
 """Longest side over shortest; more would make resizing by the shortest side explode."""
+
+
+_FORMATS: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("jpg", "jpeg", "jpe"), ("JPEG", "MPO")),
+    **dict.fromkeys(("tif", "tiff"), ("TIFF",)),
+    "png": ("PNG",),
+    "webp": ("WEBP",),
+    "gif": ("GIF",),
+    "bmp": ("BMP",),
+    "ppm": ("PPM",),
+}
+SUFFIXES: Final = frozenset(_FORMATS)
+"""Suffixes of image files, in small letters and without the dot."""
+
+_SHALLOW: Final = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 
 
 def extension(data: bytes) -> str | None:
@@ -57,6 +73,44 @@ def decode_rgb(data: bytes) -> Image.Image:
         raise DataError(f"more than {MAX_PIXELS} pixels") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError) as error:
         raise DataError(f"cannot be decoded: {error}") from error
+
+
+def check_plain(data: bytes, name: str = "") -> None:
+    """Refuse what decodes, but not to what its maker saw or its name says.
+
+    These are pictures of several frames, of CMYK (its conversion needs a profile), of more than 8
+    bits a channel, and files whose suffix belongs to another format.
+
+    Args:
+        data: The encoded image.
+        name: Its file name, for the suffix; any is right when it has none of an image.
+
+    Raises:
+        DataError: the reason.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            form, mode = image.format or "", image.mode
+            frames = 1 if form == "MPO" else int(getattr(image, "n_frames", 1))
+            deep = data[24:25] == b"\x10" if form == "PNG" else mode not in _SHALLOW
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError) as error:
+        raise DataError(f"cannot be decoded: {error}") from error
+    said = _FORMATS.get(name.rpartition(".")[2].lower())
+    if said and form not in said:
+        raise DataError(f"is {form}, but its name ends in .{name.rpartition('.')[2]}")
+    if frames > 1:
+        raise DataError(f"has {frames} frames")
+    if mode == "CMYK":
+        raise DataError("is CMYK, not RGB")
+    if deep:
+        raise DataError("has more than 8 bits a channel")
+
+
+def shallow(image: Image.Image) -> Image.Image:
+    """Bring a grey image of 16 bits to 8 by dropping the lower ones; others stay as they are."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def check_size(width: int, height: int) -> None:

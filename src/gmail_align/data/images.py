@@ -32,7 +32,8 @@ from gmail_align.artifacts import (
     write_jsonl,
 )
 from gmail_align.data.captions import safe_id
-from gmail_align.data.decode import decode_rgb, encode, extension
+from gmail_align.data.decode import check_plain, decode_rgb, encode, extension, shallow
+from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError
 
 INDEX: Final = "index.parquet"
@@ -108,15 +109,30 @@ def shard_name(index: int) -> str:
     return f"shards/{index:05d}.tar"
 
 
-def admit(image_id: str, data: bytes) -> Sample:
+def admit(image_id: str, data: bytes, *, name: str = "", convert: bool = False) -> Sample:
     """Check that a real image decodes and make a sample of it.
 
     JPEG, PNG and WebP keep their bytes; every other format is stored as lossless PNG.
+
+    Args:
+        image_id: Its id.
+        data: Its encoded bytes.
+        name: Its file name; a suffix of another format is a reason to leave the image out.
+        convert: Take what :func:`~gmail_align.data.decode.check_plain` refuses as it converts: the
+            first frame, CMYK by Pillow, the upper 8 of 16 bits, the format that the bytes have.
 
     Raises:
         DataError: the reason why the image cannot be used.
     """
     image = decode_rgb(data)
+    try:
+        check_plain(data, name)
+    except DataError:
+        if not convert:
+            raise
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.mode.startswith("I;16"):
+                data = encode(shallow(opened).convert("RGB"), "png")
     kept = data if extension(data) else encode(image, "png")
     return ImageRecord(id=image_id, width=image.width, height=image.height), kept
 
@@ -170,7 +186,9 @@ def read_shard(path: Path) -> tuple[list[ImageRecord], list[Quarantined]] | None
     return (records, left_out) if path.stat().st_size > end else None
 
 
-def check_quarantine(left_out: Sequence[Quarantined], total: int, limit: float) -> None:
+def check_quarantine(
+    left_out: Sequence[Quarantined], total: int, limit: float, what: str = "images"
+) -> None:
     """Stop when more than the share ``limit`` of ``total`` samples cannot be used.
 
     Raises:
@@ -179,7 +197,7 @@ def check_quarantine(left_out: Sequence[Quarantined], total: int, limit: float) 
     if len(left_out) > limit * total:
         first = left_out[0]
         raise DataError(
-            f"{len(left_out)} of {total} images cannot be used, more than {limit:.2%} (the first "
+            f"{len(left_out)} of {total} {what} cannot be used, more than {limit:.2%} (the first "
             f"is {first.id}: {first.reason}): mend them or raise the limit"
         )
 
@@ -338,16 +356,15 @@ _ORIGIN: Final = [
 
 def _merge(paths: Sequence[Path], left_out: list[Quarantined]) -> Iterator[ImageRecord]:
     """Yield the records of all shards; what they left out is added to ``left_out``."""
-    seen: set[str] = set()
+    seen = UniqueIds()
     for path in paths:
         shard = read_shard(path)
         if shard is None:
             raise ArtifactError(f"{path} is not finished: run the same command again")
         left_out.extend(shard[1])
         for record in shard[0]:
-            if record.id in seen:
+            if not seen.add(record.id):
                 raise DataError(f"image id {record.id} comes twice: ids must be unique")
-            seen.add(record.id)
             yield record
 
 

@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 
-from gmail_align.data.captions import Caption
-from gmail_align.data.coco import CocoImage, coco_captions, coco_images, file_sizes, load_coco
+from gmail_align.data.formats.coco import list_coco
+from gmail_align.data.import_run import import_coco
+from gmail_align.data.stage import Stage
 from gmail_align.errors import DataError
 
 Coco = tuple[Path, Path, dict[str, Any]]
 Change = Callable[[dict[str, Any]], None]
 
 
-def read_coco(path: Path) -> tuple[list[CocoImage], list[Caption]]:
-    data = load_coco(path)
-    images = coco_images(data, path)
-    return images, coco_captions(data, path, images)
+def read_coco(path: Path) -> Stage:
+    stage = Stage()
+    list_coco(stage, path)
+    return stage
 
 
 def change(data: dict[str, Any], kind: str, entry: int, **values: Any) -> None:
@@ -31,7 +32,8 @@ def change(data: dict[str, Any], kind: str, entry: int, **values: Any) -> None:
         (None, "there is no annotation file at"),
         ("{", "is not json"),
         ("\udcff", "is not json"),
-        ("[" * 100_000, "is not json"),
+        ("[" * 100_000, "is json but not COCO's"),
+        ('{"images": ' + "[" * 100_000, "is not json"),
         ("[1]", "is json but not COCO's"),
         ('{"images": []}', "is json but not COCO's"),
         ('{"images": {}, "annotations": []}', "'images' is not a list of objects"),
@@ -55,12 +57,6 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, text: str | None, mes
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (
-            lambda d: change(d, "annotations", 3, caption=" \n"),
-            "annotation 31 has an empty caption",
-        ),
-        (lambda d: change(d, "annotations", 3, caption=None), "annotation 31 has no 'caption'"),
-        (lambda d: change(d, "annotations", 3, caption="a\0"), r"annotation 31 .* U\+0000"),
         (lambda d: change(d, "annotations", 3, image_id=5), "31 belongs to image 5, which is not"),
         (lambda d: change(d, "annotations", 3, id=True), "has no 'id'"),
         (lambda d: change(d, "annotations", 3, id="../x"), r"has the id '\.\./x'"),
@@ -69,6 +65,8 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, text: str | None, mes
         (lambda d: change(d, "images", 1, file_name="../x.jpg"), "outside the image folder"),
         (lambda d: change(d, "images", 1, file_name="/x.jpg"), "outside the image folder"),
         (lambda d: change(d, "images", 1, file_name=None), "image 9 has no usable 'file_name'"),
+        (lambda d: change(d, "images", 1, file_name="a\ud800"), "image 9 has no usable 'file_na"),
+        (lambda d: d["images"].append(7), "'images' is not a list of objects"),
     ],
 )
 def test_bad_entries_are_named(coco: Coco, edit: Change, message: str) -> None:
@@ -85,15 +83,46 @@ def test_ids_that_are_strings_sort_as_text(coco: Coco) -> None:
     for entry in (0, 5):
         change(data, "annotations", entry, image_id="x1")
     path.write_text(json.dumps(data))
-    assert [image.image_id for image in read_coco(path)[0]] == ["20", "3", "7", "9", "x1"]
+    assert [image.image_id for image in read_coco(path).images()] == ["20", "3", "7", "9", "x1"]
 
 
-def test_listed_but_absent_images_are_counted_and_the_first_named(coco: Coco) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (" \n", "is empty: write one or take the entry out"),
+        (None, "has no caption"),
+        ("a\0", "holds the character U+0000: remove it"),
+        ("a\ud800b", "holds the character U+D800: remove it"),
+        ("x" * 100_000, "has 100000 characters: at most 20000 are accepted"),
+    ],
+)
+def test_a_caption_that_cannot_be_used_is_left_out_and_shifts_nothing(
+    coco: Coco, text: str | None, reason: str
+) -> None:
+    path, _, data = coco
+    before = {caption.caption_id: caption for caption in read_coco(path).captions()}
+    change(data, "annotations", 3, caption=text)
+    path.write_text(json.dumps(data))
+    stage = read_coco(path)
+    assert [(one.id, one.reason) for one in stage.left_out("captions")] == [("31", reason)]
+    after = {caption.caption_id: caption for caption in stage.captions()}
+    assert after == {name: caption for name, caption in before.items() if name != "31"}
+
+
+def test_absent_images_are_left_out_by_name_and_a_wrong_folder_is_told(
+    coco: Coco, tmp_path: Path
+) -> None:
     path, folder, _ = coco
-    for number in (7, 20):
-        (folder / f"{number:012d}.jpg").unlink()
+    (folder / "000000000007.jpg").unlink()
+    made = import_coco(path, folder, tmp_path / "out", split_name="v", limit_quarantine=0.2)
+    row = json.loads(made[1].path("quarantine.jsonl").read_text())
+    assert row == {"id": "7", "reason": "there is no file 000000000007.jpg"}
+    (folder / "000000000020.jpg").unlink()
     (folder / "000000000020.jpg").mkdir()
-    with pytest.raises(DataError, match=r"2 of 5 listed images are not in .* 000000000007.jpg\)"):
-        file_sizes(read_coco(path)[0], folder)
-    with pytest.raises(DataError, match="there is no image folder"):
-        file_sizes(read_coco(path)[0], folder / "nowhere")
+    with pytest.raises(DataError, match=r"2 of 5 images cannot be used, .* is 7: there is no file"):
+        import_coco(path, folder, tmp_path / "two", split_name="v", limit_quarantine=0.2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"none of the 5 listed images can be used"):
+        import_coco(path, tmp_path / "empty", tmp_path / "none", split_name="v")
+    with pytest.raises(DataError, match="there is no folder, zip or tar at"):
+        import_coco(path, folder / "nowhere", tmp_path / "no", split_name="v")
