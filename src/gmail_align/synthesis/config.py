@@ -49,5 +49,12 @@ class SynthesisConfig(Config):
     """Pixels; the pipeline's own size when not given."""
     width: int | None = Field(None, ge=8)
     """Pixels; the pipeline's own size when not given."""
+    safety: Literal["flag", "drop", "off"] = "flag"
+    """What is done with the verdict of a pipeline's safety checker: kept in the image's record,
+    the image left out, or not asked for. No image is ever painted black."""
+    compile: bool = False
+    """Compile the networks with torch.compile: minutes at the start, faster from then on."""
+    writers: int = Field(2, ge=1)
+    """Threads that encode and write images while the device goes on."""
     limit_quarantine: float = Field(0.01, ge=0, le=1)
     """Largest share of blank or non-finite images before the run stops."""

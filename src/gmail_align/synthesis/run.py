@@ -1,39 +1,28 @@
-"""The stage: captions become generated images, shard by shard, resumable."""
+"""The stage: captions become generated images, shard by shard, resumable, on any engine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
-
-from gmail_align.artifacts import Artifact, Draft, begin
-from gmail_align.data.captions import Caption, iter_captions
-from gmail_align.data.decode import encode
+from gmail_align.artifacts import Artifact, Draft, begin, write_bytes
+from gmail_align.data.captions import CAPTIONS
 from gmail_align.data.images import (
-    ImageRecord,
     Quarantined,
-    Sample,
     check_quarantine,
     finish_images,
     read_shard,
     shard_name,
-    write_shard,
 )
-from gmail_align.data.pairs import generated_id
-from gmail_align.errors import ArtifactError, DataError
-from gmail_align.progress import Progress, progress
+from gmail_align.engine import Engine, Job, Part, run_shards
+from gmail_align.errors import ArtifactError
+from gmail_align.progress import say
+from gmail_align.synthesis.card import CARD, dataset_card
 from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.synthesis.noise import image_seed
-from gmail_align.synthesis.pipelines import Request, Sampler, choose_dtype, load_pipeline
-from gmail_align.synthesis.weights import find_pipeline, weights_fingerprint
+from gmail_align.synthesis.pipelines import choose_dtype
+from gmail_align.synthesis.shards import PARTS, Origin, Shard, ShardMaker, split_captions
+from gmail_align.synthesis.weights import find_pipeline, revision_of, weights_fingerprint
 
 _ELSEWHERE = {
     "model",
@@ -41,32 +30,31 @@ _ELSEWHERE = {
     "variant",
     "device",
     "batch_size",
+    "compile",
+    "writers",
     "limit_quarantine",
     "seed",
 }
 """Settings that change rounding at most, or are recorded by name, fingerprint or seed."""
+_LATER = {"safety": "flag"}
+"""Settings that older artifacts lack, with what they mean there."""
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """The generator's name and the fingerprint of its weights."""
-
-    generator: str
-    revision: str
-
-
-def synthesize(config: SynthesisConfig, captions: Artifact, out: Path) -> Artifact:
+def synthesize(
+    config: SynthesisConfig, captions: Artifact, out: Path, engine: Engine | None = None
+) -> Artifact:
     """Generate images from captions.
 
     Image ``{caption id}-{k}`` depends on the weights, the settings, the seed, the caption and
-    ``k`` alone; a run that was killed goes on with the first shard that is missing. Batch size and
-    device are no part of the artifact's identity: they change rounding at most, and a run may go
-    on with others.
+    ``k`` alone; a run that was killed goes on with the first batch that is missing. Batch size,
+    device and engine are no part of the artifact's identity: they change rounding at most, and a
+    run may go on with others.
 
     Args:
         config: Generator and settings.
         captions: The captions.
-        out: Output folder.
+        out: Output folder; every machine of a cluster must see it under this path.
+        engine: Where; None is this process.
 
     Returns:
         The ``images`` artifact.
@@ -76,109 +64,126 @@ def synthesize(config: SynthesisConfig, captions: Artifact, out: Path) -> Artifa
         DataError: too many images are blank or not finite.
         ArtifactError: the input holds no captions, or the folder belongs to another run.
     """
-    if captions.kind != "captions":
-        raise ArtifactError(
-            f"{captions.folder} holds {captions.kind}, but captions are needed here"
-        )
-    folder = find_pipeline(config.model, config.revision, config.variant)
-    local = Path(config.model).expanduser().exists()
-    origin = _Origin(
-        folder.resolve().name if local else config.model,
-        weights_fingerprint(folder, config.variant),
-    )
-    inputs: dict[str, Artifact | str] = {"captions": captions, "weights": origin.revision}
-    draft = begin(out, "images", _identity(config, origin), inputs, config.seed)
-    if draft.complete:
-        return draft.complete
-    total = captions.counts["captions"] * config.images_per_caption
-    size = min(config.batch_size, config.shard_size * config.images_per_caption, max(total, 1))
-    sampler = Sampler(load_pipeline(folder, config), config, size)
-    _make_shards(draft, sampler, config, captions, origin)
-    return finish_images(draft, limit_quarantine=config.limit_quarantine, batch_size=size)
+    run = _Run(config, captions, out, engine or Engine(workers=1))
+    if run.draft.complete:
+        return run.draft.complete
+    run_shards(run.shards, run.job, run.engine)
+    return run.finish()
 
 
-def _identity(config: SynthesisConfig, origin: _Origin) -> dict[str, Any]:
-    settings = config.model_dump(mode="json", exclude=_ELSEWHERE)
-    dtype = str(choose_dtype(config)).removeprefix("torch.")
-    return {**settings, "dtype": dtype, "model": origin.generator}
-
-
-def _make_shards(
-    draft: Draft, sampler: Sampler, config: SynthesisConfig, captions: Artifact, origin: _Origin
-) -> None:
-    total = captions.counts["captions"] * config.images_per_caption
-    finished = {path.stem for path in draft.path("shards").glob("*.jsonl")}
-    done = min(total, len(finished) * config.shard_size * config.images_per_caption)
-    left_out: list[Quarantined] = []
-    with progress("synthesize", total, "images", done) as bar:
-        for index, chunk in enumerate(_chunks(captions, config.shard_size)):
-            path = draft.path(shard_name(index))
-            shard = read_shard(path)
-            if shard is None:
-                samples, bad = _make_shard(sampler, config, chunk, origin, bar)
-                write_shard(path, samples, bad)
-            left_out.extend(bad if shard is None else shard[1])
-            check_quarantine(left_out, total, config.limit_quarantine)
-
-
-def _make_shard(
-    sampler: Sampler,
+def synthesize_part(
     config: SynthesisConfig,
-    captions: Sequence[Caption],
-    origin: _Origin,
-    bar: Progress,
-) -> tuple[list[Sample], list[Quarantined]]:
-    requests = [
-        Request(caption.caption_id, k, caption.text)
-        for caption in captions
-        for k in range(config.images_per_caption)
-    ]
-    samples: list[Sample] = []
-    left_out: list[Quarantined] = []
-    for start in range(0, len(requests), sampler.batch_size):
-        batch = requests[start : start + sampler.batch_size]
-        for request, pixels in zip(batch, sampler(batch), strict=True):
-            try:
-                samples.append(_sample(request, pixels, config, origin))
-            except DataError as error:
-                left_out.append(
-                    Quarantined(generated_id(request.caption_id, request.k), str(error))
-                )
-        bar.advance(len(batch))
-    return samples, left_out
+    captions: Artifact,
+    out: Path,
+    part: Part,
+    engine: Engine | None = None,
+) -> Artifact | None:
+    """Generate the shards that belong to one part of a job; see :func:`synthesize`.
 
+    The parts may run at the same time and in any order. The one that finds all shards written
+    finishes the artifact; so does :func:`synthesize` later, which makes what is still missing.
 
-def _sample(
-    request: Request, pixels: Float[Tensor, "3 h w"], config: SynthesisConfig, origin: _Origin
-) -> Sample:
-    record = ImageRecord(
-        id=generated_id(request.caption_id, request.k),
-        width=pixels.shape[2],
-        height=pixels.shape[1],
-        source="generated",
-        generator=origin.generator,
-        revision=origin.revision,
-        seed=image_seed(config.seed, request.caption_id, request.k),
-        prompt=request.prompt,
-    )
-    return record, encode(to_image(pixels), config.image_format, config.quality)
-
-
-def to_image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
-    """Turn values in [0, 1] into an 8-bit image.
-
-    Raises:
-        DataError: a value is not finite, or all pixels are alike.
+    Returns:
+        The ``images`` artifact, or None while shards of other parts are missing.
     """
-    if not bool(torch.isfinite(pixels).all()):
-        raise DataError("the generator gave values that are not finite")
-    array = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    if int(np.ptp(array.reshape(-1, 3), axis=0).max()) <= 1:
-        raise DataError("the generator gave a blank image")
-    return Image.fromarray(array)
+    run = _Run(config, captions, out, engine or Engine(workers=1), part)
+    if run.draft.complete:
+        return run.draft.complete
+    run_shards([shard for shard in run.shards if part.owns(shard.index)], run.job, run.engine)
+    missing = [shard for shard in run.shards if not run.maker.done(shard)]
+    if missing:
+        say(f"part {part} is done; {len(missing)} of {len(run.shards)} shards of others are not")
+        return None
+    if not run.draft.claim():
+        return begin(out, **run.identity).complete
+    return run.finish()
 
 
-def _chunks(captions: Artifact, size: int) -> Iterator[list[Caption]]:
-    rows = iter_captions(captions)
-    while chunk := list(islice(rows, size)):
-        yield chunk
+class _Run:
+    """What both ways to run a job need."""
+
+    def __init__(
+        self,
+        config: SynthesisConfig,
+        captions: Artifact,
+        out: Path,
+        engine: Engine,
+        part: Part | None = None,
+    ) -> None:
+        if captions.kind != "captions":
+            raise ArtifactError(
+                f"{captions.folder} holds {captions.kind}, but captions are needed here"
+            )
+        folder = find_pipeline(config.model, config.revision, config.variant)
+        weights = weights_fingerprint(folder, config.variant)
+        local = Path(config.model).expanduser().exists()
+        origin = Origin(
+            folder.resolve().name if local else config.model,
+            weights if local else revision_of(folder),
+            weights,
+        )
+        config = _settled(config, engine)
+        self.config, self.captions, self.engine = config, captions, engine
+        self.identity: dict[str, Any] = {
+            "kind": "images",
+            "config": _identity(config, origin),
+            "inputs": {"captions": captions, "weights": weights},
+            "seed": config.seed,
+        }
+        self.draft: Draft = begin(
+            out, **self.identity, part=f"{part.number}-{part.of}" if part else ""
+        )
+        self.total = captions.counts["captions"] * config.images_per_caption
+        most = config.shard_size * config.images_per_caption
+        size = min(config.batch_size, most, max(self.total, 1))
+        self.maker = ShardMaker(config, captions.path(CAPTIONS), out, origin, size)
+        self._left_out: list[Quarantined] = []
+
+    @property
+    def job(self) -> Job[Shard]:
+        return Job(
+            self.maker,
+            self.maker.done,
+            after=self._check,
+            size=self.maker.size,
+            label="synthesize",
+            unit="images",
+            gpu=self.config.device.startswith("cuda"),
+        )
+
+    @property
+    def shards(self) -> list[Shard]:
+        return split_captions(self.captions, self.config.shard_size)
+
+    def _check(self, shard: Shard) -> None:
+        found = read_shard(self.draft.path(shard_name(shard.index)))
+        self._left_out.extend(found[1] if found else [])
+        check_quarantine(self._left_out, self.total, self.config.limit_quarantine)
+
+    def finish(self) -> Artifact:
+        for leftover in self.draft.path("shards").glob(f"*{PARTS}"):
+            shutil.rmtree(leftover)
+        card = dataset_card(self.config, self.captions, self.draft.path("shards"))
+        write_bytes(self.draft.path(CARD), card.encode())
+        limit = self.config.limit_quarantine
+        return finish_images(self.draft, limit_quarantine=limit, batch_size=self.maker.batch_size)
+
+
+def _settled(config: SynthesisConfig, engine: Engine) -> SynthesisConfig:
+    """Decide device and precision here, so that every worker has the same."""
+    device = config.device
+    if engine.on_ray and device == "auto":
+        device = "cuda" if engine.gpus() else "cpu"
+    if config.dtype == "auto" and engine.on_ray:
+        dtype = "float16" if device.startswith("cuda") else "float32"
+    else:
+        dtype = str(choose_dtype(config)).removeprefix("torch.")
+    if device == "auto":
+        device = "cuda" if engine.gpus() else "cpu"
+    return config.model_copy(update={"device": device, "dtype": dtype})
+
+
+def _identity(config: SynthesisConfig, origin: Origin) -> dict[str, Any]:
+    settings = config.model_dump(mode="json", exclude=_ELSEWHERE)
+    kept = {key: value for key, value in settings.items() if _LATER.get(key, ...) != value}
+    return {**kept, "model": origin.generator}

@@ -40,11 +40,15 @@ def find_pipeline(model: str, revision: str = "", variant: str = "") -> Path:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{model} is neither a folder nor to be had from the Hugging Face hub "
-            f"({_first_line(error)}): go online, use the id of a mirror (Stable Diffusion 2 has "
-            "left its home on the hub), or pass a local copy with --set "
-            "synthesis.model=/path/to/pipeline"
+            f"({_first_line(error)}): go online, use the id of a mirror{_mirrors(model)}, or give "
+            "a local copy with --model-path FOLDER"
         ) from error
     return Path(found)
+
+
+def revision_of(folder: Path) -> str:
+    """Return the commit that a folder of the Hugging Face cache is a snapshot of."""
+    return folder.resolve().name
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -89,6 +93,17 @@ def weights_fingerprint(folder: Path, variant: str = "") -> str:
         kind = f"{variant!r} safetensors" if variant else "safetensors"
         raise ModelError(f"{folder} holds no {kind} weights: save the pipeline in that form first")
     return fingerprint({"class": index["_class_name"], "files": digests})
+
+
+def _mirrors(model: str) -> str:
+    """Name what else to try when a model is known to have left its home on the hub."""
+    if not re.fullmatch(r"stabilityai/stable-diffusion-2(-1)?(-base)?", model):
+        return " that you trust"
+    name = model.partition("/")[2]
+    return (
+        " that you trust (Stable Diffusion 2 has left its home on the hub; copies were seen at "
+        f"sd2-community/{name} and Manojb/{name})"
+    )
 
 
 def _counts(path: Path, variant: str) -> bool:
