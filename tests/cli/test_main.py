@@ -58,6 +58,7 @@ def test_the_commands_are_these():
         "evaluate zeroshot",
         "evaluate captions",
         "evaluate answers",
+        "compare",
         "report",
         "tabletop write",
         "tabletop train",

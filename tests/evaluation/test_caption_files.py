@@ -7,6 +7,7 @@ import pytest
 
 from gmail_align.errors import DataError, UserError
 from gmail_align.evaluation.caption_files import (
+    CaptionOptions,
     captions_of_files,
     read_predictions,
     read_references,
@@ -39,15 +40,15 @@ def test_captions_from_coco_files(tmp_path: Path) -> None:
     references = write(tmp_path / "coco.json", ANNOTATIONS)
     results = write(tmp_path / "results.json", RESULTS)
     metrics = ("BLEU1", "ROUGE_L", "SPICE")
-    found = captions_of_files(results, references, metrics=metrics)
+    found = captions_of_files(results, references, CaptionOptions(metrics))[0]
     assert set(found) == KEYS
     assert found["metrics"]["ROUGE_L"] == pytest.approx(1)
     assert found["n"] == {"images": 2, "references": 3}
     assert set(found["unavailable"]) == {"SPICE"}
     part = write(tmp_path / "part.json", RESULTS[:1])
     with pytest.raises(UserError, match="no prediction for 1 image: 1"):
-        captions_of_files(part, references, metrics=metrics)
-    some = captions_of_files(part, references, metrics=metrics, partial=True)
+        captions_of_files(part, references, CaptionOptions(metrics))
+    some = captions_of_files(part, references, CaptionOptions(metrics, partial=True))[0]
     assert some["n"] == {"images": 1, "references": 1}
 
 
@@ -90,7 +91,10 @@ def test_bad_references_are_refused(tmp_path: Path) -> None:
         (
             ([], "holds no 'annotations'"),
             ({"annotations": []}, "holds no 'annotations'"),
-            ({"annotations": [{"image_id": 1}]}, "entry 0 of .* lacks"),
+            ({"annotations": [{"image_id": 1, "caption": 2}]}, "entry 0 of .* lacks"),
+            ({"annotations": [{"image_id": 1, "bbox": []}]}, "annotations without captions"),
+            (RESULTS, "looks like predictions"),
+            ({"images": [{"sentences": []}]}, "Karpathy"),
             (again, "1 annotation ids twice"),
         )
     ):

@@ -7,6 +7,8 @@ import pytest
 from gmail_align.errors import ArtifactError, DataError, UserError
 from gmail_align.evaluation import seeds
 from gmail_align.evaluation.captions import evaluate_captions
+from gmail_align.evaluation.compare import compare_items
+from gmail_align.evaluation.items import read_items
 from gmail_align.evaluation.result import read_result
 
 from .conftest import MakePredictions
@@ -46,6 +48,14 @@ def test_captioners_are_scored_side_by_side(
         assert entry["value"] == pytest.approx(good[metric]["value"] - poor[metric]["value"])
         assert entry["value"] > 0
     assert "metrics" not in body
+    with pytest.raises(DataError, match="holds 2 captioners: name one"):
+        read_items(result.folder)
+    a, b = (read_items(result.path(f"items/{name}.safetensors")) for name in ("good", "poor"))
+    again = compare_items(a, b)
+    assert again["metrics"] == {
+        metric: pytest.approx(entry["value"])
+        for metric, entry in body["paired"]["good - poor"].items()
+    }
     assert body["n"] == {"images": 3, "references": 6}
     assert body["fingerprints"] == {name: a.fingerprint for name, a in systems.items()}
 
@@ -61,6 +71,7 @@ def test_one_captioner_has_its_metrics_on_top_and_what_is_unavailable(
     assert body["metrics"] == body["systems"]["good"]
     assert set(body["metrics"]) == {"CIDEr"}
     assert set(body["unavailable"]) == {"SPICE"}
+    assert read_items(result.folder).ids == ("1", "2", "3")
 
 
 def test_predictions_without_text_are_counted_and_score_nothing(

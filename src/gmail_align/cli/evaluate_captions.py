@@ -2,43 +2,142 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gmail_align.artifacts import load
-from gmail_align.cli.shared import Out, Protocol, Seed, Shared, command
+from gmail_align.cli.on_files import OutOrNot, keep_answer, show_answer
+from gmail_align.cli.shared import Protocol, Seed, Shared, command
 from gmail_align.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gmail_align.evaluation.clipscore import ClipEncoder, ClipFiles
+    from gmail_align.metrics.captions import WordVectors
+
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metrics", "--metric", help="Only these, as in BLEU4,CIDEr; may be repeated. [all]"
+    ),
+]
+Vectors = Annotated[
+    str | None,
+    typer.Option(
+        "--word-vectors",
+        metavar="FILE",
+        help="Word vectors for WMD: word2vec (.bin or text) or GloVe; or the word 'references' to "
+        "train them on the human captions.",
+    ),
+]
+RawVectors = Annotated[
+    bool, typer.Option("--raw-vectors", help="WMD: leave word vectors at the length they have.")
+]
 
 
 @command
 def captions(
     shared: Shared,
-    predictions: Annotated[
-        list[str],
-        typer.Argument(metavar="[NAME=]DIR", help="Predictions; several are compared in pairs."),
-    ],
     references: Annotated[
-        Path, typer.Option(metavar="DIR", help="Human captions of the same images.")
+        Path,
+        typer.Option(
+            metavar="PATH", help="Human captions: COCO's annotations, or a folder of captions."
+        ),
     ],
-    out: Out,
-    protocol: Protocol = "captions",
-    metric: Annotated[
-        list[str] | None, typer.Option(help="Only this metric; may be repeated.")
+    folders: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=]DIR", help="Predictions; several are compared in pairs."),
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Or a file: COCO results, or JSON lines of image_id and text."
+        ),
+    ] = None,
+    out: OutOrNot = None,
+    protocol: Protocol = "captions",
+    metrics: Metrics = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="A file: score only the images that it predicts.")
+    ] = False,
+    vectors: Vectors = None,
+    raw_vectors: RawVectors = False,
+    clip_images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="I.npy",
+            help="CLIPScore: image features, a row a prediction in the file's order.",
+        ),
+    ] = None,
+    clip_captions: Annotated[
+        Path | None,
+        typer.Option(metavar="C.npy", help="Features of 'A photo depicts CAPTION', likewise."),
+    ] = None,
+    clip_references: Annotated[
+        Path | None,
+        typer.Option(metavar="R.npy", help="RefCLIPScore: the same of the references, in order."),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="CLIPScore with this encoder instead, on --images."),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="The images.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Score predicted captions: BLEU, METEOR, ROUGE-L, CIDEr and SPICE, each with its interval.
+    """Score captions: BLEU, METEOR, ROUGE-L, CIDEr, SPICE and WMD, each with its interval.
 
-    Images are those of the first predictions; every one needs a human caption.
+    Give --predictions FILE, of which every image of --references must have one, or folders of
+    predictions with --out; then images are those of the first, and every one needs a human caption.
     """
+    shared.refuse_configuration()
+    wanted = chosen_metrics(metrics)
+    clip = clip_source(clip_images, clip_captions, clip_references, encoder, images)
+    if bool(folders) == (predictions is not None):
+        raise ConfigError("give predictions once: --predictions FILE, or [NAME=]DIR and --out")
+    how = {"protocol": protocol, "metrics": wanted, "seed": seed}
+    if folders:
+        if out is None:
+            raise ConfigError("--out is missing: folders of predictions make a folder of results")
+        if partial or vectors or raw_vectors or clip:
+            raise ConfigError(
+                "--partial, --word-vectors and CLIPScore are for one file: give --predictions"
+            )
+        _of_artifacts(shared, named_folders(folders), references, out, how)
+        return
+    if shared.dry_run:
+        plan = {"predictions": predictions, "references": references, **how}
+        shared.show_plan("evaluate captions", out or Path("standard output"), **plan)
+        return
+    from gmail_align.evaluation.caption_files import CaptionOptions, captions_of_files
+    from gmail_align.metrics.captions import METRICS
+
+    assert predictions is not None
+    found, items = captions_of_files(
+        predictions,
+        references,
+        CaptionOptions(
+            wanted or METRICS, protocol, partial, word_vectors(vectors, raw=raw_vectors), seed
+        ),
+        clip,
+    )
+    keep_answer(found, items, out)
+    show_answer(shared, found, None)
+
+
+def _of_artifacts(
+    shared: Shared,
+    folders: Mapping[str, Path],
+    references: Path,
+    out: Path,
+    how: Mapping[str, Any],
+) -> None:
+    """Score artifacts of predictions side by side."""
     from gmail_align.artifacts import read_jsonl
     from gmail_align.data.captions import read_captions
 
-    shared.refuse_configuration()
-    folders = named_folders(predictions)
     systems = {name: load(folder, "predictions") for name, folder in folders.items()}
     first = next(iter(systems.values()))
     images = {row["image_id"] for row in read_jsonl(first.path("predictions.jsonl"))}
@@ -47,7 +146,7 @@ def captions(
         if caption.image_id in images:
             human.setdefault(caption.image_id, []).append(caption.text)
     if shared.dry_run:
-        shared.show_plan("evaluate captions", out, systems=folders, images=len(images))
+        shared.show_plan("evaluate captions", out, systems=dict(folders), images=len(images))
         return
     from gmail_align.evaluation.captions import evaluate_captions
     from gmail_align.metrics.captions import METRICS
@@ -56,12 +155,66 @@ def captions(
         systems,
         human,
         out,
-        protocol=protocol,
+        protocol=how["protocol"],
         paired=[(later, earlier) for earlier, later in pairwise(systems)],
-        metrics=metric or METRICS,
-        seed=seed,
+        metrics=how["metrics"] or METRICS,
+        seed=how["seed"],
     )
     shared.show_artifact(result)
+
+
+def chosen_metrics(given: list[str] | None) -> list[str] | None:
+    """Return the metrics named by ``--metrics``, once each; None for all."""
+    names = [name.strip() for text in given or [] for name in text.split(",")]
+    return list(dict.fromkeys(filter(None, names))) or None
+
+
+def word_vectors(given: str | None, *, raw: bool = False) -> WordVectors | None:
+    """Return what ``--word-vectors`` names; None without it.
+
+    Raises:
+        ConfigError: ``--raw-vectors`` is given alone.
+        DataError: the file cannot be read as word vectors.
+    """
+    if given is None:
+        if raw:
+            raise ConfigError("--raw-vectors needs --word-vectors: say which")
+        return None
+    from gmail_align.metrics.captions import WordVectors
+    from gmail_align.metrics.wmd import load_word_vectors
+
+    if given == "references":
+        return WordVectors(None, normalise=not raw)
+    return WordVectors(load_word_vectors(Path(given)), normalise=not raw)
+
+
+def clip_source(
+    images: Path | None,
+    captions: Path | None,
+    references: Path | None,
+    encoder: str | None,
+    folder: Path | None,
+) -> ClipFiles | ClipEncoder | None:
+    """Return where CLIPScore's features come from; None where it is not asked for.
+
+    Raises:
+        ConfigError: what is given is not enough, or too much.
+    """
+    by_file, by_encoder = (images, captions, references) != (None,) * 3, (encoder, folder)
+    if by_encoder != (None, None):
+        if by_file or encoder is None or folder is None:
+            raise ConfigError("CLIPScore takes --encoder and --images, or --clip-... features")
+        from gmail_align.cli.shared import model_of
+        from gmail_align.evaluation.clipscore import ClipEncoder
+
+        return ClipEncoder(str(model_of(encoder, "clip")), folder)
+    if not by_file:
+        return None
+    if images is None or captions is None:
+        raise ConfigError("CLIPScore needs both --clip-images and --clip-captions")
+    from gmail_align.evaluation.clipscore import ClipFiles
+
+    return ClipFiles(images, captions, references)
 
 
 def named_folders(texts: list[str]) -> dict[str, Path]:

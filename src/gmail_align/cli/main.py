@@ -47,6 +47,7 @@ COMMANDS: dict[str, Entry | Group] = {
             "answers": Entry("evaluate_answers:answers", "Answers to ScienceQA or MMMU."),
         },
     ),
+    "compare": Entry("compare:compare", "Paired differences between two results."),
     "report": Entry("report:report", "Write a run's tables, figures and page again."),
     "tabletop": Group(
         "The small world that is shipped with the package.",

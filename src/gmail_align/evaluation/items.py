@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -48,6 +49,11 @@ class Items:
             for name, column in self.columns.items()
         }
         return Items(self.protocol, ids, columns)
+
+
+def items_name(system: str, systems: int) -> str:
+    """Return the file of a system's items: one of its own where there are several."""
+    return ITEMS if systems == 1 else f"items/{quote(system, safe='')}.safetensors"
 
 
 def write_items(path: Path, items: Items) -> None:

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gmail_align.errors import UserError
+from gmail_align.metrics.bootstrap import bootstrap_mean, paired_difference, resample_weights
+from gmail_align.metrics.ngrams import bleu_counts, corpus_bleu
+from gmail_align.metrics.statistics import Column, differences, estimates, mean_column
+
+
+def test_a_mean_is_estimated_as_by_the_plain_bootstrap():
+    values = np.random.default_rng(0).normal(size=300)
+    found = estimates({"m": mean_column(values)}, resamples=4000)["m"]
+    plain = bootstrap_mean(values, resamples=4000)
+    assert (found.value, found.n) == (pytest.approx(values.mean()), 300)
+    assert [found.low, found.high] == pytest.approx([plain.low, plain.high], abs=0.01)
+
+
+def test_a_difference_is_paired():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=300)
+    a, b = hard + 0.1 + 0.05 * rng.normal(size=300), hard
+    found = differences({"m": mean_column(a)}, {"m": mean_column(b), "n": mean_column(b)})
+    plain = paired_difference(a, b)
+    assert list(found) == ["m"]
+    assert [found["m"].low, found["m"].high] == pytest.approx([plain.low, plain.high], abs=0.003)
+    assert found["m"].low > 0
+
+
+def test_bleu_of_a_resample_is_bleu_of_the_captions_drawn():
+    captions = ["a b c d e", "a b x d e", "q r s t", "a b c d"]
+    references = [["a b c d e f"], ["a b c d e"], ["q r s t u"], ["z y x w"]]
+    counts = bleu_counts(captions, references)
+    weights = resample_weights(np.random.default_rng(0), 20, 4)
+    for row, value in zip(weights.astype(int), Column("bleu4", counts).on(weights), strict=True):
+        drawn = np.repeat(np.arange(4), row)
+        again = bleu_counts([captions[i] for i in drawn], [references[i] for i in drawn])
+        assert value == pytest.approx(corpus_bleu(again.sum(0, keepdims=True))[0, 3])
+
+
+def test_items_without_a_value_are_left_out_of_a_mean():
+    column = mean_column([1.0, 0.0, 3.0], [1, 0, 1])
+    assert column.value == 2
+    assert np.isnan(column.per_item[1])
+    assert estimates({"m": column})["m"].low >= 1
+
+
+def test_columns_of_different_length_do_not_mix():
+    with pytest.raises(UserError, match=r"\[2, 3\] items"):
+        estimates({"a": mean_column([1, 2]), "b": mean_column([1, 2, 3])})
+    assert estimates({}) == {}
