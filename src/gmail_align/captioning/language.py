@@ -18,7 +18,7 @@ class Prompt:
     embeddings: Float[Tensor, "b k h"]
     """One prompt a row."""
     mask: Bool[Tensor, "b k"] | None = None
-    """False at padding, which stands on the left; None where there is none."""
+    """False at padding, which the last embedding never is; None where there is none."""
 
     def attended(self) -> Integer[Tensor, "b k"]:
         """Return the mask as transformers takes it."""

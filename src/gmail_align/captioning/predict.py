@@ -7,16 +7,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_jsonl
+from gmail_align.captioning.clipcap import ClipCap
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.decode import Decoded, Decoding, decode, with_full_stop
 from gmail_align.captioning.folder import captioner_config, load_captioner
+from gmail_align.captioning.ifcap_folder import is_ifcap, open_reader
 from gmail_align.captioning.language import Prompt
+from gmail_align.captioning.origin import feature_origin, require_encoder
+from gmail_align.captioning.reader import Reader
 from gmail_align.errors import DataError
 from gmail_align.features.store import Features, read_features
-from gmail_align.progress import progress, say
+from gmail_align.progress import progress
 from gmail_align.runtime import resolve_device, stable_seed
 
 PREDICTIONS = "predictions.jsonl"
@@ -24,55 +27,78 @@ _PARTS = "parts"
 
 
 class Opened:
-    """A captioner on a device, with the features that it captions."""
+    """A captioner on a device, with the features that it captions.
+
+    Args:
+        artifact: The captioner.
+        features: Image features.
+        config: How captions are searched for.
+        keys: Image features by which an IFCap looks captions up; ``features`` when None.
+
+    Raises:
+        ArtifactError: it is no captioner, or damaged.
+    """
 
     def __init__(
-        self, artifact: Artifact, features: Features, config: PredictConfig | None = None
+        self,
+        artifact: Artifact,
+        features: Features,
+        config: PredictConfig | None = None,
+        keys: Features | None = None,
     ) -> None:
-        """Open a captioner.
-
-        Raises:
-            ArtifactError: it is none, or damaged.
-            DataError: the features are of another width than the captioner's.
-        """
         self.how = config or PredictConfig()
-        self.features = features
         device = resolve_device(self.how.device)
+        if is_ifcap(artifact):
+            reader = open_reader(artifact, device)
+            self.gpt2, self.tokenizer = reader.model.gpt2, reader.tokenizer
+            own = reader.config
+            self.prompts = _ifcap_prompts(reader, features, keys or features)
+            self.decoding = decoding_of(own.beam, own.max_tokens, self.how)
+            return
         captioner = load_captioner(artifact, device)
-        model = captioner.model
-
-        def prompts(ids: Sequence[str]) -> Prompt:
-            rows = features.array[features.rows(ids)]
-            return model.prompt(rows.float().to(device))
-
-        self.gpt2: GPT2LMHeadModel = model.gpt2
-        self.tokenizer: PreTrainedTokenizerBase = captioner.tokenizer
-        self.prompts: Callable[[Sequence[str]], Prompt] = prompts
-        self.decoding = decoding_of(captioner.config, self.how, self.tokenizer)
+        said = captioner.config
+        self.gpt2, self.tokenizer = captioner.model.gpt2, captioner.tokenizer
+        self.prompts = _clipcap_prompts(captioner.model, features, device)
+        self.decoding = decoding_of(said["beam"], said["max_tokens"], self.how)
+        if said.get("end_at_full_stop"):
+            self.decoding = with_full_stop(self.decoding, self.tokenizer)
 
     def caption(self, ids: Sequence[str]) -> list[Decoded]:
-        """Caption one batch of images."""
+        """Caption one batch of images.
+
+        Raises:
+            DataError: the features are of another width than the captioner's.
+        """
         seeds = [stable_seed(self.how.seed, "caption", name) for name in ids]
         with torch.inference_mode():
             prompt = self.prompts(ids)
         return decode(self.gpt2, self.tokenizer, prompt, self.decoding, seeds=seeds)
 
 
-def decoding_of(
-    captioner: dict[str, object], how: PredictConfig, tokenizer: PreTrainedTokenizerBase
-) -> Decoding:
+def _clipcap_prompts(
+    model: ClipCap, features: Features, device: torch.device
+) -> Callable[[Sequence[str]], Prompt]:
+    return lambda ids: model.prompt(features.array[features.rows(ids)].float().to(device))
+
+
+def _ifcap_prompts(
+    reader: Reader, features: Features, keys: Features
+) -> Callable[[Sequence[str]], Prompt]:
+    return lambda ids: reader.of_images(
+        features.array[features.rows(ids)], keys.array[keys.rows(ids)]
+    )
+
+
+def decoding_of(beam: int, max_tokens: int, how: PredictConfig) -> Decoding:
     """Settle how captions are searched for, from the captioner's settings and those given."""
-    beam, most = captioner["beam"], captioner["max_tokens"]
-    assert isinstance(beam, int) and isinstance(most, int)
-    decoding = Decoding(
+    return Decoding(
         method=how.method,
         beam=how.beam or beam,
-        max_tokens=most,
+        max_tokens=max_tokens,
         length_penalty=how.length_penalty,
         top_p=how.top_p,
         temperature=how.temperature,
     )
-    return with_full_stop(decoding, tokenizer) if captioner.get("end_at_full_stop") else decoding
 
 
 def predict_captions(
@@ -82,6 +108,7 @@ def predict_captions(
     config: PredictConfig | None = None,
     *,
     ids: Sequence[str] | None = None,
+    retrieval: Artifact | None = None,
 ) -> Artifact:
     """Predict one caption an image; returns an artifact of kind ``predictions``.
 
@@ -91,11 +118,13 @@ def predict_captions(
     GMAIL is about, and the manifest names both.
 
     Args:
-        captioner: What :func:`train_clipcap` made.
+        captioner: What :func:`train_clipcap` or :func:`train_ifcap` made.
         features: Image features.
         out: Folder of the predictions.
         config: How captions are searched for.
         ids: Images to caption, in this order; all of ``features`` by default.
+        retrieval: Features of the same images by the encoder that an IFCap looks captions up with,
+            when that is another than the one it reads.
 
     Raises:
         DataError: an id has no feature or comes twice, or the features are of another width, of
@@ -105,8 +134,13 @@ def predict_captions(
     chosen = None if ids is None else fingerprint(list(ids))
     identity = {**how.identity(), "ids": chosen, **origin}
     trained_on = captioner_config(captioner)["trained_on"]
-    require_encoder(trained_on, features, how)
-    draft = begin(out, "predictions", identity, {"captioner": captioner, "features": features})
+    require_encoder(trained_on["encoder"], features, any_encoder=how.any_encoder)
+    inputs = {"captioner": captioner, "features": features}
+    if is_ifcap(captioner):
+        keys = retrieval or features
+        require_encoder(trained_on["retrieval"], keys, any_encoder=how.any_encoder)
+        inputs |= {"retrieval": retrieval} if retrieval else {}
+    draft = begin(out, "predictions", identity, inputs)
     if draft.complete is not None:
         return draft.complete
     source = read_features(features)
@@ -114,7 +148,7 @@ def predict_captions(
     if len(set(wanted)) != len(wanted):
         raise DataError("an image id comes more than once: give each image once")
     source.rows(wanted)
-    opened = Opened(captioner, source, how)
+    opened = Opened(captioner, source, how, read_features(retrieval) if retrieval else None)
     size = how.batch_size
     batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     parts = [draft.path(f"{_PARTS}/{index:05d}.jsonl") for index in range(len(batches))]
@@ -138,28 +172,3 @@ def _rows(opened: Opened, batch: Sequence[str], route: str) -> list[dict[str, ob
 def read_predictions(artifact: Artifact) -> dict[str, str]:
     """Return image id -> caption of an artifact of predictions."""
     return {row["image_id"]: row["text"] for row in read_jsonl(artifact.path(PREDICTIONS))}
-
-
-def feature_origin(features: Artifact) -> dict[str, str]:
-    """Name the encoder, the weights of it and the route that features came from."""
-    config = features.manifest["config"]
-    return {key: str(config.get(key, "")) for key in ("encoder", "weights", "route")}
-
-
-def require_encoder(trained_on: dict[str, str], features: Artifact, how: PredictConfig) -> None:
-    """Refuse features that a captioner cannot read, or of another encoder than its own.
-
-    Raises:
-        DataError: they are of captions, or of another encoder and that was not asked for.
-    """
-    if features.manifest["config"].get("what") == "text":
-        raise DataError(f"{features.folder} holds features of captions: give those of images")
-    own, other = trained_on.get("encoder", ""), feature_origin(features)["encoder"]
-    if not own or own == other:
-        return
-    if not how.any_encoder:
-        raise DataError(
-            f"{features.folder} holds features of encoder {other} and the captioner was trained on"
-            f" {own}: extract them with its encoder, or say any_encoder if that is meant"
-        )
-    say("the features come from another encoder than those the captioner was trained on")

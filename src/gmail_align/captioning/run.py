@@ -22,7 +22,8 @@ from gmail_align.captioning.folder import (
     load_gpt2,
     save_captioner,
 )
-from gmail_align.captioning.predict import feature_origin, predict_captions, read_predictions
+from gmail_align.captioning.origin import feature_origin, joint_origin
+from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.validation import (
     VALIDATION_BATCH,
     CiderGuard,
@@ -126,12 +127,6 @@ def _require_fitting(
                 f"{artifact.folder} comes from encoder {other} and {parts[0][0].folder} from"
                 f" {first}: extract both with one encoder"
             )
-
-
-def joint_origin(artifacts: Sequence[Artifact]) -> dict[str, str]:
-    """Name the encoder, the weights and the routes of features that are trained on together."""
-    origins = [feature_origin(artifact) for artifact in artifacts]
-    return {key: "+".join(dict.fromkeys(origin[key] for origin in origins)) for key in origins[0]}
 
 
 def _begin(

@@ -69,3 +69,13 @@ def tokenise(
         table[index, : len(cut)] = cut
     truncated = sum(len(row) + end > max_tokens for row in rows)
     return TokenTable(torch.from_numpy(table), torch.from_numpy(lengths), truncated)
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]],
+) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+    """Return tokens padded on the left with 0, and the mask that is True at tokens."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(width) >= width - lengths[:, None]

@@ -1,0 +1,84 @@
+"""Configuration of IFCap and its presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from gmail_align.captioning.config import CaptionerOptim
+from gmail_align.config import Config
+from gmail_align.training.config import OptimConfig
+
+
+class IFCapConfig(Config):
+    """IFCap (Lee et al. 2024), with GMAIL's generated images as an alternative to noise."""
+
+    mode: Literal["text_noise", "gen_embed", "mix"] = "text_noise"
+    """What stands for the image in training: the caption's text feature with noise, the aligned
+    feature of an image generated from it, or either of the two."""
+    generated_share: float = Field(default=0.5, gt=0, lt=1)
+    """How often ``mix`` takes the generated image where there is one."""
+    noise_variance: float = Field(default=0.016, ge=0)
+    """Variance of the noise on a text feature."""
+    retrieval_noise_variance: float = Field(default=0.04, ge=0)
+    """Variance of the noise on the text feature that looks for other captions in training."""
+    retrieved: int = Field(default=5, ge=1)
+    """Captions that the fusion module reads beside the feature (k)."""
+    index: str | None = None
+    """A faiss index to look captions up by, such as ``IVF1024,Flat``; exact search when None."""
+    noun_captions: int = Field(default=9, ge=1)
+    """Captions retrieved for an image whose nouns are counted (L; 9 for COCO, 7 for Flickr)."""
+    noun_count: int = Field(default=5, ge=1)
+    """How many of these have to hold a noun (K; 5 for COCO, 3 for Flickr)."""
+    adaptive: Literal["normal", "log_normal"] | None = None
+    """Ask for a count above mean + ``alpha`` deviations instead, of counts or of their logs."""
+    alpha: float = 1.0
+    """Deviations that ``adaptive`` asks for."""
+    drop_nouns: float = Field(default=0.4, ge=0, lt=1)
+    """How often a noun is left out of the hard prompt in training."""
+    max_nouns: int = Field(default=10, ge=1)
+    """Most nouns in a hard prompt."""
+    vocabulary: Path | None = None
+    """Text file of the objects that may be named, one a line; by default the nouns of the training
+    captions."""
+    vocabulary_count: int = Field(default=2, ge=1)
+    """Training captions that have to hold a noun for it to be one of the default vocabulary."""
+    prefix_length: int = Field(default=10, ge=1)
+    """Embeddings of the soft prompt."""
+    layers: int = Field(default=8, ge=1)
+    """Layers of the fusion module's transformer."""
+    heads: int = Field(default=8, ge=1)
+    """Attention heads of a layer."""
+    max_tokens: int = Field(default=64, ge=2)
+    """Longest caption in tokens, its end-of-text token included."""
+    beam: int = Field(default=5, ge=1)
+    """Beams of the search that predicts a caption; 1 is greedy."""
+    batch_size: int = Field(default=80, ge=1)
+    """Captions in a training step."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass in training; weights and the loss stay in float32."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``; no part of what makes two runs the same."""
+    optim: CaptionerOptim = CaptionerOptim(epochs=5)
+    """Steps, rates and intervals; by default IFCap's 5 epochs."""
+
+    @field_validator("optim", mode="before")
+    @classmethod
+    def _any_optim(cls, value: object) -> object:
+        """Take a plain ``OptimConfig`` as it is."""
+        return value.model_dump() if isinstance(value, OptimConfig) else value
+
+    @property
+    def captions_needed(self) -> int:
+        """Captions that are looked up for an image."""
+        return max(self.retrieved, self.noun_captions)
+
+
+IFCAP_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "ifcap_coco": {"optim": {"epochs": 5}},
+    "ifcap_flickr30k": {"noun_captions": 7, "noun_count": 3, "optim": {"epochs": 30}},
+}
+"""The published settings for COCO and for Flickr30k."""

@@ -1,0 +1,40 @@
+"""Where features came from, and whether a captioner can read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gmail_align.artifacts import Artifact
+from gmail_align.errors import DataError
+from gmail_align.progress import say
+
+
+def feature_origin(features: Artifact) -> dict[str, str]:
+    """Name the encoder, the weights of it and the route that features came from."""
+    config = features.manifest["config"]
+    return {key: str(config.get(key, "")) for key in ("encoder", "weights", "route")}
+
+
+def joint_origin(artifacts: Sequence[Artifact]) -> dict[str, str]:
+    """Name the encoder, the weights and the routes of features that are trained on together."""
+    origins = [feature_origin(artifact) for artifact in artifacts]
+    return {key: "+".join(dict.fromkeys(origin[key] for origin in origins)) for key in origins[0]}
+
+
+def require_encoder(own: str, features: Artifact, *, any_encoder: bool) -> None:
+    """Refuse features that a captioner cannot read, or of another encoder than its own.
+
+    Raises:
+        DataError: they are of captions, or of another encoder and that was not asked for.
+    """
+    if features.manifest["config"].get("what") == "text":
+        raise DataError(f"{features.folder} holds features of captions: give those of images")
+    other = feature_origin(features)["encoder"]
+    if not own or own == other:
+        return
+    if not any_encoder:
+        raise DataError(
+            f"{features.folder} holds features of encoder {other} and the captioner was trained on"
+            f" {own}: extract them with its encoder, or say any_encoder if that is meant"
+        )
+    say("the features come from another encoder than those the captioner was trained on")

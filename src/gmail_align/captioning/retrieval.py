@@ -1,0 +1,159 @@
+"""The nearest captions of a feature: exact, in blocks, over stores larger than memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gmail_align.errors import ConfigError, DataError
+from gmail_align.extras import require
+
+STORE_BLOCK = 16_384
+QUERY_BLOCK = 1_024
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What a query must not find: rows of its own group, such as captions of its very words."""
+
+    queries: Int[Tensor, " q"]
+    """Group of each query."""
+    store: Int[Tensor, " n"]
+    """Group of each row of the store."""
+
+
+def nearest(
+    queries: Float[Tensor, "q d"],
+    store: Float[Tensor, "n e"],
+    k: int,
+    apart: Groups | None = None,
+) -> Int[Tensor, "q k"]:
+    """Return the rows of ``store`` with the largest cosines to each query, best first.
+
+    The store is read once, block by block, so that memory holds one block, one square of scores and
+    ``k`` candidates a query. Equal cosines are in the order of the store.
+
+    Args:
+        queries: Features; their lengths do not matter.
+        store: Features, maybe mapped from a file; their lengths do not matter.
+        k: Rows wanted of each query.
+        apart: Rows that are left out; none when None.
+
+    Raises:
+        DataError: the widths differ, or a query is left with fewer than ``k`` rows.
+    """
+    _require(queries, store, k)
+    best = torch.full((len(queries), k), -torch.inf)
+    rows = torch.full((len(queries), k), -1, dtype=torch.int64)
+    for start in range(0, len(store), STORE_BLOCK):
+        block = normalize(store[start : start + STORE_BLOCK].float(), dim=-1)
+        for first in range(0, len(queries), QUERY_BLOCK):
+            part = slice(first, first + QUERY_BLOCK)
+            scores = normalize(queries[part].float(), dim=-1) @ block.T
+            if apart is not None:
+                own = apart.queries[part, None] == apart.store[None, start : start + STORE_BLOCK]
+                scores.masked_fill_(own, -torch.inf)
+            found, at = scores.topk(min(k, len(block)), dim=1)
+            _merge(best[part], rows[part], found, at + start)
+    if bool(torch.isinf(best).any()):
+        short = int(torch.isinf(best).any(1).sum())
+        raise DataError(
+            f"{short} of {len(queries)} queries have fewer than {k} other captions to retrieve:"
+            " give more captions, or retrieve fewer"
+        )
+    return rows
+
+
+def _merge(
+    best: Float[Tensor, "q k"],
+    rows: Int[Tensor, "q k"],
+    found: Float[Tensor, "q j"],
+    at: Int[Tensor, "q j"],
+) -> None:
+    """Keep the best of the candidates so far and of a block's, in place."""
+    scores, places = torch.cat([best, found], dim=1), torch.cat([rows, at], dim=1)
+    by_row = places.argsort(dim=1, stable=True)
+    scores, places = scores.gather(1, by_row), places.gather(1, by_row)
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, : best.shape[1]]
+    best.copy_(scores.gather(1, order))
+    rows.copy_(places.gather(1, order))
+
+
+def nearest_by_faiss(
+    queries: Float[Tensor, "q d"],
+    store: Float[Tensor, "n e"],
+    k: int,
+    index: str,
+    apart: Groups | None = None,
+) -> Int[Tensor, "q k"]:
+    """Return about what :func:`nearest` does, by a faiss index; exactly so for ``Flat``.
+
+    Args:
+        queries: Features.
+        store: Features; faiss keeps its own copy in memory.
+        k: Rows wanted of each query.
+        index: What faiss's ``index_factory`` is to build, for example ``IVF1024,Flat``.
+        apart: Rows that are left out; a query that is left with too few is searched exactly.
+
+    Raises:
+        MissingExtraError: faiss is not installed.
+        ConfigError: faiss knows no such index, or cannot train it on so few captions.
+        DataError: as for :func:`nearest`.
+    """
+    _require(queries, store, k)
+    faiss = require("faiss", "ifcap")
+    built = _build_index(faiss, store, index)
+    wanted = min(len(store), k if apart is None else 4 * k + 16)
+    rows = torch.empty(len(queries), k, dtype=torch.int64)
+    missing = []
+    for first in range(0, len(queries), QUERY_BLOCK):
+        part = slice(first, first + QUERY_BLOCK)
+        _, found = built.search(_unit(queries[part]), wanted)
+        for query, candidates in enumerate(found, start=first):
+            kept = candidates[candidates >= 0]
+            if apart is not None:
+                kept = kept[(apart.store[kept] != apart.queries[query]).numpy()]
+            if len(kept) < k:
+                missing.append(query)
+            else:
+                rows[query] = torch.from_numpy(kept[:k])
+    if missing:
+        some = torch.tensor(missing)
+        own = None if apart is None else Groups(apart.queries[some], apart.store)
+        rows[some] = nearest(queries[some], store, k, own)
+    return rows
+
+
+def _build_index(faiss: Any, store: Tensor, index: str) -> Any:
+    try:
+        built = faiss.index_factory(store.shape[1], index, faiss.METRIC_INNER_PRODUCT)
+        if not built.is_trained:
+            step = max(1, len(store) // 100_000)
+            built.train(_unit(store[::step]))
+        for start in range(0, len(store), STORE_BLOCK):
+            built.add(_unit(store[start : start + STORE_BLOCK]))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1]
+        raise ConfigError(f"faiss cannot build the index {index!r}: {reason}") from error
+    return built
+
+
+def _unit(features: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    rows: np.ndarray[Any, np.dtype[np.float32]] = normalize(features.float(), dim=-1).numpy()
+    return rows
+
+
+def _require(queries: Tensor, store: Tensor, k: int) -> None:
+    if queries.shape[1] != store.shape[1]:
+        raise DataError(
+            f"features {queries.shape[1]} wide cannot be looked up among captions of"
+            f" {store.shape[1]}: extract both with one encoder"
+        )
+    if len(store) < k:
+        raise DataError(f"{k} captions are to be retrieved and there are {len(store)}: give more")

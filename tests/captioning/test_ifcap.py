@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from gmail_align.artifacts import Artifact, read_jsonl
+from gmail_align.captioning.config import PredictConfig
+from gmail_align.captioning.folder import load_gpt2
+from gmail_align.captioning.ifcap import IFCap
+from gmail_align.captioning.ifcap_config import IFCapConfig
+from gmail_align.captioning.ifcap_data import Training
+from gmail_align.captioning.ifcap_folder import open_reader
+from gmail_align.captioning.ifcap_run import CaptionSource, ImageSource, train_ifcap
+from gmail_align.captioning.predict import predict_captions, read_predictions
+from gmail_align.errors import ConfigError, DataError, ModelError
+from gmail_align.training.config import OptimConfig
+
+from .conftest import MakeFeatures, write_features
+
+WORDS = ("red ball", "blue cube", "green cone", "grey cylinder")
+ROWS = [
+    (f"c{number}{twin}", f"{start} {words}.")
+    for number, words in enumerate(WORDS)
+    for twin, start in enumerate(("a", "one", "there is a", "look, a", "some", "the"))
+]
+CPU = PredictConfig(device="cpu", method="greedy")
+
+
+def small(steps: int, **changes: object) -> IFCapConfig:
+    """An IFCap for a few steps, of images whose captions all agree."""
+    optim = {"lr": 3e-3, "schedule": "constant", "weight_decay": 0.0, "warmup": 0}
+    settings = {
+        "prefix_length": 2,
+        "layers": 1,
+        "heads": 2,
+        "retrieved": 3,
+        "max_tokens": 20,
+        "noun_captions": 5,
+        "noun_count": 4,
+        "vocabulary_count": 2,
+        "batch_size": 8,
+        "device": "cpu",
+        "beam": 2,
+        **changes,
+    }
+    return IFCapConfig(optim=OptimConfig(steps=steps, **optim), **settings)
+
+
+def text_features(seed: int = 0) -> torch.Tensor:
+    """Features of the captions: those of one object lie together."""
+    generator = torch.Generator().manual_seed(seed)
+    objects = torch.eye(4).repeat_interleave(2, dim=1).repeat_interleave(6, dim=0)
+    return 3 * objects + 0.2 * torch.randn(24, 8, generator=generator)
+
+
+def image_features(seed: int = 1) -> torch.Tensor:
+    """Features of one image an object."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.eye(4).repeat_interleave(2, dim=1) + 0.05 * torch.randn(4, 8, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("texts")
+    return write_features(folder, [name for name, _ in ROWS], text_features(), what="text")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return write_features(tmp_path_factory.mktemp("images"), list("wxyz"), image_features())
+
+
+@pytest.fixture(scope="module")
+def ifcap(gpt2: Path, texts: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A captioner that was trained on captions alone."""
+    out = tmp_path_factory.mktemp("ifcap") / "out"
+    return train_ifcap(small(150), CaptionSource(ROWS, texts), gpt2, out)
+
+
+def test_trained_on_text_alone_it_names_what_images_show(
+    ifcap: Artifact, images: Artifact, tmp_path: Path
+) -> None:
+    said = read_predictions(predict_captions(ifcap, images, tmp_path / "out", CPU))
+    assert [WORDS[i].split()[1] in said[name] for i, name in enumerate("wxyz")] == [True] * 4
+    assert ifcap.counts == {"captions": 24, "generated": 0}
+    assert not ifcap.path("retrieved.safetensors").exists()
+
+
+def test_captions_predicted_together_are_those_predicted_alone(
+    ifcap: Artifact, images: Artifact, tmp_path: Path
+) -> None:
+    """Hard prompts of different lengths are padded, and padding changes nothing."""
+    alone = PredictConfig(device="cpu", batch_size=1, beam=3)
+    together = PredictConfig(device="cpu", beam=3)
+    one = predict_captions(ifcap, images, tmp_path / "one", alone)
+    all_ = predict_captions(ifcap, images, tmp_path / "all", together)
+    assert read_predictions(one) == read_predictions(all_)
+    scores = [
+        [row["log_prob"] for row in read_jsonl(part.path("predictions.jsonl"))]
+        for part in (one, all_)
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_the_loss_is_that_of_plain_transformers(gpt2: Path) -> None:
+    words = load_gpt2(gpt2)[0]
+    torch.manual_seed(0)
+    model = IFCap(words, 8, prefix_length=2, layers=1, heads=2).eval()
+    features, retrieved = normalize(torch.randn(2, 8), dim=-1), torch.randn(2, 3, 8)
+    hard = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
+    hard_mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]).bool()
+    ids = torch.tensor([[11, 12, 0], [13, 0, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
+    losses = []
+    with torch.no_grad():
+        found = model.loss(model.prompt(features, retrieved, hard, hard_mask), ids, mask)
+        for row in range(2):
+            soft = model.fusion(features[row : row + 1], retrieved[row : row + 1])
+            tokens = torch.cat([hard[row][hard_mask[row]], ids[row][mask[row]]])
+            inputs = torch.cat([soft, words.transformer.wte(tokens)[None]], dim=1)
+            labels = torch.cat(
+                [torch.full((2 + int(hard_mask[row].sum()),), -100), ids[row][mask[row]]]
+            )
+            out = words(inputs_embeds=inputs, labels=labels[None])
+            losses.append(out.loss * int(mask[row].sum()))
+    assert torch.allclose(found, sum(losses) / int(mask.sum()), atol=1e-5)
+
+
+def test_objects_that_enough_captions_hold_are_named(ifcap: Artifact) -> None:
+    reader = open_reader(ifcap, torch.device("cpu"))
+    assert {"ball", "cube", "cone", "cylinder"} <= reader.store.vocabulary
+    assert reader.store.objects([0, 1, 2, 3, 6], reader.config) == ["ball"]
+    assert reader.store.objects([0, 1, 6, 7, 12], reader.config) == []
+    ids, mask = reader.hard([["ball"], []])
+    assert ids.shape == mask.shape
+    assert reader.tokenizer.decode(ids[0][mask[0]]) == "There are ball in image."
+
+
+class Spy:
+    """Takes the place of a fit and keeps what the training would have read."""
+
+    def __init__(self) -> None:
+        self.training: Training | None = None
+
+    def __call__(self, training: Training, *others: object) -> None:
+        self.training = training
+        raise KeyboardInterrupt
+
+
+def training(monkeypatch: pytest.MonkeyPatch, *args: object, **kwargs: object) -> Training:
+    """Return the data of a training that is stopped before its first step."""
+    from gmail_align.captioning import ifcap_run
+
+    spy = Spy()
+    monkeypatch.setattr(ifcap_run, "_fit", spy)
+    with pytest.raises(KeyboardInterrupt):
+        train_ifcap(*args, **kwargs)
+    assert spy.training is not None
+    return spy.training
+
+
+def test_generated_images_replace_noisy_texts(
+    texts: Artifact,
+    gpt2: Path,
+    make_features: MakeFeatures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"{name}-0" for name, _ in ROWS[:12]]
+    array = torch.randn(12, 8)
+    made = make_features("made", names, array, route="generated", weights="aligned")
+    source = CaptionSource(ROWS, texts, generated=made)
+    rows = torch.arange(24)
+    unit = normalize(array, dim=-1)
+    only = training(monkeypatch, small(1, mode="gen_embed"), source, gpt2, tmp_path / "gen")
+    assert only.rows.tolist() == list(range(12))
+    assert torch.allclose(only.inputs(rows[:12]), unit)
+    mixed = training(monkeypatch, small(1, mode="mix"), source, gpt2, tmp_path / "mix")
+    assert len(mixed) == 24
+    torch.manual_seed(0)
+    found = torch.stack([mixed.inputs(rows) for _ in range(40)])
+    taken = (found[:, :12] - unit).abs().amax(-1) < 1e-6
+    assert 0.4 < float(taken.float().mean()) < 0.6
+    noisy = training(monkeypatch, small(1), CaptionSource(ROWS, texts), gpt2, tmp_path / "text")
+    cosine = (noisy.inputs(rows) * normalize(text_features(), dim=-1)).sum(-1)
+    assert (cosine < 0.999).all()
+    assert float(cosine.mean()) > 0.85
+
+
+def test_training_retrieves_other_captions_and_never_the_same_words(
+    texts: Artifact, gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twice = [(name, text.replace("one", "a")) for name, text in ROWS]
+    config = small(1, retrieval_noise_variance=0.0)
+    found = training(monkeypatch, config, CaptionSource(twice, texts), gpt2, tmp_path / "out")
+    store = found.reader.store
+    assert found.retrieved.shape == (24, 3)
+    for row, near in enumerate(found.retrieved.tolist()):
+        assert store.texts[row] not in [store.texts[other] for other in near]
+        assert {other // 6 for other in near} == {row // 6}
+
+
+def test_another_encoder_can_look_captions_up(
+    texts: Artifact, gpt2: Path, images: Artifact, make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    other = {"encoder": "large", "weights": "large"}
+    names = [name for name, _ in ROWS]
+    keys = make_features("keys", names, text_features(5)[:, :6], what="text", **other)
+    source = CaptionSource(ROWS, texts, retrieval=keys)
+    seen = make_features("seen", list("wxyz"), image_features(6)[:, :6], **other)
+    held = ImageSource(images, [("w", "a red ball."), ("x", "a blue cube.")], seen)
+    out = train_ifcap(small(4), source, gpt2, tmp_path / "out", validation=held)
+    assert [row["step"] for row in out.manifest["notes"]["validation"]] == [0, 4]
+    config = json.loads(out.path("config.json").read_text())
+    assert config["trained_on"]["encoder"] == "clip"
+    assert config["trained_on"]["retrieval"] == "large"
+    said = predict_captions(out, images, tmp_path / "said", CPU, retrieval=seen)
+    assert set(read_predictions(said)) == set("wxyz")
+    with pytest.raises(DataError, match="encoder clip and the captioner was trained on large"):
+        predict_captions(out, images, tmp_path / "no", CPU)
+
+
+def test_a_killed_training_ends_with_the_same_bytes(
+    texts: Artifact, gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(4).model_copy(
+        update={"optim": small(4).optim.model_copy(update={"checkpoint_every": 2})}
+    )
+    source = CaptionSource(ROWS, texts)
+    whole = train_ifcap(config, source, gpt2, tmp_path / "whole")
+    loss = Training.loss
+
+    def killed(self: Training, step: int, seed: int) -> torch.Tensor:
+        if step == 3:
+            raise KeyboardInterrupt
+        return loss(self, step, seed)
+
+    monkeypatch.setattr(Training, "loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_ifcap(config, source, gpt2, tmp_path / "resumed")
+    monkeypatch.undo()
+    resumed = train_ifcap(config, source, gpt2, tmp_path / "resumed")
+    assert resumed.manifest["files"] == whole.manifest["files"]
+
+
+def test_what_does_not_belong_together_is_refused(
+    texts: Artifact, images: Artifact, gpt2: Path, make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    def refused(error: type, what: str, source: CaptionSource, **changes: object) -> None:
+        with pytest.raises(error, match=what):
+            train_ifcap(
+                small(1, **changes), source, gpt2, tmp_path / str(len(list(tmp_path.iterdir())))
+            )
+
+    plain = CaptionSource(ROWS, texts)
+    refused(ConfigError, "give features of generated images", plain, mode="mix")
+    refused(DataError, "holds no features of captions", CaptionSource(ROWS, images))
+    refused(DataError, "features of 24 captions and 23 are given", CaptionSource(ROWS[:-1], texts))
+    refused(ModelError, "3 heads do not divide", plain, heads=3)
+    refused(ModelError, "64 positions", plain, max_tokens=60)
+    refused(DataError, "fewer than 30|30 captions are to be", plain, retrieved=30)
+    other = make_features("other", ["c00-0"], torch.randn(1, 8), encoder="else")
+    refused(DataError, "encoder else", CaptionSource(ROWS, texts, generated=other), mode="mix")
+    none = make_features("none", ["unknown-0"], torch.randn(1, 8))
+    refused(
+        ConfigError,
+        "no caption has a generated image",
+        CaptionSource(ROWS, texts, generated=none),
+        mode="mix",
+    )
