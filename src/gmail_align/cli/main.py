@@ -22,13 +22,30 @@ COMMANDS: dict[str, Entry | Group] = {
         },
     ),
     "import": Group(
-        "Bring captioned images of your own in.",
-        {"coco": Entry("import_coco:coco", "Import COCO-style caption annotations and images.")},
+        "Bring data sets in, read in place from folders, zips, tars, tables and shards.",
+        {
+            "coco": Entry("import_coco:coco", "COCO-style caption annotations and images."),
+            "karpathy": Entry("import_coco:karpathy", "Karpathy's splits of COCO and Flickr."),
+            "flickr30k": Entry("import_captions:flickr30k", "Flickr30k's token file, all of it."),
+            "cc": Entry("import_captions:cc", "CC3M or CC12M: TSV, or img2dataset's shards."),
+            "sharegpt4v": Entry("import_captions:sharegpt4v", "ShareGPT4V's long captions."),
+            "urban1k": Entry("import_captions:urban1k", "Urban-1k, or images with .txt beside."),
+            "folder": Entry("import_classes:folder", "Folders of images named by their class."),
+            "cifake": Entry("import_classes:cifake", "The real or the generated side of CIFAKE."),
+            "classification": Entry(
+                "import_classes:classification", "DTD, Cars, SUN397, Food-101, ... ImageNet."
+            ),
+            "webdataset": Entry("import_tables:webdataset", "Any WebDataset shards."),
+            "parquet": Entry("import_tables:parquet", "Parquet, JSON lines or CSV by columns."),
+            "scienceqa": Entry("import_questions:scienceqa", "ScienceQA's questions and images."),
+            "mmmu": Entry("import_questions:mmmu", "MMMU's questions and images."),
+        },
     ),
     "synthesize": Entry("synthesize:synthesize", "Generate images from captions."),
     "pair": Entry("pair:pair", "Pair real and generated images of the same caption."),
     "extract": Entry("extract:extract", "Compute features of images or captions once."),
     "gap": Entry("gap:gap", "Measure the gap between real and generated images."),
+    "convert": Entry("convert:convert", "Bring a CLIP's weights into Hugging Face's format."),
     "align": Entry("align:align", "Align an encoder to generated images."),
     "train": Group(
         "Train a model on (aligned) features.",

@@ -69,6 +69,55 @@ def open_members(path: Path) -> Members:
     raise DataError(f"{path} is neither a folder nor a zip nor a tar, or it is cut off")
 
 
+def open_several(paths: Sequence[Path]) -> Members:
+    """Open one or more folders, zips and tars as if they were one.
+
+    Raises:
+        DataError: one of them is missing or something else.
+    """
+    opened = [open_members(path) for path in paths]
+    return opened[0] if len(opened) == 1 else Several(opened)
+
+
+class Several:
+    """The files of several folders and archives; where a name comes twice, the first's."""
+
+    def __init__(self, parts: Sequence[Members]) -> None:
+        self._parts = parts
+        self.serial = any(part.serial for part in parts)
+
+    def listing(self) -> Iterator[tuple[str, str]]:
+        """Yield every file of the first, then of the second, ..."""
+        for number, part in enumerate(self._parts):
+            for name, fault in part.listing():
+                again = any(other.stamp(name) is not None for other in self._parts[:number])
+                yield name, fault or ("comes twice; the first is kept" if again else "")
+
+    def _holder(self, name: str) -> tuple[int, Members]:
+        for number, part in enumerate(self._parts):
+            if part.stamp(name) is not None:
+                return number, part
+        raise DataError("is in none of the archives")
+
+    def find(self, name: str) -> str | None:
+        """Return the name under which the first that has the file has it."""
+        exact = next((name for part in self._parts if part.stamp(name) is not None), None)
+        return exact or next((found for part in self._parts if (found := part.find(name))), None)
+
+    def stamp(self, name: str) -> list[int] | None:
+        """Return the stamp that the first gives that has the file."""
+        return next((found for part in self._parts if (found := part.stamp(name))), None)
+
+    def place(self, name: str) -> int:
+        """Return which one has the file, and where, as one number."""
+        number, part = self._holder(name)
+        return (number << 48) + part.place(name)
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        return self._holder(name)[1].read(name)
+
+
 class Folder:
     """The files below a folder, sorted within each folder; links are followed."""
 
