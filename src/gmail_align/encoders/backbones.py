@@ -24,6 +24,7 @@ from transformers import (
 
 from gmail_align.encoders.class_token import class_token_and_patches, class_token_output
 from gmail_align.encoders.folder import no_bars, read_config
+from gmail_align.encoders.probe import PROBE, compare, read_probe, said
 from gmail_align.encoders.text import (
     load_siglip_tokenizer,
     load_tokenizer,
@@ -173,6 +174,9 @@ class SiglipBackbone:
 class VisionOnly(nn.Module):
     """A vision tower under the name that the adapter's targets begin with."""
 
+    base_model_prefix = "vision_model"
+    """Read by peft when it puts an adapter in."""
+
     def __init__(self, vision_model: ViTModel) -> None:
         super().__init__()
         self.vision_model = vision_model
@@ -275,7 +279,26 @@ def load_model(folder: Path) -> nn.Module:
     model.requires_grad_(False)
     if isinstance(model, SiglipModel) and not model.vision_model.use_head:
         raise ModelError(f"{folder} holds a SigLIP without its pooling head, which is needed")
-    return VisionOnly(model) if isinstance(model, ViTModel) else model
+    found = VisionOnly(model) if isinstance(model, ViTModel) else model
+    if (folder / PROBE).exists():
+        _check_probe(folder, backbone_of(found))
+    return found
+
+
+@torch.no_grad()
+def _check_probe(folder: Path, backbone: Backbone) -> None:
+    """Compare the features of the probe that is stored with the weights.
+
+    Raises:
+        ModelError: they differ.
+    """
+    tensors, made = read_probe(folder)
+    what = f"{folder} (saved with {said(made)})"
+    compare(backbone.image_features(tensors["pixels"]), tensors["image_features"], what)
+    if "input_ids" in tensors:
+        ids = tensors["input_ids"]
+        found = backbone.text_features(ids, torch.ones_like(ids))
+        compare(found, tensors["text_features"], what)
 
 
 def _load(

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from gmail_align.artifacts import DRAFT, MANIFEST, fingerprint, sha256_file
 from gmail_align.config import build
 from gmail_align.encoders.config import EncoderCard
+from gmail_align.encoders.probe import PROBE
 from gmail_align.errors import ConfigError, ModelError
 
 CONFIG = "config.json"
@@ -82,7 +83,7 @@ def read_card(folder: Path) -> EncoderCard | None:
 def model_files(folder: Path) -> list[Path]:
     """Return a model folder's configuration, tokenizer and weight files, sorted."""
     found = {path for pattern in _FILES for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.name not in (MANIFEST, DRAFT))
+    return sorted(path for path in found if path.name not in (MANIFEST, DRAFT, PROBE))
 
 
 def folder_fingerprint(folder: Path) -> str:

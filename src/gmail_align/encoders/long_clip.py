@@ -86,7 +86,8 @@ def principal_part(
         centred = unit - mean
         _, _, axes = torch.linalg.svd(centred.detach(), full_matrices=False)
         kept = axes[:components]
-        return centred @ kept.T @ kept + mean
+        found: Tensor = centred @ kept.T @ kept + mean
+        return found
 
 
 def long_short_loss(
