@@ -103,7 +103,7 @@ class _Run:
         with tempfile.TemporaryDirectory() as folder:
             given, found = Path(folder, "captions.json"), Path(folder, "scores.json")
             given.write_text(json.dumps(rows), encoding="utf-8")
-            seconds = 1800 + 2 * len(rows) if self.timeout is None else self.timeout
+            seconds = 1800.0 + 2 * len(rows) if self.timeout is None else self.timeout
             self._run(command(given, found), folder, seconds)
             scores = _read(found, pairs)
         return {

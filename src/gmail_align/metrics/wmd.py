@@ -7,6 +7,7 @@ Kilickaya et al. (2017) made a caption metric of it: exp(-distance), 0..1, highe
 from __future__ import annotations
 
 import gzip
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,9 @@ def load_word_vectors(path: Path) -> Any:
     binary = ".bin" in path.suffixes
     try:
         headless = not binary and _is_headless(path)
-        return vectors.load_word2vec_format(str(path), binary=binary, no_header=headless)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # gensim reads a headless file twice
+            return vectors.load_word2vec_format(str(path), binary=binary, no_header=headless)
     except (ValueError, OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path} cannot be read as word vectors of word2vec or GloVe: {error}"
