@@ -18,11 +18,12 @@ def train(
         Path, typer.Option(metavar="DIR", help="Corpus and checkpoints; kept, to go on from.")
     ] = Path("runs/tabletop"),
     only: Annotated[
-        Literal["clip", "gpt2", "diffusion"] | None, typer.Option(help="Train just this one.")
+        Literal["clip", "gpt2", "diffusion", "long_clip", "siglip"] | None,
+        typer.Option(help="Train just this one."),
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Train the shipped CLIP, GPT-2 and diffusion model in the tabletop world: hours on a CPU."""
+    """Train the shipped models in the tabletop world from scratch: hours on a CPU."""
     shared.refuse_configuration()
     if shared.dry_run:
         shared.show_plan("tabletop train", out, work=work, only=only or "everything", seed=seed)

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from gmail_align.artifacts import write_json
+from gmail_align.encoders.long_clip import stretch_clip
 from gmail_align.progress import say
 from gmail_align.runtime import stable_seed, versions
 from gmail_align.tabletop.ceiling import retrieval_ceiling
 from gmail_align.tabletop.render import render
 from gmail_align.tabletop.scenes import sample_scene
-from gmail_align.tabletop.text import captions
-from gmail_align.tabletop.training import autoencoder, clip, diffusion, language
+from gmail_align.tabletop.text import captions, long_caption
+from gmail_align.tabletop.training import autoencoder, clip, diffusion, language, siblings
 from gmail_align.tabletop.training.corpus import Corpus, build_corpus, read_corpus, through_jpeg
 from gmail_align.tabletop.training.tokenizers import train_clip_tokenizer, train_gpt2_tokenizer
 
@@ -34,7 +35,9 @@ class Budget:
     autoencoder: int = 1800
     clip: tuple[int, int] = (3000, 800)
     gpt2: int = 1000
-    diffusion: int = 2500
+    diffusion: tuple[int, int] = (2500, 3000)
+    long_clip: tuple[int, int] = (1000, 400)
+    siglip: int = 1200
 
 
 def train_models(
@@ -49,10 +52,10 @@ def train_models(
 
     Args:
         work: Corpus, checkpoints and curves.
-        out: Folder of the models: ``clip``, ``gpt2`` and ``diffusion``.
+        out: Folder of the models: ``clip``, ``gpt2``, ``diffusion``, ``long_clip``, ``siglip``.
         seed: Seed of every model.
         budget: Sizes and steps.
-        only: Train just this part (``clip``, ``gpt2`` or ``diffusion``).
+        only: Train just this part.
 
     Returns:
         The training record, which is also written beside each model.
@@ -64,6 +67,8 @@ def train_models(
         "clip": lambda: make_clip(work, out / "clip", corpus, budget, seed),
         "gpt2": lambda: make_gpt2(work, out / "gpt2", corpus, budget, seed),
         "diffusion": lambda: make_diffusion(work, out / "diffusion", corpus, budget, seed),
+        "long_clip": lambda: make_long_clip(work, out / "long_clip", corpus, budget, seed),
+        "siglip": lambda: make_siglip(work, out / "siglip", corpus, budget, seed),
     }
     return {name: make() for name, make in parts.items() if only in (None, name)}
 
@@ -116,17 +121,66 @@ def make_diffusion(
     latents = autoencoder.encode_corpus(vae, corpus.images)
     torch.manual_seed(stable_seed(seed, "diffusion"))
     models = (diffusion.build_unet(), diffusion.build_text_encoder(tokenizer))
-    config = diffusion.optimisation(budget.diffusion)
+    configs = diffusion.phases(*budget.diffusion)
     data = (latents, corpus.captions)
-    second = diffusion.train_diffusion(
-        models, tokenizer, data, config, _folder(work, "diffusion"), seed=seed
+    reports = diffusion.train_diffusion(
+        models, tokenizer, data, configs, _folder(work, "diffusion"), seed=seed
     )
     pipeline = diffusion.assemble_pipeline(vae, models, tokenizer)
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(out)
-    curve = {"autoencoder": _thin(first.losses), "diffusion": _thin(second.losses)}
-    steps = budget.autoencoder + budget.diffusion
+    curve = {"autoencoder": _thin(first.losses)}
+    curve |= {f"diffusion_{n}": _thin(report.losses) for n, report in enumerate(reports, 1)}
+    steps = budget.autoencoder + sum(budget.diffusion)
     return _record(out, pipeline.unet, steps, curve)
+
+
+def make_long_clip(
+    work: Path, out: Path, corpus: Corpus, budget: Budget, seed: int
+) -> dict[str, Any]:
+    """Train a small CLIP, stretch it and go on with long captions; scores are on test images."""
+    corpus = siblings.shrink(corpus)
+    tokenizer = train_clip_tokenizer(_flat(corpus))
+    torch.manual_seed(seed)
+    short = siblings.build_short_clip(tokenizer)
+    corpora = (corpus, siblings.shrink(held_out("val", budget.held_out)))
+    home = _folder(work, "long_clip")
+    first = siblings.optimisation(budget.long_clip[0])
+    reports = clip.train_clip(short, tokenizer, corpora, [first], home / "short", seed=seed)
+    model = stretch_clip(short, siblings.LONG_LENGTH)
+    tokenizer.model_max_length = siblings.LONG_LENGTH
+    torch.manual_seed(stable_seed(seed, "long"))
+    second = siblings.optimisation(budget.long_clip[1], 1e-3)
+    folder = _folder(home, "long")
+    reports.append(siblings.train_long_clip(model, tokenizer, corpora, second, folder, seed=seed))
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    write_json(out / "preprocessor_config.json", siblings.CLIP_PREPROCESSOR)
+    texts = [long_caption(sample_scene(i, "test")) for i in range(budget.held_out)]
+    test = siblings.shrink(held_out("test", budget.held_out))
+    scores = siblings.long_scores(model.float(), tokenizer, test, texts)
+    curve = {"validation": [r.scores for r in reports], "test": scores}
+    return _record(out, model, sum(budget.long_clip), curve)
+
+
+def make_siglip(work: Path, out: Path, corpus: Corpus, budget: Budget, seed: int) -> dict[str, Any]:
+    """Train a small SigLIP; the record holds its retrieval over test images."""
+    corpus = siblings.shrink(corpus)
+    tokenizer = train_clip_tokenizer(_flat(corpus))
+    tokenizer.model_max_length = siblings.SIGLIP_LENGTH
+    torch.manual_seed(seed)
+    model = siblings.build_siglip(tokenizer)
+    corpora = (corpus, siblings.shrink(held_out("val", budget.held_out)))
+    config = siblings.optimisation(budget.siglip)
+    report = siblings.train_siglip(
+        model, tokenizer, corpora, config, _folder(work, "siglip"), seed=seed
+    )
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    write_json(out / "preprocessor_config.json", siblings.SIGLIP_PREPROCESSOR)
+    test = siblings.shrink(held_out("test", budget.held_out))
+    scores = siblings.siglip_scores(model.float(), tokenizer, test)
+    return _record(out, model, config.steps, {"validation": report.scores, "test": scores})
 
 
 def held_out(split: str, count: int) -> Corpus:
