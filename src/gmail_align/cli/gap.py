@@ -2,96 +2,186 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gmail_align.artifacts import Artifact, load
-from gmail_align.cli.shared import Device, Out, Seed, Shared, command, model_of
-from gmail_align.errors import ArtifactError, ConfigError
+from gmail_align.cli.on_files import OutOrNot, answer_lines
+from gmail_align.cli.shared import Device, Seed, Shared, command, model_of
+from gmail_align.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gmail_align.gap.config import GapConfig
+    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.gap.files import Beside
+    from gmail_align.gap.prepare import Prepared
 
 
 @command
 def gap(
     shared: Shared,
     real: Annotated[
-        Path, typer.Option(metavar="DIR", help="Real images or their features (or a .npy file).")
-    ],
-    generated: Annotated[Path, typer.Option(metavar="DIR", help="The same of generated images.")],
-    out: Out,
+        Path | None,
+        typer.Option(metavar="DIR", help="Real images: a folder, a zip, or an artifact."),
+    ] = None,
+    generated: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The same of generated images.")
+    ] = None,
+    out: OutOrNot = None,
     pairs: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Pairs; adds what only pairs can tell.")
     ] = None,
+    paired: Annotated[
+        bool, typer.Option("--paired", help="Rows of the files, or files of one name, are pairs.")
+    ] = False,
     encoder: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Encoder, for images; features go to OUT-features."),
     ] = None,
+    real_features: Annotated[
+        Path | None, typer.Option(metavar="R.npy", help="Or plain files: floats (images, dim).")
+    ] = None,
+    generated_features: Annotated[
+        Path | None, typer.Option(metavar="G.npy", help="Floats (images, dim).")
+    ] = None,
+    real_classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The class of each row of R, one a line.")
+    ] = None,
+    generated_classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The class of each row of G.")
+    ] = None,
+    generators: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What made each row of G, one a line.")
+    ] = None,
+    text_features: Annotated[
+        Path | None,
+        typer.Option(metavar="T.npy", help="Captions of the pairs, or of the classes by name."),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Measure the gap between real and generated images, before anything is trained on it."""
+    """Measure the gap between real and generated images, before anything is trained on it.
+
+    Give two folders (or zips, or artifacts) and an --encoder, or features in two .npy files.
+    Subfolders of images are read as classes, and above those as generators. OUT/report/index.html
+    is a page of its own.
+    """
     from gmail_align.gap.config import GapConfig
+    from gmail_align.gap.files import Beside
 
     config = shared.build(GapConfig)
-    if real.suffix == generated.suffix == ".npy":
-        _gap_of_files(shared, (real, generated), out, config, seed)
+    beside = Beside(real_classes, generated_classes, generators, text_features)
+    if real is not None and generated is not None and real.suffix == generated.suffix == ".npy":
+        real, generated, real_features, generated_features = None, None, real, generated
+    files = _both("--real-features", real_features, "--generated-features", generated_features)
+    sides = _both("--real", real, "--generated", generated)
+    if files and (sides or pairs or encoder):
+        raise ConfigError("features in files need no --real, --generated, --pairs and --encoder")
+    if not files and not sides:
+        raise ConfigError(
+            "give --real and --generated, or --real-features and --generated-features"
+        )
+    if files:
+        _of_files(shared, files, out, beside, {"paired": paired, "config": config, "seed": seed})
         return
-    paired = None if pairs is None else _pair_ids(load(pairs, "pairs"))
-    inputs = {"real": load(real), "generated": load(generated)}
-    _check(inputs, encoder)
+    if beside != Beside():
+        raise ConfigError("classes, generators and texts of rows go with --real-features")
+    if out is None:
+        raise ConfigError("--out is missing: name a folder for the result")
+    made_of = None if pairs is None else load(pairs, "pairs")
+    plan = {"real": sides[0], "generated": sides[1], "pairs": pairs, "config": config}
+    _check(sides, encoder, paired and pairs is not None)
     if shared.dry_run:
-        shared.show_plan("gap", out, real=real, generated=generated, pairs=pairs, config=config)
+        shared.show_plan("gap", out, **plan)
         return
-    from gmail_align.gap.run import measure_gap
-
-    home = out.with_name(f"{out.name}-features")
-    features = {
-        name: artifact
-        if artifact.kind == "features"
-        else _extract(artifact, str(encoder), home / name, device)
-        for name, artifact in inputs.items()
-    }
-    shared.show_artifact(measure_gap(**features, pairs=paired, out=out, config=config, seed=seed))
+    ready = _prepare(sides, out, _encoder(encoder, device), made_of, paired)
+    _of_artifacts(shared, ready, out, {"config": config, "seed": seed})
 
 
-def _check(inputs: dict[str, Artifact], encoder: str | None) -> None:
-    for artifact in inputs.values():
-        if artifact.kind not in ("images", "features"):
-            raise ArtifactError(
-                f"{artifact.folder} holds {artifact.kind}, but images or features are needed here"
-            )
-        if artifact.kind == "images" and encoder is None:
-            raise ConfigError(f"{artifact.folder} holds images: name an --encoder to compare them")
+def _check(sides: Sequence[Path], encoder: str | None, both: bool) -> None:
+    from gmail_align.gap.prepare import check_side
+
+    if both:
+        raise ConfigError("--pairs and --paired both say what belongs together: give one")
+    for side in sides:
+        check_side(side, encoder is not None)
 
 
-def _extract(images: Artifact, encoder: str, out: Path, device: str) -> Artifact:
+def _encoder(name: str | None, device: str) -> GmailEncoder | None:
+    if name is None:
+        return None
     from gmail_align.encoders.clip import GmailEncoder
-    from gmail_align.encoders.route import Route
-    from gmail_align.features.run import extract_images
     from gmail_align.runtime import resolve_device
 
-    model = GmailEncoder.from_pretrained(model_of(encoder, "clip")).to(resolve_device(device))
-    return extract_images(images, model, Route.FROZEN, out)
+    return GmailEncoder.from_pretrained(model_of(name, "clip")).to(resolve_device(device))
 
 
-def _pair_ids(pairs: Artifact) -> list[tuple[str, str]]:
-    from gmail_align.data.pairs import read_pairs
+def _prepare(
+    sides: tuple[Path, Path],
+    out: Path,
+    encoder: GmailEncoder | None,
+    pairs: Artifact | None,
+    by_name: bool,
+) -> Prepared:
+    from gmail_align.gap.prepare import prepare
 
-    return [(pair.real_image_id, pair.generated_image_id) for pair in read_pairs(pairs)]
+    home = out.with_name(f"{out.name}-features")
+    return prepare(*sides, home, encoder=encoder, pairs=pairs, by_name=by_name)
 
 
-def _gap_of_files(
-    shared: Shared, files: tuple[Path, Path], out: Path, config: GapConfig, seed: int
+def _of_artifacts(shared: Shared, ready: Prepared, out: Path, how: dict[str, Any]) -> None:
+    """Measure features, and write the page once."""
+    from gmail_align.features.store import read_features
+    from gmail_align.gap.run import measure_gap
+
+    features = ready.real.features, ready.generated.features
+    result = measure_gap(*features, ready.pairs, out, known=ready.known, **how)
+    body = json.loads(result.path("result.json").read_text(encoding="utf-8"))
+    page = out / "report" / "index.html"
+    if not page.exists():
+        from gmail_align.report.gap import write_gap_report
+
+        arrays = [read_features(one).array for one in features]
+        write_gap_report(body, (arrays[0], arrays[1]), out / "report")
+    shared.show_artifact(result)
+    if not shared.json and not shared.quiet:
+        typer.echo(f"{body['advice']['sentence']}\n{page}")
+
+
+def _of_files(
+    shared: Shared, files: tuple[Path, Path], out: Path | None, beside: Beside, how: dict[str, Any]
 ) -> None:
-    """Measure the gap between two files of numpy; the result is one file, ``OUT/result.json``."""
-    from gmail_align.artifacts import write_json
+    """Measure files; with an OUT, the result is ``OUT/result.json`` with the page beside it."""
     from gmail_align.gap.files import gap_of_files
 
-    found: dict[str, Any] = gap_of_files(*files, config=config, seed=seed)
-    if not shared.dry_run:
+    if shared.dry_run:
+        named = {"files": [str(path) for path in files]}
+        shared.show_plan("gap", out or Path("standard output"), **named, **how)
+        return
+    found = gap_of_files(*files, beside=beside, **how)
+    lines = [*answer_lines(found), found["advice"]["sentence"]]
+    if out is not None:
+        from gmail_align.artifacts import write_json
+        from gmail_align.features.arrays import load_features
+        from gmail_align.report.gap import write_gap_report
+
+        arrays = load_features(files[0]), load_features(files[1])
+        lines.append(str(write_gap_report(found, arrays, out / "report")))
         write_json(out / "result.json", found)
-    shared.show(found, f"{out / 'result.json'}: gap of {files[0]} and {files[1]}")
+    shared.show(found, "\n".join(lines))
+
+
+def _both(first: str, a: Path | None, second: str, b: Path | None) -> tuple[Path, Path] | tuple[()]:
+    """Return two paths that only go together, or none.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    if a is not None and b is not None:
+        return a, b
+    if a is None and b is None:
+        return ()
+    raise ConfigError(f"{first if a is None else second} is missing: give both")

@@ -14,7 +14,7 @@ from torch import Tensor
 from gmail_align.gap.advice import THRESHOLDS, advise
 from gmail_align.gap.config import GapConfig
 from gmail_align.gap.groups import measure_groups, plain
-from gmail_align.gap.sides import Side, class_numbers, sample_rows
+from gmail_align.gap.sides import Side, class_numbers, sampled
 from gmail_align.metrics.bootstrap import Estimate, cluster_index
 from gmail_align.metrics.distances import (
     cmmd,
@@ -100,7 +100,7 @@ def measure_sides(
     config = config or GapConfig()
     check = require_pairs if paired else require_features
     check(real=real.features, generated=generated.features)
-    rows = _sampled(len(real), len(generated), paired, config.max_pairs, seed)
+    rows = sampled(len(real), len(generated), paired, config.max_pairs, seed)
     real, generated = real.take(rows[0]), generated.take(rows[1])
     groups = None if groups is None else groups[rows[0]]
     owner = cluster_index(None if groups is None else groups.numpy(), len(real))
@@ -126,17 +126,6 @@ def measure_sides(
             "thresholds": dict(THRESHOLDS),
         },
     }
-
-
-def _sampled(
-    first: int, second: int, paired: bool, most: int, seed: int
-) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
-    """Draw the rows of both sides that are looked at, equally many."""
-    if paired:
-        rows = sample_rows(first, most, seed, "pairs")
-        return rows, rows
-    count = min(first, second, most)
-    return sample_rows(first, count, seed, "real"), sample_rows(second, count, seed, "generated")
 
 
 def _distances(real: Side, generated: Side, owner: np.ndarray | None) -> dict[str, Estimate]:

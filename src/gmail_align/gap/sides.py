@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gmail_align.artifacts import Artifact, fingerprint
 from gmail_align.errors import DataError
 from gmail_align.runtime import stable_seed
 
@@ -62,6 +63,37 @@ class Side:
         )
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of images besides their features.
+
+    Attributes:
+        real_classes: real image id -> class.
+        generated_classes: generated image id -> class.
+        generators: generated image id -> what made it.
+        texts: features of captions, or of prompts whose ids are the classes.
+        captions: caption id of each pair; None where ``texts`` are of classes.
+    """
+
+    real_classes: Mapping[str, str] = field(default_factory=dict)
+    generated_classes: Mapping[str, str] = field(default_factory=dict)
+    generators: Mapping[str, str] = field(default_factory=dict)
+    texts: Artifact | None = None
+    captions: Sequence[str] | None = None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Identity of the labels; None where nothing is known."""
+        said = [self.real_classes, self.generated_classes, self.generators, self.captions]
+        return (
+            fingerprint(
+                [one and (list(one) if isinstance(one, Sequence) else dict(one)) for one in said]
+            )
+            if any(said)
+            else None
+        )
+
+
 def class_numbers(real: Side, generated: Side) -> tuple[Tensor, Tensor, list[str]] | None:
     """Return the classes of both sides as numbers and their names; None where a side has none."""
     if real.classes is None or generated.classes is None:
@@ -84,3 +116,14 @@ def sample_rows(count: int, wanted: int, seed: int, what: str) -> Int[Tensor, " 
         return torch.arange(count)
     rng = np.random.default_rng(stable_seed(seed, "gap", what))
     return torch.from_numpy(np.sort(rng.choice(count, wanted, replace=False)))
+
+
+def sampled(
+    first: int, second: int, paired: bool, most: int, seed: int
+) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+    """Draw the rows of both sides that are looked at, equally many."""
+    if paired:
+        rows = sample_rows(first, most, seed, "pairs")
+        return rows, rows
+    count = min(first, second, most)
+    return sample_rows(first, count, seed, "real"), sample_rows(second, count, seed, "generated")

@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from gmail_align.artifacts import write_bytes
-from gmail_align.extras import require
 from gmail_align.report import charts, words
 from gmail_align.report.data import ReportData, section
 from gmail_align.report.figures import all_figures
 from gmail_align.report.images import data_uri
 from gmail_align.report.names import in_order
-from gmail_align.report.numbers import count, duration
+from gmail_align.report.numbers import duration
 from gmail_align.report.projection import Projection, project
 from gmail_align.report.results import all_tables, stages
 from gmail_align.report.tables import Table
+from gmail_align.report.templating import environment
 
 PAGE: Final = "index.html"
-_TEMPLATES: Final = Path(__file__).with_name("templates")
 _COUNTS: Final = {
     "captions": "captions",
     "real_images": "real images",
@@ -94,17 +93,8 @@ def write_report(data: ReportData, out: Path) -> Path:
 
 def render(data: ReportData, tables: Mapping[str, Table], maps: Mapping[str, Projection]) -> str:
     """Return the page as text."""
-    jinja = require("jinja2", "report")
-    environment: Any = jinja.Environment(
-        loader=jinja.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = count
     view = _view(data, tables, maps)
-    return str(environment.get_template("page.html").render(**view))
+    return str(environment().get_template("page.html").render(**view))
 
 
 def _view(

@@ -1,4 +1,7 @@
-"""Figure 3 of the paper: real and generated embeddings in the plane, and how separable they are."""
+"""Figure 3 of the paper: real and generated embeddings in the plane, and how separable they are.
+
+t-SNE as there, and PCA beside it, which bends nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Projection:
-    """A t-SNE of real and generated embeddings.
+    """Real and generated embeddings in the plane.
 
     Attributes:
         real: (n, 2) places in 0..1, the picture's own scale.
@@ -30,7 +33,7 @@ class Projection:
         total: How many embeddings of both kinds there were, drawn or not.
         separability: Share of embeddings whose nearest neighbour is of their own kind, measured
             on the embeddings themselves; the mean over the two kinds.
-        perplexity: What was used.
+        perplexity: What t-SNE used; 0 for PCA.
     """
 
     real: Points
@@ -56,19 +59,44 @@ def project(real: Embeddings, generated: Embeddings) -> Projection | None:
     Raises:
         DataError: the arrays are not two finite matrices of one width.
     """
-    _require_matrices(real, generated)
-    total = len(real), len(generated)
-    if min(total) < _LEAST:
-        return None
-    rows = _unit(_thinned(real)), _unit(_thinned(generated))
-    both = np.concatenate(rows)
-    if not np.ptp(both, axis=0).any():
+    both = _drawn(real, generated)
+    if both is None:
         return None
     perplexity = min(PERPLEXITY, (len(both) - 1) / 3)
-    places = _tsne(both, perplexity)
-    first = len(rows[0])
+    return _placed(_tsne(both, perplexity), real, generated, perplexity)
+
+
+def project_pca(real: Embeddings, generated: Embeddings) -> Projection | None:
+    """Lay embeddings out on their first two principal axes; see :func:`project`.
+
+    The sign of an axis is that in which its largest weight is positive.
+    """
+    both = _drawn(real, generated)
+    if both is None:
+        return None
+    axes = np.linalg.svd(both - both.mean(0), full_matrices=False)[2][:2]
+    axes *= np.sign(axes[np.arange(2), np.abs(axes).argmax(1)])[:, None]
+    return _placed((both - both.mean(0)) @ axes.T, real, generated, 0.0)
+
+
+def _drawn(real: Embeddings, generated: Embeddings) -> Points | None:
+    """Return the rows that are drawn, real before generated; None where there is nothing to see."""
+    _require_matrices(real, generated)
+    if min(len(real), len(generated)) < _LEAST:
+        return None
+    both = np.concatenate([_unit(_thinned(real)), _unit(_thinned(generated))])
+    return both if np.ptp(both, axis=0).any() else None
+
+
+def _placed(
+    places: Points, real: Embeddings, generated: Embeddings, perplexity: float
+) -> Projection:
+    """Scale places into the picture and part the two kinds."""
+    low, span = places.min(0), np.ptp(places, axis=0)
+    centred: Points = 0.5 + (places - low - span / 2) / max(float(span.max()), 1e-12)
+    first, total = len(_thinned(real)), (len(real), len(generated))
     return Projection(
-        places[:first], places[first:], total, separability(real, generated), perplexity
+        centred[:first], centred[first:], total, separability(real, generated), perplexity
     )
 
 
@@ -97,10 +125,7 @@ def _tsne(rows: Points, perplexity: float) -> Points:
         n_components=2, init="pca", random_state=0, perplexity=perplexity, n_jobs=1
     )
     with threads.threadpool_limits(limits=1):
-        places = np.asarray(model.fit_transform(rows), dtype=np.float64)
-    low, span = places.min(0), np.ptp(places, axis=0)
-    centred: Points = 0.5 + (places - low - span / 2) / max(float(span.max()), 1e-12)
-    return centred
+        return np.asarray(model.fit_transform(rows), dtype=np.float64)
 
 
 def _thinned(rows: Embeddings) -> Embeddings:

@@ -1,0 +1,188 @@
+"""``gap`` as a stranger meets it: two folders of images, or two files of features."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from gmail_align.cli.main import app
+
+KEYS = {"metrics", "intervals", "n", "protocol", "unavailable", "seconds"}
+QUICK = ("--set", "resamples=20")
+
+
+def call(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Images of two colours as two classes; generated ones are noisy, by two generators."""
+    home, rng = tmp_path_factory.mktemp("gap"), np.random.default_rng(0)
+    for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        for number in range(6):
+            spots = {"real": rng.normal(0, 8, (64, 64, 3)), "made": rng.normal(0, 50, (64, 64, 3))}
+            for side, above in (("real", ""), ("made", ("sd/", "flux/")[number % 2])):
+                path = home / side / f"{above}{name}" / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((colour + spots[side]).clip(0, 255).astype(np.uint8)).save(path)
+    return home
+
+
+@pytest.fixture(scope="module")
+def measured(folders):
+    words = ("gap", "--real", folders / "real", "--generated", folders / "made")
+    words += (
+        "--encoder",
+        "tabletop",
+        "--out",
+        folders / "out",
+        *QUICK,
+        "--set",
+        "least_in_group=4",
+    )
+    ran = call(*words, "--json")
+    assert ran.exit_code == 0, ran.stderr
+    return words, json.loads(ran.stdout), folders / "out"
+
+
+def test_two_folders_give_a_result_and_a_page(measured):
+    _, said, out = measured
+    result = said["result"]
+    assert said["kind"] == "result" and result["protocol"] == "gap_unpaired"
+    assert set(result["groups"]) == {"classes", "generators"}
+    assert set(result["groups"]["generators"]) == {"sd", "flux"}
+    assert {"class_margin", "text_recall_real", "text_recall_generated"} <= set(result["metrics"])
+    assert result["features"]["real"]["route"] == "frozen"
+    page = (out / "report" / "index.html").read_text()
+    assert result["advice"]["sentence"].partition(": ")[2][1:40] in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert (out / "report" / "figures" / "embeddings.svg").exists()
+    assert "flux" in (out / "report" / "tables" / "generators.md").read_text()
+
+
+def test_a_finished_gap_is_not_measured_again(measured):
+    words, said, out = measured
+    before = (out / "report" / "index.html").stat().st_mtime_ns
+    ran = call(*words, "--json")
+    assert json.loads(ran.stdout) == said and ran.stderr == ""
+    assert (out / "report" / "index.html").stat().st_mtime_ns == before
+    last = call(*words).stdout.splitlines()[-2:]
+    assert last == [said["result"]["advice"]["sentence"], str(out / "report" / "index.html")]
+
+
+def test_zips_and_names_as_pairs(folders, tmp_path):
+    for side, inside in (("real", "real"), ("made", "made/sd")):
+        with zipfile.ZipFile(tmp_path / f"{side}.zip", "w") as archive:
+            for path in sorted((folders / inside).rglob("*.png")):
+                archive.write(path, path.relative_to(folders / inside))
+    ran = call(
+        *("gap", "--real", tmp_path / "real.zip", "--generated", tmp_path / "made.zip", "--paired"),
+        *("--encoder", "tabletop", "--out", tmp_path / "out", "--json", *QUICK),
+    )
+    assert ran.exit_code == 0, ran.stderr
+    result = json.loads(ran.stdout)["result"]
+    assert (result["protocol"], result["n"]) == ("gap_paired", 6)
+
+
+def save(path, array):
+    np.save(path, array)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    real = rng.standard_normal((40, 6)).astype(np.float32)
+    made = real + 0.5 * rng.standard_normal((40, 6)).astype(np.float32)
+    (tmp_path / "c.txt").write_text("\n".join(["cat", "dog"] * 20))
+    return {
+        "--real-features": save(tmp_path / "r.npy", real),
+        "--generated-features": save(tmp_path / "g.npy", made),
+    }
+
+
+def flat(options):
+    return [word for pair in options.items() for word in pair if word is not None]
+
+
+def test_files_of_features(files, tmp_path):
+    ran = call("gap", *flat(files), "--paired", "--json", *QUICK)
+    assert ran.exit_code == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert set(found) >= KEYS and found["protocol"] == "gap_paired"
+    assert {"paired_cosine", "gen_to_real_r1", "probe_auc", "cmmd"} <= set(found["metrics"])
+    classes = ("--real-classes", tmp_path / "c.txt", "--generated-classes", tmp_path / "c.txt")
+    texts = ("--text-features", save(tmp_path / "t.npy", np.eye(6, dtype=np.float32)[:2]))
+    ran = call("gap", *flat(files), *classes, *texts, *QUICK, "--out", tmp_path / "out")
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == str(tmp_path / "out" / "report" / "index.html")
+    kept = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert {"class_margin", "text_recall_real"} <= set(kept["metrics"])
+    assert "cat" in (tmp_path / "out" / "report" / "index.html").read_text()
+    dry = call("gap", *flat(files), "--out", tmp_path / "dry", "--dry-run")
+    assert dry.exit_code == 0 and not (tmp_path / "dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"--real-features": None}, "--real-features is missing"),
+        ({"--real": "x", "--generated": "y"}, "features in files need no --real"),
+        ({"--generated-features": np.ones((40, 5), np.float32)}, "40 rows|dimensions"),
+        ({"--generated-features": np.full((40, 6), np.nan, np.float32)}, "NaN or infinity"),
+        (
+            {"--generated-features": np.ones((39, 6), np.float32), "--paired": None},
+            "do not pair up",
+        ),
+        ({"--generated-features": np.ones((0, 6), np.float32)}, "is empty"),
+        (
+            {"--real-classes": "{c}", "--generated-classes": "{short}"},
+            "2 classes were given for 40",
+        ),
+        ({"--real-classes": "{gap}"}, "line 2 of"),
+        ({"--text-features": "{r}"}, "needs pairs or classes"),
+        ({"--pairs": "x"}, "features in files need no"),
+    ],
+)
+def test_mistakes_in_files_are_told_in_a_sentence(files, tmp_path, change, sentence):
+    import re
+
+    (tmp_path / "short.txt").write_text("cat\ndog\n")
+    (tmp_path / "gap.txt").write_text("cat\n\ndog\n")
+    places = {"c": tmp_path / "c.txt", "short": tmp_path / "short.txt", "gap": tmp_path / "gap.txt"}
+    places["r"] = tmp_path / "r.npy"
+    given = dict(files)
+    for name, value in change.items():
+        if isinstance(value, np.ndarray):
+            given[name] = save(tmp_path / "bad.npy", value)
+        elif value is None and name != "--paired":
+            del given[name]
+        else:
+            given[name] = value if value is None else value.format(**places)
+    ran = call("gap", *flat(given), *QUICK)
+    assert ran.exit_code == 2, ran.stderr
+    (line,) = ran.stderr.splitlines()
+    assert re.search(sentence, line)
+
+
+def test_mistakes_in_folders_are_told_in_a_sentence(folders, tmp_path):
+    (tmp_path / "empty").mkdir()
+    real, made = folders / "real", folders / "made"
+    encoder, out = ("--encoder", "tabletop"), ("--out", tmp_path / "out")
+    for words, sentence in (
+        (("--real", real, "--generated", made), "--out is missing"),
+        (("--real", real, "--generated", made, *out), "name an --encoder"),
+        (("--real", real, *out), "--generated is missing"),
+        ((*out,), "give --real and --generated"),
+        (("--real", tmp_path / "no", "--generated", made, *encoder, *out), "does not exist"),
+        (("--real", tmp_path / "empty", "--generated", made, *encoder, *out), "holds no image"),
+        (("--real", real, "--generated", made, "--generators", real, *encoder, *out), "go with"),
+    ):
+        ran = call("gap", *words)
+        assert ran.exit_code == 2, ran.stderr
+        (line,) = ran.stderr.splitlines()
+        assert sentence in line
