@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,11 @@ COMPARISONS = {
 ONE_SEED = (
     "Everything was trained with one seed, so the intervals cover the choice of test images and "
     "not the luck of training: captioners that differ in their seed alone can differ by more."
+)
+MEAN_OF_SEEDS = (
+    "Captioners: means over seeds, with intervals over images and seeds together. Gap, retrieval "
+    "and zero-shot of aligned encoders: means over seeds, with the average of the seeds' intervals "
+    "over images."
 )
 
 
@@ -87,10 +92,12 @@ def summarise(recipe: Recipe, data: Data, work: Path) -> dict[str, Any]:
         "per_seed": body["per_seed"],
         "gap": {
             "before": read_json(work / "gap" / "before" / RESULT)["metrics"],
-            "after": read_json(homes[0] / "gap" / RESULT)["metrics"],
+            "after": _mean([read_json(home / "gap" / RESULT)["metrics"] for home in homes]),
         },
-        **_encoder_scores({"frozen": work / "scores/frozen", "deployed": homes[0] / "scores"}),
-        "alignment": {name: _alignment(homes[0] / "encoders" / name) for name in ALIGNMENTS},
+        **_encoder_scores(
+            {"frozen": [work / "scores" / "frozen"], "deployed": [h / "scores" for h in homes]}
+        ),
+        "alignment": {name: _alignment(homes, name) for name in ALIGNMENTS},
         "real_images": {
             "generated_raw": 0,
             "generated_lora_only": 0,
@@ -106,17 +113,19 @@ def summarise(recipe: Recipe, data: Data, work: Path) -> dict[str, Any]:
             "real_images": used["train"],
         },
         "unavailable": body["unavailable"],
-        "limits": [ONE_SEED] if recipe.seeds == 1 else [],
+        "limits": [ONE_SEED if recipe.seeds == 1 else MEAN_OF_SEEDS],
         "seconds": _seconds(work),
     }
 
 
-def _encoder_scores(folders: Mapping[str, Path]) -> dict[str, Any]:
-    """Collect retrieval and zero-shot results of each route."""
+def _encoder_scores(folders: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """Collect retrieval and zero-shot results of each route, averaged over its folders."""
     retrieval, zero_shot = {}, {}
-    for route, folder in folders.items():
+    for route, homes in folders.items():
+        names = sorted(path.parent.name for path in homes[0].glob(f"*/{RESULT}"))
         metrics = {
-            path.parent.name: read_json(path)["metrics"] for path in folder.glob(f"*/{RESULT}")
+            name: _mean([read_json(home / name / RESULT)["metrics"] for home in homes])
+            for name in names
         }
         retrieval[route] = metrics.pop("retrieval")
         zero_shot[route] = {
@@ -125,9 +134,26 @@ def _encoder_scores(folders: Mapping[str, Path]) -> dict[str, Any]:
     return {"retrieval": retrieval, "zeroshot": zero_shot}
 
 
-def _alignment(folder: Path) -> dict[str, Any]:
-    notes = load(folder).manifest["notes"]
-    return {"best_step": notes["best_step"], "applied": notes["applied"]}
+def _mean(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Average estimates over seeds, their bounds too; what is no number comes from the first."""
+    return {name: _mean_of([run[name] for run in runs]) for name in runs[0]}
+
+
+def _mean_of(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: _mean_of([value[key] for value in values]) for key in first}
+    return sum(values) / len(values) if isinstance(first, float) else first
+
+
+def _alignment(homes: Sequence[Path], name: str) -> dict[str, Any]:
+    """Say which step the guard kept: the first seed's, and every seed's."""
+    notes = [load(home / "encoders" / name).manifest["notes"] for home in homes]
+    return {
+        "best_step": notes[0]["best_step"],
+        "applied": notes[0]["applied"],
+        "best_steps": [note["best_step"] for note in notes],
+    }
 
 
 def _seconds(work: Path) -> dict[str, float]:
