@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from gmail_align.artifacts import Artifact, atomic_file, begin, write_json, write_jsonl
+from gmail_align.artifacts import Artifact, atomic_file, begin, read_jsonl, write_json, write_jsonl
 from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.classes import fill
 from gmail_align.data.formats.coco import list_coco
@@ -126,19 +126,24 @@ def write_import(source: Source, out: Path, options: Options) -> dict[str, Artif
         DataError: a share above the limit cannot be used, or the counts are not the protocol's.
         ArtifactError: the output folders belong to other inputs.
     """
-    stage = source.stage
+    stage, members, files = source.stage, source.members, ""
     config = {
         **source.config,
         **({"protocol": options.protocol} if options.protocol else {}),
         **({"subset": True} if options.subset else {}),
     }
-    if options.protocol and (each := find_protocol(options.protocol).captions_each):
-        stage.keep_captions(each)
+    if members is not None:
+        if members.serial:
+            stage.sort_by_place(members)
+        files = stage.drop_missing(members)
+        _refuse_nothing(stage)
+    if options.protocol:
+        _apply_protocol(source, options)
     made: dict[str, Artifact] = {}
     left_out: set[str] = set()
-    if source.members is not None:
-        made["images"] = _write_images(source, config, out / "images", options)
-        left_out = {row["id"] for row in _rows(made["images"].path(QUARANTINE))}
+    if members is not None and stage.count("images"):
+        made["images"] = _write_images(source, config, files, out / "images", options)
+        left_out = _left_out(stage, made["images"])
     dropped = left_out if options.protocol else set()
     if stage.count("captions") or stage.left_out_count("captions"):
         made["captions"] = _write_captions(source, config, out / "captions", options, dropped)
@@ -151,22 +156,39 @@ def write_import(source: Source, out: Path, options: Options) -> dict[str, Artif
     return made
 
 
-def _write_images(
-    source: Source, config: Mapping[str, Any], out: Path, options: Options
-) -> Artifact:
-    stage, members = source.stage, source.members
-    assert members is not None
-    if members.serial:
-        stage.sort_by_place(members)
-    missing = stage.left_out_count("images")
-    files = stage.drop_missing(members)
-    total, missing = stage.count("images"), stage.left_out_count("images")
-    if missing and not total:
+def _left_out(stage: Stage, images: Artifact) -> set[str]:
+    """Return the images that are not in the store; not those of which only a copy was left out."""
+    broken = Counter(row["id"] for row in read_jsonl(images.path(QUARANTINE)))
+    broken.subtract(fault.id for fault in stage.left_out("images"))
+    return {name for name, times in broken.items() if times > 0} | stage.gone()
+
+
+def _refuse_nothing(stage: Stage) -> None:
+    faults = stage.left_out_count("images")
+    if faults and not stage.count("images"):
         first = next(stage.left_out("images"))
         raise DataError(
-            f"none of the {missing} listed images can be used (the first is {first.id}: "
+            f"none of the {faults} listed images can be used (the first is {first.id}: "
             f"{first.reason}): give the folder, zip or tar that holds them"
         )
+
+
+def _apply_protocol(source: Source, options: Options) -> None:
+    """Keep the captions that a protocol uses, and check the counts before anything is written."""
+    stage, protocol = source.stage, find_protocol(options.protocol or "")
+    if protocol.captions_each:
+        stage.keep_captions(protocol.captions_each)
+    if source.members is not None and "captions" in protocol.counts:
+        stage.drop_strangers()
+    counts = {kind: stage.count(kind) for kind in ("captions", "images", "questions")}
+    checked_name(protocol, counts | _class_count(source), subset=options.subset)
+
+
+def _write_images(
+    source: Source, config: Mapping[str, Any], files: str, out: Path, options: Options
+) -> Artifact:
+    stage = source.stage
+    total, missing = stage.count("images"), stage.left_out_count("images")
     draft = begin(
         out,
         "images",
@@ -349,9 +371,3 @@ def _class_count(source: Source) -> dict[str, int]:
 def _chunks(images: Iterator[Listed], size: int) -> Iterator[list[Listed]]:
     while chunk := list(islice(images, size)):
         yield chunk
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)

@@ -129,6 +129,11 @@ class Stage:
             (each,),
         ).close()
 
+    def drop_strangers(self) -> None:
+        """Drop the captions whose image is not listed, or was left out."""
+        sql = "DELETE FROM captions WHERE image NOT IN (SELECT id FROM images)"
+        self._database.execute(sql).close()
+
     def strangers(self) -> Iterator[tuple[str, str]]:
         """Yield the id and image id of every caption whose image is not listed."""
         yield from self._database.execute(
@@ -171,6 +176,11 @@ class Stage:
         sql = "SELECT id, reason FROM faults WHERE kind = ? ORDER BY n"
         for row in self._database.execute(sql, (_checked(kind),)):
             yield Quarantined(*row)
+
+    def gone(self) -> set[str]:
+        """Return the ids of images that were left out and are not listed under any other name."""
+        sql = "SELECT id FROM faults WHERE kind = 'images' AND id NOT IN (SELECT id FROM images)"
+        return {row[0] for row in self._database.execute(sql)}
 
     def left_out_count(self, kind: str) -> int:
         """Return how many were left out of a kind."""

@@ -1,4 +1,4 @@
-"""Tables: Parquet (with images inside, or files that rows name), JSON lines and CSV."""
+"""Tables: Parquet (with images inside, or files that rows name), JSON and CSV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from gmail_align.data.captions import name_id
 from gmail_align.data.formats.captioned import add, located
-from gmail_align.data.formats.streams import json_lines, opened
+from gmail_align.data.formats.streams import json_items, json_lines, opened
 from gmail_align.data.members import Members
 from gmail_align.data.stage import Stage
 from gmail_align.errors import DataError
@@ -83,7 +83,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def table_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any]]:
-    """Yield number (from 0) and values of every row of a Parquet, JSON-lines or CSV file.
+    """Yield number (from 0) and values of every row of a Parquet, JSON, JSON-lines or CSV file.
 
     Columns of Parquet that hold bytes are left out (their ``path`` stays); a line that cannot be
     read yields a DataError.
@@ -96,12 +96,17 @@ def table_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[tup
         yield from _parquet_rows(path, columns)
     elif kind in ("csv", "tsv"):
         yield from _csv_rows(path, "\t" if kind == "tsv" else ",", columns)
-    elif kind in ("jsonl", "json", "ndjson"):
+    elif kind == "json":
+        for number, value in enumerate(json_items(path)):
+            yield number, value if isinstance(value, dict) else DataError("is no object")
+    elif kind in ("jsonl", "ndjson"):
         for number, value in json_lines(path):
             wrong = not isinstance(value, dict | DataError)
             yield number - 1, DataError("is no object") if wrong else value
     else:
-        raise DataError(f"{path} is neither .parquet nor .jsonl nor .csv: name it by its format")
+        raise DataError(
+            f"{path} is neither .parquet nor .json, .jsonl or .csv: name it by its format"
+        )
 
 
 def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Any]]:
