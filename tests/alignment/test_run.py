@@ -46,9 +46,9 @@ def _files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def _die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def _die_at(monkeypatch: pytest.MonkeyPatch, step: int, name: str = "loss_terms") -> None:
     """Kill the run at the ``step``-th call of its loss."""
-    calls, terms = [0], module.loss_terms
+    calls, terms = [0], getattr(module, name)
 
     def dying(*given: Any) -> Any:
         calls[0] += 1
@@ -56,7 +56,7 @@ def _die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise KeyboardInterrupt
         return terms(*given)
 
-    monkeypatch.setattr(module, "loss_terms", dying)
+    monkeypatch.setattr(module, name, dying)
 
 
 def test_alignment_lowers_the_held_out_loss(run: Run, clip_folder: Path, world: Any) -> None:
@@ -239,6 +239,73 @@ def test_every_switch_of_the_loss_trains_and_resumes(
     align = [[row["align"] for row in one if row["event"] == "loss"] for one in rows]
     assert align[0][0] == align[1][0]
     assert align[0][-1] != align[1][-1]
+
+
+LAYOUTS = {
+    "full": {"encoder": {"tune": "full"}},
+    "separate": {"encoder": {"trunk": "separate"}},
+    "frozen_real": {"encoder": {"trunk": "frozen_real"}},
+    "heads": {"encoder": {"tune": "none", "head": "residual"}},
+    "mlp": {"encoder": {"head": "mlp"}, "micro_batch": 4},
+    "no heads": {"encoder": {"train_heads": False}, "optim": {**OPTIM.model_dump(), "lr": 0.02}},
+    "mixed": {"data": "mixed", "real_share": 0.3, "strengths": (0.25, 0.5), "keep_real": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_and_mix_of_data_trains_and_resumes(
+    name: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = AlignConfig(**{**CONFIG.model_dump(), **LAYOUTS[name]})
+    whole = run(config, "whole")
+    notes = whole.manifest["notes"]
+    assert notes["applied"] is True
+    encoder = GmailEncoder.from_pretrained(whole.folder)
+    assert encoder.layout == config.encoder
+    drift = notes["drift"]
+    assert 0 < drift["mean"] <= drift["largest"]
+    if name == "mixed":
+        rows = notes["strengths"]
+        assert [row["strength"] for row in rows] == [0.25, 0.5, 1.0]
+        assert max(row["score"] for row in rows) == next(r["score"] for r in rows if r["kept"])
+    with monkeypatch.context() as patch:
+        _die_at(patch, 9, "piecewise_terms" if config.micro_batch else "loss_terms")
+        with pytest.raises(KeyboardInterrupt):
+            run(config, "killed")
+    gc.collect()
+    again = run(config, "killed")
+    assert _files(again.folder) == _files(whole.folder)
+    assert again.manifest["notes"]["best_step"] == notes["best_step"]
+
+
+def test_the_guard_starts_at_the_plain_model_whatever_heads_begin_as(
+    run: Run, clip_folder: Path
+) -> None:
+    start = run(CONFIG, "plain").manifest["notes"]["guard"]["start"]
+    mlp = AlignConfig(**{**CONFIG.model_dump(), **LAYOUTS["mlp"]})
+    assert run(mlp, "mlp").manifest["notes"]["guard"]["start"] == pytest.approx(start, abs=1e-6)
+
+
+def test_mixed_batches_hold_the_share_they_say(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    gather = module.gather
+    monkeypatch.setattr(
+        module, "gather", lambda t, r, wanted: seen.append(wanted.replaced) or gather(t, r, wanted)
+    )
+    long = OPTIM.model_copy(update={"steps": 60, "evaluate_every": 60})
+    changes = {"data": "mixed", "real_share": 0.3, "optim": long}
+    run(CONFIG.model_copy(update=changes), "mixed")
+    share = sum(mask.mean() for mask in seen) / len(seen)
+    assert share == pytest.approx(0.3, abs=0.08)
+    seen.clear()
+    run(CONFIG.model_copy(update={"data": "real"}), "real")
+    assert all(mask.all() for mask in seen)
+
+
+def test_nothing_to_train_is_refused(run: Run) -> None:
+    nothing = {"encoder": {"tune": "none", "train_heads": False}}
+    with pytest.raises(ConfigError, match="nothing is trained"):
+        run(AlignConfig(**{**CONFIG.model_dump(), **nothing}))
 
 
 def test_no_weight_is_refused(run: Run) -> None:

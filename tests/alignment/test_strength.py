@@ -23,7 +23,7 @@ def test_both_ends_and_the_middle(clip_folder: Path) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     end = {name: p.detach().clone() for name, p in trained.items()}
     pixels = torch.randn(2, 3, 32, 32, generator=generator)
-    layer = encoder._layers[0]
+    layer = encoder._trunk._layers[0]
 
     def put(strength: float) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():

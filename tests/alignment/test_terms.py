@@ -264,6 +264,21 @@ def test_guessing_is_no_better_than_a_confident_wrong_start(
     assert collapsed["score"] <= wrong["score"]
 
 
+def test_steps_that_harm_the_deployed_route_are_blocked(
+    encoder: GmailEncoder, batch: Batch
+) -> None:
+    """Retrieval of the plain features is perfect, that of the moved encoder is not."""
+    held, tables = _held(batch)
+    perfect = dataclasses.replace(held, texts=held.frozen[held.image_of])
+    free = guard_metrics(encoder, perfect, tables, AlignConfig(select="margin"))
+    assert free["retrieval"] < 0.9
+    loss = 1 - free["retrieval"]
+    for allowed, blocked in ((0.0, True), (loss - 0.01, True), (loss + 0.01, False)):
+        config = AlignConfig(select="margin", keep_real=allowed)
+        found = guard_metrics(encoder, perfect, tables, config)
+        assert found["score"] == (-1e6 if blocked else free["margin"])
+
+
 def test_ties_are_misses(encoder: GmailEncoder, batch: Batch) -> None:
     held, tables = _held(batch)
     flat = HeldOut(

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat
 
 from gmail_align.config import Config
 from gmail_align.encoders.config import LoraSettings
+from gmail_align.encoders.layout import EncoderLayout
 from gmail_align.errors import ConfigError
 from gmail_align.training.config import OptimConfig
 
@@ -77,6 +78,8 @@ class AlignConfig(Config):
     denominator, ``sum`` makes them positives too. Class captions need one or the other."""
     lora: LoraSettings = LoraSettings()
     """The adapter."""
+    encoder: EncoderLayout = EncoderLayout()
+    """What is trained (adapter, whole tower, heads), what routes share, and the kind of heads."""
     dual_heads: bool = True
     """Whether real and generated images have heads of their own (Tab. 11); else they share one."""
     optim: OptimConfig = OptimConfig()

@@ -22,6 +22,7 @@ from gmail_align.artifacts import MANIFEST, Artifact, begin, load, one_at_a_time
 from gmail_align.data.batches import Batches
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.folder import find_folder, folder_fingerprint
+from gmail_align.encoders.layout import EncoderLayout
 from gmail_align.errors import ConfigError, TrainingError
 from gmail_align.features.prefetch import prefetch
 from gmail_align.progress import say
@@ -84,7 +85,10 @@ def align(
         if draft.complete is not None:
             return draft.complete
     here.wait()
-    encoder = GmailEncoder.from_clip(folder, config.lora, dual_heads=config.dual_heads, seed=seed)
+    layout = None if config.encoder == EncoderLayout() else config.encoder
+    encoder = GmailEncoder.from_clip(
+        folder, config.lora, dual_heads=config.dual_heads, seed=seed, layout=layout
+    )
     _check(config, encoder)
     encoder.to(resolve_device(config.device))
     task = _prepare(config, sources, encoder, cache or out / WORK, seed)
@@ -106,6 +110,8 @@ def _check(config: AlignConfig, encoder: GmailEncoder) -> None:
         ConfigError: see above.
     """
     weights = config.weights
+    if not encoder.trainable(real_head=weights.needs_real):
+        raise ConfigError("nothing is trained: set encoder.tune or encoder.train_heads")
     if not encoder.has_texts and (weights.text_generated > 0 or weights.text_real > 0):
         raise ConfigError(
             "this encoder has no text tower: set weights.text_generated and weights.text_real to 0"
@@ -151,6 +157,7 @@ class _Trained:
             task.train.image_group, config.batch_size, stable_seed(seed, "batches")
         )
         self.parameters = dict(encoder.trainable(real_head=config.weights.needs_real))
+        self.begun = False
         self.log_scale: nn.Parameter | None = None
         if config.learn_temperature:
             start = torch.tensor(-math.log(config.temperature), device=encoder.device)
@@ -186,7 +193,8 @@ class _Trained:
         return notes
 
     def evaluate(self) -> dict[str, float]:
-        """Measure the present encoder on the held-out pairs."""
+        """Measure the present encoder on the held-out pairs; before training, the plain model."""
+        self.encoder.applied = self.begun or self.config.encoder.starts_plain
         return guard_metrics(self.encoder, self.task.held, self.task.tables, self.config)
 
     def load(self, step: int) -> Batch:
@@ -217,6 +225,7 @@ class _Trained:
         with prefetch(self.load, self.config.optim.steps) as fetch:
 
             def loss(step: int) -> dict[str, Tensor] | PiecewiseLoss:
+                self.begun = self.encoder.applied = True
                 batch = fetch(step).to(self.encoder.device)
                 terms = loss_terms if self.config.micro_batch is None else piecewise_terms
                 return terms(self.encoder, batch, self.config, self.log_scale)

@@ -64,9 +64,15 @@ def embed_images(
 ) -> Embedded:
     """Send a batch's images through the encoder.
 
-    Real and generated images share one pass through the trunk; real ones are left out of it when no
-    term needs them.
+    Real and generated images share one pass through the trunk, unless they have trunks of their
+    own; real ones are left out where no term needs them.
     """
+    if real is not None and not encoder.shared:
+        made, patches = adapted_tokens(encoder, generated, config)
+        photos, _ = adapted_tokens(encoder, real, config, Route.REAL)
+        return Embedded(
+            encoder.project(made, Route.GENERATED), encoder.project(photos, Route.REAL), patches
+        )
     images = generated if real is None else torch.cat([generated, real])
     pooled, patches = adapted_tokens(encoder, images, config)
     count = len(generated)

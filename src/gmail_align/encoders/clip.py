@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
 from gmail_align.artifacts import fingerprint, write_bytes, write_json
@@ -29,20 +29,17 @@ from gmail_align.encoders.folder import (
     read_card,
     tensors_fingerprint,
 )
-from gmail_align.encoders.lora import (
-    adapter_tensors,
-    copy_tensors,
-    expected_names,
-    inject,
-    load_adapter,
-    read_tensors,
-    save_adapter,
-)
+from gmail_align.encoders.heads import HiddenLayers, first_weight
+from gmail_align.encoders.layout import REAL, EncoderLayout
+from gmail_align.encoders.lora import copy_tensors, read_tensors
+from gmail_align.encoders.open_image import open_image
 from gmail_align.encoders.route import Route, parse_route
-from gmail_align.errors import DataError, ModelError
+from gmail_align.encoders.trunk import ADAPTERS, Trunk
+from gmail_align.errors import ModelError
 
 HEADS = "heads.safetensors"
-ADAPTER = "adapter"
+HIDDEN = "head_layers.safetensors"
+ADAPTER = ADAPTERS["default"]
 BASE = "base"
 COPY_BELOW_BYTES = 100_000_000
 """Base models smaller than this are copied into the encoder's folder."""
@@ -63,6 +60,7 @@ class GmailEncoder(nn.Module):
         lora: LoraSettings | None,
         dual_heads: bool = True,
         seed: int = 0,
+        layout: EncoderLayout | None = None,
     ) -> None:
         super().__init__()
         self.clip = clip
@@ -70,20 +68,22 @@ class GmailEncoder(nn.Module):
         self.base_folder = folder
         self.lora = lora
         self.dual_heads = dual_heads
-        self.applied = lora is not None
+        self.layout = layout or EncoderLayout()
+        self.applied = lora is not None or layout is not None
         """Whether routes other than ``FROZEN`` differ from it; False for a plain CLIP."""
         self.best_step = 0
         self.preprocess = Preprocess.from_folder(folder)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._base_fingerprint: str | None = None
-        self._adapter_on = True
         probe = self._probe()
-        self._layers = inject(clip, lora, seed) if lora else []
+        self._trunk = Trunk(clip, lora, self.layout, seed)
         head = self._backbone.head
         width = self._backbone.vision_config.hidden_size
-        weight = torch.eye(width) if head is None else head.detach()
+        plain = torch.eye(width) if head is None else head.detach()
+        weight = first_weight(plain, self.layout, seed)
         self.real_head = nn.Parameter(weight.clone())
         self.generated_head = nn.Parameter(weight.clone()) if dual_heads else self.real_head
+        self.hidden = HiddenLayers(plain, self.layout, dual_heads, seed)
         self._check_build(*probe)
         self.eval()
 
@@ -95,6 +95,7 @@ class GmailEncoder(nn.Module):
         *,
         dual_heads: bool = True,
         seed: int = 0,
+        layout: EncoderLayout | None = None,
     ) -> GmailEncoder:
         """Build an untrained encoder on a plain Hugging Face CLIP: every route equals that CLIP.
 
@@ -103,12 +104,15 @@ class GmailEncoder(nn.Module):
             lora: The adapter; the default settings when None.
             dual_heads: Whether real and generated images have heads of their own.
             seed: Seed of the adapter's A matrices.
+            layout: Which weights are trained and shared; the default when None.
 
         Raises:
             ModelError: no CLIP, incomplete weights, or targets that do not fit.
         """
         folder, settings = find_folder(path_or_id), lora or LoraSettings()
-        return cls(load_model(folder), folder, lora=settings, dual_heads=dual_heads, seed=seed)
+        adapter = settings if layout is None or layout.tune == "lora" else None
+        model = load_model(folder)
+        return cls(model, folder, lora=adapter, dual_heads=dual_heads, seed=seed, layout=layout)
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path) -> GmailEncoder:
@@ -123,12 +127,15 @@ class GmailEncoder(nn.Module):
             return cls(load_model(folder), folder, lora=None)
         inside = folder / card.base
         base = inside if inside.is_dir() else find_folder(card.base)
-        encoder = cls(load_model(base), base, lora=card.lora, dual_heads=card.dual_heads)
+        model, dual = load_model(base), card.dual_heads
+        encoder = cls(model, base, lora=card.lora, dual_heads=dual, layout=card.layout)
         if encoder.base_fingerprint != card.base_fingerprint:
             raise ModelError(f"{folder} was made on another base model than the one at {base}")
         encoder.applied, encoder.best_step = card.applied, card.best_step
-        if card.lora is not None:
-            load_adapter(encoder.clip, folder / ADAPTER)
+        encoder._trunk.load(folder)
+        hidden = encoder.hidden.tensors()
+        if hidden:
+            copy_tensors(hidden, read_tensors(folder / HIDDEN, set(hidden)), folder / HIDDEN)
         heads = {"real": encoder.real_head, "generated": encoder.generated_head}
         copy_tensors(heads, read_tensors(folder / HEADS, set(heads)), folder / HEADS)
         return encoder
@@ -143,11 +150,12 @@ class GmailEncoder(nn.Module):
         small = size < COPY_BELOW_BYTES
         if small:
             copy_model(self.base_folder, folder / BASE)
-        if self.lora is not None:
-            save_adapter(self.clip, self.lora, folder / ADAPTER)
+        self._trunk.save(folder)
         heads = {"real": self.real_head, "generated": self.generated_head}
-        tensors = {name: head.detach().cpu().clone() for name, head in heads.items()}
-        write_bytes(folder / HEADS, save_tensors(tensors, {"format": "pt"}))
+        for name, found in ((HEADS, heads), (HIDDEN, self.hidden.tensors())):
+            tensors = {key: value.detach().cpu().clone() for key, value in found.items()}
+            if tensors:
+                write_bytes(folder / name, save_tensors(tensors, {"format": "pt"}))
         card = EncoderCard(
             base=BASE if small else str(self.base_folder.resolve()),
             base_fingerprint=self.base_fingerprint,
@@ -155,8 +163,10 @@ class GmailEncoder(nn.Module):
             dual_heads=self.dual_heads,
             applied=self.applied,
             best_step=self.best_step,
+            layout=None if self.layout == EncoderLayout() else self.layout,
         )
-        write_json(folder / CONFIG, card.model_dump())
+        unsaid = {"layout"} if card.layout is None else set()
+        write_json(folder / CONFIG, card.model_dump(exclude=unsaid))
 
     @property
     def device(self) -> torch.device:
@@ -223,54 +233,70 @@ class GmailEncoder(nn.Module):
         route = self._effective(route)
         if route is Route.FROZEN:
             return self.base_fingerprint
-        tensors = dict(adapter_tensors(self.clip)) if route.adapted else {}
+        tensors = self._trunk.tensors(self._trunk.adapter_of(route))
         tensors["head"] = self.generated_head if route is Route.GENERATED else self.real_head
+        tensors |= self.hidden.tensors(route)
         return fingerprint([self.base_fingerprint, tensors_fingerprint(tensors)])
 
     def trainable(self, *, real_head: bool = True) -> dict[str, nn.Parameter]:
         """Return what alignment trains, by name: the adapter, the generated and the real head.
 
         Args:
-            real_head: Whether the real head is trained too; without dual heads there is only one.
+            real_head: Whether what real images alone go through is trained too; without dual heads
+                there is only one head.
 
         Raises:
             ModelError: this is a plain CLIP without an adapter.
         """
-        if self.lora is None:
+        if not self._trunk.own() and self.layout == EncoderLayout():
             raise ModelError("this encoder is a plain CLIP: build it by from_clip to train it")
-        found = dict(self._own_tensors())
-        if not real_head and self.dual_heads:
-            del found["real_head"]
-        return found
+        found = dict(self._own_tensors()) if self.layout.train_heads else self._trunk.own()
+        if real_head:
+            return found
+        alone = list(self._trunk.tensors(REAL).values()) if self.separate else []
+        if self.dual_heads:
+            alone += [self.real_head, *self.hidden.tensors(Route.REAL).values()]
+        gone = {id(parameter) for parameter in alone}
+        return {name: p for name, p in found.items() if id(p) not in gone}
+
+    @property
+    def separate(self) -> bool:
+        """Whether real images go through an adapter, or a copy of the tower, of their own."""
+        return len(self.layout.adapters) > 1
+
+    @property
+    def shared(self) -> bool:
+        """Whether real and generated images go through the same trunk, so that one pass serves."""
+        trunk = self._trunk
+        return trunk.adapter_of(Route.REAL) == trunk.adapter_of(Route.GENERATED)
 
     def trunk(
         self, pixels: Float[Tensor, "b 3 h w"], route: Route = Route.REAL
     ) -> Float[Tensor, "b width"]:
         """Return the pooled output of the vision tower, before any projection."""
-        self._switch_adapter(self._effective(route).adapted)
-        return self._backbone.trunk(pixels)
+        return self._trunk.backbone(self._effective(route)).trunk(pixels)
 
     def lean_trunk(
         self, pixels: Float[Tensor, "b 3 h w"], route: Route = Route.REAL
     ) -> Float[Tensor, "b width"]:
         """Return :meth:`trunk` up to rounding, at less cost: what training uses."""
-        self._switch_adapter(self._effective(route).adapted)
-        return self._backbone.lean_trunk(pixels)
+        return self._trunk.backbone(self._effective(route)).lean_trunk(pixels)
 
     def trunk_and_patches(
         self, pixels: Float[Tensor, "b 3 h w"], route: Route = Route.REAL
     ) -> tuple[Float[Tensor, "b width"], Float[Tensor, "b width"]]:
         """Return :meth:`lean_trunk` and, from the same pass, the mean of LLaVA's patch tokens."""
-        self._switch_adapter(self._effective(route).adapted)
-        pooled, patches = self._backbone.trunk_and_patches(pixels)
+        backbone = self._trunk.backbone(self._effective(route))
+        pooled, patches = backbone.trunk_and_patches(pixels)
         return pooled, patches.mean(dim=1)
 
     def project(
         self, pooled: Float[Tensor, "b width"], route: Route = Route.REAL
     ) -> Float[Tensor, "b dim"]:
         """Apply the head of ``route`` to the trunk's output."""
-        head = self._head(self._effective(route))
-        return pooled if head is None else linear(pooled, head)
+        route = self._effective(route)
+        head = self._head(route)
+        return pooled if head is None else self.hidden.apply_head(pooled, head, route)
 
     def embed_pixels(
         self, pixels: Float[Tensor, "b 3 h w"], route: Route = Route.REAL
@@ -311,7 +337,7 @@ class GmailEncoder(nn.Module):
         way = parse_route(route)
         found = [torch.empty(0, self.dim)]
         for start in range(0, len(images), batch_size):
-            batch = [_open(image) for image in images[start : start + batch_size]]
+            batch = [open_image(image) for image in images[start : start + batch_size]]
             pixels = self.preprocess(batch).to(self.device)
             found.append(normalize(self.embed_pixels(pixels, way).float(), dim=-1).cpu())
         return torch.cat(found)
@@ -340,15 +366,9 @@ class GmailEncoder(nn.Module):
         return self.generated_head if route is Route.GENERATED else self.real_head
 
     def _own_tensors(self) -> Mapping[str, nn.Parameter]:
-        own = {f"clip.{name}": p for name, p in adapter_tensors(self.clip).items()}
-        own["real_head"] = self.real_head
-        return own | ({"generated_head": self.generated_head} if self.dual_heads else {})
-
-    def _switch_adapter(self, on: bool) -> None:
-        if on != self._adapter_on:
-            for layer in self._layers:
-                layer.enable_adapters(on)
-            self._adapter_on = on
+        own = {**self._trunk.own(), "real_head": self.real_head}
+        own |= {"generated_head": self.generated_head} if self.dual_heads else {}
+        return own | self.hidden.tensors()
 
     @torch.no_grad()
     def _probe(self) -> tuple[Tensor, Tensor]:
@@ -362,31 +382,17 @@ class GmailEncoder(nn.Module):
     @torch.no_grad()
     def _check_build(self, pixels: Tensor, plain: Tensor) -> None:
         """Assert that every route equals the plain CLIP and that only what should train can."""
-        for route in Route:
+        for route in Route if self.layout.starts_plain else [Route.FROZEN]:
             if not torch.equal(self.embed_pixels(pixels, route), plain):
                 raise ModelError(
                     f"route {route} differs from CLIP before training (build is broken)"
                 )
-        self._switch_adapter(True)
-        heads = {"real_head", "generated_head"} if self.dual_heads else {"real_head"}
-        names = expected_names(self.clip, self.lora) if self.lora else set()
-        expected = {f"clip.{name}" for name in names} | heads
-        found = {name for name, p in self.named_parameters() if p.requires_grad}
-        if found != expected:
-            odd = sorted(found ^ expected)[0]
-            raise ModelError(f"{odd} is trainable where it should not be, or the other way round")
-
-
-def _open(image: Image.Image | str | Path) -> Image.Image:
-    """Return an RGB image.
-
-    Raises:
-        DataError: the file is missing or no image.
-    """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{image} is missing or no image that can be read") from error
+        self._trunk.backbone(Route.GENERATED)
+        own = {id(parameter): name for name, parameter in self._own_tensors().items()}
+        found = {id(p): name for name, p in self.named_parameters() if p.requires_grad}
+        odd = [name for key, name in (own | found).items() if (key in own) != (key in found)]
+        odd += sorted(set(self._trunk.own()) ^ self._trunk.expected())
+        if odd:
+            raise ModelError(
+                f"{odd[0]} is trainable where it should not be, or the other way round"
+            )

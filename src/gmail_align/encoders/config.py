@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from gmail_align.config import Config
-
+from gmail_align.encoders.layout import EncoderLayout
 
 class LoraSettings(Config):
     """Low-rank adaptation of the vision tower (GMAIL App. A: r = 4; Hu et al. 2022)."""
@@ -31,6 +31,8 @@ class EncoderCard(Config):
     """The adapter; None for a plain CLIP."""
     dual_heads: bool = True
     """Whether real and generated images have heads of their own."""
+    layout: EncoderLayout | None = None
+    """Which weights are trained and shared; None for the default."""
     applied: bool
     """Whether the adapter and the heads are used; False when the guard kept the plain CLIP."""
     best_step: int = 0

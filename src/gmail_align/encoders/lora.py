@@ -23,13 +23,16 @@ CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
 
 
-def inject(model: nn.Module, settings: LoraSettings, seed: int) -> list[LoraLayer]:
+def inject(
+    model: nn.Module, settings: LoraSettings, seed: int, adapter: str = "default"
+) -> list[LoraLayer]:
     """Put LoRA layers into ``model`` in place and return them; their output is zero (B = 0).
 
     Args:
         model: A CLIP model; only modules inside its vision tower may match.
         settings: Rank, scale and targets.
         seed: Seed of the A matrices; the global random state is left alone.
+        adapter: Name of the adapter; a model may have several.
 
     Raises:
         ModelError: the targets match nothing, or what is no linear layer of the vision tower.
@@ -48,9 +51,12 @@ def inject(model: nn.Module, settings: LoraSettings, seed: int) -> list[LoraLaye
                 "any adapter, which would never learn: leave it out of the expression"
             )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stable_seed(seed, "lora"))
+        other = () if adapter == "default" else (adapter,)
+        torch.manual_seed(stable_seed(seed, "lora", *other))
+        if hasattr(model, "peft_config"):  # peft's note of the first adapter makes it warn of two
+            del model.peft_config
         try:
-            inject_adapter_in_model(_peft_config(settings), model)
+            inject_adapter_in_model(_peft_config(settings), model, adapter)
         except ValueError as error:
             raise ModelError(
                 f"lora.targets {settings.targets!r} matches a module that takes no LoRA: {error}"
@@ -58,22 +64,28 @@ def inject(model: nn.Module, settings: LoraSettings, seed: int) -> list[LoraLaye
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
-def adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the adapter's parameters by their name inside ``model``."""
-    return {name: p for name, p in model.named_parameters() if ".lora_" in name}
+def adapter_tensors(model: nn.Module, adapter: str = "default") -> dict[str, nn.Parameter]:
+    """Return an adapter's parameters by their name inside ``model``."""
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if ".lora_" in name and f".{adapter}." in name
+    }
 
 
-def expected_names(model: nn.Module, settings: LoraSettings) -> set[str]:
+def expected_names(model: nn.Module, settings: LoraSettings, adapter: str = "default") -> set[str]:
     """Return the adapter's parameter names that ``settings`` promise."""
     places = [name.removesuffix(".base_layer") for name in _matching(model, settings.targets)]
-    return {f"{place}.lora_{side}.default.weight" for place in places for side in "AB"}
+    return {f"{place}.lora_{side}.{adapter}.weight" for place in places for side in "AB"}
 
 
-def save_adapter(model: nn.Module, settings: LoraSettings, folder: Path) -> None:
+def save_adapter(
+    model: nn.Module, settings: LoraSettings, folder: Path, adapter: str = "default"
+) -> None:
     """Write the adapter as a folder that plain ``peft`` loads onto the base CLIP model."""
     tensors = {
-        _PREFIX + name.replace(".default.", "."): p.detach().cpu().contiguous()
-        for name, p in adapter_tensors(model).items()
+        _PREFIX + name.replace(f".{adapter}.", "."): p.detach().cpu().contiguous()
+        for name, p in adapter_tensors(model, adapter).items()
     }
     config: dict[str, Any] = cast("Any", _peft_config(settings)).to_dict()
     config["inference_mode"] = True
@@ -82,14 +94,14 @@ def save_adapter(model: nn.Module, settings: LoraSettings, folder: Path) -> None
     write_bytes(folder / WEIGHTS, save(tensors, {"format": "pt"}))
 
 
-def load_adapter(model: nn.Module, folder: Path) -> None:
+def load_adapter(model: nn.Module, folder: Path, adapter: str = "default") -> None:
     """Copy the adapter of ``folder`` into the LoRA layers of ``model``.
 
     Raises:
         ModelError: the file is missing, damaged or of another shape.
     """
-    wanted = adapter_tensors(model)
-    names = {name: _PREFIX + name.replace(".default.", ".") for name in wanted}
+    wanted = adapter_tensors(model, adapter)
+    names = {name: _PREFIX + name.replace(f".{adapter}.", ".") for name in wanted}
     found = read_tensors(folder / WEIGHTS, set(names.values()))
     copy_tensors({names[name]: parameter for name, parameter in wanted.items()}, found, folder)
 
