@@ -1,0 +1,188 @@
+"""``evaluate captions``, ``evaluate answers`` and ``compare`` on plain files."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from gmail_align.cli.main import app
+
+pytest.importorskip("pycocoevalcap")
+
+KEYS = {"metrics", "intervals", "n", "protocol", "unavailable", "seconds"}
+NOUNS = ["ball", "cube", "cone", "cylinder"]
+HUMAN = {
+    "annotations": [
+        {"id": 10 * image + at, "image_id": image, "caption": f"{text} {NOUNS[image % 4]}"}
+        for image in range(1, 9)
+        for at, text in enumerate(["a small red", "one tiny reddish"])
+    ]
+}
+SAID = [{"image_id": image, "caption": f"a red {NOUNS[image % 4]}"} for image in range(1, 9)]
+WORSE = [row | {"caption": "a small cube"} if row["image_id"] % 2 else row for row in SAID]
+FAST = ("--metrics", "ROUGE_L,CIDEr")
+
+
+def call(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(name, value):
+        path = tmp_path / name
+        path.write_text(value if isinstance(value, str) else json.dumps(value))
+        return path
+
+    write("human.json", HUMAN)
+    write("said.json", SAID)
+    write("worse.json", WORSE)
+    return write
+
+
+@pytest.fixture
+def scored(files, tmp_path):
+    """Evaluate captions with these words; the options that every call needs are given."""
+
+    def run(*words, said="said.json"):
+        start = ("evaluate", "captions", "--references", tmp_path / "human.json")
+        return call(*start, "--predictions", tmp_path / said, *FAST, *words)
+
+    return run
+
+
+def test_captions_of_files_are_scored_and_kept(scored, tmp_path):
+    ran = scored("--json", "--out", tmp_path / "a")
+    assert ran.exit_code == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert set(found) == KEYS and set(found["metrics"]) == {"ROUGE_L", "CIDEr"}
+    assert found["n"] == {"images": 8, "references": 16}
+    assert json.loads((tmp_path / "a/result.json").read_text()) == found
+    assert "ROUGE_L" in scored().stdout
+    again = scored("--out", tmp_path / "a")
+    assert again.exit_code == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").touch()
+    refused = scored("--out", tmp_path / "mine")
+    assert refused.exit_code == 2 and "choose another --out" in refused.stderr
+
+
+def test_a_comparison_of_predictions_is_that_of_kept_results(scored, tmp_path):
+    for name in ("said", "worse"):
+        assert scored("--out", tmp_path / name, said=f"{name}.json").exit_code == 0
+    kept = json.loads(call("compare", tmp_path / "said", tmp_path / "worse", "--json").stdout)
+    predictions = tmp_path / "said.json", tmp_path / "worse.json"
+    ran = call("compare", *predictions, "--references", tmp_path / "human.json", *FAST, "--json")
+    fresh = json.loads(ran.stdout)
+    assert set(fresh) == KEYS | {"a", "b"}
+    for key in ("metrics", "intervals", "a", "b"):
+        assert kept[key] == fresh[key]
+    assert kept["metrics"]["CIDEr"] > 0
+    shown = call("compare", tmp_path / "said", tmp_path / "worse").stdout
+    assert "CIDEr" in shown and "(" in shown
+
+
+def test_clip_scores_follow_the_order_of_the_files(scored, files, tmp_path):
+    rng = np.random.default_rng(0)
+    features = {name: rng.normal(size=(8, 4)) + 1 for name in ("images", "captions")}
+    features["references"] = rng.normal(size=(16, 4)) + 1
+    paths = {name: tmp_path / f"{name}.npy" for name in features}
+    for name, path in paths.items():
+        np.save(path, features[name])
+    words = [word for name in paths for word in (f"--clip-{name}", paths[name])]
+    found = json.loads(scored("--json", *words).stdout)["metrics"]
+    order = rng.permutation(8)
+    files("said.json", [SAID[at] for at in order])
+    for name in ("images", "captions"):
+        np.save(paths[name], features[name][order])
+    again = json.loads(scored("--json", *words).stdout)["metrics"]
+    assert again == pytest.approx(found)
+    assert 0 < found["RefCLIPScore"] < found["CLIPScore"]
+    np.save(paths["images"], features["images"][:7])
+    short = scored(*words)
+    assert short.exit_code == 2 and "7 rows for 8 predictions" in short.stderr
+    alone = scored("--clip-images", paths["images"])
+    assert alone.exit_code == 2 and "both --clip-images and --clip-captions" in alone.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "words", "message"),
+    [
+        (SAID[1:], (), "no prediction for 1 image: 1"),
+        ([*SAID, {"image_id": 99, "caption": "a"}], (), "no references for 1 image: 99"),
+        ([*SAID, SAID[0]], (), "more than one caption for 1 image: 1"),
+        ([{**SAID[0], "caption": " "}, *SAID[1:]], (), "an empty prediction for 1 image: 1"),
+        (json.dumps(SAID)[:-20], (), "not valid JSON"),
+        (HUMAN, (), "lacks an image_id or a text"),
+        (SAID, ("--metrics", "WER"), "no such caption metric"),
+        (SAID, ("--raw-vectors",), "--raw-vectors needs --word-vectors"),
+        (SAID, ("--word-vectors", "nowhere.bin"), "no word vectors at nowhere.bin"),
+        (SAID, ("--encoder", "tabletop"), "--encoder and --images"),
+    ],
+)
+def test_bad_input_is_one_sentence(said, words, message, scored, files):
+    files("said.json", said)
+    ran = scored(*words)
+    assert ran.exit_code == 2, ran.output
+    assert message in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_the_two_doors_are_not_mixed(files, tmp_path):
+    human = ("--references", tmp_path / "human.json")
+    said = ("--predictions", tmp_path / "said.json")
+    for words, message in (
+        (human, "give predictions once"),
+        ((tmp_path, *human, *said), "give predictions once"),
+        ((tmp_path, *human), "--out is missing"),
+        ((tmp_path, *human, "--out", tmp_path / "o", "--partial"), "are for one file"),
+    ):
+        ran = call("evaluate", "captions", *words)
+        assert ran.exit_code == 2 and message in ran.stderr
+
+
+def test_a_dry_run_reads_nothing(tmp_path):
+    for words in (
+        ("captions", "--predictions", "p.json", "--references", "r.json"),
+        ("answers", "--protocol", "mmmu_val", "--predictions", "p.json", "--answers", "a.json"),
+    ):
+        assert call("evaluate", *words, "--dry-run").exit_code == 0
+    assert call("compare", "a", "b", "--dry-run").exit_code == 0
+
+
+def test_answers_and_their_comparison(files, tmp_path):
+    gold = files("gold.json", {str(n): "AB"[n % 2] for n in range(20)})
+    said = files("answers.json", {str(n): "AB"[n % 2] if n < 15 else "dunno" for n in range(20)})
+    all_a = files("all_a.json", {str(n): "A" for n in range(20)})
+    how = ("--protocol", "own", "--answers", gold)
+    ran = call(
+        "evaluate", "answers", *how, "--predictions", said, "--json", "--out", tmp_path / "x"
+    )
+    found = json.loads(ran.stdout)
+    assert set(found) >= KEYS | {"groups", "unparsed", "rule"}
+    assert (found["metrics"]["accuracy"], found["unparsed"]) == (0.75, 5)
+    assert (
+        "5 responses without an answer"
+        in call("evaluate", "answers", *how, "--predictions", said).stdout
+    )
+    apart = json.loads(call("compare", said, all_a, *how, "--json").stdout)
+    assert apart["metrics"] == {"accuracy": pytest.approx(0.25)}
+    for words, message in (
+        (("evaluate", "answers", *how, "--predictions", said, "--rule", "lax"), "no rule 'lax'"),
+        (("compare", said, all_a), "damaged or holds no"),
+        (("compare", said, said, "--references", gold, "--answers", gold), "give one"),
+        (("compare", tmp_path / "x", tmp_path / "nothing"), "keeps no items to compare"),
+        (("compare", tmp_path / "x", tmp_path / "x", "--protocol", "p"), "of their own"),
+    ):
+        ran = call(*words)
+        assert ran.exit_code == 2 and message in ran.stderr, ran.output
+
+
+def test_a_set_of_another_size_does_not_carry_the_protocol_s_name(files):
+    gold = files("gold.json", {"1": "A"})
+    said = files("one.json", {"1": "A"})
+    how = ("--protocol", "scienceqa_img_test", "--answers", gold, "--predictions", said)
+    ran = call("evaluate", "answers", *how)
+    assert ran.exit_code == 2 and "2017 questions, but here are 1 questions" in ran.stderr
+    part = json.loads(call("evaluate", "answers", *how, "--subset", "--json").stdout)
+    assert part["protocol"] == "scienceqa_img_test (subset: 1 of 2017 questions)"
