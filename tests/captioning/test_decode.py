@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gmail_align.captioning.clipcap import ClipCap
-from gmail_align.captioning.decode import Decoding, decode, up_to_end
+from gmail_align.captioning.decode import Decoding, SeededNucleus, decode, up_to_end
 from gmail_align.captioning.folder import load_gpt2
 
 FEATURES = torch.randn(5, 8, generator=torch.Generator().manual_seed(4))
@@ -65,3 +65,35 @@ def test_a_batch_predicts_what_single_images_predict(chatty: ClipCap, gpt2: Path
 def test_tokens_count_up_to_the_first_end() -> None:
     ids = torch.tensor([[4, 0, 0, 0], [4, 5, 6, 7], [0, 4, 0, 5]])
     assert up_to_end(ids, [0]).int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+
+
+def test_nucleus_draws_the_same_with_the_same_seed_in_any_batch(
+    chatty: ClipCap, gpt2: Path
+) -> None:
+    tokenizer = load_gpt2(gpt2)[1]
+    how = Decoding(method="nucleus", top_p=0.95, temperature=1.5, max_tokens=9)
+    seeds = [11, 12, 13, 14, 15]
+    together = [c.text for c in say(chatty, tokenizer, FEATURES, how, seeds)]
+    one = [
+        say(chatty, tokenizer, f[None], how, [s])[0].text
+        for f, s in zip(FEATURES, seeds, strict=True)
+    ]
+    assert together == one
+    other = [c.text for c in say(chatty, tokenizer, FEATURES, how, [s + 90 for s in seeds])]
+    assert other != together
+
+
+def test_nucleus_draws_as_often_as_the_probabilities_say() -> None:
+    scores = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
+    draw = SeededNucleus(range(4000), top_p=0.9, temperature=1.0)
+    found = draw(torch.zeros(4000, 1).long(), scores).argmax(1).bincount(minlength=4) / 4000
+    kept = torch.tensor([0.5, 0.3, 0.15, 0.0]) / 0.95
+    assert torch.allclose(found, kept, atol=0.025)
+
+
+def test_a_longer_beam_search_finds_a_likelier_caption(chatty: ClipCap, gpt2: Path) -> None:
+    tokenizer = load_gpt2(gpt2)[1]
+    greedy = say(chatty, tokenizer, FEATURES, GREEDY)
+    wide = say(chatty, tokenizer, FEATURES, Decoding(beam=6, max_tokens=9))
+    mean = [sum(c.log_prob for c in found) / len(found) for found in (greedy, wide)]
+    assert mean[1] >= mean[0]

@@ -83,9 +83,9 @@ def load_gpt2(folder: Path) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
     Raises:
         ModelError: files are missing, weights do not fit, or the tokenizer has no end-of-text.
     """
+    tokenizer = load_tokenizer(folder)
     try:
         with no_bars():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             loaded: Any = GPT2LMHeadModel.from_pretrained(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
@@ -94,17 +94,34 @@ def load_gpt2(folder: Path) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
     model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
     if missing:
         raise ModelError(f"{folder} lacks {len(missing)} weights of GPT-2, the first {missing[0]}")
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {folder} has no end-of-text token, so captions could not end:"
-            " set eos_token in its tokenizer_config.json"
-        )
     if len(tokenizer) > model.config.vocab_size:
         raise ModelError(
             f"the tokenizer of {folder} has {len(tokenizer)} tokens and its model"
             f" {model.config.vocab_size}: use a tokenizer that belongs to the model"
         )
     return model, tokenizer
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder in GPT-2's format.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no end-of-text token.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"the tokenizer of {folder} cannot be loaded: {_first_line(error)}"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {folder} has no end-of-text token, so captions could not end:"
+            " set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer
 
 
 def gpt2_folder(origin: Origin) -> Path:

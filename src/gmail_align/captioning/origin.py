@@ -22,7 +22,7 @@ def joint_origin(artifacts: Sequence[Artifact]) -> dict[str, str]:
 
 
 def require_encoder(own: str, features: Artifact, *, any_encoder: bool) -> None:
-    """Refuse features that a captioner cannot read, or of another encoder than its own.
+    """Refuse features that a captioner cannot read, or of another encoder than ``own``.
 
     Raises:
         DataError: they are of captions, or of another encoder and that was not asked for.
@@ -30,11 +30,20 @@ def require_encoder(own: str, features: Artifact, *, any_encoder: bool) -> None:
     if features.manifest["config"].get("what") == "text":
         raise DataError(f"{features.folder} holds features of captions: give those of images")
     other = feature_origin(features)["encoder"]
+    require_same_encoder(own, other, any_encoder, f"the encoder of {features.folder}")
+
+
+def require_same_encoder(own: str, other: str, any_encoder: bool, what: str) -> None:
+    """Refuse an encoder that is not the captioner's; one that is not known fits any.
+
+    Raises:
+        DataError: it is another, and that was not asked for.
+    """
     if not own or own == other:
         return
     if not any_encoder:
         raise DataError(
-            f"{features.folder} holds features of encoder {other} and the captioner was trained on"
-            f" {own}: extract them with its encoder, or say any_encoder if that is meant"
+            f"{what} is {other} and the captioner was trained on {own}: use features of its own"
+            " encoder, or any_encoder if that is meant"
         )
     say("the features come from another encoder than those the captioner was trained on")

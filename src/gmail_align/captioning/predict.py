@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_jsonl
 from gmail_align.captioning.clipcap import ClipCap
@@ -14,11 +16,10 @@ from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.decode import Decoded, Decoding, decode, with_full_stop
 from gmail_align.captioning.folder import captioner_config, load_captioner
 from gmail_align.captioning.ifcap_folder import is_ifcap, open_reader
-from gmail_align.captioning.language import Prompt
 from gmail_align.captioning.origin import feature_origin, require_encoder
 from gmail_align.captioning.reader import Reader
 from gmail_align.errors import DataError
-from gmail_align.features.store import Features, read_features
+from gmail_align.features.store import read_features
 from gmail_align.progress import progress
 from gmail_align.runtime import resolve_device, stable_seed
 
@@ -27,66 +28,52 @@ _PARTS = "parts"
 
 
 class Opened:
-    """A captioner on a device, with the features that it captions.
-
-    Args:
-        artifact: The captioner.
-        features: Image features.
-        config: How captions are searched for.
-        keys: Image features by which an IFCap looks captions up; ``features`` when None.
+    """A captioner on a device, ready to caption features.
 
     Raises:
         ArtifactError: it is no captioner, or damaged.
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        features: Features,
-        config: PredictConfig | None = None,
-        keys: Features | None = None,
-    ) -> None:
+    def __init__(self, artifact: Artifact, config: PredictConfig | None = None) -> None:
         self.how = config or PredictConfig()
-        device = resolve_device(self.how.device)
+        self.device = resolve_device(self.how.device)
+        self.model: ClipCap | Reader
         if is_ifcap(artifact):
-            reader = open_reader(artifact, device)
-            self.gpt2, self.tokenizer = reader.model.gpt2, reader.tokenizer
-            own = reader.config
-            self.prompts = _ifcap_prompts(reader, features, keys or features)
+            self.model = open_reader(artifact, self.device)
+            self.gpt2, self.tokenizer = self.model.model.gpt2, self.model.tokenizer
+            own = self.model.config
             self.decoding = decoding_of(own.beam, own.max_tokens, self.how)
             return
-        captioner = load_captioner(artifact, device)
-        said = captioner.config
+        captioner = load_captioner(artifact, self.device)
+        said, self.model = captioner.config, captioner.model
         self.gpt2, self.tokenizer = captioner.model.gpt2, captioner.tokenizer
-        self.prompts = _clipcap_prompts(captioner.model, features, device)
         self.decoding = decoding_of(said["beam"], said["max_tokens"], self.how)
         if said.get("end_at_full_stop"):
             self.decoding = with_full_stop(self.decoding, self.tokenizer)
 
-    def caption(self, ids: Sequence[str]) -> list[Decoded]:
+    def caption(
+        self,
+        ids: Sequence[str],
+        features: Float[Tensor, "b d"],
+        keys: Float[Tensor, "b e"] | None = None,
+    ) -> list[Decoded]:
         """Caption one batch of images.
+
+        Args:
+            ids: The images, which seed what is drawn.
+            features: Their features.
+            keys: Features by which an IFCap looks captions up; ``features`` when None.
 
         Raises:
             DataError: the features are of another width than the captioner's.
         """
         seeds = [stable_seed(self.how.seed, "caption", name) for name in ids]
         with torch.inference_mode():
-            prompt = self.prompts(ids)
+            if isinstance(self.model, Reader):
+                prompt = self.model.of_images(features, features if keys is None else keys)
+            else:
+                prompt = self.model.prompt(features.float().to(self.device))
         return decode(self.gpt2, self.tokenizer, prompt, self.decoding, seeds=seeds)
-
-
-def _clipcap_prompts(
-    model: ClipCap, features: Features, device: torch.device
-) -> Callable[[Sequence[str]], Prompt]:
-    return lambda ids: model.prompt(features.array[features.rows(ids)].float().to(device))
-
-
-def _ifcap_prompts(
-    reader: Reader, features: Features, keys: Features
-) -> Callable[[Sequence[str]], Prompt]:
-    return lambda ids: reader.of_images(
-        features.array[features.rows(ids)], keys.array[keys.rows(ids)]
-    )
 
 
 def decoding_of(beam: int, max_tokens: int, how: PredictConfig) -> Decoding:
@@ -137,8 +124,8 @@ def predict_captions(
     require_encoder(trained_on["encoder"], features, any_encoder=how.any_encoder)
     inputs = {"captioner": captioner, "features": features}
     if is_ifcap(captioner):
-        keys = retrieval or features
-        require_encoder(trained_on["retrieval"], keys, any_encoder=how.any_encoder)
+        looks = trained_on["retrieval"]
+        require_encoder(looks, retrieval or features, any_encoder=how.any_encoder)
         inputs |= {"retrieval": retrieval} if retrieval else {}
     draft = begin(out, "predictions", identity, inputs)
     if draft.complete is not None:
@@ -148,24 +135,29 @@ def predict_captions(
     if len(set(wanted)) != len(wanted):
         raise DataError("an image id comes more than once: give each image once")
     source.rows(wanted)
-    opened = Opened(captioner, source, how, read_features(retrieval) if retrieval else None)
+    keys = read_features(retrieval) if retrieval else source
+    keys.rows(wanted)
+    opened = Opened(captioner, how)
     size = how.batch_size
     batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     parts = [draft.path(f"{_PARTS}/{index:05d}.jsonl") for index in range(len(batches))]
     with progress("captions", len(wanted), "images") as bar:
         for part, batch in zip(parts, batches, strict=True):
             if not part.exists():
-                write_jsonl(part, _rows(opened, batch, origin["route"]))
+                said = opened.caption(
+                    batch, source.array[source.rows(batch)], keys.array[keys.rows(batch)]
+                )
+                write_jsonl(part, _rows(batch, said, origin["route"]))
             bar.advance(len(batch))
     write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
     shutil.rmtree(draft.path(_PARTS), ignore_errors=True)
     return draft.finish({"images": len(wanted)}, trained_on=trained_on, predicted_from=origin)
 
 
-def _rows(opened: Opened, batch: Sequence[str], route: str) -> list[dict[str, object]]:
+def _rows(ids: Sequence[str], said: Sequence[Decoded], route: str) -> list[dict[str, object]]:
     return [
         {"image_id": name, "text": caption.text, "log_prob": caption.log_prob, "route": route}
-        for name, caption in zip(batch, opened.caption(batch), strict=True)
+        for name, caption in zip(ids, said, strict=True)
     ]
 
 

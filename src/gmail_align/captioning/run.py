@@ -61,10 +61,9 @@ def train_clipcap(
         rows: The captions: (id of the feature, text); an id may come many times.
         gpt2: A folder in GPT-2's format with weights and tokenizer, or a captioner to go on with.
         out: Folder of the captioner.
-        validation: Held-out features and captions; the best step on them is kept, step 0 included.
-            Without it the last step is kept.
-        more: Further features and captions that are trained on as well, such as real images beside
-            generated ones, each through its own route.
+        validation: Held-out features and captions, on which the best step, step 0 included, is
+            kept; without them the last step is.
+        more: Further features and captions, such as real images beside generated ones.
         seed: Seed of the mapper, the batches and dropout.
 
     Raises:
@@ -89,17 +88,13 @@ def train_clipcap(
     model = build(config, gpt2, words, captions.width, norm, seed)
     model.to(resolve_device(config.device)).train()
     guard = None
-    if validation is not None:
-        source = read_features(validation[0])
-        guard = _guard(model, tokenizer, config, read([validation]), (source, validation[1]))
+    if validation:
+        source = (read_features(validation[0]), validation[1])
+        guard = _guard(model, tokenizer, config, read([validation]), source)
     report = _fit(model, captions, config, guard, seed, out)
     origin = joint_origin([artifact for artifact, _ in train])
-    settings = {
-        "max_tokens": config.max_tokens,
-        "beam": config.beam,
-        "end_at_full_stop": faults.end_at_full_stop,
-    }
-    save_captioner(out, model, tokenizer, {**settings, "trained_on": origin})
+    said = {"max_tokens": config.max_tokens, "beam": config.beam, "trained_on": origin}
+    save_captioner(out, model, tokenizer, {**said, "end_at_full_stop": faults.end_at_full_stop})
     draft.path(CHECKPOINT).unlink(missing_ok=True)
     return draft.finish(
         {"captions": len(captions), "images": len(captions.rows.unique())},

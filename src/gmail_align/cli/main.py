@@ -41,6 +41,7 @@ COMMANDS: dict[str, Entry | Group] = {
             "mmmu": Entry("import_questions:mmmu", "MMMU's questions and images."),
         },
     ),
+    "leaks": Entry("leaks:leaks", "Find training images that an evaluation also has."),
     "synthesize": Entry("synthesize:synthesize", "Generate images from captions."),
     "pair": Entry("pair:pair", "Pair real and generated images of the same caption."),
     "extract": Entry("extract:extract", "Compute features of images or captions once."),
@@ -49,11 +50,18 @@ COMMANDS: dict[str, Entry | Group] = {
     "align": Entry("align:align", "Align an encoder to generated images."),
     "train": Group(
         "Train a model on (aligned) features.",
-        {"clipcap": Entry("train_clipcap:clipcap", "Train a ClipCap captioner.")},
+        {
+            "clipcap": Entry("train_clipcap:clipcap", "Train a ClipCap captioner."),
+            "ifcap": Entry("train_ifcap:ifcap", "Train an IFCap captioner on captions."),
+        },
     ),
     "predict": Group(
         "Write predictions of a trained model.",
         {"captions": Entry("predict_captions:captions", "Caption images with a captioner.")},
+    ),
+    "caption": Entry("caption:caption", "Caption image files with a trained captioner."),
+    "convert-clipcap": Entry(
+        "convert_clipcap:convert_clipcap", "Bring ClipCap's released weights in."
     ),
     "evaluate": Group(
         "Score encoders and predictions, with confidence intervals.",

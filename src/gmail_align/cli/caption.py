@@ -1,0 +1,62 @@
+"""``gmail-align caption``: captions of image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gmail_align.artifacts import load
+from gmail_align.cli.predict_captions import AnyEncoder, Beam, Method, PredictDevice, PredictSeed
+from gmail_align.cli.shared import EncoderName, Shared, command, model_of
+from gmail_align.encoders.route import Route
+
+
+@command
+def caption(
+    shared: Shared,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    captioner: Annotated[
+        Path, typer.Option(metavar="DIR", help="What train clipcap or train ifcap made.")
+    ],
+    encoder: EncoderName,
+    route: Annotated[
+        Route, typer.Option(help="Which of the encoder's weights the images go through.")
+    ] = Route.FROZEN,
+    retrieval_encoder: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="What an IFCap looks captions up with, if another."),
+    ] = None,
+    method: Method = None,
+    beam: Beam = None,
+    seed: PredictSeed = None,
+    any_encoder: AnyEncoder = None,
+    device: PredictDevice = None,
+) -> None:
+    """Caption image files with a trained captioner and the encoder that it was trained on.
+
+    Prints a line for each: the file, a tab, its caption. Nothing is kept.
+    """
+    from gmail_align.captioning.config import PredictConfig
+
+    config = shared.build(
+        PredictConfig, method=method, beam=beam, seed=seed, any_encoder=any_encoder, device=device
+    )
+    artifact = load(captioner, "captioner")
+    if shared.dry_run:
+        shared.show_plan("caption", captioner, images=len(images), route=route, config=config)
+        return
+    from gmail_align.captioning.files import caption_files
+    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.runtime import resolve_device
+
+    models = [
+        GmailEncoder.from_pretrained(model_of(name, "clip")).to(resolve_device(config.device))
+        for name in (encoder, retrieval_encoder)
+        if name is not None
+    ]
+    looks = models[1] if len(models) > 1 else None
+    rows = caption_files(artifact, models[0], images, route, config, retrieval=looks)
+    lines = "\n".join(f"{row['file']}\t{row['text']}" for row in rows)
+    shared.show({"captions": rows}, lines)

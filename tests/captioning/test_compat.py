@@ -1,0 +1,203 @@
+"""ClipCap's faults are mended, and each comes back when it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gmail_align.artifacts import Artifact
+from gmail_align.captioning import run
+from gmail_align.captioning.captions import CaptionSet
+from gmail_align.captioning.clipcap import ClipCap, Scaling
+from gmail_align.captioning.config import ClipCapConfig, Compat, PredictConfig, preset
+from gmail_align.captioning.folder import load_captioner, load_gpt2
+from gmail_align.captioning.predict import predict_captions, read_predictions
+from gmail_align.captioning.run import train_clipcap
+from gmail_align.captioning.tokens import tokenise
+from gmail_align.config import build
+from gmail_align.errors import ConfigError, DataError
+from gmail_align.features.store import read_features
+
+from .conftest import CAPTIONS, MakeFeatures, quick
+
+ROWS = list(zip("abcd", CAPTIONS, strict=True))
+CPU = torch.device("cpu")
+
+
+def with_faults(steps: int, **faults: bool) -> ClipCapConfig:
+    return quick(steps).model_copy(update={"compat": Compat(**faults)})
+
+
+def test_clipcap_stands_for_every_fault() -> None:
+    config = build(ClipCapConfig, {"compat": "clipcap"})
+    assert config.compat is not None
+    assert all(config.compat.model_dump().values())
+    assert build(ClipCapConfig, {"compat": {"untrained_end": True}}).compat == Compat(
+        untrained_end=True
+    )
+    with pytest.raises(ConfigError, match="compat is 'clipcap' or a table"):
+        build(ClipCapConfig, {"compat": "ifcap"})
+
+
+def test_without_its_end_a_caption_goes_on(four: Artifact, gpt2: Path, tmp_path: Path) -> None:
+    out = train_clipcap(with_faults(120, untrained_end=True), four, ROWS, gpt2, tmp_path / "out")
+    how = PredictConfig(device="cpu", method="greedy")
+    said = read_predictions(predict_captions(out, four, tmp_path / "said", how))
+    assert all(said[name].startswith(text) for name, text in ROWS)
+    assert any(len(said[name]) > len(text) for name, text in ROWS)
+
+
+def test_a_full_stop_ends_a_caption_where_it_is_asked_to(
+    four: Artifact, gpt2: Path, tmp_path: Path
+) -> None:
+    rows = [(name, "a red ball. a blue cube") for name, _ in ROWS]
+    how = PredictConfig(device="cpu", method="greedy")
+    for stops, expected in ((True, "a red ball."), (False, "a red ball. a blue cube")):
+        config = with_faults(60, end_at_full_stop=stops)
+        out = train_clipcap(config, four, rows, gpt2, tmp_path / f"out{stops}")
+        said = predict_captions(out, four, tmp_path / f"said{stops}", how)
+        assert set(read_predictions(said).values()) == {expected}
+
+
+def test_token_0_counts_unless_it_is_taken_for_padding(
+    four: Artifact, gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In these tokenizers token 0 is end-of-text, as ``!`` is in GPT-2's."""
+    masks = []
+    loss = ClipCap.loss
+
+    def spied(self: ClipCap, features, ids, mask) -> torch.Tensor:
+        masks.append((ids[mask] == 0).sum().item())
+        return loss(self, features, ids, mask)
+
+    monkeypatch.setattr(ClipCap, "loss", spied)
+    for fault in (False, True):
+        config = with_faults(1, zero_is_padding=fault)
+        train_clipcap(config, four, ROWS, gpt2, tmp_path / f"{fault}")
+    assert masks == [4, 0]
+
+
+def test_features_are_scaled_alike_unless_the_mismatch_is_asked_for() -> None:
+    features = torch.randn(3, 8) * 7
+    unit = F.normalize(features, dim=-1)
+    for training in (True, False):
+        assert torch.equal(Scaling()(features, training), unit)
+        assert torch.equal(Scaling(normalise=False)(features, training), features)
+        assert torch.allclose(Scaling(norm=3.0)(features, training), 3 * unit)
+    mismatch = Scaling(raw_in_training=True)
+    assert torch.equal(mismatch(features, True), features)
+    assert torch.equal(mismatch(features, False), unit)
+
+
+def test_the_mean_norm_is_that_of_the_training_features(
+    four: Artifact, gpt2: Path, tmp_path: Path
+) -> None:
+    config = quick(1).model_copy(update={"norm": "mean"})
+    out = train_clipcap(config, four, ROWS[:3], gpt2, tmp_path / "out")
+    expected = read_features(four).array[:3].norm(dim=-1).mean()
+    assert load_captioner(out, CPU).config["norm"] == pytest.approx(float(expected))
+
+
+def test_a_frozen_gpt2_stays_as_it_was(four: Artifact, gpt2: Path, tmp_path: Path) -> None:
+    shape = {"mapper": "transformer", "clip_length": 2, "layers": 2, "heads": 4}
+    config = ClipCapConfig(**{**quick(4).model_dump(), **shape})
+    assert not config.trains_gpt2
+    out = train_clipcap(config, four, ROWS, gpt2, tmp_path / "out")
+    model = load_captioner(out, CPU).model
+    before = load_gpt2(gpt2)[0].state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in model.gpt2.state_dict().items())
+    assert not model.train().gpt2.training
+    assert set(model.trainable()) == {
+        f"mapper.{name}" for name, _ in model.mapper.named_parameters()
+    }
+    drawn = run.build(config, gpt2, load_gpt2(gpt2)[0], 8, None, 0).mapper.state_dict()
+    changed = [
+        name
+        for name, value in model.mapper.state_dict().items()
+        if not torch.equal(value, drawn[name])
+    ]
+    assert len(changed) == len(drawn)
+
+
+def test_a_training_goes_on_with_a_captioner(
+    captioner: Artifact, four: Artifact, tmp_path: Path
+) -> None:
+    out = train_clipcap(quick(0), four, ROWS, captioner, tmp_path / "out")
+    how = PredictConfig(device="cpu", method="greedy")
+    assert read_predictions(predict_captions(out, four, tmp_path / "said", how)) == dict(ROWS)
+    other = quick(0).model_copy(update={"prefix_length": 4})
+    with pytest.raises(ConfigError, match="has shape .*prefix_length=3.* and this training"):
+        train_clipcap(other, four, ROWS, captioner, tmp_path / "other")
+
+
+def test_real_and_generated_features_are_mixed(
+    four: Artifact, gpt2: Path, make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    made = make_features("made", ["a", "b"], torch.randn(2, 8), route="generated", weights="lora")
+    more = [(made, [("b", "a green thing"), ("a", "x")])]
+    out = train_clipcap(quick(1), four, ROWS, gpt2, tmp_path / "out", more=more)
+    assert out.counts == {"captions": 6, "images": 6}
+    assert load_captioner(out, CPU).config["trained_on"] == {
+        "encoder": "clip",
+        "weights": "clip+lora",
+        "route": "frozen+generated",
+    }
+    tokenizer = load_gpt2(gpt2)[1]
+    both = CaptionSet.make(
+        [(read_features(four), ROWS), (read_features(made), more[0][1])], tokenizer, 40
+    )
+    expected = torch.cat([read_features(four).array, read_features(made).array[[1, 0]]])
+    assert torch.equal(both.features(both.rows), expected)
+    assert both.mean_norm() == pytest.approx(float(expected.norm(dim=-1).mean()))
+    odd = make_features("odd", ["a"], torch.randn(1, 8), encoder="siglip")
+    with pytest.raises(DataError, match="comes from encoder siglip"):
+        train_clipcap(quick(1), four, ROWS, gpt2, tmp_path / "odd-out", more=[(odd, [("a", "x")])])
+    wide = make_features("wide", ["a"], torch.randn(1, 9))
+    with pytest.raises(DataError, match="features of 8 and 9 dimensions cannot be mixed"):
+        train_clipcap(
+            quick(1), four, ROWS, gpt2, tmp_path / "wide-out", more=[(wide, [("a", "x")])]
+        )
+
+
+def test_cider_picks_the_step_when_it_is_asked_to(
+    four: Artifact, gpt2: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("pycocoevalcap")
+    config = quick(20, evaluate_every=10).model_copy(update={"select": "cider"})
+    out = train_clipcap(config, four, ROWS, gpt2, tmp_path / "out", validation=(four, ROWS))
+    rows = out.manifest["notes"]["validation"]
+    assert [row["score"] for row in rows] == [row["cider"] for row in rows]
+    best = max(rows, key=lambda row: row["cider"])
+    assert out.manifest["notes"]["best_step"] == best["step"]
+    with pytest.raises(ConfigError, match="select is cider and there is no validation"):
+        train_clipcap(config, four, ROWS, gpt2, tmp_path / "none")
+
+
+def test_presets_are_the_published_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    config = build(ClipCapConfig, preset("clipcap"))
+    optim = config.optim.over(566_747, config.batch_size)
+    assert (optim.steps, optim.warmup, optim.lr, optim.schedule) == (141_687, 5000, 2e-5, "linear")
+    config = build(ClipCapConfig, preset("clipcap_transformer"))
+    shape = config.shape
+    assert (shape.kind, shape.prefix_length, shape.clip_length) == ("transformer", 40, 40)
+    assert (shape.layers, shape.heads, config.trains_gpt2) == (8, 8, False)
+    assert build(ClipCapConfig, preset("clipcap_original")).compat is not None
+    with pytest.raises(ConfigError, match="'clipcup' is no preset"):
+        preset("clipcup")
+    with pytest.raises(ConfigError, match="steps and epochs are both given"):
+        build(ClipCapConfig, {"optim": {"epochs": 2, "steps": 7}})
+    with pytest.raises(ConfigError, match="belong to mapper = 'transformer'"):
+        build(ClipCapConfig, {"layers": 2})
+    with pytest.raises(ConfigError, match="leave normalise on"):
+        build(ClipCapConfig, {"normalise": False, "norm": "mean"})
+
+
+def test_a_caption_without_its_end_is_not_cut_one_token_early(gpt2: Path) -> None:
+    tokenizer = load_gpt2(gpt2)[1]
+    with_end = tokenise(["a red ball"], tokenizer, 40)
+    without = tokenise(["a red ball"], tokenizer, 40, end=False)
+    assert without.lengths.item() == with_end.lengths.item() - 1
+    assert torch.equal(without.ids[0], with_end.ids[0, :-1])
