@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gmail_align.artifacts import Artifact, load
+from gmail_align.artifacts import load
 from gmail_align.cli.on_files import OutOrNot, answer_lines
 from gmail_align.cli.shared import Device, Seed, Shared, command, model_of
 from gmail_align.errors import ConfigError
@@ -72,42 +72,60 @@ def gap(
     from gmail_align.gap.config import GapConfig
     from gmail_align.gap.files import Beside
 
-    config = shared.build(GapConfig)
     beside = Beside(real_classes, generated_classes, generators, text_features)
-    if real is not None and generated is not None and real.suffix == generated.suffix == ".npy":
-        real, generated, real_features, generated_features = None, None, real, generated
     files = _both("--real-features", real_features, "--generated-features", generated_features)
     sides = _both("--real", real, "--generated", generated)
-    if files and (sides or pairs or encoder):
-        raise ConfigError("features in files need no --real, --generated, --pairs and --encoder")
-    if not files and not sides:
-        raise ConfigError(
-            "give --real and --generated, or --real-features and --generated-features"
-        )
-    if files:
-        _of_files(shared, files, out, beside, {"paired": paired, "config": config, "seed": seed})
+    if sides is not None and sides[0].suffix == sides[1].suffix == ".npy":
+        files, sides = sides, None
+    how = {"config": shared.build(GapConfig), "seed": seed}
+    if files is not None:
+        if sides or pairs or encoder:
+            raise ConfigError("features in files need no --real, --generated, --pairs, --encoder")
+        _of_files(shared, files, out, beside, {"paired": paired, **how})
         return
+    if sides is None:
+        raise ConfigError("give --real and --generated, or --real-features, --generated-features")
     if beside != Beside():
         raise ConfigError("classes, generators and texts of rows go with --real-features")
     if out is None:
         raise ConfigError("--out is missing: name a folder for the result")
-    made_of = None if pairs is None else load(pairs, "pairs")
-    plan = {"real": sides[0], "generated": sides[1], "pairs": pairs, "config": config}
-    _check(sides, encoder, paired and pairs is not None)
-    if shared.dry_run:
-        shared.show_plan("gap", out, **plan)
-        return
-    ready = _prepare(sides, out, _encoder(encoder, device), made_of, paired)
-    _of_artifacts(shared, ready, out, {"config": config, "seed": seed})
+    _of_folders(shared, _Given(*sides, out, pairs, paired, encoder, device), how)
 
 
-def _check(sides: Sequence[Path], encoder: str | None, both: bool) -> None:
-    from gmail_align.gap.prepare import check_side
+@dataclass(frozen=True)
+class _Given:
+    """What was said about two sides that are no plain files."""
 
-    if both:
+    real: Path
+    generated: Path
+    out: Path
+    pairs: Path | None
+    by_name: bool
+    encoder: str | None
+    device: str
+
+
+def _of_folders(shared: Shared, given: _Given, how: dict[str, Any]) -> None:
+    from gmail_align.gap.prepare import check_side, prepare
+
+    if given.pairs is not None and given.by_name:
         raise ConfigError("--pairs and --paired both say what belongs together: give one")
-    for side in sides:
-        check_side(side, encoder is not None)
+    pairs = None if given.pairs is None else load(given.pairs, "pairs")
+    for side in (given.real, given.generated):
+        check_side(side, given.encoder is not None)
+    if shared.dry_run:
+        said = {"real": given.real, "generated": given.generated, "pairs": given.pairs}
+        shared.show_plan("gap", given.out, **said, config=how["config"])
+        return
+    ready = prepare(
+        given.real,
+        given.generated,
+        given.out.with_name(f"{given.out.name}-features"),
+        encoder=_encoder(given.encoder, given.device),
+        pairs=pairs,
+        by_name=given.by_name,
+    )
+    _of_artifacts(shared, ready, given.out, how)
 
 
 def _encoder(name: str | None, device: str) -> GmailEncoder | None:
@@ -117,19 +135,6 @@ def _encoder(name: str | None, device: str) -> GmailEncoder | None:
     from gmail_align.runtime import resolve_device
 
     return GmailEncoder.from_pretrained(model_of(name, "clip")).to(resolve_device(device))
-
-
-def _prepare(
-    sides: tuple[Path, Path],
-    out: Path,
-    encoder: GmailEncoder | None,
-    pairs: Artifact | None,
-    by_name: bool,
-) -> Prepared:
-    from gmail_align.gap.prepare import prepare
-
-    home = out.with_name(f"{out.name}-features")
-    return prepare(*sides, home, encoder=encoder, pairs=pairs, by_name=by_name)
 
 
 def _of_artifacts(shared: Shared, ready: Prepared, out: Path, how: dict[str, Any]) -> None:
@@ -174,8 +179,8 @@ def _of_files(
     shared.show(found, "\n".join(lines))
 
 
-def _both(first: str, a: Path | None, second: str, b: Path | None) -> tuple[Path, Path] | tuple[()]:
-    """Return two paths that only go together, or none.
+def _both(first: str, a: Path | None, second: str, b: Path | None) -> tuple[Path, Path] | None:
+    """Return two paths that only go together; None without either.
 
     Raises:
         ConfigError: one is missing.
@@ -183,5 +188,5 @@ def _both(first: str, a: Path | None, second: str, b: Path | None) -> tuple[Path
     if a is not None and b is not None:
         return a, b
     if a is None and b is None:
-        return ()
+        return None
     raise ConfigError(f"{first if a is None else second} is missing: give both")

@@ -98,8 +98,8 @@ def prepare(
         _open(generated, "generated", home, encoder),
     )
     paths = [None if side.images is None else source_paths(side.images) for side in sides]
-    rows = None if pairs is None else read_pairs(pairs)
-    ids = rows and [(row.real_image_id, row.generated_image_id) for row in rows]
+    rows = [] if pairs is None else read_pairs(pairs)
+    ids = None if pairs is None else [(row.real_image_id, row.generated_image_id) for row in rows]
     known = Known(generators=_generators(sides[1]))
     if paths[0] is not None and paths[1] is not None:
         known = Known(*labels_of(paths[0], paths[1]))
@@ -107,7 +107,7 @@ def prepare(
     elif by_name:
         raise ConfigError("--paired compares names of files: give two folders, or --pairs")
     if encoder is not None:
-        known = _with_texts(known, encoder, home, pairs, [row.caption_id for row in rows or ()])
+        known = _with_texts(known, encoder, home, pairs, [row.caption_id for row in rows])
     return Prepared(*sides, ids, known)
 
 

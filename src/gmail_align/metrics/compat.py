@@ -104,7 +104,8 @@ def _half_softmaxes(images: Tensor, texts: Tensor, *, by_text: bool) -> Iterator
 
 def _half_unit(features: Tensor) -> Tensor:
     half = features.half()
-    return half / half.norm(dim=-1, keepdim=True)
+    unit: Tensor = half / half.norm(dim=-1, keepdim=True)
+    return unit
 
 
 def _blocks(

@@ -47,6 +47,19 @@ def probe_auc(
     fold = _folds(owner, seed=seed, folds=folds)
     sides = [unit_rows(side).double().cpu().numpy() for side in (real, generated)]
     scores = _held_out_scores(sides[0], sides[1], fold)
+    found = _fold_aucs(scores, fold, owner, resamples=resamples, seed=seed)
+    return _widened(found, refit_factor(len(np.unique(fold))))
+
+
+def _fold_aucs(
+    scores: Values,
+    fold: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    *,
+    resamples: int,
+    seed: int,
+) -> Estimate:
+    """Estimate the mean of the folds' AUCs, resampling groups with the fitted probes held fixed."""
     tables = [_FoldAuc(scores[:, fold == at], np.flatnonzero(fold == at)) for at in np.unique(fold)]
 
     def mean_auc(weights: Values) -> Values:
@@ -57,8 +70,7 @@ def probe_auc(
 
     count = int(owner.max()) + 1
     replicates = bootstrap_replicates(count, mean_auc, resamples=resamples, seed=seed)
-    value = float(mean_auc(np.ones((1, count)))[0])
-    return _widened(interval(value, replicates, count), refit_factor(len(tables)))
+    return interval(float(mean_auc(np.ones((1, count)))[0]), replicates, count)
 
 
 def refit_factor(folds: int) -> float:

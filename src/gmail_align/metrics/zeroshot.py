@@ -100,8 +100,9 @@ def _class_mean(hits: Values, labels: NDArray[np.int64], *, resamples: int, seed
         sizes = np.add.reduceat(weights, starts, axis=1)
         right = np.add.reduceat(weights * kinds[:, 1], starts, axis=1)
         present = sizes > 0
-        recalls: Values = np.where(present, right / np.maximum(sizes, 1), 0).sum(1)
-        return recalls / present.sum(1)
+        recalls = np.where(present, right / np.maximum(sizes, 1), 0).sum(1)
+        over_classes: Values = recalls / present.sum(1)
+        return over_classes
 
     replicates = bootstrap_kinds(kind.reshape(-1), means, resamples=resamples, seed=seed)
     whole = np.bincount(kind.reshape(-1))[None].astype(np.float64)
