@@ -131,10 +131,18 @@ ALIGN_PRESETS: dict[str, dict[str, Any]] = {
     "gmail": {},
     "eq1_only": {"weights": {"text_generated": 0.0, "text_real": 0.0}},
     "lora_only": {"weights": {"align": 0.0, "text_real": 0.0}},
+    "distilled": {"weights": {"distill_generated": 1.0}},
+    "full": {"encoder": {"tune": "full"}},
+    "heads_only": {"encoder": {"tune": "none"}},
+    "separate": {"encoder": {"trunk": "separate"}},
+    "llava": {"weights": {"patch": 1.0}},
 }
 """``gmail``: all terms. ``eq1_only``: the paper's printed loss. ``lora_only``: the control that the
 paper lacks, the same adapter and generated head trained on generated images and their captions,
-with no real image."""
+with no real image. ``distilled``: ``gmail``, and generated features drawn to the very place of the
+frozen real ones. ``full``: the whole tower instead of an adapter (Tab. 12). ``heads_only``: the
+trunk left alone. ``separate``: an adapter of their own for real images. ``llava``: ``gmail``, and
+the patch tokens that LLaVA reads."""
 
 
 def align_preset(name: str, **changes: Any) -> AlignConfig:

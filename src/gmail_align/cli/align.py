@@ -23,7 +23,11 @@ def align(
     ],
     out: Out,
     preset: Annotated[
-        str, typer.Option(help="gmail, eq1_only or lora_only; --config and --set go on top.")
+        str,
+        typer.Option(
+            help="gmail, eq1_only, lora_only, distilled, full, heads_only, separate or llava; "
+            "--config and --set go on top."
+        ),
     ] = "gmail",
     seed: Seed = 0,
 ) -> None:

@@ -29,12 +29,11 @@ class HiddenLayer(nn.Module):
     ) -> Float[Tensor, "b dim"]:
         """Apply the head with W = ``weight``."""
         hidden = gelu(linear(pooled, self.inner))
-        features: Tensor
         if self.outer is None:
-            features = linear(hidden, weight)
-        else:
-            features = linear(pooled, weight) + linear(hidden, self.outer)
-        return features
+            bent: Tensor = linear(hidden, weight)
+            return bent
+        straight: Tensor = linear(pooled, weight)
+        return straight + linear(hidden, self.outer)
 
 
 def first_weight(
