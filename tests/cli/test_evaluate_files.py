@@ -147,3 +147,31 @@ def test_labels_may_be_spelled_as_the_sets_files_are(tmp_path):
         read_labels(path, list(prompts), known_set("my_pets", prompts))
     with pytest.raises(ConfigError, match="give --classes, or as --protocol"):
         class_prompts(None, "urban_1k")
+
+
+def test_results_kept_can_be_compared(pairs, tmp_path):
+    rng = np.random.default_rng(5)
+    worse = np.load(pairs["--text-features"]) + rng.standard_normal((150, 16))
+    changed = {**pairs, "--text-features": save(tmp_path / "w.npy", worse.astype(np.float32))}
+    for name, options in (("a", pairs), ("b", changed)):
+        ran = call("evaluate", "retrieval", *flat(options), "--out", tmp_path / name, "--json")
+        assert ran.exit_code == 0, ran.stderr
+    ran = call("compare", tmp_path / "a", tmp_path / "b", "--json")
+    assert ran.exit_code == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    first, second = (
+        json.loads((tmp_path / name / "result.json").read_text())["metrics"] for name in ("a", "b")
+    )
+    for name, value in found["metrics"].items():
+        assert value == pytest.approx(first[name] - second[name])
+        low, high = found["intervals"][name]
+        assert low <= value <= high
+    images, labels = save(tmp_path / "x.npy", np.eye(3)[[0, 1, 2, 0]]), tmp_path / "y.npy"
+    zeroshot = ("--labels", save(labels, [0, 1, 1, 0]), "--out", tmp_path / "z", "--json")
+    ran = call(
+        *("evaluate", "zeroshot", "--image-features", images, *zeroshot),
+        *("--class-features", save(tmp_path / "c.npy", np.eye(3))),
+    )
+    same = json.loads(call("compare", tmp_path / "z", tmp_path / "z", "--json").stdout)
+    assert same["a"] == pytest.approx(json.loads(ran.stdout)["metrics"])
+    assert set(same["metrics"].values()) == {0}

@@ -76,7 +76,7 @@ def _of_files(
         names = [str(path) for path in paths]
         shared.show_plan("evaluate zeroshot", out or Path("standard output"), files=names, **how)
         return
-    show_answer(shared, zeroshot_of_files(*paths, **how), out)
+    show_answer(shared, zeroshot_of_files(*paths, **how, keep=out), out)
 
 
 def _of_artifacts(

@@ -9,12 +9,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gmail_align.evaluation.items import ITEMS, Items, write_items
 from gmail_align.evaluation.protocol import headline, named
 from gmail_align.evaluation.result import answer
 from gmail_align.features.arrays import load_features, load_integers
 from gmail_align.metrics.compat import parse_compat
-from gmail_align.metrics.retrieval import require_retrieval, retrieval_metrics
-from gmail_align.metrics.zeroshot import class_weights, zeroshot_metrics
+from gmail_align.metrics.retrieval import require_retrieval, retrieval_hits
+from gmail_align.metrics.zeroshot import (
+    accuracy_columns,
+    accuracy_estimates,
+    class_weights,
+    zeroshot_hits,
+)
 
 
 def retrieval_of_files(
@@ -26,6 +32,7 @@ def retrieval_of_files(
     subset: bool = False,
     compat: str | None = None,
     seed: int = 0,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Score retrieval both ways.
 
@@ -38,6 +45,7 @@ def retrieval_of_files(
         compat: Another evaluator (:class:`gmail_align.metrics.compat.Compat`) whose rule for ties
             and precision is followed; the result names it.
         seed: Of the bootstrap.
+        keep: Folder to keep in what each image adds, so that results can be compared.
 
     Raises:
         UserError: a file cannot be read, the three do not fit, or their counts are not the
@@ -50,7 +58,11 @@ def retrieval_of_files(
     require_retrieval(images, texts, owner)
     n = {"images": len(images), "texts": len(texts)}
     name = named(protocol, "retrieval", n, subset=subset)
-    found = answer(retrieval_metrics(images, texts, owner, compat=rule, seed=seed), name, n, start)
+    hits = retrieval_hits(images, texts, owner, compat=rule)
+    if keep is not None:
+        rows = tuple(map(str, range(len(images))))
+        write_items(keep / ITEMS, Items(name, rows, hits.columns()))
+    found = answer(hits.estimates(seed=seed), name, n, start)
     return found | ({"compat": compat} if compat else {})
 
 
@@ -62,6 +74,7 @@ def zeroshot_of_files(
     protocol: str = "zeroshot",
     subset: bool = False,
     seed: int = 0,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Score zero-shot classification.
 
@@ -73,6 +86,7 @@ def zeroshot_of_files(
             result's ``headline`` names the metric that its field reports.
         subset: The files are declared a part of that protocol's set.
         seed: Of the bootstrap.
+        keep: Folder to keep in what each image adds, so that results can be compared.
 
     Raises:
         UserError: a file cannot be read, the three do not fit, or their counts are not the
@@ -84,6 +98,9 @@ def zeroshot_of_files(
     weights = class_weights(classes if classes.ndim == 3 else classes[:, None])
     n = {"images": len(images), "classes": len(classes)}
     name = named(protocol, "zeroshot", n, subset=subset)
-    return answer(zeroshot_metrics(images, wanted, weights, seed=seed), name, n, start) | headline(
-        protocol
-    )
+    hits = zeroshot_hits(images, wanted, weights).numpy()
+    if keep is not None:
+        rows = tuple(map(str, range(len(images))))
+        write_items(keep / ITEMS, Items(name, rows, accuracy_columns(hits, wanted.numpy())))
+    metrics = accuracy_estimates(hits, wanted.numpy(), seed=seed)
+    return answer(metrics, name, n, start) | headline(protocol)

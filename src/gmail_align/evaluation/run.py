@@ -17,12 +17,18 @@ from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, write_json
 from gmail_align.errors import DataError
+from gmail_align.evaluation.items import ITEMS, Items, write_items
 from gmail_align.evaluation.protocol import headline, named, protocol_captions
 from gmail_align.evaluation.result import RESULT, plain
 from gmail_align.features.store import read_features
 from gmail_align.metrics.compat import parse_compat
-from gmail_align.metrics.retrieval import require_retrieval, retrieval_metrics
-from gmail_align.metrics.zeroshot import class_weights, zeroshot_metrics
+from gmail_align.metrics.retrieval import require_retrieval, retrieval_hits
+from gmail_align.metrics.zeroshot import (
+    accuracy_columns,
+    accuracy_estimates,
+    class_weights,
+    zeroshot_hits,
+)
 
 
 def evaluate_retrieval(
@@ -68,6 +74,29 @@ def evaluate_retrieval(
     draft = begin(out, "result", identity, {"images": images, "texts": texts}, seed)
     if draft.complete is not None:
         return draft.complete
+    ids, rows = _gathered(images, texts, captions)
+    hits = retrieval_hits(*rows, compat=rule)
+    write_items(draft.path(ITEMS), Items(name, ids, hits.columns()))
+    body = {
+        "protocol": name,
+        **({"compat": compat} if compat else {}),
+        "metrics": plain(hits.estimates(seed=seed)),
+        "n": n,
+        **_behind(seed, {"images": images, "texts": texts}),
+    }
+    write_json(draft.path(RESULT), body)
+    return draft.finish(n)
+
+
+def _gathered(
+    images: Artifact, texts: Artifact, captions: Sequence[tuple[str, str]]
+) -> tuple[tuple[str, ...], tuple[Tensor, Tensor, Tensor]]:
+    """Return the ids of the images, and features of images and texts and whose each text is.
+
+    Raises:
+        DataError: a caption or an image has no feature, or a caption comes twice.
+        UserError: the features are not finite or of different width.
+    """
     if len({caption for caption, _ in captions}) != len(captions):
         raise DataError("a caption id comes more than once: give each caption once")
     place = {name: row for row, name in enumerate(dict.fromkeys(image for _, image in captions))}
@@ -78,16 +107,7 @@ def evaluate_retrieval(
         torch.tensor([place[image] for _, image in captions], dtype=torch.int64),
     )
     require_retrieval(*rows)
-    metrics = retrieval_metrics(*rows, compat=rule, seed=seed)
-    body = {
-        "protocol": name,
-        **({"compat": compat} if compat else {}),
-        "metrics": plain(metrics),
-        "n": n,
-        **_behind(seed, {"images": images, "texts": texts}),
-    }
-    write_json(draft.path(RESULT), body)
-    return draft.finish(n)
+    return tuple(place), rows
 
 
 def evaluate_zeroshot(
@@ -132,16 +152,14 @@ def evaluate_zeroshot(
     if draft.complete is not None:
         return draft.complete
     seen = read_features(images)
-    metrics = zeroshot_metrics(
-        seen.array[seen.rows(labels)],
-        torch.tensor(list(labels.values()), dtype=torch.int64),
-        class_weights(prompts),
-        seed=seed,
-    )
+    wanted = torch.tensor(list(labels.values()), dtype=torch.int64)
+    hits = zeroshot_hits(seen.array[seen.rows(labels)], wanted, class_weights(prompts)).numpy()
+    columns = accuracy_columns(hits, wanted.numpy())
+    write_items(draft.path(ITEMS), Items(name, tuple(labels), columns))
     body = {
         "protocol": name,
         **headline(protocol),
-        "metrics": plain(metrics),
+        "metrics": plain(accuracy_estimates(hits, wanted.numpy(), seed=seed)),
         "n": n,
         **_behind(seed, {"images": images}, class_features=digest),
     }

@@ -6,13 +6,18 @@ a caption when its one image is. All captions of an image count, however many it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gmail_align.errors import UserError
-from gmail_align.metrics.bootstrap import Estimate, bootstrap_means
-from gmail_align.metrics.compat import Compat, Hits, compat_hits
+from gmail_align.metrics.bootstrap import Estimate, Values, bootstrap_means
+from gmail_align.metrics.compat import Compat, compat_hits
 from gmail_align.metrics.ranks import (
     TIE,
     Ranks,
@@ -23,8 +28,12 @@ from gmail_align.metrics.ranks import (
     tally,
     unit_rows,
 )
+from gmail_align.metrics.statistics import Column, mean_column
 
-__all__ = ["Compat", "Ranks", "recall_at", "retrieval_metrics", "retrieval_ranks"]
+__all__ = [
+    *("Compat", "Ranks", "RetrievalHits"),
+    *("recall_at", "retrieval_hits", "retrieval_metrics", "retrieval_ranks"),
+]
 
 _TILE_CPU = (256, 2048)
 """Texts x images scored at once on a CPU: the tile stays in its cache."""
@@ -58,25 +67,61 @@ def retrieval_metrics(
     Raises:
         UserError: see `retrieval_ranks`.
     """
-    to_text, to_image = _hits(images, texts, text_image, ks, compat)
-    owner = text_image.cpu().numpy()
-    i2t = {f"i2t_r{k}": hits.cpu().numpy() for k, hits in to_text.items()}
-    t2i = {f"t2i_r{k}": hits.cpu().numpy() for k, hits in to_image.items()}
-    return bootstrap_means(i2t, resamples=resamples, seed=seed) | bootstrap_means(
-        t2i, clusters=owner, resamples=resamples, seed=seed
-    )
+    hits = retrieval_hits(images, texts, text_image, ks, compat=compat)
+    return hits.estimates(resamples=resamples, seed=seed)
 
 
-def _hits(
-    images: Tensor, texts: Tensor, text_image: Tensor, ks: tuple[int, ...], compat: Compat | None
-) -> tuple[Hits, Hits]:
-    """Return each query's probability of a match among its first k, by our rule or another."""
+@dataclass(frozen=True)
+class RetrievalHits:
+    """Each query's probability of a match among its first k.
+
+    Attributes:
+        i2t: ``i2t_r1``, ... -> (n,) of the images.
+        t2i: ``t2i_r1``, ... -> (m,) of the texts.
+        owner: (m,) the image of each text.
+    """
+
+    i2t: Mapping[str, Values]
+    t2i: Mapping[str, Values]
+    owner: NDArray[np.int64]
+
+    def estimates(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+        """Return the recalls; both intervals resample images, a text coming with its image."""
+        return bootstrap_means(self.i2t, resamples=resamples, seed=seed) | bootstrap_means(
+            self.t2i, clusters=self.owner, resamples=resamples, seed=seed
+        )
+
+    def columns(self) -> dict[str, Column]:
+        """Return what every image adds to each recall: to compare results image by image."""
+        sizes = np.bincount(self.owner)
+        by_image = {name: np.bincount(self.owner, hits) for name, hits in self.t2i.items()}
+        return {name: mean_column(hits) for name, hits in self.i2t.items()} | {
+            name: mean_column(sums, sizes) for name, sums in by_image.items()
+        }
+
+
+def retrieval_hits(
+    images: Float[Tensor, "n d"],
+    texts: Float[Tensor, "m d"],
+    text_image: Int[Tensor, " m"],
+    ks: tuple[int, ...] = (1, 5, 10),
+    *,
+    compat: Compat | None = None,
+) -> RetrievalHits:
+    """Search both ways, by our rule or another evaluator's; see `retrieval_metrics`.
+
+    Raises:
+        UserError: see `retrieval_ranks`.
+    """
     if compat is not None:
         require_retrieval(images, texts, text_image)
-        return compat_hits(images, texts, text_image, ks, compat)
-    sides = retrieval_ranks(images, texts, text_image)
-    i2t, t2i = ({k: recall_at(ranks, k) for k in ks} for ranks in sides)
-    return i2t, t2i
+        to_text, to_image = compat_hits(images, texts, text_image, ks, compat)
+    else:
+        sides = retrieval_ranks(images, texts, text_image)
+        to_text, to_image = ({k: recall_at(ranks, k) for k in ks} for ranks in sides)
+    i2t = {f"i2t_r{k}": hits.cpu().numpy() for k, hits in to_text.items()}
+    t2i = {f"t2i_r{k}": hits.cpu().numpy() for k, hits in to_image.items()}
+    return RetrievalHits(i2t, t2i, text_image.cpu().numpy().astype(np.int64))
 
 
 def retrieval_ranks(

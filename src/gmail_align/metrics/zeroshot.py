@@ -23,6 +23,7 @@ from gmail_align.metrics.ranks import (
     require_labels,
     unit_rows,
 )
+from gmail_align.metrics.statistics import Column, mean_column
 
 
 def class_weights(
@@ -84,9 +85,28 @@ def zeroshot_metrics(
         UserError: see `zeroshot_hits`.
     """
     hits = zeroshot_hits(image_features, labels, class_features).cpu().numpy()
+    return accuracy_estimates(hits, labels.cpu().numpy(), resamples=resamples, seed=seed)
+
+
+def accuracy_estimates(
+    hits: Values, labels: NDArray[np.int64], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
+    """Return ``accuracy`` and ``class_mean`` of hits; see `zeroshot_metrics`."""
     return {
         "accuracy": bootstrap_mean(hits, resamples=resamples, seed=seed),
-        "class_mean": _class_mean(hits, labels.cpu().numpy(), resamples=resamples, seed=seed),
+        "class_mean": _class_mean(hits, labels, resamples=resamples, seed=seed),
+    }
+
+
+def accuracy_columns(hits: Values, labels: NDArray[np.int64]) -> dict[str, Column]:
+    """Return what every image adds to each accuracy: to compare results image by image.
+
+    In ``class_mean`` an image weighs one over the size of its class, the same in every resample.
+    """
+    weights = 1 / np.bincount(labels)[labels]
+    return {
+        "accuracy": mean_column(hits),
+        "class_mean": mean_column(hits * weights, weights),
     }
 
 
