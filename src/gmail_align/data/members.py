@@ -324,12 +324,23 @@ def scan_tar(path: Path) -> Iterator[tuple[str, int, int, str]]:
                 yield path.stem, 0, 0, f"the archive {path.name} is damaged from here on: {error}"
                 return
             if info is None:
+                if not _ends_well(tar):
+                    fault = f"the archive {path.name} is damaged from here on: it is cut off"
+                    yield path.stem, 0, 0, fault
                 return
             tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
             if info.isdir() or _hidden(info.name):
                 continue
             name = info.name.removeprefix("./")
             yield name, info.offset_data, info.size, _tar_fault(info)
+
+
+def _ends_well(tar: tarfile.TarFile) -> bool:
+    """Whether the block at which tarfile stopped is a tar's end mark, and not half a header."""
+    try:
+        return not any(read_part(cast(IO[Any], tar.fileobj), tar.offset, tarfile.BLOCKSIZE))
+    except DataError:
+        return False
 
 
 def read_part(file: IO[Any], start: int, size: int) -> bytes:

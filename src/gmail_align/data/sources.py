@@ -91,7 +91,7 @@ def folder(sources: Sequence[Path], *, template: str = TEMPLATE) -> Source:
     stage, members = Stage(), open_several(sources)
     names = list_folders(stage, members, template)
     config = {"format": "folder", "template": template}
-    return _whole(config, stage, members, names=names, templates=[template])
+    return _whole(config, stage, members, names=names or None, templates=[template])
 
 
 def cifake(

@@ -6,7 +6,7 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from gmail_align.data.captions import name_id
@@ -30,26 +30,47 @@ CIFAR10: Final = (
 def list_folders(stage: Stage, members: Members, template: str) -> dict[str, str]:
     """List class folders: the class of ``[.../]dog/1.jpg`` is the first folder that divides them.
 
+    Images that all lie in one folder have no class, and get no captions.
+
     Returns:
         Key -> name of every class, sorted; the name has blanks for ``_``.
 
     Raises:
-        DataError: there is no image, or none is in a folder.
+        DataError: there is no image, or some are in class folders and others are not.
     """
-    names = [name for name, fault in members.listing() if not fault and suffix(name) in SUFFIXES]
     refuse_faults(stage, members)
-    if not names:
-        raise DataError("the source holds no image: give the folder, zip or tar of class folders")
-    shared = posixpath.commonpath(names) if len(names) > 1 else posixpath.dirname(names[0])
-    start = len(shared) + 1 if shared else 0
-    rows = [(name_id(name[start:]), name, name[start:].partition("/")[0]) for name in names]
-    if any(label == name[start:] for _, name, label in rows):
-        raise DataError(
-            "some images are in no class folder: put each into a folder named as its class"
-        )
-    classes = {label: label.replace("_", " ") for label in sorted({row[2] for row in rows})}
-    _list(stage, rows, classes, template)
+    above: list[str] | None = None
+    for name in _images(members):
+        folders = name.split("/")[:-1]
+        if above is not None:
+            same = [one == other for one, other in zip(above, folders, strict=False)]
+            folders = folders[: [*same, False].index(False)]
+        above = folders
+    if above is None:
+        raise DataError("the source holds no image: give a folder, zip or tar of images")
+    start = len("/".join([*above, ""]))
+    labels = {name[start:].partition("/")[0] for name in _images(members) if "/" in name[start:]}
+    classes = {label: label.replace("_", " ") for label in sorted(labels)}
+    rows = (
+        (name_id(name[start:]), name, name[start:].rpartition("/")[0]) for name in _images(members)
+    )
+    if classes:
+        _list(stage, (_in_class(*row) for row in rows), classes, template)
+    else:
+        _list(stage, rows, {}, "")
     return classes
+
+
+def _images(members: Members) -> Iterator[str]:
+    for name, fault in members.listing():
+        if not fault and suffix(name) in SUFFIXES:
+            yield name
+
+
+def _in_class(image_id: str, place: str, folder: str) -> Row:
+    if not folder:
+        raise DataError(f"{place} is in no class folder, and others are: put it into one")
+    return image_id, place, folder.partition("/")[0]
 
 
 def list_cifake(
@@ -118,24 +139,29 @@ def list_classification(
         DataError: the files of the set are not there, or name an unknown class.
     """
     own = class_set(name)
-    rows = []
+    _list(stage, _known(name, members, split), own.names, template)
+    if not stage.count("images"):
+        raise DataError(f"the source lists no image of {name} {split}")
+    return dict(own.names)
+
+
+def _known(name: str, members: Members, split: str) -> Iterator[Row]:
+    """Yield a set's images with the keys of their classes."""
+    own = class_set(name)
     for image_id, place, said in _LAYOUTS[name](members, split):
         key = own.key(said)
         if key is None:
             raise DataError(f"{place} is of class {said!r}, which {name} does not have")
-        rows.append((image_id, place, key))
-    if not rows:
-        raise DataError(f"the source lists no image of {name} {split}")
-    _list(stage, rows, own.names, template)
-    return dict(own.names)
+        yield image_id, place, key
 
 
-def _list(stage: Stage, rows: list[Row], names: Mapping[str, str], template: str) -> None:
+def _list(stage: Stage, rows: Iterable[Row], names: Mapping[str, str], template: str) -> None:
     for image_id, place, label in rows:
         if not stage.add_image(image_id, place, label=label):
             stage.refuse("images", image_id, f"{place} comes twice; the first is kept")
             continue
-        add(stage, image_id, place, [(f"{image_id}-0", template.replace("{}", names[label]))])
+        if label:
+            add(stage, image_id, place, [(f"{image_id}-0", template.replace("{}", names[label]))])
 
 
 def _root(members: Members, marker: str, *roots: str) -> str:
