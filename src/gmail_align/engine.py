@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -241,8 +242,9 @@ def _run_pool(
     names = _visible_gpus() if job.gpu else []
     for worker in range(workers):
         gpus.put(names[worker % len(names)] if names else None)
+    threads = max(1, (os.cpu_count() or 1) // workers)
     pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_begin_worker, initargs=(job.work, gpus)
+        workers, mp_context=context, initializer=_begin_worker, initargs=(job.work, gpus, threads)
     )
     try:
         futures = {pool.submit(_work_in_worker, shard): shard for shard in pending}
@@ -261,9 +263,13 @@ def _run_pool(
 _work: Callable[[Any, Advance], None] | None = None  # of the worker process that this is
 
 
-def _begin_worker(work: Callable[[Any, Advance], None], gpus: Any) -> None:
-    """Prepare a worker process: a GPU, no progress of its own, and an end with its parent."""
+def _begin_worker(work: Callable[[Any, Advance], None], gpus: Any, threads: int) -> None:
+    """Prepare a worker process: a GPU or its share of the cores, and an end with its parent."""
     global _work
+    if "OMP_NUM_THREADS" not in os.environ:  # more threads than cores would wait for each other
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
     gpu = gpus.get()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu

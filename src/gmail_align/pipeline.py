@@ -28,6 +28,7 @@ from gmail_align.summary import ALIGNMENTS, CAPTIONERS, RESULT, Data, Row, read_
 
 if TYPE_CHECKING:
     from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.engine import Engine
 
 RECIPE, REPORT = "recipe.json", "report"
 
@@ -84,7 +85,9 @@ def prepare_data(recipe: Recipe, work: Path) -> Data:
         )
     for split in ("train", "val"):
         chosen = choose_captions(captions[split], each, work / "chosen" / split, seed=recipe.seed)
-        generated[split] = synthesize(synthesis, chosen, work / "generated" / split)
+        generated[split] = synthesize(
+            synthesis, chosen, work / "generated" / split, _engine(recipe)
+        )
         pairs[split] = make_pairs(chosen, real[split], generated[split], work / "pairs" / split)
     pairs["scarce"] = keep_share(
         pairs["train"], recipe.scarce_share, work / "pairs" / "scarce", seed=recipe.seed
@@ -111,30 +114,25 @@ def extract_shared(recipe: Recipe, data: Data, work: Path) -> None:
 
 def train_rows(recipe: Recipe, data: Data, work: Path) -> None:
     """Align, train and caption the test images for every row of the result, several at a time."""
-    from gmail_align.engine import Engine, Job, run_shards
+    from gmail_align.engine import Job, run_shards
 
     rows = [Row(number, name) for number in range(recipe.seeds) for name in CAPTIONERS]
-    workers = recipe.workers or _workers(len(rows))
-    threads = max(1, (os.cpu_count() or 1) // workers)
     job = Job(
-        partial(train_row, recipe, data, work, threads),
+        partial(train_row, recipe, data, work),
         done=lambda row: (row.home(work) / "predictions" / row.name / MANIFEST).exists(),
         label="rows",
         unit="row",
         gpu=_gpus() > 0,
     )
-    run_shards(rows, job, Engine(workers=workers))
+    run_shards(rows, job, _engine(recipe))
 
 
 def train_row(
-    recipe: Recipe, data: Data, work: Path, threads: int, row: Row, advance: Callable[[int], None]
+    recipe: Recipe, data: Data, work: Path, row: Row, advance: Callable[[int], None]
 ) -> None:
     """Make one row's encoder if it has its own, its captioner, and captions of the test images."""
-    import torch
-
     from gmail_align.captioning.run import predict_captions, train_clipcap
 
-    torch.set_num_threads(threads)
     home = row.home(work)
     if row.name in ALIGNMENTS:
         _align_row(recipe, data, work, row)
@@ -181,9 +179,11 @@ def _align_row(recipe: Recipe, data: Data, work: Path, row: Row) -> None:
         _score_encoder(encoder, data, folder / "real-test", texts, home / "scores")
 
 
-def _workers(rows: int) -> int:
-    """Return how many rows are trained at a time: one a GPU, else one a core, at most eight."""
-    return min(rows, _gpus() or min(os.cpu_count() or 1, 8))
+def _engine(recipe: Recipe) -> Engine:
+    """Work in one process a GPU, or without GPUs in one a core, at most eight."""
+    from gmail_align.engine import Engine
+
+    return Engine(workers=recipe.workers or _gpus() or min(os.cpu_count() or 1, 8))
 
 
 def _gpus() -> int:
