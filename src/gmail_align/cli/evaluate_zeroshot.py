@@ -137,7 +137,7 @@ def read_prompts(path: Path) -> dict[str, list[str]]:
     Raises:
         DataError: the file is something else, or classes differ in their number of prompts.
     """
-    table = _read_object(path)
+    table = read_object(path)
     if isinstance(table.get("classes"), dict):
         table = {name: row["prompts"] for name, row in table["classes"].items()}
     for name, prompts in table.items():
@@ -162,7 +162,7 @@ def read_labels(path: Path, classes: list[str], known: str | None = None) -> dic
     """
     from gmail_align.data.classes import class_set
 
-    table, places = _read_object(path), {name: row for row, name in enumerate(classes)}
+    table, places = read_object(path), {name: row for row, name in enumerate(classes)}
     found = {}
     for image, said in table.items():
         name = said
@@ -174,7 +174,12 @@ def read_labels(path: Path, classes: list[str], known: str | None = None) -> dic
     return found
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: the file cannot be read or holds something else.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

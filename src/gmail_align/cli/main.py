@@ -48,6 +48,7 @@ COMMANDS: dict[str, Entry | Group] = {
     "gap": Entry("gap:gap", "Measure the gap between real and generated images."),
     "convert": Entry("convert:convert", "Bring a CLIP's weights into Hugging Face's format."),
     "align": Entry("align:align", "Align an encoder to generated images."),
+    "export": Entry("export:export", "Write an encoder for other people's code."),
     "train": Group(
         "Train a model on (aligned) features.",
         {
@@ -68,6 +69,7 @@ COMMANDS: dict[str, Entry | Group] = {
         {
             "retrieval": Entry("evaluate_retrieval:retrieval", "Image-text retrieval, R@K."),
             "zeroshot": Entry("evaluate_zeroshot:zeroshot", "Zero-shot classification."),
+            "probe": Entry("evaluate_probe:probe", "A linear probe of features."),
             "captions": Entry("evaluate_captions:captions", "Caption metrics of predictions."),
             "answers": Entry("evaluate_answers:answers", "Answers to ScienceQA or MMMU."),
         },
