@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import subprocess
@@ -86,19 +87,62 @@ def test_a_paired_difference_is_surer_than_two_intervals(compared):
         assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
-def test_nlg_eval_example_scores_as_published(oracles):
-    import json
-
+def nlg_eval(oracles):
+    """The three published examples: name -> captions, references and scores."""
     folder = oracles / "nlgeval_example"
     hyp, first, second = (
         (folder / name).read_text().splitlines() for name in ("hyp.txt", "ref1.txt", "ref2.txt")
     )
-    references = list(zip(first, second, strict=True))
-    expected = json.loads((folder / "expected.json").read_text())["corpus"]
+    published = json.loads((folder / "expected.json").read_text())
+    found = {"corpus": (hyp, list(zip(first, second, strict=True)), published["corpus"])}
+    for name in ("single", "non_ascii"):
+        one = published[name]
+        found[name] = ([one["hyp"]], [one["ref"]], one["expected"])
+    return found
+
+
+@pytest.mark.parametrize("name", ["corpus", "single", "non_ascii"])
+def test_nlg_eval_example_scores_as_published(oracles, name):
+    hyp, references, expected = nlg_eval(oracles)[name]
     bleus = corpus_bleu(bleu_counts(hyp, references).sum(0, keepdims=True))[0]
     assert bleus == pytest.approx([expected[f"Bleu_{n}"] for n in (1, 2, 3, 4)], abs=1e-6)
     assert rouge_l(hyp, references).mean() == pytest.approx(expected["ROUGE_L"], abs=1e-6)
     assert cider(hyp, references).mean() == pytest.approx(expected["CIDEr"], abs=1e-6)
+
+
+@needs_java
+def test_nlg_eval_example_has_the_published_meteor(oracles):
+    with meteor.meteor_process() as process:
+        for hyp, references, expected in nlg_eval(oracles).values():
+            sums = process.score({"": hyp}, references).result()[""].sum(0, keepdims=True)
+            assert meteor.corpus_meteor(sums)[0] == pytest.approx(expected["METEOR"], abs=1e-6)
+
+
+@needs_java
+def test_meteor_of_a_set_with_perfect_captions_is_pycocoevalcap_s(capsys):
+    """METEOR leaves their chunk out of the sum; forgetting that costs the third decimal."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    hyp = ["a dog runs on grass", "two cats", "a man", "the red ball", "nothing alike here", "a"]
+    references = [
+        ["a dog runs on grass", "a dog"],
+        ["two cats", "some cats sleep"],
+        ["the man is walking"],
+        ["a ball that is red", "red balls"],
+        ["every word differs"],
+        ["a"],
+    ]
+    theirs = Meteor()
+    corpus, per_image = theirs.compute_score(
+        dict(enumerate(references)), {at: [one] for at, one in enumerate(hyp)}
+    )
+    for pipe in (theirs.meteor_p.stdin, theirs.meteor_p.stdout, theirs.meteor_p.stderr):
+        pipe.close()
+    theirs.meteor_p.kill()
+    theirs.meteor_p.wait()
+    ours = meteor.meteor({"": hyp}, references)[""]
+    assert meteor.corpus_meteor(ours.sum(0, keepdims=True))[0] == pytest.approx(corpus, abs=1e-12)
+    assert meteor.corpus_meteor(ours) == pytest.approx(per_image, abs=1e-12)
 
 
 def test_bleu_by_hand():

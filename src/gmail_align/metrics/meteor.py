@@ -35,7 +35,8 @@ def corpus_meteor(sums: Values) -> Values:
     Denkowski & Lavie (2014), with the English parameters of version 1.5: a mean of precision and
     recall, words weighed by kind, times a penalty for scattered matches. Columns: length of the
     caption and of the reference; function words of each; for each kind of match, content words
-    and then function words of each; chunks; matched words of each.
+    and then function words of each; chunks, 0 for a caption that is its reference, which METEOR
+    does not count either; matched words of each.
     """
     length, reference_length, function, reference_function = sums[:, :4].T
     matches = sums[:, 4:20].reshape(-1, 4, 2, 2)  # kind of match, content or function, side
@@ -47,10 +48,18 @@ def corpus_meteor(sums: Values) -> Values:
         recall = weighed[:, 1] / _weighed_length(reference_length, reference_function)
         mean = precision * recall / (_ALPHA * precision + (1 - _ALPHA) * recall)
         scattered = chunks / ((matched + reference_matched) / 2)
-    whole = (matched == length) & (reference_matched == reference_length) & (chunks == 1)
-    penalty = _GAMMA * np.where(whole, 0.0, scattered) ** _BETA
+    penalty = _GAMMA * scattered**_BETA
     score: Values = np.nan_to_num(mean * (1 - penalty))
     return score
+
+
+def _without_whole(statistics: Values) -> Values:
+    """Take the one chunk of a caption that is its reference away, as METEOR does when it sums."""
+    lengths, matches = statistics[:, :2], statistics[:, 21:]
+    whole = (matches == lengths).all(axis=1) & (statistics[:, 20] == 1)
+    counted = statistics.copy()
+    counted[whole, 20] = 0
+    return counted
 
 
 def _weighed_length(length: Values, function: Values) -> Values:
@@ -139,7 +148,10 @@ class Meteor:
         }
         unique = list(dict.fromkeys(chain.from_iterable(lines.values())))
         statistics = dict(zip(unique, self._ask(unique), strict=True))
-        return {name: np.array([statistics[line] for line in own]) for name, own in lines.items()}
+        return {
+            name: _without_whole(np.array([statistics[line] for line in own]))
+            for name, own in lines.items()
+        }
 
     def _ask(self, requests: list[str]) -> list[list[float]]:
         """Send ``requests`` from a thread of their own, so that no pipe fills; read the replies."""
