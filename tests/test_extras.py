@@ -45,5 +45,11 @@ def test_extras_and_the_project_file_name_the_same_packages():
     declared = tomllib.loads(path.read_text())["project"]["optional-dependencies"]
     for name, modules in extras.EXTRAS.items():
         packages = [requirement.split(">")[0] for requirement in declared[name]]
-        renamed = {"scikit-learn": "sklearn", "POT": "ot", "protobuf": "google.protobuf"}
+        renamed = {
+            "scikit-learn": "sklearn",
+            "POT": "ot",
+            "protobuf": "google.protobuf",
+            "faiss-cpu": "faiss",
+            "sentence-transformers": "sentence_transformers",
+        }
         assert [renamed.get(package, package) for package in packages] == list(modules)

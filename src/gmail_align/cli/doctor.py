@@ -20,7 +20,7 @@ _DISABLES = {
     "captions": "METEOR, SPICE and the reference tokenizer of gmail-align evaluate captions",
     "report": "the figures and the page of gmail-align report",
     "siglip": "the tokenizer of SigLIP folders that hold a SentencePiece model",
-    "export": "gmail-align export --format onnx",
+    "export": "gmail-align export --format onnx and sentence-transformers",
     "cluster": "--engine ray of gmail-align synthesize and extract",
 }
 _CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "pyarrow")

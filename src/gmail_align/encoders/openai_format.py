@@ -119,12 +119,12 @@ def read_shape(state: State) -> Shape:
         shape = Shape(
             width=width,
             layers=_depth(state, "visual.transformer"),
-            heads=width // _HEAD_WIDTHS.get(width, 64),
+            heads=max(1, width // _HEAD_WIDTHS.get(width, 64)),
             patch=patch,
             image_size=patch * side,
             text_width=text_width,
             text_layers=_depth(state, "transformer"),
-            text_heads=text_width // 64,
+            text_heads=max(1, text_width // 64),
             vocabulary=vocabulary,
             positions=len(state["positional_embedding"]),
             dim=state["visual.proj"].shape[1],
@@ -133,8 +133,8 @@ def read_shape(state: State) -> Shape:
         )
     except KeyError as error:
         raise ModelError(f"the weights hold no {error}: this is no CLIP with two ViTs") from error
-    if side * side != cells or not shape.heads or not shape.text_heads:
-        raise ModelError("the weights have shapes that no CLIP of OpenAI or open_clip has")
+    if side * side != cells:
+        raise ModelError(f"the weights have {cells} image positions, which are no square")
     return shape
 
 
@@ -235,29 +235,33 @@ def to_openai(state: State) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def encode_image(
-    state: State, pixels: Float[Tensor, "b 3 h w"], activation: Activation
+    state: State,
+    pixels: Float[Tensor, "b 3 h w"],
+    activation: Activation,
+    *,
+    heads: int | None = None,
 ) -> Float[Tensor, "b dim"]:
-    """Run the image tower on bare tensors in OpenAI's naming."""
+    """Run the image tower on bare tensors in OpenAI's naming; the width gives its heads."""
     shape = read_shape(state)
     patches = conv2d(pixels, state["visual.conv1.weight"], stride=shape.patch)
     tokens = patches.flatten(2).transpose(1, 2)
     first = state["visual.class_embedding"].expand(len(tokens), 1, -1)
     hidden = torch.cat([first, tokens], dim=1) + state["visual.positional_embedding"]
     hidden = _norm(state, "visual.ln_pre", hidden)
-    hidden = _tower(state, "visual.transformer", hidden, shape.layers, shape.heads, activation)
+    count = heads or shape.heads
+    hidden = _tower(state, "visual.transformer", hidden, shape.layers, count, activation)
     return _norm(state, "visual.ln_post", hidden[:, 0]) @ state["visual.proj"]
 
 
 @torch.no_grad()
 def encode_text(
-    state: State, ids: Int[Tensor, "m t"], activation: Activation
+    state: State, ids: Int[Tensor, "m t"], activation: Activation, *, heads: int | None = None
 ) -> Float[Tensor, "m dim"]:
     """Run the text tower on bare tensors in OpenAI's naming; texts end with their largest id."""
     shape = read_shape(state)
     hidden = state["token_embedding.weight"][ids] + state["positional_embedding"][: ids.shape[1]]
-    hidden = _tower(
-        state, "transformer", hidden, shape.text_layers, shape.text_heads, activation, causal=True
-    )
+    count = heads or shape.text_heads
+    hidden = _tower(state, "transformer", hidden, shape.text_layers, count, activation, causal=True)
     hidden = _norm(state, "ln_final", hidden)
     return hidden[torch.arange(len(ids)), ids.argmax(dim=-1)] @ state["text_projection"]
 

@@ -1,0 +1,161 @@
+"""Exports that transformers and peft load: a whole model, an adapter, LLaVA's vision tower."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from transformers import (
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    SiglipModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from gmail_align.artifacts import write_bytes
+from gmail_align.encoders.backbones import VisionOnly, load_model
+from gmail_align.encoders.folder import copy_model, no_bars
+from gmail_align.encoders.lora import WEIGHTS, save_adapter
+from gmail_align.encoders.merge import adapter_name, head_weight
+from gmail_align.errors import ModelError
+from gmail_align.export.ready import Ready
+
+HEAD = "head.safetensors"
+"""The head behind an adapter, where the base has no place for it."""
+
+
+def export_hf(ready: Ready, out: Path) -> dict[str, float]:
+    """Write a plain ``CLIPModel``; of a ViT, one for classification whose logits are the features.
+
+    Raises:
+        ModelError: a SigLIP's head has been trained, and there is no place for it.
+    """
+    model: Any = ready.model
+    if isinstance(model, SiglipModel) and head_weight(ready.encoder, ready.route) is not None:
+        raise ModelError(
+            "a SigLIP has no projection into which the trained head could be baked: export it as "
+            "onnx or peft"
+        )
+    if isinstance(model, VisionOnly):
+        model = _with_classes(ready, model)
+    _save(model, out)
+    ready.copy_processors(out)
+    loaded = _load(type(model), out)
+    if isinstance(loaded, ViTForImageClassification):
+        return {"image": ready.check("the ViT, loaded again", lambda x: loaded(x).logits)}
+    what = f"the {type(model).__name__}, loaded again"
+    image = ready.check(what, lambda x: loaded.get_image_features(x).pooler_output)
+    texts = ready.check_texts(what, lambda ids: loaded.get_text_features(ids).pooler_output)
+    return {"image": image, "text": texts}
+
+
+def export_peft(ready: Ready, out: Path) -> dict[str, float]:
+    """Write an adapter that plain ``peft`` loads onto the base, with the head of a CLIP inside it.
+
+    The base lies beside it, in ``base``. Behind other models, the head lies in ``head.safetensors``
+    and has to be applied by hand.
+
+    Raises:
+        ModelError: there is no adapter on this route.
+    """
+    encoder, name = ready.encoder, adapter_name(ready.encoder, ready.route)
+    if encoder.lora is None or name is None:
+        raise ModelError(f"the route {ready.route} of this encoder has no adapter: export it as hf")
+    copy_model(encoder.base_folder, out / "base")
+    head = head_weight(encoder, ready.route)
+    assert head is not None, "an adapted route has a head"
+    save_adapter(encoder.clip, encoder.lora, out, name)
+    tensors = load_file(out / WEIGHTS)
+    config = cast("Any", LoraConfig.from_pretrained(out))
+    config.base_model_name_or_path = "base"
+    if isinstance(encoder.clip, CLIPModel):
+        tensors["base_model.model.visual_projection.weight"] = head
+        config.modules_to_save = ["visual_projection"]
+    else:
+        write_bytes(out / HEAD, save({"weight": head.contiguous()}, {"format": "pt"}))
+    if isinstance(encoder.clip, VisionOnly):
+        tensors = {key.replace(".vision_model.", ".", 1): value for key, value in tensors.items()}
+        config.target_modules = {
+            key.removeprefix("base_model.model.").partition(".lora_")[0] for key in tensors
+        }
+    config.save_pretrained(out)
+    write_bytes(out / WEIGHTS, save(tensors, {"format": "pt"}))
+    return {"image": _check_peft(ready, out, head)}
+
+
+def _check_peft(ready: Ready, out: Path, head: Tensor) -> float:
+    """Load the adapter by peft and compare."""
+    base = load_model(out / "base")
+    is_vit, is_clip = isinstance(base, VisionOnly), isinstance(base, CLIPModel)
+    plain: Any = base.vision_model if isinstance(base, VisionOnly) else base
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft about transformers
+        model: Any = PeftModel.from_pretrained(plain, str(out)).eval()
+    inner = model.base_model.model
+
+    def features(pixels: Tensor) -> Tensor:
+        if is_vit:
+            pooled: Tensor = inner(pixels).last_hidden_state[:, 0]
+        else:
+            pooled = inner.get_image_features(pixels).pooler_output
+        return pooled if is_clip else pooled @ head.T
+
+    return ready.check("the adapter, loaded by peft", features)
+
+
+def export_llava(ready: Ready, out: Path) -> dict[str, float]:
+    """Write a ``CLIPVisionModelWithProjection``: the folder that LLaVA takes as its vision tower.
+
+    It is this class because other versions of transformers load a saved ``CLIPVisionModel`` as
+    noise, with no more than a warning. What LLaVA reads (the patches before the last layer) is
+    compared by the class that LLaVA loads.
+    """
+    clip: Any = ready.clip
+    config = CLIPVisionConfig.from_dict(clip.config.vision_config.to_dict())
+    config.projection_dim = clip.config.projection_dim
+    tower = CLIPVisionModelWithProjection(config)
+    wanted = ("vision_model.", "visual_projection.")
+    tower.load_state_dict({k: v for k, v in clip.state_dict().items() if k.startswith(wanted)})
+    _save(tower, out)
+    for path in ready.encoder.base_folder.glob("*processor_config.json"):
+        (out / path.name).write_bytes(path.read_bytes())
+    whole, plain = (_load(kind, out) for kind in (CLIPVisionModelWithProjection, CLIPVisionModel))
+    image = ready.check("the vision tower, loaded again", lambda x: whole(x).image_embeds)
+
+    def patches(pixels: Tensor) -> Tensor:
+        hidden: Tensor = plain(pixels, output_hidden_states=True).hidden_states[-2]
+        return hidden[:, 1:].mean(dim=1)
+
+    return {"image": image, "patches": ready.check_patches("LLaVA's patches", patches)}
+
+
+def _with_classes(ready: Ready, tower: VisionOnly) -> nn.Module:
+    """Return a ViT that has the head as its classifier, or nothing there when there is no head."""
+    head = head_weight(ready.encoder, ready.route)
+    if head is None:
+        head = torch.eye(tower.vision_model.config.hidden_size)
+    config = ViTConfig.from_dict(tower.vision_model.config.to_dict())
+    config.num_labels = len(head)
+    model: nn.Module = ViTForImageClassification(config)
+    state = {f"vit.{name}": tensor for name, tensor in tower.vision_model.state_dict().items()}
+    state |= {"classifier.weight": head, "classifier.bias": torch.zeros(len(head))}
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _save(model: Any, out: Path) -> None:
+    with no_bars():
+        model.save_pretrained(out)
+
+
+def _load(kind: Any, out: Path) -> Any:
+    with no_bars():
+        return kind.from_pretrained(out, local_files_only=True).eval()

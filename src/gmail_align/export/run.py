@@ -1,0 +1,100 @@
+"""The stage: an encoder in, a folder for other people's code out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from gmail_align.artifacts import MANIFEST, Artifact, begin, load
+from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.folder import find_folder, folder_fingerprint
+from gmail_align.encoders.probe import write_probe
+from gmail_align.errors import DataError
+from gmail_align.export.card import write_card
+from gmail_align.export.config import ExportConfig
+from gmail_align.export.hugging_face import export_hf, export_llava, export_peft
+from gmail_align.export.others import (
+    export_onnx,
+    export_open_clip,
+    export_sentence_transformers,
+)
+from gmail_align.export.ready import Ready
+from gmail_align.runtime import versions
+
+WRITERS: dict[str, Callable[[Ready, Path], dict[str, float]]] = {
+    "hf": export_hf,
+    "peft": export_peft,
+    "open_clip": export_open_clip,
+    "llava": export_llava,
+    "sentence-transformers": export_sentence_transformers,
+    "onnx": export_onnx,
+}
+"""Format -> what writes it, loads it again and returns the largest differences on the probe."""
+_LOADERS = {
+    "hf": "transformers",
+    "peft": "peft",
+    "llava": "transformers",
+    "sentence-transformers": "sentence-transformers",
+    "onnx": "onnxruntime",
+}
+"""Format -> the library that it was loaded with; open_clip's is run by its names."""
+
+
+def export(
+    config: ExportConfig,
+    source: Path,
+    out: Path,
+    *,
+    data: Sequence[Artifact] = (),
+    results: Sequence[Artifact] = (),
+) -> Artifact:
+    """Write one route of an encoder for other people's code; an artifact of kind ``export``.
+
+    What is written is loaded by that code and has to give, on a probe that is stored with it, the
+    features that the encoder gives.
+
+    Args:
+        config: Format and route.
+        source: Folder of an encoder, or of a plain model.
+        out: Folder of the export.
+        data: Artifacts that the encoder was made of; the model card describes them.
+        results: Results that the model card lists.
+
+    Raises:
+        ModelError: the format has no place for this encoder, or the features differ.
+        DataError: an artifact of ``data`` was no input of the encoder.
+        MissingExtraError: a library that the format takes is not installed.
+    """
+    folder = find_folder(source)
+    artifact = load(folder) if (folder / MANIFEST).exists() else None
+    encoder_artifact = artifact if artifact is not None and artifact.kind == "encoder" else None
+    _check_data(encoder_artifact, data)
+    inputs: dict[str, Artifact | str] = {
+        "encoder": artifact.fingerprint if artifact else folder_fingerprint(folder)
+    }
+    inputs |= {f"data.{number}": one for number, one in enumerate(data)}
+    inputs |= {f"results.{number}": one for number, one in enumerate(results)}
+    draft = begin(out, "export", config.model_dump(mode="json"), inputs)
+    if draft.complete is not None:
+        return draft.complete
+    ready = Ready(GmailEncoder.from_pretrained(folder), config.route)
+    differences = WRITERS[config.format](ready, out)
+    write_probe(out, ready.probe)
+    names = {"transformers", "torch", _LOADERS.get(config.format, "transformers")}
+    checked = {
+        "versions": {name: versions().get(name) or version(name) for name in sorted(names)},
+        "differences": differences,
+    }
+    write_card(out, config, encoder_artifact, data, results, checked)
+    return draft.finish({"files": sum(path.is_file() for path in out.rglob("*"))}, checked=checked)
+
+
+def _check_data(encoder: Artifact | None, data: Sequence[Artifact]) -> None:
+    inputs = set(encoder.manifest["inputs"].values()) if encoder else set()
+    for artifact in data:
+        if artifact.fingerprint not in inputs:
+            raise DataError(
+                f"{artifact.folder} is nothing that the encoder was made of: leave it out, or give "
+                "the artifact that it was"
+            )

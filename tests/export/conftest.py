@@ -1,0 +1,11 @@
+"""The tiny models of these tests."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+_small = runpy.run_path(str(Path(__file__).parents[1] / "encoders" / "small.py"))
+clip_folder, siglip_folder, world = (
+    _small[name] for name in ("clip_folder", "siglip_folder", "world")
+)
