@@ -220,7 +220,7 @@ def test_another_encoder_can_look_captions_up(
     assert config["trained_on"]["retrieval"] == "large"
     said = predict_captions(out, images, tmp_path / "said", CPU, retrieval=seen)
     assert set(read_predictions(said)) == set("wxyz")
-    with pytest.raises(DataError, match="encoder clip and the captioner was trained on large"):
+    with pytest.raises(DataError, match="is clip and the captioner was trained on large"):
         predict_captions(out, images, tmp_path / "no", CPU)
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     GPT2LMHeadModel,
     LogitsProcessor,
@@ -93,10 +94,11 @@ def decode(
     how = how or Decoding()
     end: int = tokenizer.eos_token_id
     ends = (end, *how.ends)
+    beams = how.beam if how.method == "beam" else 1
     settings = GenerationConfig(
         max_new_tokens=how.max_tokens,
         min_new_tokens=1,
-        num_beams=how.beam if how.method == "beam" else 1,
+        num_beams=beams,
         do_sample=False,
         length_penalty=how.length_penalty,
         eos_token_id=list(ends),
@@ -110,6 +112,7 @@ def decode(
     ids: Tensor = model.generate(
         inputs_embeds=prompt.embeddings,
         attention_mask=prompt.attended(),
+        past_key_values=prefill(gpt2, prompt, beams),
         generation_config=settings,
         logits_processor=draws,
     )
@@ -117,6 +120,24 @@ def decode(
     scores = mean_log_prob(gpt2, prompt, ids, mask).tolist()
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [Decoded(text.strip(), score) for text, score in zip(texts, scores, strict=True)]
+
+
+def prefill(gpt2: GPT2LMHeadModel, prompt: Prompt, beams: int) -> DynamicCache:
+    """Run each prompt but its last embedding through the model, once for all of its beams.
+
+    Left to itself, ``generate`` runs the prompt once a beam.
+    """
+    cache, attended = DynamicCache(config=gpt2.config), prompt.attended()
+    if attended.shape[1] > 1:
+        gpt2.transformer(
+            inputs_embeds=prompt.embeddings[:, :-1],
+            attention_mask=attended[:, :-1],
+            position_ids=prompt.positions()[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.batch_repeat_interleave(beams)
+    return cache
 
 
 def up_to_end(ids: Integer[Tensor, "b t"], ends: Sequence[int]) -> Bool[Tensor, "b t"]:

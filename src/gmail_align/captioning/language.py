@@ -26,6 +26,10 @@ class Prompt:
         mask = torch.ones(shape, device=device) if self.mask is None else self.mask
         return mask.long()
 
+    def positions(self) -> Integer[Tensor, "b k"]:
+        """Return the position of each embedding, padding not counted."""
+        return (self.attended().cumsum(1) - 1).clamp(min=0)
+
 
 def token_losses(
     gpt2: GPT2LMHeadModel,

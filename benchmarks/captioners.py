@@ -1,0 +1,172 @@
+"""Captioners side by side, over seeds, from the features of a finished ``gmail-align run``.
+
+    gmail-align run tabletop-evidence --work runs/evidence --set seeds=5
+    python benchmarks/captioners.py --work runs/evidence --out runs/captioners [--seeds 5]
+
+Every captioner (ClipCap with the MLP, ClipCap with the transformer, IFCap) is trained on four kinds
+of features: frozen ones of real images (the upper bound), generated images as if they were real,
+generated images through LoRA without alignment (the control), and GMAIL. IFCap, which
+never sees real images, is trained on captions alone instead of the first. All caption the real test images by the frozen route. Differences are paired, on
+the same images and seeds; what is complete is not done again.
+
+``--steps`` sets the steps of every captioner alike, so that none has a larger budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gmail_align.artifacts import Artifact, load
+from gmail_align.captioning.config import ClipCapConfig, PredictConfig
+from gmail_align.captioning.ifcap_config import IFCapConfig
+from gmail_align.captioning.ifcap_run import CaptionSource, ImageSource, train_ifcap
+from gmail_align.captioning.run import predict_captions, train_clipcap
+from gmail_align.data.captions import read_captions
+from gmail_align.data.pairs import Pair, read_pairs
+from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.evaluation.seeds import evaluate_seeds
+from gmail_align.features.run import extract_texts
+from gmail_align.recipe import model_path
+
+SYSTEMS = ("real", "raw", "lora_only", "gmail")
+GMAIL, RAW, REAL = "gmail", "raw", "real"
+FOLDERS = {"lora_only": "generated_lora_only", "gmail": "generated_gmail"}
+CAPTIONERS = ("clipcap_mlp", "clipcap_transformer", "ifcap")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a work folder holds."""
+
+    work: Path
+    pairs: dict[str, list[Pair]]
+    texts: Artifact
+    gpt2: Path
+
+    def features(self, system: str, split: str, seed: int) -> Artifact:
+        """Return the features that a system trains on."""
+        frozen = self.work / "features" / "frozen"
+        if system == REAL:
+            return load(frozen / f"real-{split}")
+        if system == RAW:
+            return load(frozen / f"generated-{split}")
+        home = self.work / f"seed-{seed}" / "features" / FOLDERS[system]
+        return load(home / f"generated-{split}")
+
+    def rows(self, system: str, split: str) -> list[tuple[str, str]]:
+        """Return (id of a feature, caption)."""
+        if system == REAL:
+            return [(pair.real_image_id, pair.text) for pair in self.pairs[split]]
+        return [(pair.generated_image_id, pair.text) for pair in self.pairs[split]]
+
+
+def open_work(work: Path, out: Path) -> Inputs:
+    """Open a work folder, and embed its training captions once."""
+    models = json.loads((work / "recipe.json").read_text())["recipe"]["models"]
+    clip = GmailEncoder.from_pretrained(model_path(models["clip"], "clip"))
+    texts = extract_texts(load(work / "pairs" / "train"), clip, out / "texts-train")
+    pairs = {split: read_pairs(load(work / "pairs" / split)) for split in ("train", "val")}
+    return Inputs(work, pairs, texts, model_path(models["gpt2"], "gpt2"))
+
+
+def settings(steps: int) -> dict[str, Any]:
+    """Return what all captioners share."""
+    optim = {
+        "steps": steps,
+        "lr": 1e-3,
+        "schedule": "linear",
+        "warmup": max(1, steps // 10),
+        "checkpoint_every": max(1, steps // 2),
+        "evaluate_every": max(1, steps // 4),
+    }
+    return {"batch_size": 50, "max_tokens": 40, "optim": optim}
+
+
+def train(
+    inputs: Inputs, captioner: str, system: str, seed: int, steps: int, out: Path
+) -> Artifact:
+    """Train one captioner of one system with one seed."""
+    if captioner == "ifcap":
+        return _train_ifcap(inputs, system, seed, steps, out)
+    shape: dict[str, Any] = {}
+    if captioner == "clipcap_transformer":
+        shape = {"mapper": "transformer", "prefix_length": 10, "clip_length": 10}
+    return train_clipcap(
+        ClipCapConfig(**settings(steps), **shape),
+        inputs.features(system, "train", seed),
+        inputs.rows(system, "train"),
+        inputs.gpt2,
+        out,
+        validation=(inputs.features(system, "val", seed), inputs.rows(system, "val")),
+        seed=seed,
+    )
+
+
+def _train_ifcap(inputs: Inputs, system: str, seed: int, steps: int, out: Path) -> Artifact:
+    """Train IFCap: on captions alone, or with generated images in place of noisy texts."""
+    mode = "text_noise" if system == "text_only" else "gen_embed"
+    config = IFCapConfig(mode=mode, noun_count=4, **settings(steps))
+    rows = [(pair.caption_id, pair.text) for pair in inputs.pairs["train"]]
+    held = ImageSource(inputs.features(REAL, "val", seed), inputs.rows(REAL, "val"))
+    images = None if mode == "text_noise" else inputs.features(system, "train", seed)
+    source = CaptionSource(rows, inputs.texts, generated=images)
+    return train_ifcap(config, source, inputs.gpt2, out, validation=held, seed=seed)
+
+
+def run_all(inputs: Inputs, seeds: int, steps: int, out: Path) -> list[dict[str, Artifact]]:
+    """Train every captioner of every system with every seed, and caption the test images."""
+    test = load(inputs.work / "features" / "frozen" / "real-test")
+    runs = []
+    for seed in range(seeds):
+        said = {}
+        for captioner in CAPTIONERS:
+            systems = SYSTEMS if captioner != "ifcap" else ("text_only", *SYSTEMS[1:])
+            for system in systems:
+                name = f"{captioner}_{system}"
+                home = out / f"seed-{seed}" / name
+                model = train(inputs, captioner, system, seed, steps, home / "captioner")
+                said[name] = predict_captions(model, test, home / "predictions", PredictConfig())
+        runs.append(said)
+    return runs
+
+
+def comparisons() -> list[tuple[str, str]]:
+    """Return the paired differences: GMAIL against each other system of the same captioner."""
+    found = []
+    for captioner in CAPTIONERS:
+        others = ("text_only", RAW, "lora_only") if captioner == "ifcap" else (*SYSTEMS[1:3], REAL)
+        found += [(f"{captioner}_{GMAIL}", f"{captioner}_{other}") for other in others]
+    return found
+
+
+def main() -> None:
+    """Train, predict, score and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=600)
+    given = parser.parse_args()
+    inputs = open_work(given.work, given.out)
+    runs = run_all(inputs, given.seeds, given.steps, given.out)
+    references: dict[str, list[str]] = {}
+    for row in read_captions(load(given.work / "real" / "test" / "captions")):
+        references.setdefault(row.image_id, []).append(row.text)
+    scored = evaluate_seeds(
+        runs, references, given.out / "scores", protocol="captioners", paired=comparisons()
+    )
+    body = json.loads(scored.path("result.json").read_text())
+    for part in ("systems", "paired"):
+        for name, metrics in body[part].items():
+            for metric in ("CIDEr", "BLEU4"):
+                value = metrics[metric]
+                low, high = value["low"], value["high"]
+                print(f"{name:58} {metric:6} {value['value']:7.3f} [{low:7.3f}, {high:7.3f}]")
+
+
+if __name__ == "__main__":
+    main()

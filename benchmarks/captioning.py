@@ -1,0 +1,176 @@
+"""Captioning against the way ClipCap's released code goes about it.
+
+    python benchmarks/captioning.py [--repeats 3] [--gpt2 DIR] [--published]
+
+1. Captions a second: beam 5 over a batch of 32 with a key-value cache, against one image after the
+   other with the whole caption run through GPT-2 for every token. The two searches are written
+   apart and score alike, so the captions they share are counted too.
+2. Training examples a second out of the feature store, against a DataLoader over a pickle for every
+   caption.
+
+One thread, medians of CPU time, both ways in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from gmail_align.captioning.captions import CaptionSet
+from gmail_align.captioning.clipcap import ClipCap
+from gmail_align.captioning.decode import Decoding, decode
+from gmail_align.captioning.folder import load_gpt2
+from gmail_align.features.store import Features
+from gmail_align.recipe import model_path
+
+BEAM, TOKENS, BATCH = 5, 16, 32
+WIDTH, CAPTIONS = 512, 4000
+
+
+@torch.no_grad()
+def one_by_one(gpt2: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, prefix: Tensor) -> str:
+    """Beam search of one caption without a cache; scores are mean log-probabilities."""
+    end, embed = tokenizer.eos_token_id, gpt2.transformer.wte
+    first = gpt2(inputs_embeds=prefix[None]).logits[0, -1].log_softmax(-1)
+    first[end] = -torch.inf
+    scores, tokens = first.topk(BEAM)
+    beams = tokens[:, None]
+    lengths, done = torch.ones(BEAM), torch.zeros(BEAM, dtype=torch.bool)
+    for _ in range(TOKENS - 1):
+        inputs = torch.cat([prefix.expand(BEAM, -1, -1), embed(beams)], dim=1)
+        step = gpt2(inputs_embeds=inputs).logits[:, -1].log_softmax(-1)
+        step[done] = -torch.inf
+        step[done, end] = 0.0
+        longer = lengths + (~done).float()
+        mean = (scores[:, None] + step) / longer[:, None]
+        best, places = mean.view(-1).topk(BEAM)
+        origin, token = places // step.shape[1], places % step.shape[1]
+        beams = torch.cat([beams[origin], token[:, None]], dim=1)
+        lengths, done = longer[origin], done[origin] | (token == end)
+        scores = best * lengths
+        if done.all():
+            break
+    ids = beams[(scores / lengths).argmax()].tolist()
+    text: str = tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
+    return text.strip()
+
+
+class Pickles(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """One pickle a caption: tokens, mask and the feature, as long as the longest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = sorted(folder.iterdir())
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        found: tuple[Tensor, Tensor, Tensor] = pickle.loads(self.files[index].read_bytes())
+        return found
+
+
+def median(run: Callable[[], object], repeats: int) -> float:
+    """Return the median CPU seconds of a run."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds)
+
+
+def compare_decoding(
+    gpt2: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, repeats: int, singles: int
+) -> None:
+    """Caption 32 images in a batch, and ``singles`` of them one by one."""
+    torch.manual_seed(0)
+    model = ClipCap(gpt2, WIDTH).eval()
+    with torch.no_grad():
+        model.mapper[-1].weight.mul_(8)
+        prompt = model.prompt(torch.randn(BATCH, WIDTH))
+    how = Decoding(beam=BEAM, max_tokens=TOKENS)
+    said: dict[str, list[str]] = {}
+
+    def batched() -> None:
+        said["batched"] = [found.text for found in decode(gpt2, tokenizer, prompt, how)]
+
+    def single() -> None:
+        rows = prompt.embeddings[:singles]
+        said["single"] = [one_by_one(gpt2, tokenizer, row) for row in rows]
+
+    fast, slow = median(batched, repeats), median(single, repeats) * BATCH / singles
+    same = sum(a == b for a, b in zip(said["batched"], said["single"], strict=False))
+    print(f"batched, cached      {BATCH / fast:8.1f} captions/s")
+    print(f"one by one, no cache {BATCH / slow:8.1f} captions/s")
+    print(f"ratio {slow / fast:.1f}; {same} of {singles} captions are the same")
+
+
+def compare_batches(folder: Path, repeats: int) -> None:
+    """Read an epoch of training batches both ways."""
+    _, tokenizer = load_gpt2(folder)
+    array = torch.randn(CAPTIONS // 5, WIDTH)
+    ids = [f"{number}" for number in range(len(array))]
+    rows = [(ids[n % len(ids)], f"a red ball and {n} blue cubes") for n in range(CAPTIONS)]
+    captions = CaptionSet.make([(Features(ids, array), rows)], tokenizer, 40)
+    steps = CAPTIONS // 40
+
+    def store() -> None:
+        for step in range(steps):
+            captions.batch(step, 40, 0)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        for number in range(CAPTIONS):
+            tokens, length = captions.tokens.ids[number].long(), captions.tokens.lengths[number]
+            mask = (torch.arange(len(tokens)) < length).float()
+            found = (tokens, mask, array[captions.rows[number]].clone())
+            (Path(temporary) / f"{number:06}.pkl").write_bytes(pickle.dumps(found))
+        loader = DataLoader(Pickles(Path(temporary)), batch_size=40, shuffle=True)
+
+        def pickles() -> None:
+            for _ in loader:
+                pass
+
+        fast, slow = median(store, repeats), median(pickles, repeats)
+    print(f"feature store        {CAPTIONS / fast:8.0f} examples/s")
+    print(f"pickle a caption     {CAPTIONS / slow:8.0f} examples/s")
+    print(f"ratio {slow / fast:.1f}")
+
+
+def main() -> None:
+    """Print both comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--gpt2", type=Path, default=model_path("tabletop", "gpt2"))
+    parser.add_argument("--published", action="store_true", help="time 124 M parameters too")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(
+        f"{platform.processor() or platform.machine()}, one thread, Python"
+        f" {platform.python_version()}, torch {torch.__version__}, transformers"
+        f" {transformers.__version__}"
+    )
+    words, tokenizer = load_gpt2(given.gpt2)
+    print("GPT-2 of the tabletop world:")
+    compare_decoding(words, tokenizer, given.repeats, BATCH)
+    if given.published:
+        print(f"GPT-2 of the published size, random weights, captions of {TOKENS} tokens:")
+        torch.manual_seed(0)
+        large = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0)).eval()
+        compare_decoding(large, tokenizer, 1, 2)
+    compare_batches(given.gpt2, given.repeats)
+
+
+if __name__ == "__main__":
+    main()
