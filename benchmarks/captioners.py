@@ -5,9 +5,10 @@
 
 Every captioner (ClipCap with the MLP, ClipCap with the transformer, IFCap) is trained on four kinds
 of features: frozen ones of real images (the upper bound), generated images as if they were real,
-generated images through LoRA without alignment (the control), and GMAIL. IFCap, which
-never sees real images, is trained on captions alone instead of the first. All caption the real test images by the frozen route. Differences are paired, on
-the same images and seeds; what is complete is not done again.
+generated images through LoRA without alignment (the control), and GMAIL. IFCap, which never sees
+real images, is trained on captions alone instead of the first. All caption the real test images by
+the frozen route. Differences are paired, on the same images and seeds; what is complete is not done
+again.
 
 ``--steps`` sets the steps of every captioner alike, so that none has a larger budget.
 """

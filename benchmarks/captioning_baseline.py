@@ -136,7 +136,10 @@ def main() -> None:
         references.setdefault(name, []).append(text)
     train, test = (read_array(frozen / f"real-{split}") for split in ("train", "test"))
     optim = {
-        **{"steps": given.steps, "warmup": given.steps // 10, "lr": RATE, "schedule": "linear"},
+        "steps": given.steps,
+        "warmup": given.steps // 10,
+        "lr": RATE,
+        "schedule": "linear",
         "checkpoint_every": 100,
     }
     config = ClipCapConfig(batch_size=BATCH, max_tokens=TOKENS, device="cpu", optim=optim)
