@@ -9,8 +9,9 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from gmail_align.artifacts import sha256_file
 from gmail_align.errors import DataError
@@ -23,7 +24,7 @@ _BLANKS: Final = re.compile(r"[ \t\n\r]*")
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[BufferedIOBase]:
     """Open a file for reading, unpacked on the way when it is gzipped.
 
     Raises:
@@ -37,7 +38,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
                 yield raw
                 return
             with gzip.open(raw) as file:
-                yield file  # type: ignore[misc]
+                yield file
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise DataError(f"there is no annotation file at {path}: give the right one") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -106,7 +107,7 @@ def json_keys(path: Path) -> dict[str, str] | None:
 class _JsonReader:
     """Reads JSON from a stream; what is held at a time is one value that was asked for."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: BufferedIOBase) -> None:
         self._file = file
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._place, self._over = "", 0, False
