@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -247,6 +248,26 @@ def test_meteor_in_a_folder_with_a_space_and_for_two_systems(tmp_path, monkeypat
     assert meteor.corpus_meteor(found["same"]).tolist() == pytest.approx([1, 1])
     assert found["same"].tolist() == found["again"].tolist()
     assert meteor.corpus_meteor(found["other"]).tolist() == [0, 0]
+
+
+@needs_java
+def test_nothing_is_fetched_written_beside_the_jars_or_lost_to_a_locale(monkeypatch):
+    """Stock tools download when constructed, keep files in site-packages, and choke on commas."""
+    installed = java.jar("meteor/meteor-1.5.jar").parents[1]
+    files = lambda: {  # noqa: E731
+        path: path.stat().st_mtime_ns for path in installed.rglob("*.*") if path.suffix != ".pyc"
+    }
+    before = files()
+
+    def refuse(*_):
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("_JAVA_OPTIONS", "-Duser.language=de -Duser.country=DE")
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    found = caption_metrics({"1": "a dog", "2": "A cat!"}, {"1": ["a dog"], "2": ["the cats"]})
+    assert 0 < found.metrics["METEOR"].value < 1 and set(found.unavailable) == {"SPICE", "WMD"}
+    assert files() == before
 
 
 @needs_java

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,17 @@ def java_command(*options: str) -> list[str]:
                 "run pip install 'gmail-align[captions]'"
             ) from error
     return [found, *_LOCALE, *options]
+
+
+def java_environment(**more: str) -> dict[str, str]:
+    """Return the environment for Java: this process's, and ``more``.
+
+    ``_JAVA_OPTIONS`` would win over the command line, so the locale goes behind what is in it.
+    """
+    found = dict(os.environ) | more
+    if "_JAVA_OPTIONS" in found:
+        found["_JAVA_OPTIONS"] = " ".join([found["_JAVA_OPTIONS"], *_LOCALE])
+    return found
 
 
 def jar(name: str) -> Path:
@@ -86,7 +98,9 @@ def _ptb_lines(lines: list[str], *, timeout: float) -> list[str]:
     command += ["-preserveLines", "-lowerCase"]
     text = "".join(f"{line}\n" for line in lines).encode("utf-8", errors="replace")
     try:
-        done = subprocess.run(command, input=text, capture_output=True, timeout=timeout)
+        done = subprocess.run(
+            command, input=text, capture_output=True, timeout=timeout, env=java_environment()
+        )
     except subprocess.TimeoutExpired as error:
         raise GmailAlignError(f"the PTB tokenizer did not finish in {timeout:g} s") from error
     except OSError as error:

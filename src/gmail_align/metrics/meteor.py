@@ -19,7 +19,7 @@ import numpy as np
 
 from gmail_align.errors import GmailAlignError
 from gmail_align.metrics.bootstrap import Values
-from gmail_align.metrics.java import jar, java_command, last_line
+from gmail_align.metrics.java import jar, java_command, java_environment, last_line
 
 STATISTICS = 23
 """Numbers that METEOR counts for a caption and its best reference."""
@@ -205,7 +205,11 @@ def _start(stderr: IO[bytes]) -> subprocess.Popen[bytes]:
     command += ["-", "-", "-stdio", "-l", "en", "-norm", "-a", table]
     try:
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+            command,
+            env=java_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
         )
     except OSError as error:
         raise GmailAlignError(f"{command[0]} did not start: {error}") from error

@@ -21,7 +21,7 @@ import numpy as np
 
 from gmail_align.errors import GmailAlignError, MissingExtraError
 from gmail_align.metrics.bootstrap import Values
-from gmail_align.metrics.java import jar, java_command, last_line
+from gmail_align.metrics.java import jar, java_command, java_environment, last_line
 
 LIB = "SPICE_LIB"
 """Environment variable: the folder of the CoreNLP jars."""
@@ -119,9 +119,7 @@ class _Run:
                 self._process.kill()
 
     def _run(self, arguments: list[str], folder: str, seconds: float) -> None:
-        environment = dict(os.environ)
-        options = f"{environment.get('JDK_JAVA_OPTIONS', '')} {_OPENED}".strip()
-        environment["JDK_JAVA_OPTIONS"] = options
+        options = f"{os.environ.get('JDK_JAVA_OPTIONS', '')} {_OPENED}".strip()
         with self._lock:
             if self._ended:
                 raise GmailAlignError("SPICE was not started")
@@ -129,7 +127,7 @@ class _Run:
                 self._process = subprocess.Popen(
                     arguments,
                     cwd=folder,
-                    env=environment,
+                    env=java_environment(JDK_JAVA_OPTIONS=options),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
