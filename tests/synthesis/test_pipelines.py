@@ -198,7 +198,7 @@ def test_a_batch_that_does_not_fit_says_what_does(config: Build) -> None:
         def __call__(self, *_: object, **__: object) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(ConfigError, match="--set synthesis.batch_size=8"):
+    with pytest.raises(ConfigError, match="with a batch_size of 8"):
         Sampler(Full(), config(), 16)(REQUESTS[:1])
 
 

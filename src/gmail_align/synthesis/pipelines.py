@@ -45,9 +45,11 @@ def load_pipeline(folder: Path, config: SynthesisConfig) -> Any:
         MissingExtraError: diffusers is not installed.
     """
     diffusers: Any = require("diffusers", "synthesis")
-    skipped: dict[str, Any] = {}
-    if config.safety == "off" and "safety_checker" in read_index(folder):
-        skipped = {"safety_checker": None, "requires_safety_checker": False}
+    index = read_index(folder)
+    absent = [name for name, part in index.items() if isinstance(part, list) and not any(part)]
+    skipped: dict[str, Any] = dict.fromkeys(absent)
+    if config.safety == "off" and "safety_checker" in index:
+        skipped |= {"safety_checker": None, "requires_safety_checker": False}
     with quiet():
         try:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(

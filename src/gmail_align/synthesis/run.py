@@ -92,7 +92,7 @@ def synthesize_part(
     run_shards([shard for shard in run.shards if part.owns(shard.index)], run.job, run.engine)
     missing = [shard for shard in run.shards if not run.maker.done(shard)]
     if missing:
-        say(f"part {part} is done; {len(missing)} of {len(run.shards)} shards of others are not")
+        say(f"{len(missing)} of {len(run.shards)} shards are still to be made, by other parts")
         return None
     if not run.draft.claim():
         return begin(out, **run.identity).complete

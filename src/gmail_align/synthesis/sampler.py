@@ -64,7 +64,7 @@ class Sampler:
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"a batch of {self.batch_size} images does not fit in the GPU's memory: run the "
-                f"same command with --set synthesis.batch_size={max(1, self.batch_size // 2)}"
+                f"same command with a batch_size of {max(1, self.batch_size // 2)}"
             ) from error
         except (ValueError, TypeError) as error:
             reason = str(error).strip().partition("\n")[0][:300]
