@@ -15,6 +15,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "cluster": ("ray",),
     "siglip": ("sentencepiece", "google.protobuf"),
     "ifcap": ("textblob", "faiss"),
+    "track": ("tensorboard", "wandb", "trackio"),
     "export": ("onnx", "onnxscript", "onnxruntime", "sentence_transformers"),
 }
 """Extra name -> the modules it brings."""

@@ -78,6 +78,7 @@ def test_the_commands_are_these():
         "evaluate captions",
         "evaluate answers",
         "compare",
+        "track",
         "report",
         "tabletop write",
         "tabletop train",

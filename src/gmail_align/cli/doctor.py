@@ -21,6 +21,7 @@ _DISABLES = {
     "report": "the figures and the page of gmail-align report",
     "siglip": "the tokenizer of SigLIP folders that hold a SentencePiece model",
     "export": "gmail-align export --format onnx and sentence-transformers",
+    "track": "gmail-align track (one of these is enough); training keeps events.jsonl without",
     "cluster": "--engine ray of gmail-align synthesize and extract",
 }
 _CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "pyarrow")

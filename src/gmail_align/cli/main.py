@@ -75,6 +75,7 @@ COMMANDS: dict[str, Entry | Group] = {
         },
     ),
     "compare": Entry("compare:compare", "Paired differences between two results."),
+    "track": Entry("track:track", "Show a training in TensorBoard, W&B or trackio."),
     "report": Entry("report:report", "Write a run's tables, figures and page again."),
     "tabletop": Group(
         "The small world that is shipped with the package.",
