@@ -149,7 +149,7 @@ def write_import(source: Source, out: Path, options: Options) -> dict[str, Artif
         made["captions"] = _write_captions(source, config, out / "captions", options, dropped)
     if source.names is not None:
         made["classes"] = _write_classes(source, config, out / "classes", left_out)
-    if stage.count("questions"):
+    if stage.count("questions") or stage.left_out_count("questions"):
         made["questions"] = _write_questions(source, config, out / "questions", options, left_out)
     if not made:
         raise DataError("the source lists neither images nor captions: there is nothing to import")

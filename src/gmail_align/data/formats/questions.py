@@ -125,6 +125,8 @@ def list_mmmu(stage: Stage, paths: Sequence[Path], members: Members | None) -> M
             if _mmmu(stage, values, tuple(places)):
                 for image_id, place in places.items():
                     stage.add_image(image_id, place)
+    if not stage.count("questions") + stage.left_out_count("questions"):
+        raise DataError(f"{paths[0]} holds no question of MMMU: give its Parquet or JSON")
     return Tables(paths, "image_1") if inside else members
 
 

@@ -1,0 +1,136 @@
+"""The import commands and the leak guard, as a user calls them."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gmail_align.artifacts import load
+from gmail_align.cli.main import app
+from gmail_align.tabletop.world import write_class_folders, write_karpathy, write_scienceqa
+
+
+def call(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Tabletop sets in the formats of Karpathy, class folders and ScienceQA, one of them zipped."""
+    work = tmp_path_factory.mktemp("imports")
+    write_karpathy(work / "karpathy", {"train": 6, "test": 3})
+    write_class_folders(work / "classes", "floor", "train", 8)
+    write_scienceqa(work / "scienceqa", {"test": 4})
+    with zipfile.ZipFile(work / "images.zip", "w") as file:
+        for path in sorted((work / "karpathy/images").iterdir()):
+            file.write(path, f"images/{path.name}")
+    return work
+
+
+def karpathy(world, out, split, *more):
+    annotations = world / "karpathy/dataset_tabletop.json"
+    words = ["--annotations", annotations, "--images", world / "images.zip", "--split", split]
+    return call("import", "karpathy", *words, "--out", out, *more)
+
+
+def test_karpathy_from_a_zip(world, tmp_path):
+    ran = karpathy(world, tmp_path / "out", "train", "--json")
+    assert ran.exit_code == 0, ran.stderr
+    made = json.loads(ran.stdout)["artifacts"]
+    assert [one["kind"] for one in made] == ["captions", "images"]
+    assert made[0]["counts"] == {"captions": 30, "images": 6}
+    again = karpathy(world, tmp_path / "out", "train", "--json")
+    assert (again.stdout, again.stderr) == (ran.stdout, "")
+
+
+def test_class_folders_give_labels_that_zero_shot_reads(world, tmp_path):
+    ran = call("import", "folder", "--source", world / "classes/train", "--out", tmp_path / "o")
+    assert ran.exit_code == 0, ran.stderr
+    labels = json.loads((tmp_path / "o/classes/labels.json").read_text())
+    classes = json.loads((tmp_path / "o/classes/classes.json").read_text())
+    assert len(labels) == 8
+    assert set(labels.values()) == set(classes)
+    assert load(tmp_path / "o/classes").counts == {"images": 8, "classes": 4}
+
+
+def test_scienceqa_and_its_protocol(world, tmp_path):
+    words = ["import", "scienceqa", "--source", world / "scienceqa"]
+    ran = call(*words, "--out", tmp_path / "a", "--json")
+    assert ran.exit_code == 0, ran.stderr
+    kinds = [one["kind"] for one in json.loads(ran.stdout)["artifacts"]]
+    assert kinds == ["images", "questions"]
+    words += ["--protocol", "scienceqa_img_test", "--out", tmp_path / "b"]
+    ran = call(*words)
+    assert ran.exit_code == 2
+    assert "has 2017 questions, but here are 4 questions" in ran.stderr
+    assert "or declare --subset" in ran.stderr
+    assert call(*words, "--subset").exit_code == 0
+
+
+def test_the_leak_guard_stops_or_drops(world, tmp_path):
+    for split in ("train", "test"):
+        assert karpathy(world, tmp_path / split, split).exit_code == 0
+    assert karpathy(world, tmp_path / "both", "train", "--split", "test").exit_code == 0
+    clean = [
+        "leaks",
+        "--train",
+        tmp_path / "train/images",
+        "--evaluation",
+        tmp_path / "test/images",
+    ]
+    ran = call(*clean, "--json")
+    assert ran.exit_code == 0, ran.stderr
+    assert json.loads(ran.stdout)["leaking"] == 0
+    words = ["leaks", "--train", tmp_path / "both/images", *test]
+    ran = call(*words, "--json")
+    assert ran.exit_code == 2
+    assert json.loads(ran.stdout)["leaking"] == 3
+    (line,) = [line for line in ran.stderr.splitlines() if line.startswith("gmail-align: ")]
+    assert "3 of 9 training images" in line
+    assert "drop them with gmail-align leaks --drop" in line
+    ran = call(*words, "--drop", tmp_path / "kept")
+    assert ran.exit_code == 0, ran.stderr
+    assert load(tmp_path / "kept").counts["images"] == 6
+    assert call(*words, "--dry-run").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["karpathy", "--annotations", "{w}/none.json"], "there is no annotation file at"),
+        (["coco", "--annotations", "{w}/karpathy/dataset_tabletop.json"], "has no 'id'"),
+        (
+            ["coco", "--annotations", "x", "--protocol", "dtd"],
+            "dtd is a protocol of dtd: import that data set",
+        ),
+        (
+            ["coco", "--annotations", "x", "--protocol", "coco_val"],
+            "did you mean 'coco_val2017_5k'?",
+        ),
+        (["cifake", "--source", "{w}"], "give --real or --generated, one at a time"),
+        (["classification", "dtd", "--source", "{w}"], "has no labels/test1.txt"),
+        (["classification", "cifar", "--source", "{w}"], "no class set is named 'cifar'"),
+        (["webdataset", "--source", "{w}/classes"], "holds no file that ends in .tar"),
+        (["parquet", "--source", "{w}/images.zip"], "is neither .parquet nor .json"),
+        (["folder", "--source", "{w}/nowhere"], "there is no folder, zip or tar at"),
+        (["folder", "--source", "{w}/classes/classes.json"], "neither a folder nor a zip nor a"),
+        (["mmmu", "--source", "{w}/classes"], "holds no question of MMMU"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(world, tmp_path, words, sentence):
+    ran = call("import", *(word.format(w=world) for word in words), "--out", tmp_path / "out")
+    assert ran.exit_code == 2, (ran.stdout, ran.stderr, ran.exception)
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("gmail-align: ")
+    assert sentence in line
+    assert not Path(tmp_path / "out").exists() or not list(
+        (tmp_path / "out").rglob("manifest.json")
+    )
+
+
+def test_a_dry_run_makes_nothing(world, tmp_path):
+    ran = karpathy(world, tmp_path / "out", "train", "--dry-run", "--json")
+    assert json.loads(ran.stdout)["split"] == ["train"]
+    assert list(tmp_path.iterdir()) == []
