@@ -106,7 +106,7 @@ class _Given:
 
 
 def _of_folders(shared: Shared, given: _Given, how: dict[str, Any]) -> None:
-    from gmail_align.gap.prepare import check_side, prepare
+    from gmail_align.gap.prepare import Source, check_side, prepare
 
     if given.pairs is not None and given.by_name:
         raise ConfigError("--pairs and --paired both say what belongs together: give one")
@@ -117,14 +117,16 @@ def _of_folders(shared: Shared, given: _Given, how: dict[str, Any]) -> None:
         said = {"real": given.real, "generated": given.generated, "pairs": given.pairs}
         shared.show_plan("gap", given.out, **said, config=how["config"])
         return
-    ready = prepare(
+    source = Source(
         given.real,
         given.generated,
         given.out.with_name(f"{given.out.name}-features"),
-        encoder=_encoder(given.encoder, given.device),
-        pairs=pairs,
-        by_name=given.by_name,
+        pairs,
+        given.by_name,
+        how["config"].max_pairs,
+        how["seed"],
     )
+    ready = prepare(source, _encoder(given.encoder, given.device))
     _of_artifacts(shared, ready, given.out, how)
 
 
@@ -142,7 +144,7 @@ def _of_artifacts(shared: Shared, ready: Prepared, out: Path, how: dict[str, Any
     from gmail_align.features.store import read_features
     from gmail_align.gap.run import measure_gap
 
-    features = ready.real.features, ready.generated.features
+    features = ready.real, ready.generated
     result = measure_gap(*features, ready.pairs, out, known=ready.known, **how)
     body = json.loads(result.path("result.json").read_text(encoding="utf-8"))
     page = out / "report" / "index.html"

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gmail_align.artifacts import MANIFEST, Artifact, begin, load, write_jsonl
 from gmail_align.data.captions import CAPTIONS
-from gmail_align.data.images import INDEX
+from gmail_align.data.images import INDEX, ImageStore
 from gmail_align.data.pairs import read_pairs
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.features.run import extract_images, extract_texts
+from gmail_align.gap.config import GapConfig
 from gmail_align.gap.folders import (
     Kind,
     class_prompt,
@@ -25,23 +27,42 @@ from gmail_align.gap.folders import (
     pairs_by_name,
     source_paths,
 )
-from gmail_align.gap.sides import Known
+from gmail_align.gap.sides import Known, sample_rows
+
+KINDS: Final[tuple[Kind, Kind]] = ("real", "generated")
+Pairs = list[tuple[str, str]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Opened:
-    """One side: its features, and its images where they were given."""
+class Source:
+    """Where the two sides come from and how they are read.
 
-    features: Artifact
-    images: Artifact | None
+    Attributes:
+        real: Folder or zip of images, or an artifact of images or features.
+        generated: The same.
+        home: Folder for what is made on the way.
+        pairs: Pairs of the two sides' images.
+        by_name: Images of equal names are pairs.
+        most: Pairs, or images of each side, that are looked at; no more are extracted.
+        seed: Of the choice of these.
+    """
+
+    real: Path
+    generated: Path
+    home: Path
+    pairs: Artifact | None = None
+    by_name: bool = False
+    most: int = GapConfig().max_pairs
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Both sides ready to be measured."""
+    """Features of both sides, ready to be measured."""
 
-    real: Opened
-    generated: Opened
+    real: Artifact
+    generated: Artifact
     pairs: Sequence[tuple[str, str]] | None
     known: Known
 
@@ -71,84 +92,93 @@ def check_side(source: Path, encoded: bool) -> str:
     return kind
 
 
-def prepare(
-    real: Path,
-    generated: Path,
-    home: Path,
-    *,
-    encoder: GmailEncoder | None,
-    pairs: Artifact | None = None,
-    by_name: bool = False,
-) -> Prepared:
+def prepare(source: Source, encoder: GmailEncoder | None) -> Prepared:
     """Import and extract what is not features yet, and read pairs, classes and texts.
 
     Args:
-        real: Folder or zip of images, or an artifact of images or features.
-        generated: The same.
-        home: Folder for what is made on the way.
+        source: The two sides.
         encoder: Embeds images and texts; None where features are given.
-        pairs: Pairs of the two sides' images.
-        by_name: Images of equal names are pairs.
 
     Raises:
         UserError: a side cannot be used, or nothing can be paired.
     """
-    sides = (
-        _open(real, "real", home, encoder),
-        _open(generated, "generated", home, encoder),
-    )
-    paths = [None if side.images is None else source_paths(side.images) for side in sides]
-    rows = [] if pairs is None else read_pairs(pairs)
-    ids = None if pairs is None else [(row.real_image_id, row.generated_image_id) for row in rows]
-    known = Known(generators=_generators(sides[1]))
+    sides = _side(source, "real", encoder), _side(source, "generated", encoder)
+    paths = [source_paths(side) if side.kind == "images" else None for side in sides]
+    known, pairs, captions = Known(generators=_generators(sides[1])), None, None
+    if source.pairs is not None:
+        rows = _some(read_pairs(source.pairs), source, "pairs")
+        pairs = [(row.real_image_id, row.generated_image_id) for row in rows]
+        captions = [row.caption_id for row in rows]
     if paths[0] is not None and paths[1] is not None:
         known = Known(*labels_of(paths[0], paths[1]))
-        ids = pairs_by_name(paths[0], paths[1]) if by_name else ids
-    elif by_name:
+        if source.by_name:
+            pairs = _some(pairs_by_name(paths[0], paths[1]), source, "pairs")
+    elif source.by_name:
         raise ConfigError("--paired compares names of files: give two folders, or --pairs")
     if encoder is not None:
-        known = _with_texts(known, encoder, home, pairs, [row.caption_id for row in rows])
-    return Prepared(*sides, ids, known)
+        known = _with_texts(known, encoder, source, captions)
+    real, generated = (
+        _features(side, kind, source, encoder, pairs)
+        for side, kind in zip(sides, KINDS, strict=True)
+    )
+    return Prepared(real, generated, pairs, known)
 
 
-def _open(source: Path, kind: Kind, home: Path, encoder: GmailEncoder | None) -> Opened:
-    """Return features, made on the way where images were given."""
-    if check_side(source, encoder is not None) == "files":
-        images = import_images(source, home / f"{kind}-images", kind)
-    else:
-        images = load(source)
-    if images.kind == "features":
-        return Opened(images, None)
+def _side(source: Source, kind: Kind, encoder: GmailEncoder | None) -> Artifact:
+    """Return features or images, imported where files were given."""
+    path = source.real if kind == "real" else source.generated
+    if check_side(path, encoder is not None) == "files":
+        return import_images(path, source.home / f"{kind}-images", kind)
+    return load(path)
+
+
+def _features(
+    side: Artifact, kind: Kind, source: Source, encoder: GmailEncoder | None, pairs: Pairs | None
+) -> Artifact:
+    """Return features of the images that are looked at."""
+    if side.kind == "features":
+        return side
     assert encoder is not None
-    return Opened(extract_images(images, encoder, Route.FROZEN, home / kind), images)
+    every = ImageStore(side).ids
+    if pairs is None:
+        chosen = _some(every, source, kind)
+    else:
+        chosen = list(dict.fromkeys(pair[KINDS.index(kind)] for pair in pairs))
+    ids = None if len(chosen) == len(every) else chosen
+    return extract_images(side, encoder, Route.FROZEN, source.home / kind, ids=ids)
 
 
-def _generators(side: Opened) -> dict[str, str]:
+def _some(rows: Sequence[T], source: Source, what: str) -> list[T]:
+    """Draw the rows that are looked at, in their order."""
+    return [rows[row] for row in sample_rows(len(rows), source.most, source.seed, what).tolist()]
+
+
+def _generators(side: Artifact) -> dict[str, str]:
     """Return what made each image by the index, where there are several."""
-    if side.images is None:
+    if side.kind != "images":
         return {}
     try:
-        table = pq.read_table(side.images.path(INDEX), columns=["id", "generator"])
+        table = pq.read_table(side.path(INDEX), columns=["id", "generator"])
     except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{side.images.folder} is damaged: make it again") from error
+        raise ArtifactError(f"{side.folder} is damaged: make it again") from error
     names, makers = (table.column(name).to_pylist() for name in ("id", "generator"))
     return dict(zip(names, makers, strict=True)) if len(set(makers)) > 1 else {}
 
 
 def _with_texts(
-    known: Known, encoder: GmailEncoder, home: Path, pairs: Artifact | None, captions: list[str]
+    known: Known, encoder: GmailEncoder, source: Source, captions: Sequence[str] | None
 ) -> Known:
     """Add text features: the captions of pairs, or else a prompt for every class."""
+    out = source.home / "texts"
     try:
-        if pairs is not None:
-            return replace(
-                known, texts=extract_texts(pairs, encoder, home / "texts"), captions=captions
-            )
+        if source.pairs is not None:
+            texts = extract_texts(source.pairs, encoder, out)
+            return replace(known, texts=texts, captions=captions)
         names = sorted({*known.real_classes.values(), *known.generated_classes.values()})
         if not names:
             return known
-        prompts = _class_captions(names, home / "class-prompts")
-        return replace(known, texts=extract_texts(prompts, encoder, home / "texts"))
+        prompts = _class_captions(names, source.home / "class-prompts")
+        return replace(known, texts=extract_texts(prompts, encoder, out))
     except ModelError:  # an encoder of images alone
         return known
 
