@@ -81,8 +81,12 @@ def test_bad_predictions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read as text"):
         read_predictions(tmp_path / "bytes.json")
-    with pytest.raises(DataError, match="cannot be read as text"):
+    with pytest.raises(DataError, match="cannot be read: No such file"):
         read_predictions(tmp_path / "absent.json")
+    with (tmp_path / "huge.json").open("wb") as file:
+        file.truncate(3 << 30)  # takes no room on the disk
+    with pytest.raises(DataError, match="3.2 GB"):
+        read_predictions(tmp_path / "huge.json")
 
 
 def test_bad_references_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 from gmail_align.cli.on_files import OutOrNot, Subset, answer_lines, keep_answer
 from gmail_align.cli.shared import Shared, command
 from gmail_align.errors import ConfigError
+from gmail_align.progress import say
 
 if TYPE_CHECKING:
     from gmail_align.evaluation.answers import Reading
@@ -65,8 +66,11 @@ def answers(
         how = {"predictions": predictions, "answers": answers, "rule": rule, "compat": compat}
         shared.show_plan("evaluate answers", out or Path("standard output"), **how)
         return
+    from gmail_align.data.protocols import PROTOCOLS
     from gmail_align.evaluation.answers import answers_of_files
 
+    if protocol not in PROTOCOLS:
+        say(f"{protocol!r} is no known protocol: it is kept as a label, and no counts are asserted")
     found, items = answers_of_files(
         predictions,
         answers,

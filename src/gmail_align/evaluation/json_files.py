@@ -22,9 +22,11 @@ def read_text(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > LARGEST:
-            raise DataError(f"{path} has {size / 1e9:.1f} GB: that is no file of predictions")
+            raise DataError(f"{path} has {size / 1e9:.1f} GB: files of at most 2 GB are read")
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read as text: {error}") from error
 
 
