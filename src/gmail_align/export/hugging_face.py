@@ -19,6 +19,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from transformers.utils import logging as transformers_logging
 
 from gmail_align.artifacts import write_bytes
 from gmail_align.encoders.backbones import VisionOnly, load_model
@@ -157,5 +158,12 @@ def _save(model: Any, out: Path) -> None:
 
 
 def _load(kind: Any, out: Path) -> Any:
-    with no_bars():
-        return kind.from_pretrained(out, local_files_only=True).eval()
+    """Load a folder without transformers' notes on unused weights: the probe says what is wrong."""
+    logging: Any = transformers_logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with no_bars():
+            return kind.from_pretrained(out, local_files_only=True).eval()
+    finally:
+        logging.set_verbosity(level)
