@@ -1,0 +1,54 @@
+"""One training step here is one step of a plain transformers loop; see the baseline benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoTokenizer, GPT2LMHeadModel
+
+from gmail_align.artifacts import Artifact, read_jsonl
+from gmail_align.captioning.folder import build, load_captioner, load_gpt2
+from gmail_align.captioning.run import train_clipcap
+from gmail_align.features.store import read_features
+
+from .conftest import CAPTIONS, quick
+
+ROWS = list(zip("abcd", CAPTIONS, strict=True))
+
+
+def test_one_step_is_that_of_a_plain_loop(four: Artifact, gpt2: Path, tmp_path: Path) -> None:
+    config = quick(2)
+    out = train_clipcap(config, four, ROWS, gpt2, tmp_path / "out")
+    losses = [row["total"] for row in read_jsonl(out.path("events.jsonl"))]
+    tokenizer = AutoTokenizer.from_pretrained(gpt2)
+    model = GPT2LMHeadModel.from_pretrained(gpt2)
+    drawn = build(config, gpt2, load_gpt2(gpt2)[0], 8, None, 0).mapper.state_dict()
+    mapper = nn.Sequential(nn.Linear(8, 48), nn.Tanh(), nn.Linear(48, 96))
+    mapper.load_state_dict(drawn)
+    features = nn.functional.normalize(read_features(four).array, dim=-1)
+    rows = [torch.tensor(tokenizer(text + tokenizer.eos_token)["input_ids"]) for text in CAPTIONS]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    labels = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+    attention = torch.cat([torch.ones(4, 3), (labels != -100).float()], dim=1)
+    parameters = [*model.parameters(), *mapper.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.optim.lr, weight_decay=0.0)
+    found = []
+    for _ in range(2):
+        prefix = mapper(features).view(4, 3, 32)
+        loss = model(
+            inputs_embeds=torch.cat([prefix, model.transformer.wte(ids)], dim=1),
+            attention_mask=attention,
+            labels=torch.cat([torch.full((4, 3), -100), labels], dim=1),
+        ).loss
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        found.append(loss.item())
+    assert losses == pytest.approx(found, abs=1e-4)
+    trained = load_captioner(out, torch.device("cpu")).model
+    for name, value in mapper.state_dict().items():
+        assert torch.allclose(trained.mapper.state_dict()[name], value, atol=1e-3)
