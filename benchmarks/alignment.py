@@ -5,14 +5,14 @@
     python benchmarks/alignment.py --gpu --model b16 --batch 256 --steps 500     # one GPU
     python benchmarks/alignment.py --gpu --model l14 --batch 256 --steps 500
 
-Weights are random and of the true shapes; images are noise. The peer embeds real images, and
-texts where the preset has text terms, at every step, as published training scripts do; ours reads features that were
-computed once. ``decoded`` gives both the same decoded pixels, so the ratio is of the mathematics
-alone; ``files`` lets the peer's DataLoader open JPEG files and preprocess them, where ours reads
-its table of pixels. Every job is a process of its own, so that its peak of memory is its own.
-``--gpu`` measures the chip's own limit (a large bf16 matrix product) in the same run, the share of
-it that the steps reach, the loss block's share of a step, and the time of 50,000 steps. On a CPU
-all times are CPU seconds of one thread.
+Weights are random and of the true shapes; images are noise. The peer embeds real images, and texts
+where the preset has text terms, at every step, as published training scripts do; ours reads what
+was computed once. ``decoded`` gives both the same decoded pixels, so the ratio is of the
+mathematics alone; ``files`` lets the peer's DataLoader open JPEG files and preprocess them, where
+ours reads its table of pixels. Every job is a process of its own, so that its peak of memory is
+its own. ``--gpu`` measures the chip's own limit (a large bf16 matrix product) in the same run, the
+share of it that the steps reach, the loss block's share of a step, and the time of 50,000 steps.
+On a CPU all times are CPU seconds of one thread.
 """
 
 from __future__ import annotations

@@ -127,6 +127,26 @@ class AlignConfig(Config):
         return next((term for term in terms if getattr(self.weights, term) > 0), "objective")
 
 
+class ScratchConfig(Config):
+    """Training of a CLIP from random weights (Radford et al. 2021)."""
+
+    optim: OptimConfig = OptimConfig(lr=1e-3, schedule="cosine", warmup=200, weight_decay=0.05)
+    """Optimisation."""
+    batch_size: int = Field(default=128, ge=2)
+    """Image-caption pairs a step, over all processes."""
+    positives: Literal["mask", "sum"] = "mask"
+    """Pairs of one batch with the same image or caption: left out, or positives too; class captions
+    need one or the other."""
+    holdout: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the images, with all their captions, that is held out to pick the step."""
+    holdout_limit: int = Field(default=1000, ge=2)
+    """Most images that are held out."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of both towers; the loss is always fp32."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+
+
 ALIGN_PRESETS: dict[str, dict[str, Any]] = {
     "gmail": {},
     "eq1_only": {"weights": {"text_generated": 0.0, "text_real": 0.0}},

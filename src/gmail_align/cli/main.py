@@ -42,7 +42,9 @@ COMMANDS: dict[str, Entry | Group] = {
         },
     ),
     "leaks": Entry("leaks:leaks", "Find training images that an evaluation also has."),
+    "plan": Entry("plan:plan", "Count what generating images will cost, before anything runs."),
     "synthesize": Entry("synthesize:synthesize", "Generate images from captions."),
+    "filter": Entry("filter_images:filter_images", "Leave out poor, double or copied images."),
     "pair": Entry("pair:pair", "Pair real and generated images of the same caption."),
     "extract": Entry("extract:extract", "Compute features of images or captions once."),
     "gap": Entry("gap:gap", "Measure the gap between real and generated images."),
@@ -52,6 +54,7 @@ COMMANDS: dict[str, Entry | Group] = {
     "train": Group(
         "Train a model on (aligned) features.",
         {
+            "clip": Entry("train_clip:clip", "Train a CLIP from scratch on images and captions."),
             "clipcap": Entry("train_clipcap:clipcap", "Train a ClipCap captioner."),
             "ifcap": Entry("train_ifcap:ifcap", "Train an IFCap captioner on captions."),
         },

@@ -1,0 +1,218 @@
+"""The stage that trains a whole CLIP from scratch: text terms only, every weight.
+
+The same loop, losses, batches and held-out images as the alignment; what comes out is a plain
+Hugging Face CLIP that ``align`` takes as its base.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from gmail_align.alignment.config import ScratchConfig
+from gmail_align.alignment.losses import contrastive_text_loss
+from gmail_align.alignment.pairset import Rows, hold_out
+from gmail_align.artifacts import Artifact, begin
+from gmail_align.data.batches import Batches, same_mask
+from gmail_align.data.captions import Caption, read_captions
+from gmail_align.data.images import ImageStore
+from gmail_align.data.preprocess import Preprocess
+from gmail_align.encoders.class_token import class_token_output
+from gmail_align.encoders.folder import find_folder, folder_fingerprint, model_files, read_config
+from gmail_align.encoders.text import load_tokenizer, tokenize
+from gmail_align.errors import DataError, ModelError
+from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
+from gmail_align.features.prefetch import prefetch
+from gmail_align.runtime import resolve_device, stable_seed
+from gmail_align.training.distributed import ranks
+from gmail_align.training.loop import CHECKPOINT, fit
+
+_WORK = "work"
+_LARGEST_SCALE = math.log(100.0)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Captions as token ids, and the pixels that they belong to."""
+
+    pixels: Pixels
+    ids: Int[Tensor, "n t"]
+    mask: Int[Tensor, "n t"]
+    image: Rows
+    """Shape (n,): row of each caption's image."""
+    text: Rows
+    """Shape (n,): one number a text."""
+
+    def batch(self, places: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pixels, token ids and their mask."""
+        rows = torch.from_numpy(places)
+        return (
+            self.pixels.array[torch.from_numpy(self.image[places])],
+            self.ids[rows],
+            self.mask[rows],
+        )
+
+
+def train_clip(
+    config: ScratchConfig,
+    captions: Artifact,
+    images: Artifact,
+    base: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+) -> Artifact:
+    """Train a CLIP of the shape of ``base`` from random weights; an artifact of kind ``clip``.
+
+    A part of the images is held out with all their captions, and the step with the lowest loss on
+    them is kept. A killed run goes on from its last checkpoint and ends with the same bytes.
+
+    Args:
+        config: Optimisation.
+        captions: Captions of the images.
+        images: The images; captions of others are left out.
+        base: A CLIP folder whose shape, tokenizer and preprocessing are taken, but no weight.
+        out: Folder of the CLIP, in Hugging Face's format.
+        seed: Seed of the weights, the held-out part and the batches.
+
+    Raises:
+        DataError: no caption belongs to an image, or there are too few images.
+        ModelError: the base is no CLIP folder.
+        TrainingError: the loss is not finite.
+    """
+    folder = find_folder(base)
+    identity = config.model_dump(mode="json", exclude={"device"})
+    inputs: dict[str, Artifact | str] = {"captions": captions, "images": images}
+    draft = begin(out, "clip", identity, {**inputs, "base": folder_fingerprint(folder)}, seed)
+    if draft.complete is not None:
+        return draft.complete
+    model = _untrained(folder, seed).to(resolve_device(config.device))
+    data = _prepare(captions, images, folder, model, out / _WORK)
+    held = hold_out(data.image, config.holdout, config.holdout_limit, seed)
+    notes = _fit(model, data, held, Preprocess.from_folder(folder), (config, seed, out))
+    model.save_pretrained(out)
+    for path in model_files(folder):
+        if path.suffix not in (".safetensors", ".bin") and path.name != "config.json":
+            shutil.copyfile(path, out / path.name)
+    draft.path(CHECKPOINT).unlink(missing_ok=True)
+    shutil.rmtree(out / _WORK, ignore_errors=True)
+    counts = {"captions": int((~held).sum()), "images": len(np.unique(data.image[~held]))}
+    return draft.finish({**counts, "held_out_captions": int(held.sum())}, **notes)
+
+
+def _untrained(folder: Path, seed: int) -> CLIPModel:
+    """Return a CLIP of the folder's shape with random weights.
+
+    Raises:
+        ModelError: the folder holds another kind of model.
+    """
+    config = read_config(folder)
+    if config.get("model_type") != "clip":
+        raise ModelError(f"{folder} holds no CLIP: its shape is what is trained from scratch")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed(seed, "scratch"))
+        model = CLIPModel(CLIPConfig.from_pretrained(folder))
+    return cast("CLIPModel", model.eval())  # no dropout, but gradients all the same
+
+
+def _prepare(
+    captions: Artifact, images: Artifact, folder: Path, model: CLIPModel, work: Path
+) -> _Data:
+    """Decode the images and tokenize the captions, once.
+
+    Raises:
+        DataError: no caption belongs to an image.
+    """
+    store = ImageStore(images)
+    rows: list[Caption] = [row for row in read_captions(captions) if row.image_id in store]
+    if not rows:
+        raise DataError(
+            f"no caption of {captions.folder} describes an image of {images.folder}: they come "
+            "from different data sets"
+        )
+    names = list(dict.fromkeys(row.image_id for row in rows))
+    made = prepare_pixels(images, Preprocess.from_folder(folder), work / "pixels", ids=names)
+    pixels = read_pixels(made)
+    length = cast("Any", model.config.text_config).max_position_embeddings
+    texts = [row.text for row in rows]
+    ids, mask = tokenize(load_tokenizer(folder, model.config), texts, length)
+    numbers: dict[str, int] = {}
+    text = [numbers.setdefault(line, len(numbers)) for line in texts]
+    image = pixels.rows([row.image_id for row in rows]).numpy()
+    return _Data(pixels, ids, mask, image, np.array(text, dtype=np.int64))
+
+
+def _fit(
+    model: CLIPModel,
+    data: _Data,
+    held: np.ndarray[Any, np.dtype[np.bool_]],
+    preprocess: Preprocess,
+    run: tuple[ScratchConfig, int, Path],
+) -> dict[str, Any]:
+    """Train, keep the best step and return the manifest's notes."""
+    config, seed, folder = run
+    train, kept = np.flatnonzero(~held), np.flatnonzero(held)
+    batches = Batches(data.image[train], config.batch_size, stable_seed(seed, "batches"))
+    here, device = ranks(), model.device
+
+    def embed(places: Rows) -> tuple[Tensor, Tensor]:
+        images, ids, mask = (part.to(device) for part in data.batch(places))
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            found = embed_both(model, preprocess.normalise(images), ids, mask)
+        return found[0].float(), found[1].float()
+
+    def contrast(images: Tensor, texts: Tensor, places: Rows) -> Tensor:
+        same = torch.from_numpy(same_mask(data.image[places], data.text[places])).to(device)
+        scale = model.logit_scale.clamp(max=_LARGEST_SCALE).exp()
+        return contrastive_text_loss(images, texts, scale, same, config.positives)
+
+    def evaluate() -> dict[str, float]:
+        step = config.batch_size
+        parts = [embed(kept[start : start + step]) for start in range(0, len(kept), step)]
+        images, texts = (torch.cat(side) for side in zip(*parts, strict=True))
+        loss = float(contrast(images, texts, kept))
+        return {"score": -loss, "held_out_loss": loss, "scale": float(model.logit_scale.exp())}
+
+    with prefetch(lambda step: train[batches.indices(step)], config.optim.steps) as fetch:
+
+        def loss(step: int) -> dict[str, Tensor]:
+            places = fetch(step)
+            images, texts = (here.gather(side) for side in embed(places[here.part(len(places))]))
+            total = contrast(images, texts, places)
+            return {"total": total}
+
+        report = fit(
+            dict(model.named_parameters()),
+            loss,
+            config.optim,
+            seed=seed,
+            folder=folder,
+            evaluate=evaluate,
+            label="CLIP",
+            batch_size=config.batch_size,
+        )
+    best = next(row for row in report.scores if row["step"] == report.best_step)
+    guard = {"start": report.scores[0], "kept": best}
+    return {"best_step": report.best_step, "guard": guard, "speed": report.speed}
+
+
+def embed_both(
+    model: CLIPModel,
+    pixels: Float[Tensor, "b 3 h w"],
+    ids: Int[Tensor, "b t"],
+    mask: Int[Tensor, "b t"],
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+    """Return image and text features of a CLIP, with gradient, not normalised."""
+    tower = cast("Any", model)
+    images: Tensor = tower.visual_projection(class_token_output(tower.vision_model, pixels))
+    texts: Tensor = tower.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    return images, texts

@@ -1,0 +1,43 @@
+"""``gmail-align train clip``: a CLIP from scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gmail_align.artifacts import load
+from gmail_align.cli.shared import Out, Seed, Shared, command, model_of
+
+
+@command
+def clip(
+    shared: Shared,
+    captions: Annotated[Path, typer.Option(metavar="DIR", help="Captions of the images.")],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="The images.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="A CLIP whose shape, tokenizer and preprocessing are taken, but no weight.",
+        ),
+    ],
+    out: Out,
+    seed: Seed = 0,
+) -> None:
+    """Train a CLIP from random weights on images and captions.
+
+    What comes out is a plain Hugging Face CLIP, a --base for align.
+    """
+    from gmail_align.alignment.config import ScratchConfig
+
+    inputs = (load(captions, "captions"), load(images, "images"))
+    config = shared.build(ScratchConfig)
+    if shared.dry_run:
+        count = inputs[0].counts["captions"]
+        shared.show_plan("train", out, captions=count, base=base, seed=seed, config=config)
+        return
+    from gmail_align.alignment.scratch import train_clip
+
+    shared.show_artifact(train_clip(config, *inputs, model_of(base, "clip"), out, seed=seed))
