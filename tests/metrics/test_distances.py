@@ -28,6 +28,16 @@ def test_frechet_distance_by_the_eigenvalues_of_the_product():
     assert frechet_distance(*two_sets()) == pytest.approx(expected)
 
 
+def test_frechet_distance_by_scipys_matrix_root():
+    linalg = pytest.importorskip("scipy.linalg")
+    a, b = (x.double().numpy() for x in two_sets())
+    first, second = np.cov(a.T), np.cov(b.T)
+    root = linalg.sqrtm(first @ second).real
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(first + second - 2 * root)
+    assert frechet_distance(*two_sets()) == pytest.approx(expected)
+    assert frechet_influence(*two_sets()).value == pytest.approx(expected)
+
+
 def test_frechet_distance_on_a_line():
     a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[3.0], [7.0]])  # sd sqrt 2, 2 sqrt 2
     assert frechet_distance(a, b) == pytest.approx(4**2 + 2)

@@ -19,6 +19,20 @@ if TYPE_CHECKING:
     from gmail_align.gap.files import Beside
     from gmail_align.gap.prepare import Prepared
 
+RealClasses = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The class of each row of R, one a line.")
+]
+GeneratedClasses = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The class of each row of G.")
+]
+Generators = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="What made each row of G, one a line.")
+]
+TextFeatures = Annotated[
+    Path | None,
+    typer.Option(metavar="T.npy", help="Captions of the pairs, or of the classes by name."),
+]
+
 
 @command
 def gap(
@@ -47,19 +61,10 @@ def gap(
     generated_features: Annotated[
         Path | None, typer.Option(metavar="G.npy", help="Floats (images, dim).")
     ] = None,
-    real_classes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The class of each row of R, one a line.")
-    ] = None,
-    generated_classes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The class of each row of G.")
-    ] = None,
-    generators: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What made each row of G, one a line.")
-    ] = None,
-    text_features: Annotated[
-        Path | None,
-        typer.Option(metavar="T.npy", help="Captions of the pairs, or of the classes by name."),
-    ] = None,
+    real_classes: RealClasses = None,
+    generated_classes: GeneratedClasses = None,
+    generators: Generators = None,
+    text_features: TextFeatures = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
