@@ -1,0 +1,56 @@
+"""CLIPScore by an encoder: the shipped CLIP on four plain images."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gmail_align.artifacts import Artifact, begin
+from gmail_align.data.images import admit, finish_images, shard_name, write_shard
+from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.errors import DataError
+from gmail_align.evaluation.clipscore import ClipEncoder, clip_columns
+from gmail_align.recipe import shipped_models
+
+COLOURS = {"a": "red", "b": "blue", "c": "green", "d": "grey"}
+SAID = {name: f"a {colour} ball" for name, colour in COLOURS.items()}
+HUMAN = {name: [f"the {colour} ball", "a thing"] for name, colour in COLOURS.items()}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Artifact:
+    draft = begin(tmp_path / "images", "images", {})
+    samples = []
+    for name, colour in COLOURS.items():
+        file = io.BytesIO()
+        Image.new("RGB", (64, 64), colour).save(file, "png")
+        samples.append(admit(name, file.getvalue()))
+    write_shard(draft.path(shard_name(0)), samples)
+    return finish_images(draft)
+
+
+def test_an_encoder_gives_the_scores_of_its_features(images: Artifact) -> None:
+    source = ClipEncoder(str(shipped_models() / "clip"), images.folder)
+    found = clip_columns(source, SAID, [], HUMAN)
+    assert list(found) == ["CLIPScore", "RefCLIPScore"]
+    encoder = GmailEncoder.from_pretrained(shipped_models() / "clip")
+    seen = encoder.encode_images(
+        [Image.new("RGB", (64, 64), colour) for colour in COLOURS.values()], route="frozen"
+    )
+    said = encoder.encode_texts([f"A photo depicts {text}" for text in SAID.values()])
+    expected = 2.5 * (seen * said).sum(1).clamp(min=0).numpy()
+    assert found["CLIPScore"].per_item == pytest.approx(expected, abs=1e-5)
+    human = encoder.encode_texts([f"A photo depicts {t}" for some in HUMAN.values() for t in some])
+    best = (said[:, None] * human.reshape(4, 2, -1)).sum(-1).amax(1).clamp(min=0).numpy()
+    both = np.where(expected > 0, 2 * expected * best / (expected + best), 0)
+    assert found["RefCLIPScore"].per_item == pytest.approx(both, abs=1e-5)
+
+
+def test_images_that_are_not_there_are_named(images: Artifact) -> None:
+    source = ClipEncoder(str(shipped_models() / "clip"), images.folder)
+    with pytest.raises(DataError, match="lacks 1 of the images: e"):
+        clip_columns(source, SAID | {"e": "a"}, [], HUMAN | {"e": ["a"]})
