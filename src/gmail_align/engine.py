@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -179,7 +180,8 @@ def run_shards(shards: Sequence[ShardT], job: Job[ShardT], engine: Engine | None
     with progress(job.label, total, job.unit, done=total - left) as bar:
         workers = _workers(engine, job.gpu)
         if engine.on_ray:
-            _run_on_ray(pending, job, engine.place, workers, bar)
+            with redirect_stdout(sys.stderr):  # Ray writes of lost workers there
+                _run_on_ray(pending, job, engine.place, workers, bar)
         elif min(workers, len(pending)) == 1:
             _run_here(pending, job, bar)
         else:

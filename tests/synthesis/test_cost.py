@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from gmail_align.cli.main import app
+from gmail_align.errors import ConfigError, ModelError
+from gmail_align.recipe import shipped_models
+from gmail_align.synthesis.architectures import ARCHITECTURES, read_architecture
+from gmail_align.synthesis.config import SynthesisConfig
+from gmail_align.synthesis.cost import Cost, count_cost, make_plan
+from gmail_align.synthesis.presets import PRESETS, preset_settings
+
+PARAMETERS = {"sd2": 866e6, "sdxl": 2567e6, "flux": 11.9e9, "sd3": 2.03e9}
+"""Published sizes of the denoisers."""
+
+
+def test_every_preset_has_an_architecture() -> None:
+    assert ARCHITECTURES.keys() == PRESETS.keys()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_architectures_have_the_published_sizes(name: str) -> None:
+    network = ARCHITECTURES[name].denoiser.build()
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(PARAMETERS[name], rel=0.03)
+
+
+def test_stable_diffusion_2_costs_what_was_counted_elsewhere() -> None:
+    config = SynthesisConfig(model="sd2", **preset_settings("sd2"))
+    cost = count_cost(ARCHITECTURES["sd2"], config)
+    assert cost.passes == 100
+    assert cost.denoiser == pytest.approx(804e9, rel=0.005)
+    assert cost.decoder == pytest.approx(2515e9, rel=0.005)
+    assert cost.total == pytest.approx(83.0e12, rel=0.005)  # with its text encoder, 0.05
+    turbo = count_cost(
+        ARCHITECTURES["sd_turbo"], SynthesisConfig(model="t", **preset_settings("sd_turbo"))
+    )
+    assert turbo.total == pytest.approx(5.78e12, rel=0.01)
+
+
+def test_a_plan_follows_from_the_cost() -> None:
+    config = SynthesisConfig(model="x")
+    plan = make_plan(Cost(0.5e12, 100, 2e12, 512, 512), config, 864_000, card="52", share=0.5)
+    assert plan.tflop_per_image == 52
+    assert plan.images_per_second_limit == 1
+    assert plan.images_per_second == 0.5
+    assert plan.gpu_days_limit == pytest.approx(10)
+    assert plan.gpu_days == pytest.approx(20)
+    with pytest.raises(ConfigError, match="'x200' is no card that is known"):
+        make_plan(Cost(1.0, 1, 1.0, 8, 8), config, 1, card="x200")
+    with pytest.raises(ConfigError, match="a share of 1.5"):
+        make_plan(Cost(1.0, 1, 1.0, 8, 8), config, 1, share=1.5)
+
+
+def test_the_count_is_that_of_the_running_network() -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    folder = shipped_models() / "diffusion"
+    shape = read_architecture(folder)
+    cost = count_cost(shape, SynthesisConfig(model="tabletop", steps=3, guidance_scale=1.0))
+    assert (cost.height, cost.width, cost.passes) == (64, 64, 3)
+    network = shape.denoiser.build("cpu")
+    exact = sdpa_kernel(SDPBackend.MATH)  # the fused kernel of CPUs is not counted
+    with exact, FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 8, 8, 8), 1, torch.zeros(1, 77, 128))
+    assert cost.denoiser == counter.get_total_flops() > 0
+
+
+def test_folders_that_cannot_be_counted(tmp_path: Path) -> None:
+    index = {"_class_name": "X", "unet": ["diffusers", "StrangeModel"], "vae": [None, None]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="unet of class StrangeModel"):
+        read_architecture(tmp_path)
+    index["unet"] = ["diffusers", "UNet2DConditionModel"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"config\.json is missing or damaged"):
+        read_architecture(tmp_path)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", "demo", "--card", "0.04", "--json"])
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert plan["images"] == 600
+    assert plan["images_per_second_limit"] == pytest.approx(0.04 / plan["tflop_per_image"])
+    words = [
+        (["--images", "5"], "nothing is named to plan"),
+        (["--preset", "sd2"], "how many images is not said"),
+        (["--preset", "flx", "--images", "5"], "did you mean 'flux'"),
+        (["--model", "/no/such", "--images", "5"], "there is no folder /no/such"),
+    ]
+    for mistake, message in words:
+        result = CliRunner().invoke(app, ["plan", *mistake])
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys; from gmail_align.cli.main import app\n"
+        "try: app(['plan', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
