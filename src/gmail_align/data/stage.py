@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -23,12 +23,11 @@ from gmail_align.errors import DataError
 
 _TABLES: Final = """
 CREATE TABLE images (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, place TEXT, label TEXT,
-                     prompt TEXT, rank INTEGER NOT NULL DEFAULT 0);
+                     prompt TEXT, rank INTEGER NOT NULL DEFAULT 0, gone INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE captions (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, image TEXT, text TEXT);
 CREATE TABLE questions (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, row TEXT);
 CREATE TABLE faults (n INTEGER PRIMARY KEY, kind TEXT, id TEXT, reason TEXT);
 """
-_AS_LISTED: Final = "rank, n"
 _BY_NUMBER: Final = "CAST(id AS INTEGER), id"
 
 
@@ -49,7 +48,6 @@ class Stage:
         self._database = temporary_database()
         self._database.executescript(_TABLES).close()
         weakref.finalize(self, self._database.close)
-        self._order = _AS_LISTED
         self._sorted = False
 
     def add_image(self, image_id: str, place: str, *, label: str = "", prompt: str = "") -> bool:
@@ -131,7 +129,7 @@ class Stage:
 
     def drop_strangers(self) -> None:
         """Drop the captions whose image is not listed, or was left out."""
-        sql = "DELETE FROM captions WHERE image NOT IN (SELECT id FROM images)"
+        sql = "DELETE FROM captions WHERE image NOT IN (SELECT id FROM images WHERE NOT gone)"
         self._database.execute(sql).close()
 
     def strangers(self) -> Iterator[tuple[str, str]]:
@@ -142,21 +140,21 @@ class Stage:
 
     def count(self, kind: str) -> int:
         """Return how many ``images``, ``captions`` or ``questions`` are listed and not left out."""
-        return self._one(f"SELECT COUNT(*) FROM {_checked(kind)}")
-
-    def captioned(self) -> int:
-        """Return how many images have a caption."""
-        return self._one("SELECT COUNT(DISTINCT image) FROM captions")
+        there = " WHERE NOT gone" if kind == "images" else ""
+        return self._one(f"SELECT COUNT(*) FROM {_checked(kind)}{there}")
 
     def images(self) -> Iterator[Listed]:
         """Yield the listed images in order."""
-        sql = f"SELECT id, place, label, prompt FROM images ORDER BY {self._order}"
+        sql = "SELECT id, place, label, prompt FROM images WHERE NOT gone ORDER BY rank, n"
         for row in self._database.execute(sql):
             yield Listed(*row)
 
     def captions(self) -> Iterator[Caption]:
         """Yield the captions in the order of their images, then in their own."""
-        sql = "SELECT c.id, c.text, c.image FROM captions AS c ORDER BY c.n"
+        sql = (
+            "SELECT c.id, c.text, c.image FROM captions AS c "
+            "LEFT JOIN images AS i ON i.id = c.image ORDER BY i.n, c.n"
+        )
         if self._sorted:
             sql = (
                 "SELECT c.id, c.text, c.image FROM captions AS c "
@@ -202,7 +200,7 @@ class Stage:
                 self.refuse("images", image.image_id, f"there is no file {image.place}")
         digest.update(b"]")
         self._database.execute(
-            "DELETE FROM images WHERE id IN (SELECT id FROM faults WHERE kind = 'images' "
+            "UPDATE images SET gone = 1 WHERE id IN (SELECT id FROM faults WHERE kind = 'images' "
             "AND reason LIKE 'there is no file %')"
         ).close()
         return digest.hexdigest()[:16]
@@ -215,11 +213,6 @@ class Stage:
             for row in rows:
                 digest.update((canonical_json(row) + "\n").encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
-
-    def labels(self) -> Mapping[str, int]:
-        """Return class -> how many images it has, in the order of the classes' names."""
-        sql = "SELECT label, COUNT(*) FROM images GROUP BY label ORDER BY label"
-        return dict(self._database.execute(sql).fetchall())
 
     def _one(self, sql: str, *values: str) -> int:
         return int(self._database.execute(sql, values).fetchone()[0])

@@ -107,6 +107,14 @@ def test_flickr30k_tokens(tmp_path: Path, make_picture: Make) -> None:
         sources.flickr30k(tmp_path / "empty", [])
 
 
+def test_captions_come_in_the_order_of_their_images(tmp_path: Path) -> None:
+    lines = [f"{name}.jpg#{k}\tline {k}" for k in range(3) for name in ("b", "a")]
+    (tmp_path / "t.token").write_text("\n".join(lines))
+    made = imported(sources.flickr30k(tmp_path / "t.token", []), tmp_path / "out")
+    assert [one for one, _, _ in rows(made)] == ["b-0", "b-1", "b-2", "a-0", "a-1", "a-2"]
+    assert made["captions"].counts == {"captions": 6, "images": 2}
+
+
 def test_conceptual_captions_in_both_orders(tmp_path: Path, make_picture: Make) -> None:
     urls = [f"http://x.org/{n}" for n in range(3)]
     (tmp_path / "cc3m.tsv").write_text("".join(f"text {n}\t{url}\n" for n, url in enumerate(urls)))
