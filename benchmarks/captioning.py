@@ -1,12 +1,15 @@
 """Captioning against the way ClipCap's released code goes about it.
 
-    python benchmarks/captioning.py [--repeats 3] [--gpt2 DIR] [--published]
+    python benchmarks/captioning.py [--repeats 3] [--gpt2 DIR] [--published] [--retrieval 1000000]
 
 1. Captions a second: beam 5 over a batch of 32 with a key-value cache, against one image after the
    other with the whole caption run through GPT-2 for every token. The two searches are written
    apart and score alike, so the captions they share are counted too.
 2. Training examples a second out of the feature store, against a DataLoader over a pickle for every
    caption.
+
+3. With ``--retrieval``: looking five captions up among so many, from a file of fp16 features, and
+   the memory that this takes beside the file's own pages.
 
 One thread, medians of CPU time, both ways in turn.
 """
@@ -18,6 +21,7 @@ import pickle
 import platform
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +36,7 @@ from gmail_align.captioning.captions import CaptionSet
 from gmail_align.captioning.clipcap import ClipCap
 from gmail_align.captioning.decode import Decoding, decode
 from gmail_align.captioning.folder import load_gpt2
+from gmail_align.captioning.retrieval import nearest
 from gmail_align.features.store import Features
 from gmail_align.recipe import model_path
 
@@ -148,12 +153,47 @@ def compare_batches(folder: Path, repeats: int) -> None:
     print(f"ratio {slow / fast:.1f}")
 
 
+def time_retrieval(count: int, queries: int = 256) -> None:
+    """Look captions up in a store on disk, and say how much memory was held at most."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "features"
+        noise = torch.randn(16_384, WIDTH).half().numpy().tobytes()
+        with path.open("wb") as file:
+            for _ in range(-(-count // 16_384)):
+                file.write(noise)
+        store = torch.from_file(str(path), size=count * WIDTH, dtype=torch.float16).view(count, -1)
+        wanted, peak, done = torch.randn(queries, WIDTH), [anonymous()], threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.02):
+                peak.append(anonymous())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        start = time.process_time()
+        nearest(wanted, store, 5)
+        seconds = time.process_time() - start
+        done.set()
+        watcher.join()
+    print(
+        f"{queries} queries among {count} captions: {seconds:.1f} s of CPU, at most"
+        f" {max(peak) - peak[0]:.0f} MB of memory beside the file"
+    )
+
+
+def anonymous() -> float:
+    """Return the memory of this process that belongs to no file, in MB (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
 def main() -> None:
-    """Print both comparisons."""
+    """Print the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gpt2", type=Path, default=model_path("tabletop", "gpt2"))
     parser.add_argument("--published", action="store_true", help="time 124 M parameters too")
+    parser.add_argument("--retrieval", type=int, default=0, metavar="N", help="captions to search")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(
@@ -170,6 +210,8 @@ def main() -> None:
         large = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0)).eval()
         compare_decoding(large, tokenizer, 1, 2)
     compare_batches(given.gpt2, given.repeats)
+    if given.retrieval:
+        time_retrieval(given.retrieval)
 
 
 if __name__ == "__main__":

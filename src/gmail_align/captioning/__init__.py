@@ -1,1 +1,1 @@
-"""Captioners on frozen image features: ClipCap, trained and decoded."""
+"""Captioners on frozen image features: ClipCap and IFCap, trained and decoded."""

@@ -28,9 +28,18 @@ PredictDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, 
 @command
 def captions(
     shared: Shared,
-    captioner: Annotated[Path, typer.Option(metavar="DIR", help="What train clipcap made.")],
+    captioner: Annotated[
+        Path, typer.Option(metavar="DIR", help="What train clipcap or train ifcap made.")
+    ],
     features: Annotated[Path, typer.Option(metavar="DIR", help="Image features.")],
     out: Out,
+    retrieval: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Features by which an IFCap looks captions up, if of another encoder.",
+        ),
+    ] = None,
     method: Method = None,
     beam: Beam = None,
     batch_size: Annotated[
@@ -53,6 +62,7 @@ def captions(
         device=device,
     )
     model, source = load(captioner, "captioner"), load(features, "features")
+    keys = None if retrieval is None else load(retrieval, "features")
     if shared.dry_run:
         shared.show_plan(
             "predict captions", out, captioner=captioner, features=features, config=config
@@ -60,4 +70,4 @@ def captions(
         return
     from gmail_align.captioning.predict import predict_captions
 
-    shared.show_artifact(predict_captions(model, source, out, config))
+    shared.show_artifact(predict_captions(model, source, out, config, retrieval=keys))
