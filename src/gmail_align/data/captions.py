@@ -6,7 +6,7 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 from gmail_align.artifacts import Artifact, Draft, read_jsonl, write_jsonl
@@ -100,7 +100,11 @@ def write_captions(draft: Draft, captions: Iterable[Caption]) -> int:
                 raise DataError(f"caption id {caption.caption_id} comes twice: ids must be unique")
             if not caption.text:
                 raise DataError(f"caption {caption.caption_id} is empty")
-            yield asdict(caption)
+            yield {
+                "caption_id": caption.caption_id,
+                "text": caption.text,
+                "image_id": caption.image_id,
+            }
 
     write_jsonl(draft.path(CAPTIONS), rows())
     return len(seen)

@@ -46,7 +46,8 @@ class Stage:
 
     def __init__(self) -> None:
         self._database = temporary_database()
-        self._database.executescript(_TABLES).close()
+        for table in _TABLES.split(";")[:-1]:
+            self._database.execute(table).close()
         weakref.finalize(self, self._database.close)
         self._sorted = False
 
@@ -101,9 +102,12 @@ class Stage:
             sql = f"SELECT COUNT(*) FROM {table} WHERE id GLOB '*[^0-9]*'"
             named = self._one(sql)
             order = "id" if named else _BY_NUMBER
-            self._database.executescript(
-                f"CREATE TABLE ranks_{table} (n INTEGER PRIMARY KEY, id TEXT UNIQUE);"
-                f"INSERT INTO ranks_{table} (id) SELECT id FROM {table} ORDER BY {order};"
+            ranks = f"ranks_{table}"
+            self._database.execute(
+                f"CREATE TABLE {ranks} (n INTEGER PRIMARY KEY, id TEXT UNIQUE)"
+            ).close()
+            self._database.execute(
+                f"INSERT INTO {ranks} (id) SELECT id FROM {table} ORDER BY {order}"
             ).close()
         self._database.execute(
             "UPDATE images SET rank = (SELECT n FROM ranks_images AS r WHERE r.id = images.id)"

@@ -19,6 +19,7 @@ def temporary_database() -> sqlite3.Connection:
     for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{_CACHE}"):
         database.execute(f"PRAGMA {setting}").close()
     database.execute("PRAGMA temp_store=FILE").close()
+    database.execute("BEGIN").close()  # one transaction for its whole life: nothing is kept
     return database
 
 
