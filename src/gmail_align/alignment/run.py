@@ -25,7 +25,7 @@ from gmail_align.encoders.folder import find_folder, folder_fingerprint
 from gmail_align.encoders.layout import EncoderLayout
 from gmail_align.errors import ConfigError, TrainingError
 from gmail_align.features.prefetch import prefetch
-from gmail_align.progress import say
+from gmail_align.progress import say, set_quiet
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.distributed import ranks
 from gmail_align.training.loop import CHECKPOINT, FitReport, PiecewiseLoss, fit
@@ -79,6 +79,8 @@ def align(
     sources = {"pairs": pairs, "real": real, "generated": generated}
     inputs: dict[str, Artifact | str] = {**sources, "base": folder_fingerprint(folder)}
     here = ranks()
+    if not here.first:
+        set_quiet(True)  # one process speaks for all
     draft = None
     if here.first or (out / MANIFEST).exists():
         draft = begin(out, "encoder", identity, inputs, seed)

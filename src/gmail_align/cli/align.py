@@ -47,5 +47,8 @@ def align(
         shared.show_plan("align", out, pairs=count, base=base, seed=seed, config=config)
         return
     from gmail_align.alignment.run import align
+    from gmail_align.training.distributed import ranks
 
-    shared.show_artifact(align(config, *inputs, model_of(base, "clip"), out, seed=seed))
+    made = align(config, *inputs, model_of(base, "clip"), out, seed=seed)
+    if ranks().first:
+        shared.show_artifact(made)

@@ -6,9 +6,11 @@ and opens the process group (nccl on GPUs, gloo on CPUs).
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -16,6 +18,9 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+
+_PATIENCE = timedelta(hours=12)
+"""How long processes wait for the one that decodes and embeds for all."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,14 @@ def ranks() -> Ranks:
         return Ranks()
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    atexit.register(_leave)
     return Ranks(int(state.process_index), int(state.num_processes))
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class _Gather(torch.autograd.Function):
