@@ -159,3 +159,18 @@ def test_classes_that_are_not_shared_are_told() -> None:
     assert "class_margin" not in found["metrics"]
     with pytest.raises(UserError, match="3 classes were given for 120 images"):
         Side(real.features, ["a", "b", "c"])
+
+
+def test_an_encoder_that_tells_nothing_is_not_taken_for_a_bad_generator() -> None:
+    same = torch.ones(30, 4)
+    found = paired_gap(same, same + 0, config=QUICK)
+    assert found["advice"]["verdict"] == "cannot_tell"
+    assert "another encoder" in found["advice"]["sentence"]
+
+
+def test_features_that_mean_nothing_are_refused() -> None:
+    real, generated = pairs_of(30, noise=0.3, shift=0)
+    with pytest.raises(UserError, match="the real features are all zero"):
+        paired_gap(torch.zeros_like(real), generated, config=QUICK)
+    with pytest.raises(UserError, match="too large to be normalised"):
+        paired_gap(real, generated * 1e30, config=QUICK)

@@ -91,6 +91,8 @@ def test_a_result_without_parts_still_has_a_page(tmp_path: Path) -> None:
     page = write_gap_report(bare, (SIDES[0][:3], SIDES[1][:3]), tmp_path / "out")
     assert "3 pairs" in page.read_text(encoding="utf-8")
     assert not (tmp_path / "out" / "figures").exists()
+    narrow = SIDES[0][:, :1], SIDES[1][:, :1]
+    assert write_gap_report(bare, narrow, tmp_path / "narrow").exists()
     with pytest.raises(DataError, match="metrics"):
         write_gap_report({**bare, "metrics": [1]}, SIDES, tmp_path / "bad")
 

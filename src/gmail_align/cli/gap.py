@@ -180,9 +180,9 @@ def _of_files(
         from gmail_align.features.arrays import load_features
         from gmail_align.report.gap import write_gap_report
 
+        write_json(out / "result.json", found)
         arrays = load_features(files[0]), load_features(files[1])
         lines.append(str(write_gap_report(found, arrays, out / "report")))
-        write_json(out / "result.json", found)
     shared.show(found, "\n".join(lines))
 
 

@@ -16,6 +16,8 @@ FAR = 0.15
 """Closeness below which a generated image hardly resembles what its caption asks for."""
 INDISTINGUISHABLE = 0.6
 """Probe AUC up to which a linear probe, and so a linear head, can hardly use the difference."""
+ALIKE = 0.999
+"""Mean cosine of unrelated images from which an encoder tells no image from another."""
 
 THRESHOLDS: Mapping[str, float] = {
     "near": NEAR,
@@ -25,11 +27,12 @@ THRESHOLDS: Mapping[str, float] = {
 
 
 class Verdict(StrEnum):
-    """The three things one can do."""
+    """The three things one can do, and the one case in which the numbers say nothing."""
 
     TRAIN_AS_IS = "train_as_is"
     ALIGN_FIRST = "align_first"
     TOO_FAR = "too_far"
+    CANNOT_TELL = "cannot_tell"
 
 
 def closeness(paired_cosine: float, unpaired_cosine: float) -> float:
@@ -50,6 +53,11 @@ def advise(values: Mapping[str, float]) -> tuple[Verdict, str]:
             ``unpaired_cosine`` where the sets are paired, ``class_margin`` and
             ``real_class_margin`` where they share classes.
     """
+    if values.get("unpaired_cosine", 0.0) > ALIKE:
+        return Verdict.CANNOT_TELL, (
+            "Nothing can be told: to this encoder unrelated images are all alike (mean cosine"
+            f" {values['unpaired_cosine']:.4f}); measure with another encoder."
+        )
     auc = values["probe_auc"]
     told = f"a linear probe tells real from generated with AUC {auc:.2f}"
     measured = _near(values)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gmail_align.errors import UserError
 from gmail_align.gap.advice import THRESHOLDS, advise
 from gmail_align.gap.config import GapConfig
 from gmail_align.gap.groups import measure_groups, plain
@@ -100,6 +101,9 @@ def measure_sides(
     config = config or GapConfig()
     check = require_pairs if paired else require_features
     check(real=real.features, generated=generated.features)
+    for name, side in (("real", real), ("generated", generated)):
+        if not bool(side.features.any()):
+            raise UserError(f"the {name} features are all zero: extract them again")
     rows = sampled(len(real), len(generated), paired, config.max_pairs, seed)
     real, generated = real.take(rows[0]), generated.take(rows[1])
     groups = None if groups is None else groups[rows[0]]

@@ -20,6 +20,9 @@ from gmail_align.errors import UserError
 TIE = 1e-6
 """Cosines nearer than this are equal: a float32 dot product does not resolve them."""
 
+LARGEST = 1e18
+"""Numbers beyond it have squares that float32 does not hold."""
+
 _SCORES = 1 << 24
 """Scores held at once when a whole row of candidates is needed: 64 MB."""
 
@@ -161,11 +164,12 @@ def require_features(**features: Tensor) -> None:
             )
         if rows.device != reference.device:
             raise UserError(f"{name} are on {rows.device} and {first} on {reference.device}")
-        bad = sum(
-            int((~block.isfinite()).any(1).sum()) for block in torch.split(rows.detach(), 8192)
-        )
+        parts = torch.split(rows.detach(), 8192)
+        bad = sum(int((~part.isfinite()).any(1).sum()) for part in parts)
         if bad:
             raise UserError(f"{bad} of {len(rows)} rows of {name} hold NaN or infinity")
+        if max(float(part.abs().max()) for part in parts) > LARGEST:
+            raise UserError(f"{name} hold numbers beyond {LARGEST:g}, too large to be normalised")
 
 
 def require_pairs(

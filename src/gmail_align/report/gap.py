@@ -26,6 +26,7 @@ _VERDICTS: Final = {
     "train_as_is": "Train as is.",
     "align_first": "Align first.",
     "too_far": "The generator is too far.",
+    "cannot_tell": "Nothing can be told.",
 }
 
 
@@ -132,7 +133,9 @@ def _farness(group: Mapping[str, Any]) -> float:
 
 
 def _maps(real: Embeddings, generated: Embeddings) -> dict[str, Projection]:
-    """Lay both sides out by PCA and by t-SNE."""
+    """Lay both sides out by PCA and by t-SNE; one dimension has no plane."""
+    if real.shape[1] < 2:
+        return {}
     found = {"PCA": project_pca(real, generated), "t-SNE": project(real, generated)}
     return {name: one for name, one in found.items() if one is not None}
 
