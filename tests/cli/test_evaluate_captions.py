@@ -21,7 +21,7 @@ HUMAN = {
 }
 SAID = [{"image_id": image, "caption": f"a red {NOUNS[image % 4]}"} for image in range(1, 9)]
 WORSE = [row | {"caption": "a small cube"} if row["image_id"] % 2 else row for row in SAID]
-FAST = ("--metrics", "ROUGE_L,CIDEr")
+FAST = ("--metrics", "ROUGE_L,CIDEr")  # further words are further metrics
 
 
 def call(*words):
@@ -60,6 +60,8 @@ def test_captions_of_files_are_scored_and_kept(scored, tmp_path):
     assert found["n"] == {"images": 8, "references": 16}
     assert json.loads((tmp_path / "a/result.json").read_text()) == found
     assert "ROUGE_L" in scored().stdout
+    more = json.loads(scored("BLEU1", "BLEU2", "--json").stdout)["metrics"]
+    assert set(more) == {"ROUGE_L", "CIDEr", "BLEU1", "BLEU2"}
     again = scored("--out", tmp_path / "a")
     assert again.exit_code == 0
     (tmp_path / "mine").mkdir()
@@ -116,6 +118,7 @@ def test_clip_scores_follow_the_order_of_the_files(scored, files, tmp_path):
         (json.dumps(SAID)[:-20], (), "not valid JSON"),
         (HUMAN, (), "lacks an image_id or a text"),
         (SAID, ("--metrics", "WER"), "no such caption metric"),
+        (SAID, ("WER",), "no such caption metric"),
         (SAID, ("--raw-vectors",), "--raw-vectors needs --word-vectors"),
         (SAID, ("--word-vectors", "nowhere.bin"), "no word vectors at nowhere.bin"),
         (SAID, ("--encoder", "tabletop"), "--encoder and --images"),

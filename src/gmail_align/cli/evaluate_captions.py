@@ -93,6 +93,8 @@ def captions(
     predictions with --out; then images are those of the first, and every one needs a human caption.
     """
     shared.refuse_configuration()
+    if predictions is not None and metrics and folders:
+        metrics, folders = [*metrics, *folders], None  # --metrics BLEU4 CIDEr
     wanted = chosen_metrics(metrics)
     clip = clip_source(clip_images, clip_captions, clip_references, encoder, images)
     if bool(folders) == (predictions is not None):
