@@ -28,12 +28,12 @@ class HiddenLayer(nn.Module):
         self, pooled: Float[Tensor, "b width"], weight: Float[Tensor, "dim width"]
     ) -> Float[Tensor, "b dim"]:
         """Apply the head with W = ``weight``."""
-        hidden = gelu(linear(pooled, self.inner))
+        hidden: Tensor = gelu(linear(pooled, self.inner))
         if self.outer is None:
             bent: Tensor = linear(hidden, weight)
             return bent
-        straight: Tensor = linear(pooled, weight)
-        return straight + linear(hidden, self.outer)
+        features: Tensor = linear(pooled, weight) + linear(hidden, self.outer)
+        return features
 
 
 def first_weight(
