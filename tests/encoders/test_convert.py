@@ -221,6 +221,32 @@ def test_open_clip_describes_its_activation_and_pixels(tmp_path: Path) -> None:
     assert made.manifest["notes"]["activation"] == "gelu"
 
 
+def test_heads_of_another_width_are_read_from_open_clips_description(tmp_path: Path) -> None:
+    """The tabletop CLIP has heads of 32 channels; without its description it would have half."""
+    weights = Path(__file__).parents[2] / "src/gmail_align/tabletop/weights/clip"
+    state = {k: v.float() for k, v in load_file(weights / "model.safetensors").items()}
+    save_file(to_openai(state), tmp_path / "open_clip_model.safetensors")
+    described = {
+        "model_cfg": {
+            "quick_gelu": True,
+            "vision_cfg": {"width": 128, "head_width": 32},
+            "text_cfg": {"heads": 4},
+        }
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
+    source = tmp_path / "open_clip_model.safetensors"
+    made = convert(source, tmp_path / "out", ConvertConfig(), tokenizer=weights)
+    found, plain = (GmailEncoder.from_pretrained(folder) for folder in (made.folder, weights))
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = plain.embed_pixels(pixels)
+        assert torch.allclose(found.embed_pixels(pixels), expected, atol=1e-5)
+    words = ["A red ball.", "A blue cube on the grass."]
+    assert torch.allclose(found.encode_texts(words), plain.encode_texts(words), atol=1e-5)
+    with pytest.raises(ModelError, match="says quick_gelu, but --activation gelu was given"):
+        convert(source, tmp_path / "other", ConvertConfig(activation="gelu"))
+
+
 def test_a_probe_that_differs_is_an_error(tmp_path: Path) -> None:
     torch.save(dict(OpenAIModel().state_dict()), tmp_path / "weights.pt")
     made = convert(tmp_path / "weights.pt", tmp_path / "out", QUICK)

@@ -119,19 +119,19 @@ def _open_ai(
     path: Path, state: dict[str, Tensor], plain: dict[str, Tensor], config: ConvertConfig
 ) -> Converted:
     described = _described(path)
-    activation = config.activation or _activation(path, state, described)
+    activation = _activation(path, state, described, config.activation)
     if config.stretch:
         table = plain["positional_embedding"]
         plain["positional_embedding"] = stretch_positions(table, config.stretch)
-    model = openai_format.build_hf(plain, activation)
-    shape = openai_format.read_shape(plain)
+    shape, heads = openai_format.read_shape(plain), _heads(described)
+    model = openai_format.build_hf(plain, activation, heads)
     pixels = probe_pixels(shape.image_size)
     ids = probe_ids(shape.vocabulary, shape.positions)
     probe = {
         "pixels": pixels,
-        "image_features": openai_format.encode_image(plain, pixels, activation),
+        "image_features": openai_format.encode_image(plain, pixels, activation, heads=heads[0]),
         "input_ids": ids,
-        "text_features": openai_format.encode_text(plain, ids, activation),
+        "text_features": openai_format.encode_text(plain, ids, activation, heads=heads[1]),
     }
     long = openai_format.RESIDUAL in state
     notes = {"format": "Long-CLIP" if long else "OpenAI", "activation": activation}
@@ -177,14 +177,23 @@ def _stretched(folder: Path, config: ConvertConfig) -> Converted:
     return Converted(model, probe, config_file, config.stretch, notes)
 
 
-def _activation(path: Path, state: dict[str, Tensor], described: dict[str, Any]) -> Activation:
+def _activation(
+    path: Path, state: dict[str, Tensor], described: dict[str, Any], given: Activation | None
+) -> Activation:
     """Find out the activation, which weights alone do not tell.
 
     Raises:
-        ModelError: nothing tells it.
+        ModelError: nothing tells it, or two things tell it differently.
     """
     if "model_cfg" in described:
-        return "quick_gelu" if described["model_cfg"].get("quick_gelu") else "gelu"
+        found: Activation = "quick_gelu" if described["model_cfg"].get("quick_gelu") else "gelu"
+        if given not in (None, found):
+            raise ModelError(
+                f"{OPEN_CLIP_CONFIG} beside {path} says {found}, but --activation {given} was given"
+            )
+        return found
+    if given is not None:
+        return given
     if openai_format.RESIDUAL in state or openai_format.SCALARS & set(state):
         return "quick_gelu"
     raise ModelError(
@@ -192,6 +201,17 @@ def _activation(path: Path, state: dict[str, Tensor], described: dict[str, Any])
         "--activation quick_gelu (OpenAI's weights, and open_clip's whose name says quickgelu) or "
         "gelu (all other of open_clip's)"
     )
+
+
+def _heads(described: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Return the attention heads of both towers, where open_clip's description has them.
+
+    Without one, every 64 channels are a head, as in all CLIPs of OpenAI.
+    """
+    model = described.get("model_cfg", {})
+    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    width = vision.get("head_width")
+    return (vision["width"] // width if width else None), text.get("heads")
 
 
 def _described(path: Path) -> dict[str, Any]:

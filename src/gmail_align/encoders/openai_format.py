@@ -138,8 +138,15 @@ def read_shape(state: State) -> Shape:
     return shape
 
 
-def build_hf(state: State, activation: Activation) -> CLIPModel:
+def build_hf(
+    state: State, activation: Activation, heads: tuple[int | None, int | None] = (None, None)
+) -> CLIPModel:
     """Build Hugging Face's model of a normalised state, in fp32.
+
+    Args:
+        state: What :func:`normalise_state` returned.
+        activation: The activation of both towers.
+        heads: Attention heads of the image and of the text tower; None where the width tells.
 
     Raises:
         ModelError: a tensor is missing, unknown or of another shape.
@@ -148,7 +155,7 @@ def build_hf(state: State, activation: Activation) -> CLIPModel:
     text = {
         "hidden_size": shape.text_width,
         "num_hidden_layers": shape.text_layers,
-        "num_attention_heads": shape.text_heads,
+        "num_attention_heads": heads[1] or shape.text_heads,
         "intermediate_size": shape.text_feed_forward,
         "vocab_size": shape.vocabulary,
         "max_position_embeddings": shape.positions,
@@ -160,7 +167,7 @@ def build_hf(state: State, activation: Activation) -> CLIPModel:
     vision = {
         "hidden_size": shape.width,
         "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
+        "num_attention_heads": heads[0] or shape.heads,
         "intermediate_size": shape.feed_forward,
         "image_size": shape.image_size,
         "patch_size": shape.patch,

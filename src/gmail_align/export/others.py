@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,18 @@ def export_sentence_transformers(ready: Ready, out: Path) -> dict[str, float]:
     return {"image": image, "text": texts}
 
 
+@contextmanager
+def _hushed(name: str) -> Iterator[None]:
+    """Keep a library from logging what is no error."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class _ImageTower(nn.Module):
     """One route of an encoder as a module of pixels."""
 
@@ -133,7 +148,7 @@ def export_onnx(ready: Ready, out: Path) -> dict[str, float]:
     tower = _ImageTower(ready.encoder, ready.route).eval()
     pixels = ready.probe["pixels"]
     large = sum(p.numel() * p.element_size() for p in tower.parameters()) > _EXTERNAL_BYTES
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _hushed("torch.onnx"):
         warnings.simplefilter("ignore")  # of the exporter about itself
         torch.onnx.export(
             tower,

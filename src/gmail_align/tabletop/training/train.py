@@ -36,7 +36,7 @@ class Budget:
     clip: tuple[int, int] = (3000, 800)
     gpt2: int = 1000
     diffusion: tuple[int, int] = (2500, 3000)
-    long_clip: tuple[int, int] = (1000, 400)
+    long_clip: tuple[int, int] = (450, 200)
     siglip: int = 1200
 
 
