@@ -4,8 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save as tensors
 from typer.testing import CliRunner
 
+from gmail_align.artifacts import begin, write_bytes, write_jsonl
 from gmail_align.cli.evaluate_zeroshot import class_prompts, known_set, read_labels
 from gmail_align.cli.main import app
 from gmail_align.data.classes import CLASS_SETS, class_set
@@ -175,3 +178,27 @@ def test_results_kept_can_be_compared(pairs, tmp_path):
     same = json.loads(call("compare", tmp_path / "z", tmp_path / "z", "--json").stdout)
     assert same["a"] == pytest.approx(json.loads(ran.stdout)["metrics"])
     assert set(same["metrics"].values()) == {0}
+
+
+def test_a_protocol_brings_its_prompts(tmp_path):
+    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.recipe import model_path
+
+    encoder = GmailEncoder.from_pretrained(model_path("tabletop", "clip"))
+    prompts = class_set("oxford_pets").prompts()
+    rows = torch.stack([encoder.embed_texts(own)[0] for own in list(prompts.values())[:3]])
+    draft = begin(tmp_path / "seen", "features", {"encoder": "clip", "route": "frozen"})
+    write_jsonl(draft.path("ids.jsonl"), ["a", "b", "c"])
+    write_bytes(draft.path("features.safetensors"), tensors({"features": rows.contiguous()}))
+    draft.finish({"rows": 3})
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps(dict(zip("abc", list(prompts)[:3], strict=True))))
+    words = ("evaluate", "zeroshot", "--images", tmp_path / "seen", "--labels", labels, "--json")
+    words += ("--encoder", "tabletop", "--protocol", "oxford_pets", "--out", tmp_path / "out")
+    assert "oxford_pets has 3669 images and 37 classes" in call(*words).stderr
+    ran = call(*words, "--subset")
+    assert ran.exit_code == 0, ran.stderr
+    result = json.loads(ran.stdout)["result"]
+    assert result["protocol"] == "oxford_pets (subset: 3 of 3669 images)"
+    assert result["headline"] == "class_mean" and result["n"] == {"images": 3, "classes": 37}
+    assert result["metrics"]["accuracy"]["value"] > 0.3

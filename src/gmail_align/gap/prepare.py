@@ -28,6 +28,7 @@ from gmail_align.gap.folders import (
     source_paths,
 )
 from gmail_align.gap.sides import Known, sample_rows
+from gmail_align.progress import say
 
 KINDS: Final[tuple[Kind, Kind]] = ("real", "generated")
 Pairs = list[tuple[str, str]]
@@ -179,7 +180,8 @@ def _with_texts(
             return known
         prompts = _class_captions(names, source.home / "class-prompts")
         return replace(known, texts=extract_texts(prompts, encoder, out))
-    except ModelError:  # an encoder of images alone
+    except ModelError as error:  # an encoder of images alone, such as SynCLR
+        say(f"no text recall: {error}")
         return known
 
 
