@@ -45,7 +45,8 @@ def first_weight(
     if layout.head_init == "identity":
         return torch.eye(*plain.shape)
     generator = torch.Generator().manual_seed(stable_seed(seed, "head"))
-    return torch.randn(plain.shape, generator=generator) * plain.shape[1] ** -0.5
+    noise: Tensor = torch.randn(plain.shape, generator=generator) * plain.shape[1] ** -0.5
+    return noise
 
 
 class HiddenLayers(nn.Module):
