@@ -308,6 +308,11 @@ def test_the_card_tells_recipe_data_and_results(
     assert checked["differences"]["image"] < 1e-5
 
 
+def test_the_card_of_an_encoder_without_a_manifest(folder: Path, tmp_path: Path) -> None:
+    card = made(folder, tmp_path / "tower", "llava").path("README.md").read_text()
+    assert "An encoder without a manifest" in card
+
+
 def test_a_plain_clip_can_be_exported(
     clip_folder: Path, pixels: torch.Tensor, tmp_path: Path
 ) -> None:

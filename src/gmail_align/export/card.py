@@ -29,16 +29,19 @@ def write_card(
     data: Sequence[Artifact],
     results: Sequence[Artifact],
     checked: Mapping[str, Any],
+    *,
+    plain: bool,
 ) -> None:
     """Write ``README.md`` of an export.
 
     Args:
         out: The export's folder.
         config: Format and route.
-        encoder: The encoder's artifact; None for a plain model.
+        encoder: The encoder's artifact; None for a plain model, or a folder without a manifest.
         data: Artifacts that the encoder was made of, to be described.
         results: Results to be listed.
         checked: ``versions`` that it was checked with, and the largest ``differences``.
+        plain: Whether it is a plain model, not one of our encoders.
     """
     lines = [
         "---",
@@ -50,7 +53,7 @@ def write_card(
         f"Written by gmail-align as `{config.format}`. Load it with `{LOADING[config.format]}`.",
         "The route's adapter and head are baked in; there is no other route in this folder.",
         "",
-        *_origin(encoder),
+        *_origin(encoder, plain),
         *_data(encoder, data),
         *_results(results),
         *_checked(checked),
@@ -58,9 +61,10 @@ def write_card(
     (out / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _origin(encoder: Artifact | None) -> list[str]:
+def _origin(encoder: Artifact | None, plain: bool) -> list[str]:
     if encoder is None:
-        return ["## Recipe", "", "A plain model, not aligned.", ""]
+        said = "An encoder without a manifest: how it was aligned is not known here."
+        return ["## Recipe", "", "A plain model, not aligned." if plain else said, ""]
     notes, config = encoder.manifest.get("notes", {}), encoder.manifest["config"]
     guard = notes.get("guard", {})
     applied = notes.get("applied", True)
@@ -105,7 +109,7 @@ def _data(encoder: Artifact | None, data: Sequence[Artifact]) -> list[str]:
 
 def _results(results: Sequence[Artifact]) -> list[str]:
     if not results:
-        return ["## Results", "", "None was given; see the held-out measures above.", ""]
+        return ["## Results", "", "None was given.", ""]
     lines = ["## Results", "", "| protocol | measure | value | 95% interval | n |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for artifact in results:

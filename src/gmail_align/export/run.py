@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gmail_align.artifacts import MANIFEST, Artifact, begin, load
 from gmail_align.encoders.clip import GmailEncoder
-from gmail_align.encoders.folder import find_folder, folder_fingerprint
+from gmail_align.encoders.folder import find_folder, folder_fingerprint, read_card
 from gmail_align.encoders.probe import write_probe
 from gmail_align.errors import DataError
 from gmail_align.export.card import write_card
@@ -86,7 +86,8 @@ def export(
         "versions": {name: versions().get(name) or version(name) for name in sorted(names)},
         "differences": differences,
     }
-    write_card(out, config, encoder_artifact, data, results, checked)
+    plain = read_card(folder) is None
+    write_card(out, config, encoder_artifact, data, results, checked, plain=plain)
     return draft.finish({"files": sum(path.is_file() for path in out.rglob("*"))}, checked=checked)
 
 
