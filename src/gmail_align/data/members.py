@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, Protocol, cast, runtime_checkable
+from typing import Final, Protocol, cast, runtime_checkable
 
 from gmail_align.data.unique import temporary_database
 from gmail_align.errors import DataError
@@ -300,7 +300,7 @@ class Tar:
         if row is None:
             raise DataError("is not in the archive")
         with self._lock:
-            return read_part(cast(IO[Any], self._tar.fileobj), *row)
+            return read_part(cast(io.BufferedIOBase, self._tar.fileobj), *row)
 
 
 def scan_tar(path: Path) -> Iterator[tuple[str, int, int, str]]:
@@ -338,12 +338,14 @@ def scan_tar(path: Path) -> Iterator[tuple[str, int, int, str]]:
 def _ends_well(tar: tarfile.TarFile) -> bool:
     """Whether the block at which tarfile stopped is a tar's end mark, and not half a header."""
     try:
-        return not any(read_part(cast(IO[Any], tar.fileobj), tar.offset, tarfile.BLOCKSIZE))
+        return not any(
+            read_part(cast(io.BufferedIOBase, tar.fileobj), tar.offset, tarfile.BLOCKSIZE)
+        )
     except DataError:
         return False
 
 
-def read_part(file: IO[Any], start: int, size: int) -> bytes:
+def read_part(file: io.BufferedIOBase, start: int, size: int) -> bytes:
     """Return ``size`` bytes of an open file from ``start`` on.
 
     Raises:
@@ -367,11 +369,6 @@ def base_name(name: str) -> str:
 def suffix(name: str) -> str:
     """Return a member's suffix in small letters, without the dot."""
     return posixpath.splitext(name)[1][1:].lower()
-
-
-def fingerprint_paths(paths: Sequence[Path]) -> list[list[str | int]]:
-    """Return the name and size of each file, for a fingerprint."""
-    return [[path.name, path.stat().st_size] for path in paths]
 
 
 def _hidden(name: str) -> bool:

@@ -21,7 +21,7 @@ from gmail_align.data.formats.questions import list_mmmu, list_scienceqa, list_s
 from gmail_align.data.formats.shards import Shards, list_webdataset
 from gmail_align.data.formats.tables import Columns, list_table
 from gmail_align.data.import_run import Source
-from gmail_align.data.members import Members, fingerprint_paths, open_several
+from gmail_align.data.members import Members, open_several
 from gmail_align.data.protocols import PROTOCOLS, find_protocol
 from gmail_align.data.stage import Stage
 from gmail_align.errors import DataError
@@ -133,7 +133,10 @@ def webdataset(
     stage, paths = Stage(), _files(sources, (".tar",))
     list_webdataset(stage, paths, caption=caption, shard_keys=shard_keys)
     config = {"format": name, "caption": caption, **({"shard_keys": True} if shard_keys else {})}
-    inputs = {"shards": fingerprint(fingerprint_paths(paths)), "listed": stage.fingerprint()}
+    inputs = {
+        "shards": fingerprint([[path.name, path.stat().st_size] for path in paths]),
+        "listed": stage.fingerprint(),
+    }
     return Source(config=config, inputs=inputs, stage=stage, members=Shards(paths))
 
 
@@ -143,7 +146,10 @@ def table(sources: Sequence[Path], columns: Columns, images: Sequence[Path]) -> 
     paths = _files(sources, (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv", ".jsonl.gz"))
     members = list_table(stage, paths, columns, _members(images))
     config = {"format": "table", "columns": [columns.image, columns.caption, columns.id]}
-    inputs = {"tables": fingerprint(fingerprint_paths(paths)), "listed": stage.fingerprint()}
+    inputs = {
+        "tables": fingerprint([[path.name, path.stat().st_size] for path in paths]),
+        "listed": stage.fingerprint(),
+    }
     return Source(config=config, inputs=inputs, stage=stage, members=members)
 
 
@@ -214,6 +220,10 @@ def _files(sources: Sequence[Path], suffixes: tuple[str, ...]) -> list[Path]:
     if not found:
         raise DataError(f"{sources[0]} holds no file that ends in {' or '.join(suffixes)}")
     return found
+
+
+def _names_and_sizes(paths: Sequence[Path]) -> str:
+    return fingerprint([[path.name, path.stat().st_size] for path in paths])
 
 
 def _of_split(paths: list[Path], split: str) -> list[Path]:

@@ -8,8 +8,9 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from gmail_align.data.captions import name_id
 from gmail_align.data.decode import SUFFIXES
@@ -58,7 +59,7 @@ class Shards:
                 except (OSError, tarfile.TarError) as error:
                     raise DataError(f"cannot be read from the archive: {error}") from error
                 self._open = shard
-            return read_part(cast(IO[Any], self._tar.fileobj), start, size)
+            return read_part(cast(BufferedIOBase, self._tar.fileobj), start, size)
 
 
 def _close(state: dict[str, Any]) -> None:
@@ -93,12 +94,12 @@ def list_webdataset(
     for number, path in enumerate(paths):
         prefix = f"{path.name.partition('.')[0]}-" if shard_keys else ""
         with tarfile.open(path) as tar:
-            file = cast(IO[Any], tar.fileobj)
+            file = cast(BufferedIOBase, tar.fileobj)
             for sample in _samples(path, number, file, caption):
                 _add_sample(stage, sample, prefix)
 
 
-def _samples(path: Path, shard: int, file: IO[Any], field: str) -> Iterator[_Sample]:
+def _samples(path: Path, shard: int, file: BufferedIOBase, field: str) -> Iterator[_Sample]:
     """Group the members of a shard by key; the same key again later is another sample."""
     sample, seen = _Sample(), set[str]()
     for name, start, size, fault in scan_tar(path):
@@ -127,7 +128,7 @@ def _samples(path: Path, shard: int, file: IO[Any], field: str) -> Iterator[_Sam
 
 
 def _read_text(
-    sample: _Sample, kind: str, field: str, file: IO[Any], start: int, size: int
+    sample: _Sample, kind: str, field: str, file: BufferedIOBase, start: int, size: int
 ) -> None:
     if kind == "json" and sample.text is not None:
         return
