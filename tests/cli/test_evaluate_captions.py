@@ -138,7 +138,7 @@ def test_the_two_doors_are_not_mixed(files, tmp_path):
         (human, "give predictions once"),
         ((tmp_path, *human, *said), "give predictions once"),
         ((tmp_path, *human), "--out is missing"),
-        ((tmp_path, *human, "--out", tmp_path / "o", "--partial"), "are for one file"),
+        ((tmp_path, *human, "--out", tmp_path / "o", "--partial"), "only --predictions go with"),
     ):
         ran = call("evaluate", "captions", *words)
         assert ran.exit_code == 2 and message in ran.stderr

@@ -38,6 +38,16 @@ RawVectors = Annotated[
 ]
 
 
+ClipFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="F.npy",
+        help="CLIPScore from features: a row a prediction, in the file's order (images; 'A photo "
+        "depicts CAPTION'); for RefCLIPScore a row a reference.",
+    ),
+]
+
+
 @command
 def captions(
     shared: Shared,
@@ -53,9 +63,7 @@ def captions(
     ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Or a file: COCO results, or JSON lines of image_id and text."
-        ),
+        typer.Option(metavar="FILE", help="Or a file: COCO results, or JSON lines."),
     ] = None,
     out: OutOrNot = None,
     protocol: Protocol = "captions",
@@ -65,24 +73,11 @@ def captions(
     ] = False,
     vectors: Vectors = None,
     raw_vectors: RawVectors = False,
-    clip_images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="I.npy",
-            help="CLIPScore: image features, a row a prediction in the file's order.",
-        ),
-    ] = None,
-    clip_captions: Annotated[
-        Path | None,
-        typer.Option(metavar="C.npy", help="Features of 'A photo depicts CAPTION', likewise."),
-    ] = None,
-    clip_references: Annotated[
-        Path | None,
-        typer.Option(metavar="R.npy", help="RefCLIPScore: the same of the references, in order."),
-    ] = None,
+    clip_images: ClipFile = None,
+    clip_captions: ClipFile = None,
+    clip_references: ClipFile = None,
     encoder: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="CLIPScore with this encoder instead, on --images."),
+        str | None, typer.Option(metavar="MODEL", help="CLIPScore by this encoder, on --images.")
     ] = None,
     images: Annotated[Path | None, typer.Option(metavar="DIR", help="The images.")] = None,
     seed: Seed = 0,
@@ -95,36 +90,44 @@ def captions(
     shared.refuse_configuration()
     if predictions is not None and metrics and folders:
         metrics, folders = [*metrics, *folders], None  # --metrics BLEU4 CIDEr
-    wanted = chosen_metrics(metrics)
     clip = clip_source(clip_images, clip_captions, clip_references, encoder, images)
     if bool(folders) == (predictions is not None):
         raise ConfigError("give predictions once: --predictions FILE, or [NAME=]DIR and --out")
-    how = {"protocol": protocol, "metrics": wanted, "seed": seed}
-    if folders:
-        if out is None:
-            raise ConfigError("--out is missing: folders of predictions make a folder of results")
-        if partial or vectors or raw_vectors or clip:
-            raise ConfigError(
-                "--partial, --word-vectors and CLIPScore are for one file: give --predictions"
-            )
-        _of_artifacts(shared, named_folders(folders), references, out, how)
-        return
+    how = {"protocol": protocol, "metrics": chosen_metrics(metrics), "seed": seed}
+    if predictions is not None:
+        how |= {"partial": partial, "vectors": vectors, "raw_vectors": raw_vectors}
+        _of_files(shared, (predictions, references), out, how, clip)
+    elif partial or vectors or raw_vectors or clip:
+        raise ConfigError("only --predictions go with --partial, --word-vectors and CLIPScore")
+    elif out is None:
+        raise ConfigError("--out is missing: folders of predictions make a folder of results")
+    else:
+        _of_artifacts(shared, named_folders(folders or []), references, out, how)
+
+
+def _of_files(
+    shared: Shared,
+    paths: tuple[Path, Path],
+    out: Path | None,
+    how: Mapping[str, Any],
+    clip: ClipFiles | ClipEncoder | None,
+) -> None:
+    """Score one file of predictions."""
     if shared.dry_run:
-        plan = {"predictions": predictions, "references": references, **how}
+        plan = {"predictions": paths[0], "references": paths[1], **how}
         shared.show_plan("evaluate captions", out or Path("standard output"), **plan)
         return
     from gmail_align.evaluation.caption_files import CaptionOptions, captions_of_files
     from gmail_align.metrics.captions import METRICS
 
-    assert predictions is not None
-    found, items = captions_of_files(
-        predictions,
-        references,
-        CaptionOptions(
-            wanted or METRICS, protocol, partial, word_vectors(vectors, raw=raw_vectors), seed
-        ),
-        clip,
+    options = CaptionOptions(
+        metrics=how["metrics"] or METRICS,
+        protocol=how["protocol"],
+        partial=how["partial"],
+        word_vectors=word_vectors(how["vectors"], raw=how["raw_vectors"]),
+        seed=how["seed"],
     )
+    found, items = captions_of_files(*paths, options, clip)
     keep_answer(found, items, out)
     show_answer(shared, found, None)
 

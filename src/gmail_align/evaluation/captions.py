@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_json
+from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, read_jsonl, write_json
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.evaluation.items import Items, items_name, write_items
 from gmail_align.evaluation.result import RESULT, plain
@@ -38,8 +38,7 @@ def evaluate_captions(
     ``result.json`` holds ``protocol``, ``systems`` (name -> metric -> ``value``, ``low``, ``high``,
     ``n``), ``paired`` (``"a - b"`` -> metric -> the same), ``n``, ``seed``, ``unavailable``
     (metric -> why), ``empty`` (name -> predictions without text, which score nothing) and
-    ``fingerprints``; with one system also its ``metrics``. Items for a later comparison are kept
-    beside it.
+    ``fingerprints``; with one system also its ``metrics``. Items are kept for comparisons.
 
     Args:
         systems: Name -> predictions.
@@ -81,11 +80,15 @@ def evaluate_captions(
         "empty": {name: sum(not text for text in own.values()) for name, own in texts.items()},
         "fingerprints": {name: artifact.fingerprint for name, artifact in systems.items()},
     }
-    for name, own in scores.items():
-        items = Items(protocol, own.image_ids, own.columns)
-        write_items(draft.path(items_name(name, len(systems))), items)
+    _keep_items(draft, scores, protocol)
     write_json(draft.path(RESULT), body)
     return draft.finish({"images": len(references), "systems": len(systems)})
+
+
+def _keep_items(draft: Draft, scores: Mapping[str, CaptionScores], protocol: str) -> None:
+    for name, own in scores.items():
+        items = Items(protocol, own.image_ids, own.columns)
+        write_items(draft.path(items_name(name, len(scores))), items)
 
 
 def score_tables(
