@@ -16,10 +16,11 @@ from gmail_align.captioning.ifcap_data import Training
 from gmail_align.captioning.ifcap_folder import open_reader
 from gmail_align.captioning.ifcap_run import CaptionSource, ImageSource, train_ifcap
 from gmail_align.captioning.predict import predict_captions, read_predictions
-from gmail_align.errors import ConfigError, DataError, ModelError
+from gmail_align.captioning.run import train_clipcap
+from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.training.config import OptimConfig
 
-from .conftest import MakeFeatures, write_features
+from .conftest import MakeFeatures, quick, write_features
 
 WORDS = ("red ball", "blue cube", "green cone", "grey cylinder")
 ROWS = [
@@ -265,6 +266,13 @@ def test_what_does_not_belong_together_is_refused(
     refused(DataError, "fewer than 30|30 captions are to be", plain, retrieved=30)
     other = make_features("other", ["c00-0"], torch.randn(1, 8), encoder="else")
     refused(DataError, "encoder else", CaptionSource(ROWS, texts, generated=other), mode="mix")
+    wide = make_features("wide", ["c00-0"], torch.randn(1, 9))
+    refused(
+        DataError,
+        "9 wide and those of captions 8",
+        CaptionSource(ROWS, texts, generated=wide),
+        mode="mix",
+    )
     none = make_features("none", ["unknown-0"], torch.randn(1, 8))
     refused(
         ConfigError,
@@ -272,3 +280,25 @@ def test_what_does_not_belong_together_is_refused(
         CaptionSource(ROWS, texts, generated=none),
         mode="mix",
     )
+
+
+def test_a_vocabulary_of_ones_own_is_what_prompts_name(
+    texts: Artifact, gpt2: Path, tmp_path: Path
+) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("ball\n")
+    config, source = small(0, vocabulary=words), CaptionSource(ROWS, texts)
+    out = train_ifcap(config, source, gpt2, tmp_path / "out")
+    reader = open_reader(out, torch.device("cpu"))
+    assert reader.store.vocabulary == {"ball"}
+    assert reader.store.objects([6, 7, 8, 9, 10], reader.config) == []
+    words.write_text("ball\ncube\n")
+    with pytest.raises(ArtifactError, match="vocabulary"):
+        train_ifcap(config, source, gpt2, tmp_path / "out")
+
+
+def test_captioners_are_not_taken_for_one_another(
+    ifcap: Artifact, images: Artifact, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match="holds an IFCap, and a ClipCap is needed"):
+        train_clipcap(quick(0), images, [("w", "a ball")], ifcap, tmp_path / "out")

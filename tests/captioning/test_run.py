@@ -222,3 +222,21 @@ def test_a_damaged_captioner_is_refused(
     (folder / "mapper.safetensors").write_bytes(b"broken")
     with pytest.raises(ArtifactError, match="is damaged"):
         predict_captions(load(folder), four, tmp_path / "out", CPU)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="config.json is damaged"):
+        predict_captions(load(folder), four, tmp_path / "other", CPU)
+
+
+def test_another_encoder_is_refused_unless_it_is_meant(
+    captioner: Artifact, four: Artifact, make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    array = read_features(four).array
+    other = make_features("other", list("abcd"), array, encoder="clip2")
+    with pytest.raises(DataError, match="is clip2 and the captioner was trained on clip"):
+        predict_captions(captioner, other, tmp_path / "out", CPU)
+    meant = PredictConfig(device="cpu", any_encoder=True, method="greedy")
+    said = predict_captions(captioner, other, tmp_path / "out", meant)
+    assert read_predictions(said) == dict(ROWS)
+    texts = make_features("texts", list("abcd"), array, what="text")
+    with pytest.raises(DataError, match="features of captions: give those of images"):
+        predict_captions(captioner, texts, tmp_path / "texts-out", meant)

@@ -210,12 +210,9 @@ def save_captioner(
     """Write a captioner's files into ``folder``; ``config`` says where its features come from."""
     save_gpt2(folder / GPT2, model.gpt2, tokenizer)
     save_module(folder / MAPPER, model.mapper)
-    shape = {"feature_width": model.width, "tune_gpt2": model.tune_gpt2}
-    write_json(
-        folder / CONFIG,
-        {"kind": "clipcap", **shape, **asdict(model.shape), **asdict(model.scaling), **config}
-        | {"mapper": model.shape.kind},
-    )
+    shape = {"feature_width": model.width, "tune_gpt2": model.tune_gpt2, "mapper": model.shape.kind}
+    said = {**asdict(model.shape), **asdict(model.scaling), **shape, **config, "kind": "clipcap"}
+    write_json(folder / CONFIG, said)
 
 
 def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
@@ -226,6 +223,8 @@ def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
         ModelError: the GPT-2 inside is damaged.
     """
     config = captioner_config(artifact)
+    if config.get("kind") == "ifcap":
+        raise ArtifactError(f"{artifact.folder} holds an IFCap, and a ClipCap is needed here")
     gpt2, tokenizer = load_gpt2(artifact.path(GPT2))
     try:
         model = ClipCap(
@@ -260,8 +259,11 @@ def captioner_config(artifact: Artifact) -> dict[str, Any]:
     require_captioner(artifact)
     try:
         config: dict[str, Any] = json.loads(artifact.path(CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{artifact.folder} is damaged: {_first_line(error)}") from error
+        config["trained_on"]["encoder"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{artifact.path(CONFIG)} is damaged ({_first_line(error)}): train the captioner again"
+        ) from error
     return config
 
 

@@ -21,7 +21,7 @@ from gmail_align.captioning.reader import Reader
 from gmail_align.captioning.retrieval import Groups
 from gmail_align.captioning.tokens import TokenTable, tokenise
 from gmail_align.data.batches import batch_indices
-from gmail_align.errors import ConfigError
+from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.store import Features, read_features
 from gmail_align.runtime import stable_seed
 
@@ -76,6 +76,7 @@ class Training:
 
         Raises:
             ConfigError: the mode needs generated images, and no caption has one.
+            DataError: features of images and of captions differ in width.
         """
         store, config = reader.store, reader.config
         generated = read_features(source.generated) if source.generated else None
@@ -86,6 +87,11 @@ class Training:
             raise ConfigError(
                 f"mode is {config.mode} and no caption has a generated image: give features of"
                 " images generated from these captions"
+            )
+        if generated is not None and generated.array.shape[1] != store.features.shape[1]:
+            raise DataError(
+                f"features of images are {generated.array.shape[1]} wide and those of captions"
+                f" {store.features.shape[1]}: extract both with one encoder, after its projection"
             )
         rows = torch.arange(len(store))
         if config.mode == "gen_embed":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint
 from gmail_align.captioning.datastore import Datastore, read_datastore, write_datastore
+from gmail_align.captioning.entities import read_vocabulary
 from gmail_align.captioning.folder import gpt2_fingerprint, load_gpt2
 from gmail_align.captioning.ifcap import IFCap
 from gmail_align.captioning.ifcap_config import IFCapConfig
@@ -57,8 +58,8 @@ def train_ifcap(
     draft = begin(
         out,
         "captioner",
-        {"captioner": "ifcap", **config.model_dump(mode="json", exclude={"device"})},
-        _inputs(source, gpt2, validation),
+        {"captioner": "ifcap", **config.model_dump(mode="json", exclude={"device", "vocabulary"})},
+        _inputs(config, source, gpt2, validation),
         seed,
     )
     if draft.complete is not None:
@@ -196,11 +197,13 @@ def _keys(source: CaptionSource) -> dict[str, str]:
 
 
 def _inputs(
-    source: CaptionSource, gpt2: Path, validation: ImageSource | None
+    config: IFCapConfig, source: CaptionSource, gpt2: Path, validation: ImageSource | None
 ) -> dict[str, Artifact | str]:
     """Name all that the captioner is made from."""
     inputs: dict[str, Artifact | str] = {"gpt2": gpt2_fingerprint(gpt2), "texts": source.texts}
     inputs["captions"] = fingerprint([list(row) for row in source.rows])
+    if config.vocabulary is not None:
+        inputs["vocabulary"] = fingerprint(sorted(read_vocabulary(config.vocabulary)))
     found = {"retrieval": source.retrieval, "generated": source.generated}
     if validation is not None:
         inputs["validation_captions"] = fingerprint([list(row) for row in validation.rows])
