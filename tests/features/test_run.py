@@ -112,7 +112,7 @@ def test_a_killed_extraction_ends_with_the_same_bytes(
     encoder: GmailEncoder, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = extract_images(world.generated, encoder, Route.REAL, tmp_path / "a", batch_size=5)
-    make, calls = module._image_rows, [0]
+    make, calls = module.image_rows, [0]
 
     def dying(*given: Any) -> Any:
         calls[0] += 1
@@ -120,7 +120,7 @@ def test_a_killed_extraction_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         return make(*given)
 
-    monkeypatch.setattr(module, "_image_rows", dying)
+    monkeypatch.setattr(module, "image_rows", dying)
     try:
         extract_images(world.generated, encoder, Route.REAL, tmp_path / "b", batch_size=5)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ import typer
 from gmail_align.artifacts import load
 from gmail_align.cli.shared import Device, EncoderName, Out, Shared, command, model_of
 from gmail_align.encoders.route import Route
+from gmail_align.engine import Engine
 from gmail_align.errors import ConfigError
 
 
@@ -29,6 +30,14 @@ def extract(
         Literal["float32", "float16"], typer.Option(help="How features are stored.")
     ] = "float32",
     device: Device = "auto",
+    engine: Annotated[
+        str,
+        typer.Option("--engine", metavar="WHERE", help="local, ray, or ray://HOST of a cluster."),
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes for images; one for each visible GPU when not given."),
+    ] = None,
 ) -> None:
     """Compute features of images through one route, or of captions, and keep them."""
     shared.refuse_configuration()
@@ -41,13 +50,28 @@ def extract(
     if shared.dry_run:
         shared.show_plan("extract", out, source=source, encoder=encoder, route=route or "text")
         return
+    where = Engine(engine, workers)
+    folder = model_of(encoder, "clip")
+    if route is not None and _several(where, device):
+        from gmail_align.features.sharded import Extraction, extract_images_on
+
+        how = Extraction(folder, route, batch_size, dtype, device)
+        shared.show_artifact(extract_images_on(where, artifact, how, out))
+        return
     from gmail_align.encoders.clip import GmailEncoder
     from gmail_align.features.run import extract_images, extract_texts
     from gmail_align.runtime import resolve_device
 
-    model = GmailEncoder.from_pretrained(model_of(encoder, "clip")).to(resolve_device(device))
+    model = GmailEncoder.from_pretrained(folder).to(resolve_device(device))
     shared.show_artifact(
         extract_texts(artifact, model, out, batch_size=batch_size, dtype=dtype)
         if route is None
         else extract_images(artifact, model, route, out, batch_size=batch_size, dtype=dtype)
     )
+
+
+def _several(engine: Engine, device: str) -> bool:
+    """Tell whether images go to other processes than this one."""
+    if engine.on_ray or (engine.workers or 1) > 1:
+        return True
+    return engine.workers is None and device == "auto" and engine.gpus() > 1

@@ -43,6 +43,7 @@ def plan(
     """
     from gmail_align.synthesis.config import SynthesisConfig
 
+    folder: Path | None
     if recipe is not None:
         config, folder, count = _of_recipe(shared, recipe)
     else:

@@ -56,7 +56,7 @@ def extract_images(
         DataError: an id is not in the store, comes twice or cannot be decoded.
         ArtifactError: ``out`` was made from something else.
     """
-    draft = _begin_images(images, encoder, route, out, ids, before_projection, dtype)
+    draft = begin_images(images, encoder, route, out, ids, before_projection, dtype)
     if draft.complete is not None:
         return draft.complete
     store = ImageStore(images)
@@ -64,7 +64,7 @@ def extract_images(
 
     def embed(batch: object) -> npt.NDArray[Any]:
         pixels = cast("Tensor", batch).to(encoder.device)
-        return _image_rows(encoder, pixels, route, before_projection, dtype)
+        return image_rows(encoder, pixels, route, before_projection, dtype)
 
     with decoder(store, encoder.preprocess) as decode:
         fill_rows(
@@ -77,7 +77,7 @@ def extract_images(
             label=f"features ({route})",
             unit="images",
         )
-    return _finish(draft, names, "images")
+    return finish_rows(draft, names, "images")
 
 
 def extract_pixels(
@@ -103,13 +103,13 @@ def extract_pixels(
         ArtifactError: ``out`` was made from something else.
     """
     names = list(pixels.ids)
-    draft = _begin_images(images, encoder, route, out, names, False, "float32")
+    draft = begin_images(images, encoder, route, out, names, False, "float32")
     if draft.complete is not None:
         return draft.complete
 
     def embed(batch: object) -> npt.NDArray[Any]:
         rows = cast("Tensor", batch).to(encoder.device)
-        return _image_rows(encoder, rows, route, False, "float32")
+        return image_rows(encoder, rows, route, False, "float32")
 
     fill_rows(
         feature_file(out, len(names), encoder.dim, "float32"),
@@ -119,7 +119,7 @@ def extract_pixels(
         label=f"features ({route})",
         unit="images",
     )
-    return _finish(draft, names, "images")
+    return finish_rows(draft, names, "images")
 
 
 def extract_texts(
@@ -172,10 +172,10 @@ def extract_texts(
         label="features (text)",
         unit="captions",
     )
-    return _finish(draft, names, "captions")
+    return finish_rows(draft, names, "captions")
 
 
-def _begin_images(
+def begin_images(
     images: Artifact,
     encoder: GmailEncoder,
     route: Route,
@@ -184,6 +184,7 @@ def _begin_images(
     before_projection: bool,
     dtype: StoredDtype,
 ) -> Draft:
+    """Open the artifact of :func:`extract_images` with these arguments."""
     weights = encoder.route_fingerprint(route)
     config = {
         "what": "trunk" if before_projection else "image",
@@ -198,9 +199,14 @@ def _begin_images(
 
 
 @torch.no_grad()
-def _image_rows(
+def image_rows(
     encoder: GmailEncoder, pixels: Tensor, route: Route, before_projection: bool, dtype: StoredDtype
 ) -> npt.NDArray[Any]:
+    """Return one batch's rows as they are stored.
+
+    Raises:
+        DataError: a feature is not finite, or too large for the dtype.
+    """
     ready = encoder.preprocess.normalise(pixels)
     embed = encoder.trunk if before_projection else encoder.embed_pixels
     return _rows(embed(ready, route), dtype)
@@ -241,6 +247,7 @@ def _texts(source: Artifact) -> Mapping[str, str]:
     return found
 
 
-def _finish(draft: Draft, names: Sequence[str], unit: str) -> Artifact:
+def finish_rows(draft: Draft, names: Sequence[str], unit: str) -> Artifact:
+    """Write the ids and the manifest."""
     write_jsonl(draft.path(IDS), list(names))
     return draft.finish({unit: len(names), "rows": len(names)})

@@ -148,7 +148,7 @@ class _Run:
             size=self.maker.size,
             label="synthesize",
             unit="images",
-            gpu=self.config.device.startswith("cuda"),
+            gpu=self.config.device == "cuda",  # cuda:1 is one that the user chose, here
         )
 
     @property

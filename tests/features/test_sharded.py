@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from gmail_align.artifacts import load
+from gmail_align.cli.main import app
+from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.route import Route
+from gmail_align.engine import Engine
+from gmail_align.errors import ModelError
+from gmail_align.features import sharded
+from gmail_align.features.rows import RowFile
+from gmail_align.features.run import extract_images
+from gmail_align.features.sharded import Extraction, extract_images_on
+
+
+def test_worker_processes_give_the_same_artifact(
+    clip_folder: Path, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = GmailEncoder.from_pretrained(clip_folder)
+    whole = extract_images(world.real, encoder, Route.FROZEN, tmp_path / "whole", batch_size=2)
+    monkeypatch.setattr(sharded, "_BATCHES", 1)
+    how = Extraction(clip_folder, Route.FROZEN, batch_size=2, device="cpu")
+    here = extract_images_on(Engine(workers=1), world.real, how, tmp_path / "here")
+    assert here.manifest["files"] == whole.manifest["files"]
+    assert here.fingerprint == whole.fingerprint
+    assert not (tmp_path / "here" / "rows").exists()
+    words = ["extract", str(world.real.folder), "--encoder", str(clip_folder), "--route", "frozen"]
+    more = ["--batch-size", "2", "--workers", "2", "--out", str(tmp_path / "spread")]
+    result = CliRunner().invoke(app, [*words, *more, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert load(tmp_path / "spread").fingerprint == whole.fingerprint
+
+
+def test_a_killed_extraction_goes_on_with_the_shard_that_is_missing(
+    clip_folder: Path, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharded, "_BATCHES", 1)
+    how = Extraction(clip_folder, Route.FROZEN, batch_size=2, device="cpu")
+    real, calls = sharded.image_rows, [0]
+
+    def dying(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(sharded, "image_rows", dying)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        extract_images_on(Engine(workers=1), world.real, how, out)
+    assert len(list((out / "rows").iterdir())) == 2
+    made = extract_images_on(Engine(workers=1), world.real, how, out)
+    assert calls[0] == 1 + -(-made.counts["images"] // 2)
+
+
+def test_another_encoder_on_a_worker_is_refused(
+    clip_folder: Path, world: Any, tmp_path: Path
+) -> None:
+    how = Extraction(clip_folder, Route.FROZEN, device="cpu")
+    target = RowFile(tmp_path / "rows", 1, 4)
+    maker = sharded._RowMaker(world.real.folder, how, "0123", tmp_path, target, 64)
+    with pytest.raises(ModelError, match="another encoder than where the run was begun"):
+        maker._encoder  # noqa: B018
