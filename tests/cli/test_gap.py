@@ -53,6 +53,7 @@ def test_two_folders_give_a_result_and_a_page(measured):
     _, said, out = measured
     result = said["result"]
     assert said["kind"] == "result" and result["protocol"] == "gap_unpaired"
+    assert said["counts"] == {"images": 12}
     assert set(result["groups"]) == {"classes", "generators"}
     assert set(result["groups"]["generators"]) == {"sd", "flux"}
     assert {"class_margin", "text_recall_real", "text_recall_generated"} <= set(result["metrics"])
@@ -119,6 +120,7 @@ def test_files_of_features(files, tmp_path):
     texts = ("--text-features", save(tmp_path / "t.npy", np.eye(6, dtype=np.float32)[:2]))
     ran = call("gap", *flat(files), *classes, *texts, *QUICK, "--out", tmp_path / "out")
     assert ran.exit_code == 0, ran.stderr
+    assert ran.stdout.startswith("gap_unpaired, 40 images\n")
     assert ran.stdout.splitlines()[-1] == str(tmp_path / "out" / "report" / "index.html")
     kept = json.loads((tmp_path / "out" / "result.json").read_text())
     assert {"class_margin", "text_recall_real"} <= set(kept["metrics"])

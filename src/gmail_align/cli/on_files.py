@@ -83,7 +83,8 @@ def keep_answer(found: Mapping[str, Any], items: Items, out: Path | None) -> Non
 def answer_lines(found: Mapping[str, Any]) -> list[str]:
     """Lay out a result of plain files: its protocol and n, then one line a metric."""
     n = found["n"]
-    counts = n if isinstance(n, Mapping) else {"images": n}
+    kind = "pairs" if found["protocol"] == "gap_paired" else "images"
+    counts = n if isinstance(n, Mapping) else {kind: n}
     lines = [
         ", ".join([found["protocol"], *(f"{number} {what}" for what, number in counts.items())])
     ]

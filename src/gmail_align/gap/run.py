@@ -68,7 +68,7 @@ def measure_gap(
         "fingerprints": {name: artifact.fingerprint for name, artifact in inputs.items()},
     }
     write_json(draft.path(RESULT), body)
-    return draft.finish({"pairs": measured["n"]})
+    return draft.finish({"images" if pairs is None else "pairs": measured["n"]})
 
 
 def _measure(
