@@ -1,4 +1,4 @@
-"""Class measures against loops over whole cosine matrices, and scikit-learn's nearest neighbours."""
+"""Class measures against loops over whole cosine matrices, and scikit-learn's neighbours."""
 
 from __future__ import annotations
 
