@@ -132,7 +132,7 @@ def test_the_version():
     ("words", "message"),
     [
         (["demmo"], "Did you mean 'demo'?"),
-        (["train", "clipcup"], "Did you mean 'clipcap'?"),
+        (["train", "clipcup"], "Did you mean 'clipcap'"),
         (["recipes", "show"], "Missing argument"),
         (["recipes", "list", "--nonsense"], "No such option"),
         (["tabletop", "write", "--out", "x", "--count", "none"], "Invalid value for '--count'"),
