@@ -302,3 +302,16 @@ def test_too_many_broken_captions_stop_the_run(tmp_path: Path) -> None:
     assert reasons["row-10"] == "is no JSON"
     assert reasons["row-11"] == "is no object"
     assert made["captions"].counts == {"captions": 5, "images": 5, "quarantined": 7}
+
+
+def test_names_that_are_no_text_are_left_out(tmp_path: Path, make_picture: Make) -> None:
+    folder = as_folder(tmp_path / "in", {"a.jpg": make_picture(1), "b.jpg": make_picture(2)})
+    (folder / "x" / "c\udcff.jpg").write_bytes(make_picture(3))
+    made = write_import(sources.folder([folder]), tmp_path / "o", Options(limit_quarantine=0.5))
+    assert ImageStore(made["images"]).ids == ["a", "b"]
+    assert list(quarantine(made["images"]).values()) == ["has a name that is not UTF-8"]
+    path = tmp_path / "dataset_coco.json"
+    entry = {"filename": "x\ud800.jpg", "split": "test", "sentences": [{"sentid": 1, "raw": "a"}]}
+    path.write_text(json.dumps({"images": [entry]}))
+    made = write_import(sources.karpathy(path, []), tmp_path / "k", Options())
+    assert made["captions"].counts["captions"] == 1

@@ -63,7 +63,7 @@ def name_id(name: str) -> str:
     if _SAFE_ID.fullmatch(plain) and len(plain) <= _NAME_LENGTH and "--" not in stem:
         return plain
     fit = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[: _NAME_LENGTH - 11] or "image"
-    return f"{fit}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:10]}"
+    return f"{fit}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:10]}"
 
 
 def tidy(text: str) -> str:

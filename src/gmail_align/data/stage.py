@@ -54,9 +54,14 @@ class Stage:
     def add_image(self, image_id: str, place: str, *, label: str = "", prompt: str = "") -> bool:
         """List an image; False (and nothing done) when its id was listed before.
 
+        One whose name is not UTF-8 is left out.
+
         Raises:
             DataError: the id cannot name a file.
         """
+        if not _is_text(place + label):
+            self.refuse("images", image_id, "has a name that is not UTF-8")
+            return True
         sql = "INSERT OR IGNORE INTO images (id, place, label, prompt) VALUES (?, ?, ?, ?)"
         row = (safe_id(image_id, "an image"), place, label, prompt)
         return self._database.execute(sql, row).rowcount > 0
@@ -93,8 +98,8 @@ class Stage:
     def refuse(self, kind: str, one_id: str, reason: str) -> None:
         """Leave one of ``images``, ``captions`` or ``questions`` out, and say why."""
         sql = "INSERT INTO faults (kind, id, reason) VALUES (?, ?, ?)"
-        shown = one_id.encode(errors="replace").decode()[:200]
-        self._database.execute(sql, (kind, shown, " ".join(reason.split())))
+        shown = (one_id[:200], " ".join(reason.split()))
+        self._database.execute(sql, (kind, *(x.encode(errors="replace").decode() for x in shown)))
 
     def sort_by_id(self) -> None:
         """Order images by id, and each image's captions by theirs; as numbers where all are."""
@@ -220,6 +225,11 @@ class Stage:
 
     def _one(self, sql: str, *values: str) -> int:
         return int(self._database.execute(sql, values).fetchone()[0])
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name holds no half surrogates, as names of files that are not UTF-8 do."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _checked(kind: str) -> str:
