@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,30 +90,31 @@ def main() -> None:
 
 
 def _against_peer(given: argparse.Namespace) -> None:
-    """Print pairs/s and peak memory of both, for each preset and way of loading."""
-    for preset in given.presets:
-        for loading in ("decoded", "files"):
-            rows: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
-            for _ in range(given.repeats):
-                for side, found in rows.items():
-                    found.append(_spawn(side, given, preset=preset, loading=loading))
-            rate = {s: statistics.median(r["rate"] for r in found) for s, found in rows.items()}
-            peak = {s: statistics.median(r["peak"] for r in found) for s, found in rows.items()}
-            pairs = [o["rate"] / p["rate"] for o, p in zip(*rows.values(), strict=True)]
-            print(
-                f"{given.model}, batch {given.batch}, {preset}, {loading}: ours "
-                f"{rate['ours']:.1f} pairs/s, {peak['ours']:.2f} GB; peer {rate['peer']:.1f} "
-                f"pairs/s, {peak['peer']:.2f} GB; {statistics.median(pairs):.2f} times "
-                f"(runs {', '.join(f'{ratio:.2f}' for ratio in pairs)})",
-                flush=True,
-            )
+    """Print pairs/s of both, for each preset and way of loading, and the peak memory of each."""
+    cases = [(preset, loading) for preset in given.presets for loading in ("decoded", "files")]
+    sides = {
+        side: [_spawn(side, given, cases=cases) for _ in range(given.repeats)]
+        for side in ("ours", "peer")
+    }
+    for number, (preset, loading) in enumerate(cases):
+        rates = {side: [run["rates"][number] for run in runs] for side, runs in sides.items()}
+        ratios = [our / peer for our, peer in zip(*rates.values(), strict=True)]
+        print(
+            f"{given.model}, batch {given.batch}, {preset}, {loading}: ours "
+            f"{statistics.median(rates['ours']):.1f} pairs/s, peer "
+            f"{statistics.median(rates['peer']):.1f}: {statistics.median(ratios):.2f} times (runs "
+            f"{', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+        )
+    for side, runs in sides.items():
+        peak = statistics.median(run["peak"] for run in runs)
+        print(f"{side}: peak memory {peak:.2f} GB, {runs[0]['before']:.2f} GB of it at the start")
 
 
 def _scale(given: argparse.Namespace) -> None:
     """Print step time and peak memory for growing numbers of pairs."""
     for count in (10_000, 100_000, 1_000_000):
         found = [_spawn("ours", given, pairs=count) for _ in range(given.repeats)]
-        step = statistics.median(1000 * given.batch / row["rate"] for row in found)
+        step = statistics.median(1000 * given.batch / row["rates"][0] for row in found)
         peak = statistics.median(row["peak"] for row in found)
         before = statistics.median(row["before"] for row in found)
         print(f"{count} pairs: {step:.1f} ms a step, peak {peak:.3f} GB, {before:.3f} GB of it "
@@ -125,13 +127,14 @@ def _gpu(given: argparse.Namespace) -> None:
     precision = "bfloat16" if _device() != "cpu" else "float32"
     flops = training_flops(given.model)
     print(f"limit: {limit / 1e12:.1f} TFLOP/s ({precision} matrix product)")
-    found = _spawn("ours", given, preset="eq1_only", precision=precision)
-    share = found["rate"] * flops / limit
+    found = _spawn("ours", given, precision=precision)
+    rate, loss_share = found["rates"][0], found["shares"][0]
+    share = rate * flops / limit
     print(
-        f"{given.model}, batch {given.batch}, {given.steps} steps: {found['rate']:.0f} pairs/s, "
+        f"{given.model}, batch {given.batch}, {given.steps} steps: {rate:.0f} pairs/s, "
         f"{100 * share:.1f}% of the limit ({flops / 1e9:.1f} GFLOP a pair), loss block "
-        f"{100 * found['loss_share']:.2f}% of a step, peak {found['peak']:.2f} GB; 50,000 steps: "
-        f"{50_000 * given.batch / found['rate'] / 60:.1f} min"
+        f"{100 * loss_share:.2f}% of a step, peak {found['peak']:.2f} GB; 50,000 steps: "
+        f"{50_000 * given.batch / rate / 60:.1f} min"
     )
 
 
@@ -143,37 +146,43 @@ def training_flops(model: str) -> float:
     return 2 * (layers * layer + 2 * (tokens - 1) * width * 3 * patch**2)
 
 
-def _spawn(side: str, given: argparse.Namespace, **changes: object) -> dict[str, float]:
+def _spawn(side: str, given: argparse.Namespace, **changes: object) -> dict[str, Any]:
     """Run one job in a process of its own."""
     job = {"side": side, "model": given.model, "batch": given.batch, "steps": given.steps}
-    job |= {"preset": "eq1_only", "loading": "decoded", "precision": "float32", "pairs": 4096}
+    job |= {"cases": [("eq1_only", "decoded")], "precision": "float32", "pairs": 4096}
     command = [sys.executable, __file__, "--job", json.dumps(job | changes)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def _job(job: dict[str, object]) -> None:
+def _job(job: dict[str, Any]) -> None:
     """Measure one side and print one line of JSON."""
     if _device() == "cpu":
         torch.set_num_threads(1)
     progress.set_quiet(True)
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        clip = _write_clip(str(job["model"]), Path(folder) / "clip")
-        run = _ours if job["side"] == "ours" else _peer
-        print(json.dumps(run(job, clip, Path(folder))))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clip = _write_clip(job["model"], folder / "clip")
+        before, found = peak_memory(), []
+        for preset, loading in job["cases"]:
+            torch.manual_seed(0)
+            run = _ours if job["side"] == "ours" else _peer
+            found.append(run({**job, "preset": preset, "loading": loading}, clip, folder))
+    rates, shares = zip(*found, strict=True)
+    total = {"rates": rates, "shares": shares, "before": before, "peak": peak_memory()}
+    print(json.dumps(total))
 
 
-def _ours(job: dict[str, object], clip: Path, folder: Path) -> dict[str, float]:
+def _ours(job: dict[str, Any], clip: Path, folder: Path) -> tuple[float, float]:
     """Run the package's own loop over tables that are mapped from files."""
-    batch, steps, count = (int(str(job[name])) for name in ("batch", "steps", "pairs"))
+    batch, steps, count = job["batch"], job["steps"], job["pairs"]
     encoder = GmailEncoder.from_clip(clip).to(_device())
-    weights = align_preset(str(job["preset"])).weights
-    config = AlignConfig(weights=weights, batch_size=batch, precision=str(job["precision"]))
+    weights = align_preset(job["preset"]).weights
+    config = AlignConfig(weights=weights, batch_size=batch, precision=job["precision"])
     tables = _tables(encoder, folder)
-    before = peak_memory()
     rows = _rows(count)
     batches = Batches(rows.image_group, batch, 0)
     wanted = Wanted(real=weights.needs_real, frozen=weights.needs_frozen, pinned=_device() != "cpu")
@@ -196,7 +205,7 @@ def _ours(job: dict[str, object], clip: Path, folder: Path) -> dict[str, float]:
     marks.append(_clock())
     each = statistics.median(np.diff(marks)[2:])
     share = _loss_seconds(encoder, load(0).to(encoder.device), config) / each
-    return {"rate": batch / each, "peak": peak_memory(), "before": before, "loss_share": share}
+    return batch / each, share
 
 
 def _loss_seconds(encoder: GmailEncoder, batch: Batch, config: AlignConfig) -> float:
@@ -214,11 +223,11 @@ def _loss_seconds(encoder: GmailEncoder, batch: Batch, config: AlignConfig) -> f
     return statistics.median(times)
 
 
-def _peer(job: dict[str, object], clip: Path, folder: Path) -> dict[str, float]:
+def _peer(job: dict[str, Any], clip: Path, folder: Path) -> tuple[float, float]:
     """Run a plain loop: both towers at every step, peft's adapter, torch's DataLoader."""
     from peft import LoraConfig, get_peft_model
 
-    batch, steps, preset = int(str(job["batch"])), int(str(job["steps"])), str(job["preset"])
+    batch, steps, preset = job["batch"], job["steps"], job["preset"]
     plain = CLIPModel.from_pretrained(clip).eval()
     plain.requires_grad_(False)
     targets = r"vision_model\..*\.(q_proj|v_proj)"
@@ -253,7 +262,7 @@ def _peer(job: dict[str, object], clip: Path, folder: Path) -> dict[str, float]:
     _wait()
     marks.append(_clock())
     each = statistics.median(np.diff(marks)[2:])
-    return {"rate": batch / each, "peak": peak_memory(), "before": 0.0, "loss_share": 0.0}
+    return batch / each, 0.0
 
 
 def _eq1(rows: Tensor, columns: Tensor, temperature: Tensor | float) -> Tensor:
@@ -283,11 +292,10 @@ class _Files(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def _peer_batches(
-    job: dict[str, object], clip: Path, folder: Path, steps: int
+    job: dict[str, Any], clip: Path, folder: Path, steps: int
 ) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
     """Yield batches from files, or the same decoded batch again and again."""
-    batch = int(str(job["batch"]))
-    side = SHAPES[str(job["model"])][4]
+    batch, side = job["batch"], SHAPES[job["model"]][4]
     rng = np.random.default_rng(0)
     shape = (int(side * 1.25), int(side * 1.5), 3)
     files = []
