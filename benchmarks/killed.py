@@ -99,7 +99,7 @@ def kill_often(
         process = begin_run(config, captions.folder, out)
         while on_disk(out) <= before and process.is_alive() and number % 3:
             time.sleep(0.01)  # two of three kills come after something new is on disk
-        time.sleep(source.uniform(0, 1.2 * seconds / kills))
+        time.sleep(source.uniform(0, seconds / kills))
         if not process.is_alive():
             break
         process.kill()

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from gmail_align.cli.main import app
 from gmail_align.errors import ConfigError, ModelError
-from gmail_align.recipe import shipped_models
+from gmail_align.recipe import read_recipe, shipped_models
 from gmail_align.synthesis.architectures import ARCHITECTURES, read_architecture
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.cost import Cost, count_cost, make_plan
@@ -88,7 +88,9 @@ def test_the_command(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["plan", "demo", "--card", "0.04", "--json"])
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
-    assert plan["images"] == 600
+    world = read_recipe("demo").world
+    images = (world.train_images + world.validation_images) * world.captions_per_image
+    assert plan["images"] == images
     assert plan["images_per_second_limit"] == pytest.approx(0.04 / plan["tflop_per_image"])
     words = [
         (["--images", "5"], "nothing is named to plan"),
