@@ -61,6 +61,7 @@ def run(recipe_name: str, work: Path, overrides: list[str] | None = None) -> dic
 def prepare_data(recipe: Recipe, work: Path) -> Data:
     """Draw the world, import it as COCO is imported, generate images and pair them."""
     from gmail_align.data.import_run import import_coco
+    from gmail_align.data.leaks import find_leaks, refuse_leaks
     from gmail_align.data.pairs import make_pairs
     from gmail_align.data.subsets import choose_captions, keep_share
     from gmail_align.synthesis.run import synthesize
@@ -83,6 +84,8 @@ def prepare_data(recipe: Recipe, work: Path) -> Data:
             work / "real" / split,
             split_name=split,
         )
+    judged = [real["val"], real["test"]]
+    refuse_leaks(find_leaks(real["train"], judged, hashed=False), real["train"])
     for split in ("train", "val"):
         chosen = choose_captions(captions[split], each, work / "chosen" / split, seed=recipe.seed)
         generated[split] = synthesize(
