@@ -7,6 +7,7 @@ from pydantic import Field
 from gmail_align.config import Config
 from gmail_align.encoders.layout import EncoderLayout
 
+
 class LoraSettings(Config):
     """Low-rank adaptation of the vision tower (GMAIL App. A: r = 4; Hu et al. 2022)."""
 
