@@ -87,12 +87,7 @@ def align(
         if draft.complete is not None:
             return draft.complete
     here.wait()
-    layout = None if config.encoder == EncoderLayout() else config.encoder
-    encoder = GmailEncoder.from_clip(
-        folder, config.lora, dual_heads=config.dual_heads, seed=seed, layout=layout
-    )
-    _check(config, encoder)
-    encoder.to(resolve_device(config.device))
+    encoder = _untrained(config, folder, seed)
     task = _prepare(config, sources, encoder, cache or out / WORK, seed)
     trained = _Trained(encoder, task, config, seed)
     notes = trained.run(out)
@@ -103,6 +98,16 @@ def align(
         draft.finish(_counts(task), **notes)
     here.wait()
     return load(out)
+
+
+def _untrained(config: AlignConfig, folder: Path, seed: int) -> GmailEncoder:
+    """Build the encoder that the settings ask for, where they want it."""
+    layout = None if config.encoder == EncoderLayout() else config.encoder
+    encoder = GmailEncoder.from_clip(
+        folder, config.lora, dual_heads=config.dual_heads, seed=seed, layout=layout
+    )
+    _check(config, encoder)
+    return encoder.to(resolve_device(config.device))
 
 
 def _check(config: AlignConfig, encoder: GmailEncoder) -> None:

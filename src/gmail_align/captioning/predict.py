@@ -101,8 +101,7 @@ def predict_captions(
 
     ``predictions.jsonl`` holds ``{image_id, text, log_prob, route}``, ``log_prob`` being the mean
     over the caption's tokens in nats. Each batch is a file until all are done, so an interrupted
-    prediction goes on where it stopped. Features of another route than the captioner's are what
-    GMAIL is about, and the manifest names both.
+    prediction goes on where it stopped. The manifest names both routes, trained on and read.
 
     Args:
         captioner: What :func:`train_clipcap` or :func:`train_ifcap` made.
@@ -120,13 +119,9 @@ def predict_captions(
     how, origin = config or PredictConfig(), feature_origin(features)
     chosen = None if ids is None else fingerprint(list(ids))
     identity = {**how.identity(), "ids": chosen, **origin}
-    trained_on = captioner_config(captioner)["trained_on"]
-    require_encoder(trained_on["encoder"], features, any_encoder=how.any_encoder)
+    trained_on = _require_readable(captioner, features, retrieval, how)
     inputs = {"captioner": captioner, "features": features}
-    if is_ifcap(captioner):
-        looks = trained_on["retrieval"]
-        require_encoder(looks, retrieval or features, any_encoder=how.any_encoder)
-        inputs |= {"retrieval": retrieval} if retrieval else {}
+    inputs |= {"retrieval": retrieval} if retrieval else {}
     draft = begin(out, "predictions", identity, inputs)
     if draft.complete is not None:
         return draft.complete
@@ -152,6 +147,18 @@ def predict_captions(
     write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
     shutil.rmtree(draft.path(_PARTS), ignore_errors=True)
     return draft.finish({"images": len(wanted)}, trained_on=trained_on, predicted_from=origin)
+
+
+def _require_readable(
+    captioner: Artifact, features: Artifact, retrieval: Artifact | None, how: PredictConfig
+) -> dict[str, str]:
+    """Refuse features that are not the captioner's, and return what it was trained on."""
+    trained_on: dict[str, str] = captioner_config(captioner)["trained_on"]
+    require_encoder(trained_on["encoder"], features, any_encoder=how.any_encoder)
+    if "retrieval" in trained_on:
+        looks = trained_on["retrieval"]
+        require_encoder(looks, retrieval or features, any_encoder=how.any_encoder)
+    return trained_on
 
 
 def _rows(ids: Sequence[str], said: Sequence[Decoded], route: str) -> list[dict[str, object]]:

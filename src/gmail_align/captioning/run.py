@@ -56,7 +56,7 @@ def train_clipcap(
     """Train ClipCap on features and their captions; returns an artifact of kind ``captioner``.
 
     Args:
-        config: Shape of the captioner and its optimisation.
+        config: Shape and optimisation.
         features: Image features, of any route.
         rows: The captions: (id of the feature, text); an id may come many times.
         gpt2: A folder in GPT-2's format with weights and tokenizer, or a captioner to go on with.
@@ -67,9 +67,9 @@ def train_clipcap(
         seed: Seed of the mapper, the batches and dropout.
 
     Raises:
-        DataError: a caption is empty or has no feature, or the features differ in width or encoder.
+        DataError: a caption is empty or without feature, or features differ in width or encoder.
         ModelError: the GPT-2 folder cannot be used.
-        ConfigError: CIDEr is to pick the step, and there is no validation.
+        ConfigError: CIDEr is to pick the step without validation.
     """
     train = [(features, rows), *more]
     _require_fitting(config, train, validation)
@@ -92,17 +92,13 @@ def train_clipcap(
         source = (read_features(validation[0]), validation[1])
         guard = _guard(model, tokenizer, config, read([validation]), source)
     report = _fit(model, captions, config, guard, seed, out)
-    origin = joint_origin([artifact for artifact, _ in train])
+    origin = joint_origin([part[0] for part in train])
     said = {"max_tokens": config.max_tokens, "beam": config.beam, "trained_on": origin}
     save_captioner(out, model, tokenizer, {**said, "end_at_full_stop": faults.end_at_full_stop})
     draft.path(CHECKPOINT).unlink(missing_ok=True)
-    return draft.finish(
-        {"captions": len(captions), "images": len(captions.rows.unique())},
-        best_step=report.best_step,
-        validation=report.scores,
-        truncated=captions.tokens.truncated,
-        trained_on=origin,
-    )
+    counts = {"captions": len(captions), "images": len(captions.rows.unique())}
+    notes = {"best_step": report.best_step, "validation": report.scores, "trained_on": origin}
+    return draft.finish(counts, truncated=captions.tokens.truncated, **notes)
 
 
 def _require_fitting(

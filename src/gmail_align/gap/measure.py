@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,9 +102,7 @@ def measure_sides(
     config = config or GapConfig()
     check = require_pairs if paired else require_features
     check(real=real.features, generated=generated.features)
-    for name, side in (("real", real), ("generated", generated)):
-        if not bool(side.features.any()):
-            raise UserError(f"the {name} features are all zero: extract them again")
+    _require_content({"real": real, "generated": generated})
     rows = sampled(len(real), len(generated), paired, config.max_pairs, seed)
     real, generated = real.take(rows[0]), generated.take(rows[1])
     groups = None if groups is None else groups[rows[0]]
@@ -130,6 +129,12 @@ def measure_sides(
             "thresholds": dict(THRESHOLDS),
         },
     }
+
+
+def _require_content(sides: Mapping[str, Side]) -> None:
+    for name, side in sides.items():
+        if not bool(side.features.any()):
+            raise UserError(f"the {name} features are all zero: extract them again")
 
 
 def _distances(real: Side, generated: Side, owner: np.ndarray | None) -> dict[str, Estimate]:
