@@ -35,7 +35,8 @@ class ModelsConfig(Config):
     """The models a run starts from: folders, or ``tabletop`` for the shipped ones."""
 
     clip: str = SHIPPED
-    """A Hugging Face ``CLIPModel`` folder or hub id."""
+    """A Hugging Face ``CLIPModel`` folder or hub id; ``tabletop/siglip`` and ``tabletop/long_clip``
+    are the shipped siblings."""
     gpt2: str = SHIPPED
     """A GPT-2 folder with its tokenizer."""
 
@@ -99,5 +100,7 @@ def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
 
 
 def model_path(value: str, part: str) -> Path:
-    """Resolve a model setting: ``tabletop`` is the shipped model ``part``."""
-    return shipped_models() / part if value == SHIPPED else Path(value)
+    """Resolve a model setting: ``tabletop`` is the shipped model ``part``, or names one behind it."""
+    name, slash, other = value.partition("/")
+    shipped = shipped_models() / (other if slash else part)
+    return shipped if name == SHIPPED and shipped.is_dir() else Path(value)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer, SiglipModel
 
 from gmail_align.tabletop import training
 from gmail_align.tabletop.ceiling import retrieval_ceiling
 from gmail_align.tabletop.scenes import sample_scene
-from gmail_align.tabletop.text import captions
+from gmail_align.tabletop.text import captions, long_caption
 from gmail_align.tabletop.training.autoencoder import reconstruction_terms
 from gmail_align.tabletop.training.clip import (
     PhraseTargets,
@@ -23,6 +23,8 @@ from gmail_align.tabletop.training.clip import (
     retrieval_scores,
     symmetric_loss,
 )
+from gmail_align.tabletop.training.corpus import Corpus
+from gmail_align.tabletop.training.siblings import long_scores, shrink, siglip_scores
 from gmail_align.tabletop.training.tokenizers import train_clip_tokenizer, train_gpt2_tokenizer
 from gmail_align.tabletop.training.train import held_out
 
@@ -88,13 +90,40 @@ def test_reconstruction_of_itself_costs_only_the_prior() -> None:
     assert float(terms["total"]) == 0
 
 
-def test_shipped_clip_reaches_its_share_of_the_ceiling() -> None:
-    """At least 60% of what the captions' own ambiguity allows, on 1,000 images it never saw."""
+@pytest.fixture(scope="module")
+def unseen() -> Corpus:
+    """1,000 test images, which no shipped model was trained on."""
+    return held_out("test", 1000)
+
+
+def test_shipped_clip_reaches_its_share_of_the_ceiling(unseen: Corpus) -> None:
+    """At least 60% of what the captions' own ambiguity allows."""
     tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "clip")
     model = CLIPModel.from_pretrained(WEIGHTS / "clip", dtype=torch.float32)
-    scores = retrieval_scores(model, tokenizer, held_out("test", 1000))
+    scores = retrieval_scores(model, tokenizer, unseen)
     ceiling = retrieval_ceiling([sample_scene(i, "test") for i in range(1000)])
     record = json.loads((WEIGHTS / "clip" / "training.json").read_text())
     for name in ("i2t_r1", "t2i_r1"):
         assert scores[name] >= 0.6 * ceiling[name]
         assert scores[name] == pytest.approx(record["test"][name], abs=0.003)
+
+
+def test_shipped_siglip_finds_images_and_captions(unseen: Corpus) -> None:
+    """Far above chance (0.001), and as its record says."""
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "siglip")
+    model = SiglipModel.from_pretrained(WEIGHTS / "siglip", dtype=torch.float32)
+    scores = siglip_scores(model, tokenizer, shrink(unseen))
+    record = json.loads((WEIGHTS / "siglip" / "training.json").read_text())["test"]
+    assert scores["i2t_r1"] > 0.15 and scores["t2i_r1"] > 0.1
+    assert scores == pytest.approx(record, abs=0.003)
+
+
+def test_shipped_long_clip_reads_long_captions(unseen: Corpus) -> None:
+    """A long caption says more than a short one, so it finds its image more often."""
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "long_clip")
+    model = CLIPModel.from_pretrained(WEIGHTS / "long_clip", dtype=torch.float32)
+    texts = [long_caption(sample_scene(i, "test")) for i in range(len(unseen))]
+    scores = long_scores(model, tokenizer, shrink(unseen), texts)
+    record = json.loads((WEIGHTS / "long_clip" / "training.json").read_text())["test"]
+    assert scores["long_t2i_r1"] > scores["short_t2i_r1"] > 0.01
+    assert scores == pytest.approx(record, abs=0.003)
