@@ -100,7 +100,7 @@ def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
 
 
 def model_path(value: str, part: str) -> Path:
-    """Resolve a model setting: ``tabletop`` is the shipped model ``part``, or names one behind it."""
+    """Resolve a model setting: ``tabletop`` is the shipped ``part``, ``tabletop/NAME`` another."""
     name, slash, other = value.partition("/")
     shipped = shipped_models() / (other if slash else part)
     return shipped if name == SHIPPED and shipped.is_dir() else Path(value)
