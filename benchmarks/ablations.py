@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     given = parser.parse_args()
     work = given.work
-    sources = [load(work / part) for part in ("pairs/train", "real/train/images", "generated/train")]
+    parts = ("pairs/train", "real/train/images", "generated/train")
+    sources = [load(work / part) for part in parts]
     base = model_path("tabletop", "clip")
     print(f"| {' | '.join(['alignment', 'heads', 'trained', 'data', 'applied', *FIGURES])} |")
     print(f"| {' | '.join(['---'] * (5 + len(FIGURES)))} |")
