@@ -73,14 +73,8 @@ def test_the_leak_guard_stops_or_drops(world, tmp_path):
     for split in ("train", "test"):
         assert karpathy(world, tmp_path / split, split).exit_code == 0
     assert karpathy(world, tmp_path / "both", "train", "--split", "test").exit_code == 0
-    clean = [
-        "leaks",
-        "--train",
-        tmp_path / "train/images",
-        "--evaluation",
-        tmp_path / "test/images",
-    ]
-    ran = call(*clean, "--json")
+    test = ["--evaluation", tmp_path / "test/images"]
+    ran = call("leaks", "--train", tmp_path / "train/images", *test, "--json")
     assert ran.exit_code == 0, ran.stderr
     assert json.loads(ran.stdout)["leaking"] == 0
     words = ["leaks", "--train", tmp_path / "both/images", *test]

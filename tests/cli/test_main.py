@@ -191,7 +191,7 @@ def test_exit_codes_of_the_process(tmp_path):
 
 
 def test_an_interrupted_process_exits_with_130(tmp_path):
-    words = ["tabletop", "write", "--out", str(tmp_path), "--count", "2000"]
+    words = ["tabletop", "write", "--out", str(tmp_path), "--count", "20000"]
     process = subprocess.Popen([*GMAIL_ALIGN, *words], stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("images/*.jpg")):
         assert process.poll() is None
