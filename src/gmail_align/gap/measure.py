@@ -123,11 +123,7 @@ def measure_sides(
         "groups": measure_groups(real, generated, paired=paired, config=config, seed=seed),
         "n": len(real),
         "unavailable": unavailable,
-        "advice": {
-            "verdict": verdict.value,
-            "sentence": sentence,
-            "thresholds": dict(THRESHOLDS),
-        },
+        "advice": {"verdict": verdict.value, "sentence": sentence, "thresholds": dict(THRESHOLDS)},
     }
 
 
