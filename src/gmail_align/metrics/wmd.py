@@ -102,16 +102,12 @@ def wmd_similarity(
     known = {word for word in known - STOP_WORDS if word in vectors}
     table = {word: _vector(vectors, word, normalise=normalise) for word in known}
     bags = {text: _bag(text, table) for text in _all(captions, references)}
-    pairs = {
-        (caption, text) for caption, some in zip(captions, references, strict=True) for text in some
-    }
-    found = {pair: _similarity(bags[pair[0]], bags[pair[1]], solve) for pair in pairs}
-    return np.array(
-        [
-            max(found[caption, text] for text in some)
-            for caption, some in zip(captions, references, strict=True)
-        ]
-    )
+    nearest: dict[tuple[str, tuple[str, ...]], float] = {}
+    rows = [(text, tuple(sorted(set(some)))) for text, some in zip(captions, references, strict=True)]
+    for row in rows:
+        if row not in nearest:
+            nearest[row] = _nearest(bags[row[0]], [bags[text] for text in row[1]], solve)
+    return np.exp(-np.array([nearest[row] for row in rows]))
 
 
 Bag = tuple[tuple[str, ...], Values, Values]
@@ -137,16 +133,32 @@ def _bag(text: str, table: Mapping[str, Values]) -> Bag | None:
     return tuple(counts), shares / shares.sum(), np.stack([table[word] for word in counts])
 
 
-def _similarity(first: Bag | None, second: Bag | None, solve: Any) -> float:
-    """Return exp(-distance) of two texts, 0 where one has no words."""
-    if first is None or second is None:
-        return 0.0
-    if len(first[0]) == len(second[0]) and dict(zip(*first[:2], strict=True)) == dict(
-        zip(*second[:2], strict=True)
-    ):
-        return 1.0
-    costs = np.linalg.norm(first[2][:, None] - second[2][None], axis=-1)
-    return float(np.exp(-solve(first[1], second[1], costs, check_marginals=False)))
+def _nearest(text: Bag | None, others: Sequence[Bag | None], solve: Any) -> float:
+    """Return the distance to the nearest of some texts, infinite where there are no words.
+
+    Transport is solved only where its lower bound leaves hope: each word of one text cannot travel
+    less than to the nearest word of the other (Kusner et al., 2015, section 4).
+    """
+    known = [] if text is None else [other for other in others if other is not None]
+    if text is None or any(_same(text, other) for other in known):
+        return 0.0 if known else np.inf
+    offers = []
+    for at, other in enumerate(known):
+        costs = np.linalg.norm(text[2][:, None] - other[2][None], axis=-1)
+        bound = max(text[1] @ costs.min(1), other[1] @ costs.min(0))
+        offers.append((bound, at, costs))
+    best = np.inf
+    for bound, at, costs in sorted(offers, key=lambda offer: offer[:2]):
+        if bound < best:
+            solved = solve(text[1], known[at][1], costs, check_marginals=False, center_dual=False)
+            best = min(best, float(solved))
+    return best
+
+
+def _same(first: Bag, second: Bag) -> bool:
+    """Whether two texts hold the same words in the same shares."""
+    words, others = (dict(zip(*bag[:2], strict=True)) for bag in (first, second))
+    return words == others
 
 
 def _is_headless(path: Path) -> bool:
