@@ -2,11 +2,13 @@
 
     gmail-align run demo --work WORK                      # or any other tabletop recipe, once
     python benchmarks/ablations.py --work WORK --out DIR [--seeds 5] [--set optim.steps=100]
+        [--full-rate 3e-4]
 
 Alignment on and off (the control with an adapter alone), one head or two, LoRA of rank 2, 4 and 6
 or the whole tower, synthetic, real or mixed data. Every cell is an ``encoder`` artifact in DIR, so
 a run that is stopped goes on where it was. Figures are those of the kept step on the held-out
-pairs, which differ from seed to seed; intervals are t-intervals over seeds.
+pairs, which differ from seed to seed; intervals are t-intervals over seeds. A whole tower needs a
+smaller learning rate than an adapter: ``--full-rate`` gives it its own.
 """
 
 from __future__ import annotations
@@ -37,21 +39,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--full-rate", type=float, help="learning rate of full fine-tuning")
     given = parser.parse_args()
     work = given.work
     parts = ("pairs/train", "real/train/images", "generated/train")
     sources = [load(work / part) for part in parts]
     base = model_path("tabletop", "clip")
+    notes: dict[tuple[str, ...], list[dict[str, Any]]] = {name: [] for name, _ in cells()}
+    for seed, (name, changes) in product(range(given.seeds), cells()):
+        config = build(AlignConfig, apply_overrides(changes, given.overrides))
+        if config.encoder.tune == "full" and given.full_rate:
+            optim = config.optim.model_copy(update={"lr": given.full_rate})
+            config = config.model_copy(update={"optim": optim})
+        folder = given.out / "-".join(name).replace(" ", "") / str(seed)
+        made = align(config, *sources, base, folder, seed=seed, cache=given.out / "cache")
+        notes[name].append(made.manifest["notes"])
     print(f"| {' | '.join(['alignment', 'heads', 'trained', 'data', 'applied', *FIGURES])} |")
     print(f"| {' | '.join(['---'] * (5 + len(FIGURES)))} |")
-    for name, changes in cells():
-        config = build(AlignConfig, apply_overrides(changes, given.overrides))
-        notes = []
-        for seed in range(given.seeds):
-            folder = given.out / "-".join(name) / str(seed)
-            made = align(config, *sources, base, folder, seed=seed, cache=given.out / "cache")
-            notes.append(made.manifest["notes"])
-        print(f"| {' | '.join([*name, *_figures(notes)])} |", flush=True)
+    for name, found in notes.items():
+        print(f"| {' | '.join([*name, *_figures(found)])} |")
 
 
 def cells() -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

@@ -3,10 +3,11 @@
     python benchmarks/evaluation_captions.py [--images 5000] [--repeats 1]
 
 Captions are COCO's val2014, which pycocoevalcap's jar carries: five references an image, and as
-prediction one of them with some words replaced. Three kinds are timed, one after the other on the
-same captions: pycocoevalcap's scorers in its own order (tokenizer, BLEU, METEOR, ROUGE-L, CIDEr) and its
-METEOR alone; everything here with 1,000 resamples of every metric, and WMD besides; METEOR and WMD
-alone, the slowest. The machine may be shared, so processor time is printed beside wall time, and agreement beside both.
+prediction one of them with some words replaced. Timed one after the other, on the same captions:
+pycocoevalcap's scorers in its own order (tokenizer, BLEU, METEOR, ROUGE-L, CIDEr), and its METEOR
+alone; METEOR and WMD here, each alone; everything here with 1,000 resamples of every metric, without
+WMD and with it. The machine may be shared, so processor time is printed beside wall time, and
+agreement beside both.
 """
 
 from __future__ import annotations
