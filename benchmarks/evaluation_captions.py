@@ -5,9 +5,9 @@
 Captions are COCO's val2014, which pycocoevalcap's jar carries: five references an image, and as
 prediction one of them with some words replaced. Timed one after the other, on the same captions:
 pycocoevalcap's scorers in its own order (tokenizer, BLEU, METEOR, ROUGE-L, CIDEr), and its METEOR
-alone; METEOR and WMD here, each alone; everything here with 1,000 resamples of every metric, without
-WMD and with it. The machine may be shared, so processor time is printed beside wall time, and
-agreement beside both.
+alone; METEOR and WMD here, each alone; everything here with 1,000 resamples of every metric,
+without WMD and with it. The machine may be shared, so processor time is printed beside wall time,
+and agreement beside both.
 """
 
 from __future__ import annotations
