@@ -78,6 +78,7 @@ def test_the_commands_are_these():
         "evaluate retrieval",
         "evaluate zeroshot",
         "evaluate probe",
+        "evaluate finetune",
         "evaluate captions",
         "evaluate answers",
         "compare",

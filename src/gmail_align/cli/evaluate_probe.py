@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +33,12 @@ def probe(
         ),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON: image id to class, of artifacts.")
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Of artifacts: JSON of image id to class, or the folder of classes that an import "
+            "made; may be repeated.",
+        ),
     ] = None,
     train_labels: Annotated[Path | None, typer.Option(metavar="Y.npy", help=_LABELS)] = None,
     validation_labels: Annotated[Path | None, typer.Option(metavar="Y.npy", help=_LABELS)] = None,
@@ -55,7 +60,7 @@ def probe(
     if shared.dry_run:
         shared.show_plan("evaluate probe", out or Path("standard output"), **splits)
         return
-    if labels is None:
+    if not labels:
         beside = {"train": train_labels, "validation": validation_labels, "test": test_labels}
         _of_files(shared, splits, beside, out, options)
     else:
@@ -85,7 +90,7 @@ def _of_files(
 def _of_artifacts(
     shared: Shared,
     splits: Mapping[str, Path | None],
-    labels: Path,
+    labels: Sequence[Path],
     out: Path | None,
     options: ProbeOptions,
 ) -> None:
@@ -93,13 +98,36 @@ def _of_artifacts(
 
     if out is None:
         raise ConfigError("--out is missing: name a folder for the result")
-    table = read_object(labels)
-    classes = sorted({str(name) for name in table.values()})
-    if not classes:
-        raise DataError(f"{labels} names no image: give image id to class")
-    numbers = {image: classes.index(str(name)) for image, name in table.items()}
+    numbers = numbered_classes(labels)
     train, validation, test = (
         None if path is None else load(path, "features") for path in splits.values()
     )
     assert train is not None and test is not None
     shared.show_artifact(evaluate_probe(train, validation, test, numbers, out, options))
+
+
+def numbered_classes(paths: Sequence[Path]) -> dict[str, int]:
+    """Return image id -> number of its class, classes counted by name.
+
+    Args:
+        paths: JSON files of image id to class, or folders of classes that an import made.
+
+    Raises:
+        DataError: a file is something else, none names an image, or two disagree about one.
+    """
+    table: dict[str, str] = {}
+    for path in paths:
+        folder = path.is_dir()
+        own = read_object(load(path, "classes").path("labels.json") if folder else path)
+        for image, name in own.items():
+            if isinstance(name, bool) or not isinstance(name, str | int):
+                raise DataError(f"{path}: image {image} is of class {name!r}: give it a name")
+            if table.setdefault(image, str(name)) != str(name):
+                raise DataError(
+                    f"{path} says that image {image} is of class {name!r}, and another that it is "
+                    f"of {table[image]!r}"
+                )
+    if not table:
+        raise DataError(f"{', '.join(map(str, paths))} names no image: give image id to class")
+    places = {name: number for number, name in enumerate(sorted(set(table.values())))}
+    return {image: places[name] for image, name in table.items()}

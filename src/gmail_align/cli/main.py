@@ -73,6 +73,7 @@ COMMANDS: dict[str, Entry | Group] = {
             "retrieval": Entry("evaluate_retrieval:retrieval", "Image-text retrieval, R@K."),
             "zeroshot": Entry("evaluate_zeroshot:zeroshot", "Zero-shot classification."),
             "probe": Entry("evaluate_probe:probe", "A linear probe of features."),
+            "finetune": Entry("evaluate_finetune:finetune", "A tower fine-tuned to classify."),
             "captions": Entry("evaluate_captions:captions", "Caption metrics of predictions."),
             "answers": Entry("evaluate_answers:answers", "Answers to ScienceQA or MMMU."),
         },

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, write_json
 from gmail_align.data.protocols import PROTOCOLS
@@ -156,13 +158,22 @@ def _read(features: Path, labels: Path) -> Labelled:
 
 
 def _labelled(split: Features, labels: Mapping[str, int]) -> Labelled:
-    missing = [name for name in split.ids if name not in labels]
+    return Labelled(split.array, labels_of(split.ids, labels))
+
+
+def labels_of(ids: Sequence[str], labels: Mapping[str, int]) -> Int[Tensor, " n"]:
+    """Return the class of every image.
+
+    Raises:
+        DataError: an image has none.
+    """
+    missing = [name for name in ids if name not in labels]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(split.ids)} images have no label, the first of them "
+            f"{len(missing)} of {len(ids)} images have no label, the first of them "
             f"{missing[0]}: name the class of every image"
         )
-    return Labelled(split.array, torch.tensor([labels[name] for name in split.ids]))
+    return torch.tensor([labels[name] for name in ids], dtype=torch.int64)
 
 
 def _chosen(found: Probed) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -91,7 +92,8 @@ def linear_probe(
     model = _Model(fit_on)
     for decay in sorted(grid, reverse=True):  # from stiff to loose: each start is near its end
         predicted = model.fit(decay).predict(choose_on)
-        scores[decay] = _score(predicted, choose_on.labels.cpu().numpy(), by_class)
+        wanted = choose_on.labels.cpu().numpy()
+        scores[decay] = mean_hit((predicted == wanted).astype(np.float64), wanted, by_class)
     best = min(decay for decay, score in scores.items() if score == max(scores.values()))
     last = _Model(both)
     predicted = last.fit(best).predict(test)
@@ -129,20 +131,26 @@ class _Model:
         return standard
 
 
-def _score(predicted: NDArray[np.int64], labels: NDArray[np.int64], by_class: bool) -> float:
-    right = (predicted == labels).astype(np.float64)
+def mean_hit(hits: Values, labels: NDArray[np.int64], by_class: bool) -> float:
+    """Return the mean of hits, over images or over the classes that have any."""
     if not by_class:
-        return float(right.mean())
+        return float(hits.mean())
     sizes = np.bincount(labels)
     present = sizes > 0
-    return float((np.bincount(labels, right)[present] / sizes[present]).mean())
+    return float((np.bincount(labels, hits)[present] / sizes[present]).mean())
+
+
+def held_out(count: int, seed: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " h"]]:
+    """Return the rows that are trained on, and the fifth of ``count`` that is held out."""
+    order = np.random.default_rng([seed, 4]).permutation(count)
+    held = max(1, int(VALIDATION_SHARE * count))
+    kept, out = (np.sort(rows).astype(np.int64) for rows in (order[held:], order[:held]))
+    return torch.from_numpy(kept), torch.from_numpy(out)
 
 
 def _split(data: Labelled, seed: int) -> tuple[Labelled, Labelled]:
     """Hold out a fifth at random."""
-    order = np.random.default_rng([seed, 4]).permutation(len(data.features))
-    held = max(1, int(VALIDATION_SHARE * len(order)))
-    sides = (np.sort(order[held:]), np.sort(order[:held]))
+    sides = held_out(len(data.features), seed)
     first, second = (Labelled(data.features[rows], data.labels[rows]) for rows in sides)
     if len(np.unique(first.labels.numpy())) < 2:
         raise UserError("a linear probe needs images of at least two classes: give more of them")

@@ -103,11 +103,13 @@ def wmd_similarity(
     table = {word: _vector(vectors, word, normalise=normalise) for word in known}
     bags = {text: _bag(text, table) for text in _all(captions, references)}
     nearest: dict[tuple[str, tuple[str, ...]], float] = {}
-    rows = [(text, tuple(sorted(set(some)))) for text, some in zip(captions, references, strict=True)]
+    paired = zip(captions, references, strict=True)
+    rows = [(text, tuple(sorted(set(some)))) for text, some in paired]
     for row in rows:
         if row not in nearest:
             nearest[row] = _nearest(bags[row[0]], [bags[text] for text in row[1]], solve)
-    return np.exp(-np.array([nearest[row] for row in rows]))
+    similarity: Values = np.exp(-np.array([nearest[row] for row in rows]))
+    return similarity
 
 
 Bag = tuple[tuple[str, ...], Values, Values]

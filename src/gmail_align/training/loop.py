@@ -208,7 +208,7 @@ def _descend(
             f"the gradient is not finite at step {step}: lower the learning rate", step
         )
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config)
+        group["lr"] = learning_rate(step, config) * group["share"]
     optimizer.step()
     return {name: float(term.detach()) for name, term in terms.items()}
 

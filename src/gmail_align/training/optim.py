@@ -42,13 +42,30 @@ def _cosine(phase: float, config: OptimConfig) -> float:
     )
 
 
+class Layerwise(dict[str, nn.Parameter]):
+    """Parameters by name, each trained at a share of the learning rate (layer-wise decay)."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], shares: Mapping[str, float]) -> None:
+        """Keep the share of every parameter; what ``shares`` does not name has the whole rate."""
+        super().__init__(parameters)
+        self.shares = shares
+
+
 def parameter_groups(
     parameters: Mapping[str, nn.Parameter], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Split parameters into decayed matrices and undecayed vectors and scalars."""
-    matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
-    return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    """Split parameters into decayed matrices and undecayed vectors and scalars.
+
+    Each group has the ``share`` of the learning rate that it is trained at.
+    """
+    shares = parameters.shares if isinstance(parameters, Layerwise) else {}
+    groups = []
+    for share in sorted({1.0, *(shares.get(name, 1.0) for name in parameters)}, reverse=True):
+        own = [value for name, value in parameters.items() if shares.get(name, 1.0) == share]
+        matrices = [parameter for parameter in own if parameter.ndim >= 2]
+        vectors = [parameter for parameter in own if parameter.ndim < 2]
+        groups += [
+            {"params": matrices, "weight_decay": weight_decay, "share": share},
+            {"params": vectors, "weight_decay": 0.0, "share": share},
+        ]
+    return groups

@@ -1,0 +1,248 @@
+"""Fine-tuning of a whole vision tower for classification: what SynCLR is judged by on ImageNet.
+
+The recipe is SynCLR's (Tian et al. 2023, appendix B.5), without its running average of weights,
+random augmentation and dropped paths; the kept step is the best on validation images.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, write_json
+from gmail_align.data.batches import batch_indices
+from gmail_align.encoders.backbones import backbone_of
+from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.merge import merged_model
+from gmail_align.encoders.route import Route
+from gmail_align.errors import UserError
+from gmail_align.evaluation.augment import mixed, random_crops, smoothed
+from gmail_align.evaluation.config import FinetuneConfig
+from gmail_align.evaluation.items import ITEMS, Items, write_items
+from gmail_align.evaluation.probe import ProbeOptions, labels_of
+from gmail_align.evaluation.protocol import headline
+from gmail_align.evaluation.result import RESULT, plain
+from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
+from gmail_align.metrics.linear_probe import held_out, mean_hit
+from gmail_align.metrics.zeroshot import accuracy_columns, accuracy_estimates
+from gmail_align.runtime import resolve_device, stable_seed
+from gmail_align.training.loop import CHECKPOINT, FitReport, fit
+from gmail_align.training.optim import Layerwise
+
+_WORK = "work"
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What is fine-tuned: an encoder, and the route whose weights are the start."""
+
+    encoder: GmailEncoder
+    route: Route
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the start is known by."""
+        return {
+            "encoder": self.encoder.base_fingerprint,
+            "weights": self.encoder.route_fingerprint(self.route),
+            "route": str(self.route),
+        }
+
+
+def evaluate_finetune(
+    config: FinetuneConfig,
+    images: Mapping[str, Artifact],
+    labels: Mapping[str, int],
+    start: Tuned,
+    out: Path,
+    options: ProbeOptions | None = None,
+) -> Artifact:
+    """Fine-tune a copy of the encoder's tower and a linear head; an artifact of kind ``result``.
+
+    A killed run goes on from its last checkpoint. The tuned weights are not kept.
+
+    Args:
+        config: The recipe.
+        images: Images called ``train`` and ``test``, and maybe ``validation``, by which the best
+            epoch is chosen; without, a fifth of the training images is held out for that.
+        labels: Image id -> class, of every image.
+        start: What is fine-tuned.
+        out: Folder of the result.
+        options: Its name and seed.
+
+    Raises:
+        DataError: an image has no label.
+        UserError: there are fewer than two classes, or the counts are not the protocol's.
+        ModelError: the encoder's head has a hidden layer.
+        TrainingError: the loss is not finite.
+    """
+    options = options or ProbeOptions("fine_tune")
+    said = {**config.model_dump(mode="json", exclude={"device"}), **start.identity}
+    identity = {**said, "protocol": options.protocol, "labels": fingerprint(dict(labels))}
+    draft = begin(out, "result", identity, dict(images), options.seed)
+    if draft.complete is not None:
+        return draft.complete
+    splits = _splits(images, labels, start.encoder, out / _WORK, options.seed)
+    classes = max(labels.values()) + 1
+    name = options.name(splits["test"].labels, classes)
+    classifier = Classifier(merged_model(start.encoder, start.route), start.encoder, classes)
+    classifier.to(resolve_device(config.device))
+    report = _fit(classifier, splits, config, options, out)
+    test = splits["test"]
+    hits = (classifier.classify(test) == test.labels).double().numpy()
+    columns = accuracy_columns(hits, test.labels.numpy())
+    write_items(draft.path(ITEMS), Items(name, tuple(test.pixels.ids), columns))
+    n = {"train": len(splits["train"]), "images": len(test), "classes": classes}
+    metrics = plain(accuracy_estimates(hits, test.labels.numpy(), seed=options.seed))
+    body: dict[str, Any] = {"protocol": name, **headline(options.protocol), "metrics": metrics, "n": n}
+    body |= {"best_step": report.best_step, "validation": report.scores, "seed": options.seed}
+    body |= {"recipe": said, "unavailable": {}}
+    return _finish(draft, body, images)
+
+
+def _finish(draft: Draft, body: dict[str, Any], images: Mapping[str, Artifact]) -> Artifact:
+    body["fingerprints"] = {key: artifact.fingerprint for key, artifact in images.items()}
+    write_json(draft.path(RESULT), body)
+    draft.path(CHECKPOINT).unlink(missing_ok=True)
+    shutil.rmtree(draft.path(_WORK), ignore_errors=True)
+    return draft.finish(body["n"])
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split, decoded, the rows of them that take part, and their classes."""
+
+    pixels: Pixels
+    rows: Int[Tensor, " n"]
+    labels: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        """Return how many images there are."""
+        return len(self.rows)
+
+    def take(self, places: Int[Tensor, " k"]) -> Split:
+        """Return some of them."""
+        return Split(self.pixels, self.rows[places], self.labels[places])
+
+
+def _splits(
+    images: Mapping[str, Artifact],
+    labels: Mapping[str, int],
+    encoder: GmailEncoder,
+    work: Path,
+    seed: int,
+) -> dict[str, Split]:
+    """Decode every split; hold a fifth of the training images out where none validate."""
+    splits = {}
+    for name, artifact in images.items():
+        pixels = read_pixels(prepare_pixels(artifact, encoder.preprocess, work / name))
+        own = labels_of(pixels.ids, labels)
+        splits[name] = Split(pixels, torch.arange(len(own)), own)
+    train = splits["train"]
+    if len(train.labels.unique()) < 2:
+        raise UserError("fine-tuning needs training images of at least two classes")
+    if "validation" not in splits:
+        kept, held = held_out(len(train), seed)
+        splits |= {"train": train.take(kept), "validation": train.take(held)}
+    return splits
+
+
+class Classifier(nn.Module):
+    """A vision tower and a linear head behind its pooled output; the head begins at zero."""
+
+    def __init__(self, model: nn.Module, encoder: GmailEncoder, classes: int) -> None:
+        super().__init__()
+        self.model, self.backbone = model, backbone_of(model)
+        self.head = nn.Linear(encoder.width, classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.normalise = encoder.preprocess.normalise
+        tower = model.get_submodule("vision_model").requires_grad_(True)
+        self.tower = dict(tower.named_parameters())
+
+    def trained(self, layer_decay: float) -> Layerwise:
+        """Return the tower's and the head's parameters, each with its share of the rate."""
+        own = {f"tower.{name}": parameter for name, parameter in self.tower.items()}
+        own |= {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+        return Layerwise(own, layer_shares(list(own), layer_decay))
+
+    def logits(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c"]:
+        """Return one score a class."""
+        scores: Tensor = self.head(self.backbone.lean_trunk(pixels))
+        return scores
+
+    def batch(self, split: Split, places: Int[Tensor, " k"]) -> Float[Tensor, "k 3 s s"]:
+        """Return images, normalised, where the weights are."""
+        return self.normalise(split.pixels.array[split.rows[places]].to(self.head.weight.device))
+
+    @torch.no_grad()
+    def classify(self, split: Split) -> Int[Tensor, " n"]:
+        """Return the class of every image."""
+        places = torch.split(torch.arange(len(split)), _BATCH)
+        return torch.cat([self.logits(self.batch(split, some)).argmax(1).cpu() for some in places])
+
+
+def layer_shares(names: list[str], decay: float) -> dict[str, float]:
+    """Return the share of the learning rate of each parameter, by the depth that its name says.
+
+    The head and what stands behind the last layer have the whole; each layer ``decay`` of what is
+    above it, the embeddings the least (Clark et al. 2020; BEiT's for towers).
+    """
+    found = {name: re.search(r"(?:^|\.)layers?\.(\d+)\.", name) for name in names}
+    top = 2 + max((int(match[1]) for match in found.values() if match), default=-1)
+    depths = {name: int(match[1]) + 1 if match else top for name, match in found.items()}
+    first = re.compile(r"^tower\.(embeddings|pre_layrnorm)\.")
+    depths |= {name: 0 for name in names if first.match(name)}
+    return {name: decay ** (top - depth) for name, depth in depths.items()}
+
+
+def _fit(
+    classifier: Classifier,
+    splits: Mapping[str, Split],
+    config: FinetuneConfig,
+    options: ProbeOptions,
+    out: Path,
+) -> FitReport:
+    """Train by the recipe; the best epoch on validation images is kept."""
+    train, chosen = splits["train"], splits["validation"]
+    optim, order = config.optim(len(train)), stable_seed(options.seed, "batches")
+    device = classifier.head.weight.device
+    half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+    classes = classifier.head.out_features
+
+    def loss(step: int) -> dict[str, Tensor]:
+        places = torch.from_numpy(batch_indices(step, config.batch_size, len(train), order))
+        pixels = classifier.batch(train, places)
+        targets = smoothed(train.labels[places], classes, config.label_smoothing).to(device)
+        if config.least_crop is not None:
+            pixels = random_crops(pixels, config.least_crop)
+        pixels, targets = mixed(pixels, targets, config.mixup, config.cutmix)
+        with half:
+            scores = classifier.logits(pixels)
+        return {"total": cross_entropy(scores.float(), targets)}
+
+    def guard() -> dict[str, float]:
+        hits = (classifier.classify(chosen) == chosen.labels).double().numpy()
+        return {"score": mean_hit(hits, np.asarray(chosen.labels), options.by_class)}
+
+    return fit(
+        classifier.trained(config.layer_decay),
+        loss,
+        optim,
+        seed=options.seed,
+        folder=out,
+        evaluate=guard,
+        label="fine-tuning",
+        batch_size=config.batch_size,
+    )
