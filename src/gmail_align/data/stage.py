@@ -26,6 +26,7 @@ CREATE TABLE images (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, place TEXT,
                      prompt TEXT, rank INTEGER NOT NULL DEFAULT 0, gone INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE captions (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, image TEXT, text TEXT);
 CREATE TABLE questions (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, row TEXT);
+CREATE TABLE said (image TEXT PRIMARY KEY, captions INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE faults (n INTEGER PRIMARY KEY, kind TEXT, id TEXT, reason TEXT);
 """
 _BY_NUMBER: Final = "CAST(id AS INTEGER), id"
@@ -65,6 +66,21 @@ class Stage:
         sql = "INSERT OR IGNORE INTO images (id, place, label, prompt) VALUES (?, ?, ?, ?)"
         row = (safe_id(image_id, "an image"), place, label, prompt)
         return self._database.execute(sql, row).rowcount > 0
+
+    def place(self, image_id: str) -> str | None:
+        """Return where a listed image's bytes are; None when it is not listed."""
+        sql = "SELECT place FROM images WHERE id = ?"
+        row = self._database.execute(sql, (image_id,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def number_captions(self, image_id: str, more: int) -> int:
+        """Return the number (from 0) of the first of ``more`` further captions of an image."""
+        sql = "SELECT captions FROM said WHERE image = ?"
+        row = self._database.execute(sql, (image_id,)).fetchone()
+        first = 0 if row is None else int(row[0])
+        sql = "INSERT OR REPLACE INTO said (image, captions) VALUES (?, ?)"
+        self._database.execute(sql, (image_id, first + more)).close()
+        return first
 
     def add_caption(self, caption_id: str, text: str, image_id: str) -> bool:
         """List a caption, its text tidied; one that cannot be used is left out with its reason.

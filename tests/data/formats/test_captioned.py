@@ -253,6 +253,57 @@ def test_tables_of_every_kind_hold_the_same_rows(tmp_path: Path, make_picture: M
         sources.table([tmp_path / "t.csv"], sources.Columns("file", "caption"), [])
 
 
+@pytest.mark.parametrize("where", ["files", "inside", "captions"])
+def test_rows_of_one_image_are_all_its_captions(
+    tmp_path: Path, make_picture: Make, where: str
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    for number in (0, 1):
+        (tmp_path / f"{number}.jpg").write_bytes(make_picture(number))
+    said = [(0, "a"), (1, "b"), (0, "c"), (1, "d"), (0, "e")]
+    inside = where == "inside"
+    table = [
+        {"id": f"p{n}", "image": {"bytes": make_picture(n)} if inside else f"{n}.jpg", "caption": t}
+        for n, t in said
+    ]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
+    images = [tmp_path] if where == "files" else []
+    path = tmp_path / "t.parquet"
+    if where == "captions":
+        path = tmp_path / "t.jsonl"
+        path.write_text("\n".join(map(json.dumps, table)))
+    source = sources.table([path], sources.Columns("image", "caption", "id"), images)
+    made = imported(source, tmp_path / "out")
+    assert rows(made) == [
+        ("p0-0", "a", "p0"),
+        ("p0-1", "c", "p0"),
+        ("p0-2", "e", "p0"),
+        ("p1-0", "b", "p1"),
+        ("p1-1", "d", "p1"),
+    ]
+    if where != "captions":
+        store = ImageStore(made["images"])
+        assert {one: store.read_bytes(one) for one in store.ids} == {
+            "p0": make_picture(0),
+            "p1": make_picture(1),
+        }
+
+
+def test_two_files_of_one_id_are_not_one_image(tmp_path: Path, make_picture: Make) -> None:
+    for number in (0, 1):
+        (tmp_path / f"{number}.jpg").write_bytes(make_picture(number))
+    table = [{"id": "p", "image": f"{n}.jpg", "caption": f"text {n}"} for n in (0, 1)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, table)))
+    columns = sources.Columns("image", "caption", "id")
+    source = sources.table([tmp_path / "t.jsonl"], columns, [tmp_path])
+    made = imported(source, tmp_path / "out", limit_quarantine=0.5)
+    assert rows(made) == [("p-0", "text 0", "p")]
+    fault = json.loads(made["images"].path("quarantine.jsonl").read_text())
+    assert fault["id"] == "p" and "another file" in fault["reason"]
+
+
 def test_an_import_resumes_and_refuses_other_inputs(tmp_path: Path, make_picture: Make) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -162,8 +162,9 @@ def list_table(
 ) -> Members | None:
     """List the rows of tables whose images are inside (Parquet) or files that the rows name.
 
-    A caption column may hold one text or a list of texts. An image's id is that of the id column,
-    else of its file's name, else file and row.
+    A caption column may hold one text or a list of texts, and several rows may describe one image:
+    those of one id, unless they name different files. An image's id is that of the id column, else
+    of its file's name, else file and row.
 
     Args:
         stage: Gets the images and captions.
@@ -192,7 +193,13 @@ def list_table(
             file = said.get("path") if isinstance(said, dict) else said
             if isinstance(file, str) and not inside:
                 place = located(members, file)
-            _add_row(stage, values, columns, place, _row_id(values, columns, file, name))
+            image_id = _row_id(values, columns, file, name)
+            listed = stage.place(image_id)
+            if members is not None and listed not in (None, place):
+                reason = f"the id {image_id} comes twice, with another file; the first is kept"
+                stage.refuse("images", image_id, reason)
+            else:
+                _add_row(stage, image_id, listed or place, values.get(columns.caption))
     return Tables(paths, columns.image) if inside else members
 
 
@@ -202,12 +209,7 @@ def _row_id(values: dict[str, Any], columns: Columns, file: Any, name: str) -> s
     return name_id(posixpath.normpath(file)) if isinstance(file, str) and file else f"row-{name}"
 
 
-def _add_row(
-    stage: Stage, values: dict[str, Any], columns: Columns, place: str, image_id: str
-) -> None:
-    text = values.get(columns.caption)
-    texts = text if isinstance(text, list) else [text]
-    if stage.add_image(image_id, place):
-        add(stage, image_id, place, [(f"{image_id}-{k}", one) for k, one in enumerate(texts)])
-    else:
-        stage.refuse("images", image_id, f"the id {image_id} comes twice; the first is kept")
+def _add_row(stage: Stage, image_id: str, place: str, said: Any) -> None:
+    texts = said if isinstance(said, list) else [said]
+    first = stage.number_captions(image_id, len(texts))
+    add(stage, image_id, place, [(f"{image_id}-{k}", one) for k, one in enumerate(texts, first)])
