@@ -105,9 +105,9 @@ def evaluate_finetune(
     write_items(draft.path(ITEMS), Items(name, tuple(test.pixels.ids), columns))
     n = {"train": len(splits["train"]), "images": len(test), "classes": classes}
     metrics = plain(accuracy_estimates(hits, test.labels.numpy(), seed=options.seed))
-    body: dict[str, Any] = {"protocol": name, **headline(options.protocol), "metrics": metrics, "n": n}
-    body |= {"best_step": report.best_step, "validation": report.scores, "seed": options.seed}
-    body |= {"recipe": said, "unavailable": {}}
+    body: dict[str, Any] = {"protocol": name, **headline(options.protocol), "metrics": metrics}
+    body |= {"n": n, "best_step": report.best_step, "validation": report.scores}
+    body |= {"seed": options.seed, "recipe": said, "unavailable": {}}
     return _finish(draft, body, images)
 
 
