@@ -1,14 +1,19 @@
-"""Run synthesis on two local Ray nodes and kill workers: settings, captions, output, kills."""
+"""Run synthesis on two local Ray nodes and kill workers: settings, captions, output, kills, place.
+
+The place is ``ray``, or ``client`` for ``ray://HOST`` of a head node that serves clients.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -18,14 +23,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from ray.cluster_utils import Cluster
 
+import gmail_align.synthesis.run as stage
 from gmail_align.artifacts import load
 from gmail_align.engine import Engine
 from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.synthesis.run import synthesize
+from gmail_align.synthesis.shards import ShardMaker
+
+MEMORY = 80_000_000
+
+
+class Slow(ShardMaker):
+    """Takes so long for a batch that it is hit while it has work left."""
+
+    def _keep(self, *arguments: Any) -> Any:
+        time.sleep(0.3)
+        return super()._keep(*arguments)
 
 
 def workers() -> list[psutil.Process]:
-    """Return the actors' processes among our descendants, the youngest last."""
+    """Return the actors' processes among our descendants."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -47,23 +63,33 @@ def kill_some(out: Path, wanted: int, killed: list[int]) -> None:
             seen = written
             killed.append(candidates[0].pid)
             os.kill(candidates[0].pid, signal.SIGKILL)
-        time.sleep(0.1)
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def main() -> None:
     """Run, and print how many workers were killed and how many nodes there were."""
-    settings, captions, out, kills = sys.argv[1:]
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000},
-    )
-    cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
-    os.environ["RAY_ADDRESS"] = cluster.address
+    settings, captions, out, kills, place = sys.argv[1:]
+    head: dict[str, Any] = {"num_cpus": 1, "object_store_memory": MEMORY}
+    if place == "client":
+        port = free_port()
+        head["ray_client_server_port"], place = port, f"ray://127.0.0.1:{port}"
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    if place == "ray":
+        os.environ["RAY_ADDRESS"] = cluster.address
     killed: list[int] = []
     killer = threading.Thread(target=kill_some, args=(Path(out), int(kills), killed), daemon=True)
     killer.start()
+    stage.ShardMaker = Slow  # type: ignore[misc]
     config = SynthesisConfig(**json.loads(settings))
-    synthesize(config, load(Path(captions)), Path(out), Engine("ray"))
+    stage.synthesize(config, load(Path(captions)), Path(out), Engine(place))
     import ray
 
     sys.stdout.write(json.dumps({"killed": len(killed), "nodes": len(ray.nodes())}) + "\n")
