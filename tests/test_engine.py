@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -146,6 +147,16 @@ def test_a_shard_that_always_kills_its_worker_ends_the_run(tmp_path, monkeypatch
 def test_engines_that_cannot_be(values, message):
     with pytest.raises(ConfigError, match=message):
         Engine(**values)
+
+
+@pytest.mark.parametrize("place", ["ray://127.0.0.1:{}", "ray://127.0.0.1:word", "ray://h:99999"])
+def test_a_cluster_that_does_not_answer_is_an_error_at_once(place):
+    pytest.importorskip("ray")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        where = Engine(place.format(closed.getsockname()[1]))
+        with pytest.raises(ConfigError, match=f"no Ray cluster answers at {where.place}"):
+            where.gpus()
 
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import socket
 import sys
 import threading
 from collections import deque
@@ -321,21 +322,30 @@ def _connect(place: str) -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray = require("ray", "cluster")
     if ray.is_initialized():
         return ray
-    host = place.removeprefix("ray://").rstrip("/")
     try:
         if place == "ray":
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         else:
-            ray.init(f"ray://{host}" if ":" in host else f"ray://{host}:{_RAY_PORT}")
-    except (ConnectionError, OSError, RuntimeError, TimeoutError) as error:
+            logging.getLogger("ray.client_builder").setLevel(logging.WARNING)
+            ray.init(_client_address(place))
+    except (OSError, RuntimeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"no Ray cluster answers at {place} ({str(error).partition(chr(10))[0][:200]}): start "
-            "one with ray start --head, or use --engine local"
+            "one with ray start --head --ray-client-server-port 10001, or use --engine local"
         ) from error
     return ray
+
+
+def _client_address(place: str) -> str:
+    """Add the usual port to ``ray://HOST``, and see at once whether anything listens there."""
+    host, _, port = place.removeprefix("ray://").rstrip("/").partition(":")
+    number = int(port or _RAY_PORT)
+    with socket.create_connection((host, number), timeout=10):
+        return f"ray://{host}:{number}"
 
 
 def _run_on_ray(
