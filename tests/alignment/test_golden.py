@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 
 from gmail_align.alignment.config import ALIGN_PRESETS, align_preset
 from gmail_align.alignment.run import align
-from gmail_align.artifacts import read_jsonl
+from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
+from gmail_align.data.pairs import PAIRS, read_pairs
 from gmail_align.training.config import OptimConfig
 
 GOLDEN = Path(__file__).with_name("golden_curves.json")
@@ -24,6 +26,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learned temperature, summed positives": {"learn_temperature": True, "positives": "sum"},
     "both directions": {"direction": "both"},
     "mixed data": {"data": "mixed"},
+    "SigLIP's sigmoid": {"base": "siglip_folder"},
+    "SigLIP by softmax": {"base": "siglip_folder", "text_loss": "softmax"},
+    "long and short captions": {"pairs": "long", "text_loss": "long_short"},
 }
 
 
@@ -32,16 +37,31 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("golden")
 
 
+@pytest.fixture(scope="session")
+def long_pairs(world: Any, cache: Path) -> Artifact:
+    """The world's pairs with captions of two sentences, the first of which names the colour."""
+    draft = begin(cache / "long", "pairs", {}, {"pairs": world.pairs})
+    rows = [
+        asdict(pair) | {"text": pair.text.replace(" image of", ". image of")}
+        for pair in read_pairs(world.pairs)
+    ]
+    write_jsonl(draft.path(PAIRS), rows)
+    return draft.finish({"pairs": len(rows)})
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_curve_of_every_preset_is_as_it_was(
-    name: str, clip_folder: Path, world: Any, tmp_path: Path, cache: Path
+    name: str, world: Any, tmp_path: Path, cache: Path, request: pytest.FixtureRequest
 ) -> None:
     changes = dict(VARIANTS[name])
+    base = request.getfixturevalue(changes.pop("base", "clip_folder"))
+    long = changes.pop("pairs", "") == "long"
+    pairs = request.getfixturevalue("long_pairs") if long else world.pairs
     config = align_preset(
         changes.pop("preset", "gmail"), batch_size=6, holdout=0.25, optim=OPTIM, **changes
     )
-    sources = (world.pairs, world.real, world.generated)
-    made = align(config, *sources, clip_folder, tmp_path / "encoder", seed=3, cache=cache)
+    sources = (pairs, world.real, world.generated)
+    made = align(config, *sources, base, tmp_path / "encoder", seed=3, cache=cache)
     rows = list(read_jsonl(made.path("events.jsonl")))
     found = {
         "total": [row["total"] for row in rows if row["event"] == "loss"],

@@ -12,13 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmail_align.alignment.chunked import chunked_alignment_loss, chunked_text_loss
+from gmail_align.alignment.chunked import (
+    chunked_alignment_loss,
+    chunked_sigmoid_loss,
+    chunked_text_loss,
+)
 from gmail_align.alignment.config import AlignConfig, AlignWeights
 from gmail_align.alignment.large_batch import piecewise_terms
 from gmail_align.alignment.losses import contrastive_text_loss, directed_alignment_loss
 from gmail_align.alignment.pairset import Batch
 from gmail_align.alignment.terms import loss_terms
 from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.siglip import sigmoid_text_loss
 
 EVERY = AlignWeights(
     align=0.5, text_generated=2, text_real=3, distill_real=4, distill_generated=5, norm=6, patch=7
@@ -51,12 +56,14 @@ def test_chunked_losses_and_their_gradients_are_the_plain_ones(
                 rows, columns, direction, temperature=temperature, **given_all
             )
             text = chunked_text_loss(rows, columns, 5.0, **given_all)
+            text = text + chunked_sigmoid_loss(rows, columns, (5.0, -2.0), **given_all)
         else:
             given_all |= {"same": same}
             eq1 = directed_alignment_loss(
                 rows, columns, direction, temperature=temperature, **given_all
             )
             text = contrastive_text_loss(rows, columns, 5.0, **given_all)
+            text = text + sigmoid_text_loss(rows, columns, 5.0, -2.0, **given_all)
         (eq1 + 3 * text).backward()
         results += [eq1, text, rows.grad, columns.grad, temperature.grad]
     for one, other in zip(found, expected, strict=True):

@@ -105,8 +105,21 @@ def test_masked_pairs_leave_the_short_term() -> None:
     e = np.e
     expected = (2 * np.log((e + 1) / e) + np.log((e + 2) / e)) / 3
     assert float(terms["short"]) == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(ModelError, match="no label to smooth"):
-        long_short_loss(features, features, features, 1.0, same=same)
+
+
+def test_masked_pairs_have_no_part_of_a_smoothed_label() -> None:
+    """With pairs 0 and 1 masked, row 0 is the loss of the columns 0 and 2 alone."""
+    generator = torch.Generator().manual_seed(3)
+    images, long_texts, short_texts = (torch.randn(3, 5, generator=generator) for _ in range(3))
+    same = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
+    found = long_short_loss(images, long_texts, short_texts, 4.0, same_long=same)["long"]
+    table = 4.0 * normalize(images, dim=-1) @ normalize(long_texts, dim=-1).T
+    losses = []
+    for logits in (table, table.T):
+        for row, columns in ((0, [0, 2]), (1, [1, 2]), (2, [0, 1, 2])):
+            kept, label = logits[row, columns][None], torch.tensor([columns.index(row)])
+            losses.append(torch.nn.functional.cross_entropy(kept, label, label_smoothing=0.1))
+    assert float(found) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)
 
 
 def test_the_first_sentence() -> None:

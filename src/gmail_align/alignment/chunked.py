@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import logsigmoid, normalize
 from torch.utils.checkpoint import checkpoint
 
 from gmail_align.alignment.losses import Direction, Positives
@@ -61,6 +61,28 @@ def chunked_text_loss(
     return (by_image + chunked_rows(texts, images, scale, groups, positives, chunk)) / 2
 
 
+def chunked_sigmoid_loss(
+    images: Float[Tensor, "b d"],
+    texts: Float[Tensor, "b d"],
+    logit: tuple[Float[Tensor, ""] | float, Float[Tensor, ""] | float],
+    *,
+    groups: Int64[Tensor, "b g"],
+    positives: Positives,
+    chunk: int,
+) -> Float[Tensor, ""]:
+    """Return :func:`sigmoid_text_loss`, equal to it up to rounding; ``logit``: scale and bias."""
+    with torch.autocast(images.device.type, enabled=False):
+        left, right = (normalize(_wide(side), dim=-1) for side in (images, texts))
+        total = left.new_zeros(())
+        for start in range(0, len(left), chunk):
+            part = checkpoint(
+                _yes_or_no, left[start : start + chunk], right, logit, groups, positives, start,
+                use_reentrant=False,
+            )  # fmt: skip
+            total = total + cast("Tensor", part)
+        return total / len(left)
+
+
 def chunked_rows(
     rows: Float[Tensor, "b d"],
     columns: Float[Tensor, "b d"],
@@ -92,15 +114,35 @@ def _part(
 ) -> Tensor:
     """Return the sum of the losses of a chunk of rows."""
     logits = left @ right.T * scale
-    own = torch.arange(start, start + len(left), device=left.device)
-    same = (groups[own][:, None, :] == groups[None, :, :]).any(dim=-1)
-    places = torch.arange(len(right), device=left.device)
-    diagonal = own[:, None] == places[None, :]
+    own, same, diagonal = _together(groups, start, len(left))
     if positives == "sum":
         found = logits.masked_fill(~(same | diagonal), -torch.inf).logsumexp(dim=-1)
         return (logits.logsumexp(dim=-1) - found).sum()
     found = logits.gather(1, own[:, None])[:, 0]
     return (logits.masked_fill(same & ~diagonal, -torch.inf).logsumexp(dim=-1) - found).sum()
+
+
+def _yes_or_no(
+    left: Tensor,
+    right: Tensor,
+    logit: tuple[Tensor | float, Tensor | float],
+    groups: Tensor,
+    positives: Positives,
+    start: int,
+) -> Tensor:
+    """Return the sum of the sigmoid losses of a chunk of rows."""
+    _, same, diagonal = _together(groups, start, len(left))
+    yes = same | diagonal if positives == "sum" else diagonal
+    terms = logsigmoid((2.0 * yes - 1.0) * (left @ right.T * logit[0] + logit[1]))
+    return -terms.sum() if positives == "sum" else -terms.masked_fill(same & ~diagonal, 0.0).sum()
+
+
+def _together(groups: Tensor, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a chunk's row numbers, which columns belong to each row, and which one is its own."""
+    own = torch.arange(start, start + count, device=groups.device)
+    same = (groups[own][:, None, :] == groups[None, :, :]).any(dim=-1)
+    places = torch.arange(len(groups), device=groups.device)
+    return own, same, own[:, None] == places[None, :]
 
 
 def _wide(features: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat
 from gmail_align.config import Config
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.layout import EncoderLayout
+from gmail_align.encoders.text_kind import TextKind
 from gmail_align.errors import ConfigError
 from gmail_align.training.config import OptimConfig
 
@@ -68,6 +69,10 @@ class AlignConfig(Config):
     """Weight of each loss term."""
     temperature: float = Field(default=0.07, gt=0)
     """Temperature of Eq. 1; the text terms use CLIP's own scale."""
+    text_loss: TextKind | None = None
+    """How images are compared with texts: CLIP's ``softmax``, SigLIP's ``sigmoid`` or Long-CLIP's
+    ``long_short`` (whole features against captions, the batch's first 32 principal components
+    against their first sentences). None: as the base was trained, by its own scale and bias."""
     learn_temperature: bool = False
     """Whether the temperature of Eq. 1 is trained from there on, never below 0.01. The guard goes
     on comparing at ``temperature``."""

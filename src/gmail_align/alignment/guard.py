@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from torch.nn.functional import normalize
 from gmail_align.alignment.config import FIGURES, AlignConfig
 from gmail_align.alignment.losses import (
     alignment_loss,
-    contrastive_text_loss,
     distillation_loss,
     norm_loss,
 )
 from gmail_align.alignment.pairset import PairRows, Rows, Tables
 from gmail_align.alignment.terms import Embedded, adapted_tokens
+from gmail_align.alignment.text_loss import TextLoss, TextSide, text_loss_of
 from gmail_align.data.batches import same_mask
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
@@ -51,6 +51,17 @@ class HeldOut:
     """Pairs that share a real image or a text."""
     patches: Float[Tensor, "m width"] | None = None
     """Means of the frozen patch tokens of the real images."""
+    short: Float[Tensor, "n d"] | None = None
+    """Features of the captions' first sentences, where the text loss reads them."""
+    same_short: Bool[Tensor, "n n"] | None = None
+    """Pairs that share a real image or a first sentence."""
+
+    @property
+    def text_side(self) -> TextSide | None:
+        """What the text terms compare images with."""
+        if self.texts is None:
+            return None
+        return TextSide(self.texts, self.same, None, self.short, self.same_short)
 
 
 def make_held_out(rows: PairRows, tables: Tables) -> HeldOut:
@@ -60,6 +71,10 @@ def make_held_out(rows: PairRows, tables: Tables) -> HeldOut:
     same = same_mask(rows.image_group, rows.text_group)
     places = torch.from_numpy(rows.frozen[first])
     texts = None if tables.texts is None else tables.texts.array[torch.from_numpy(rows.text)]
+    short = same_short = None
+    if tables.short is not None and rows.short is not None and rows.short_group is not None:
+        short = tables.short.array[torch.from_numpy(rows.short)].float()
+        same_short = torch.from_numpy(same_mask(rows.image_group, rows.short_group))
     return HeldOut(
         generated=rows.generated,
         real=rows.real[first],
@@ -68,6 +83,8 @@ def make_held_out(rows: PairRows, tables: Tables) -> HeldOut:
         image_of=image_of.astype(np.int64).reshape(-1),
         same=torch.from_numpy(same),
         patches=tables.patches.array[places] if tables.patches else None,
+        short=short,
+        same_short=same_short,
     )
 
 
@@ -94,7 +111,9 @@ def guard_metrics(
     """
     generated, patches = embed(encoder, tables.generated, held.generated, Route.GENERATED, config)
     real, _ = embed(encoder, _real(tables), held.real, Route.REAL, config)
-    losses = _losses(Embedded(generated, real, patches), held, config, float(encoder.logit_scale))
+    text_loss = text_loss_of(encoder, config)
+    text_loss = replace(text_loss, scale=float(text_loss.scale), bias=float(text_loss.bias))
+    losses = _losses(Embedded(generated, real, patches), held, config, text_loss)
     metrics = {
         **{f"{name}_loss": float(loss(1.0)) for name, loss in losses.items()},
         **_cosines(generated, held),
@@ -155,7 +174,7 @@ def _real(tables: Tables) -> Pixels:
 
 
 def _losses(
-    features: Embedded, held: HeldOut, config: AlignConfig, scale: float
+    features: Embedded, held: HeldOut, config: AlignConfig, text_loss: TextLoss
 ) -> dict[str, Callable[[float], Tensor]]:
     """Return every loss as a function of what its temperature is multiplied by."""
     image_of, generated, real = torch.from_numpy(held.image_of), features.generated, features.real
@@ -172,13 +191,13 @@ def _losses(
             positives=positives,
         )
 
-    def texts(images: Tensor, captions: Tensor) -> Callable[[float], Tensor]:
-        return lambda ease: contrastive_text_loss(images, captions, scale / ease, same, positives)
+    def texts(images: Tensor, side: TextSide) -> Callable[[float], Tensor]:
+        return lambda ease: text_loss(images, side, ease)
 
     losses = {"align": eq1(generated, target)}
-    if held.texts is not None:
-        losses["text_generated"] = texts(generated, held.texts)
-        losses["text_real"] = texts(of_pairs, held.texts)
+    if held.text_side is not None:
+        losses["text_generated"] = texts(generated, held.text_side)
+        losses["text_real"] = texts(of_pairs, held.text_side)
     losses["distill_real"] = lambda ease: distillation_loss(real, held.frozen)
     losses["distill_generated"] = lambda ease: distillation_loss(generated, target)
     losses["norm"] = lambda ease: norm_loss(generated, target)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gmail_align.data.batches import same_mask
 from gmail_align.data.pairs import Pair
+from gmail_align.encoders.long_clip import first_sentence
 from gmail_align.errors import DataError
 from gmail_align.features.pixels import Pixels
 from gmail_align.features.store import Features
@@ -39,13 +40,19 @@ class PairRows:
     """Shape (n,): one number a real image."""
     text_group: Rows
     """Shape (n,): one number a text; equal texts have equal numbers."""
+    short: Rows | None = None
+    """Shape (n,): rows of the features of first sentences."""
+    short_group: Rows | None = None
+    """Shape (n,): one number a first sentence."""
 
     def __len__(self) -> int:
         return len(self.generated)
 
     def take(self, places: Rows) -> PairRows:
         """Return the pairs at ``places``."""
-        return PairRows(**{name: rows[places] for name, rows in vars(self).items()})
+        return PairRows(
+            **{name: rows[places] for name, rows in vars(self).items() if rows is not None}
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class Tables:
     """None where the encoder has no text tower."""
     patches: Features | None = None
     """Means of the frozen patch tokens of real images, row by row with ``frozen``."""
+    short: Features | None = None
+    """Of the captions' first sentences, where the text loss reads them."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,10 @@ class Batch:
     """Means of the frozen patch tokens of the real images."""
     groups: Int64[Tensor, "b 2"] | None = None
     """The real image and the text of each pair as numbers, in place of ``same``."""
+    short: Float[Tensor, "b d"] | None = None
+    """Features of the captions' first sentences."""
+    same_short: Bool[Tensor, "b b"] | None = None
+    """Pairs that share a real image or a first sentence."""
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``."""
@@ -140,16 +153,14 @@ def hold_out(groups: Rows, share: float, limit: int, seed: int) -> npt.NDArray[n
 
 def group_pairs(pairs: Sequence[Pair]) -> tuple[Rows, Rows]:
     """Number the real images and the texts of pairs; each of shape (n,)."""
-    images: dict[str, int] = {}
-    texts: dict[str, int] = {}
-    by_image = [images.setdefault(pair.real_image_id, len(images)) for pair in pairs]
-    by_text = [texts.setdefault(pair.text, len(texts)) for pair in pairs]
-    return np.array(by_image, dtype=np.int64), np.array(by_text, dtype=np.int64)
+    return _numbers([pair.real_image_id for pair in pairs]), _numbers([p.text for p in pairs])
 
 
 def locate(pairs: Sequence[Pair], tables: Tables) -> PairRows:
     """Find each pair's rows in the tables."""
     image_group, text_group = group_pairs(pairs)
+    short = tables.short
+    firsts = [first_sentence(pair.text) for pair in pairs] if short is not None else []
     real_ids = [pair.real_image_id for pair in pairs]
     return PairRows(
         generated=tables.generated.rows([pair.generated_image_id for pair in pairs]).numpy(),
@@ -158,6 +169,8 @@ def locate(pairs: Sequence[Pair], tables: Tables) -> PairRows:
         text=_rows_or_none(tables.texts, [pair.caption_id for pair in pairs]),
         image_group=image_group,
         text_group=text_group,
+        short=None if short is None else short.rows([pair.caption_id for pair in pairs]).numpy(),
+        short_group=None if short is None else _numbers(firsts),
     )
 
 
@@ -171,6 +184,10 @@ def gather(tables: Tables, rows: PairRows, wanted: Wanted) -> Batch:
     real = tables.real.array[torch.from_numpy(own.real)] if wanted.real and tables.real else None
     groups = np.stack([rows.image_group, rows.text_group], axis=1) if wanted.groups else None
     same = None if wanted.groups else same_mask(rows.image_group, rows.text_group)
+    short = same_short = None
+    if tables.short is not None and rows.short is not None and rows.short_group is not None:
+        short = tables.short.array[torch.from_numpy(rows.short)]
+        same_short = torch.from_numpy(same_mask(rows.image_group, rows.short_group))
     batch = Batch(
         generated=generated,
         real=real,
@@ -179,8 +196,16 @@ def gather(tables: Tables, rows: PairRows, wanted: Wanted) -> Batch:
         same=None if same is None else torch.from_numpy(same),
         patches=tables.patches.array[places] if tables.patches else None,
         groups=None if groups is None else torch.from_numpy(groups),
+        short=short,
+        same_short=same_short,
     )
     return batch.pinned() if wanted.pinned else batch
+
+
+def _numbers(names: Sequence[str]) -> Rows:
+    """Number names in the order in which they first come; equal ones have equal numbers."""
+    found: dict[str, int] = {}
+    return np.array([found.setdefault(name, len(found)) for name in names], dtype=np.int64)
 
 
 def _rows_or_none(table: Pixels | Features | None, ids: Sequence[str]) -> Rows:

@@ -125,6 +125,16 @@ def _check(config: AlignConfig, encoder: GmailEncoder) -> None:
         )
     if not encoder.has_texts and config.guarded == "retrieval":
         raise ConfigError("this encoder has no text tower: let the guard select something else")
+    kind = config.text_loss or encoder.text_kind
+    if kind == "sigmoid" and encoder.text_kind != "sigmoid":
+        raise ConfigError(
+            "text_loss=sigmoid needs the bias that a SigLIP was trained with: leave text_loss out"
+        )
+    if kind == "long_short" and (config.positives != "mask" or config.loss_chunk is not None):
+        raise ConfigError(
+            "text_loss=long_short looks at the components of a whole batch: leave positives and "
+            "loss_chunk out"
+        )
     if config.batch_size < ranks().count:
         raise ConfigError(
             f"a batch of {config.batch_size} pairs cannot be shared by {ranks().count} processes: "

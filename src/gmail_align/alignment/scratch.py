@@ -52,13 +52,15 @@ class _Data:
     text: Rows
     """Shape (n,): one number a text."""
 
-    def batch(self, places: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pixels, token ids and their mask."""
-        rows = torch.from_numpy(places)
+    def batch(self, places: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return pixels, token ids and mask of each distinct text, and which text is whose."""
+        _, first, whose = np.unique(self.text[places], return_index=True, return_inverse=True)
+        rows = torch.from_numpy(places[first])
         return (
             self.pixels.array[torch.from_numpy(self.image[places])],
             self.ids[rows],
             self.mask[rows],
+            torch.from_numpy(whose.reshape(-1)),
         )
 
 
@@ -165,10 +167,10 @@ def _fit(
     here, device = ranks(), model.device
 
     def embed(places: Rows) -> tuple[Tensor, Tensor]:
-        images, ids, mask = (part.to(device) for part in data.batch(places))
+        images, ids, mask, whose = (part.to(device) for part in data.batch(places))
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             found = embed_both(model, preprocess.normalise(images), ids, mask)
-        return found[0].float(), found[1].float()
+        return found[0].float(), found[1].float()[whose]
 
     def contrast(images: Tensor, texts: Tensor, places: Rows) -> Tensor:
         same = torch.from_numpy(same_mask(data.image[places], data.text[places])).to(device)

@@ -19,9 +19,11 @@ from gmail_align.alignment.pairset import (
     locate,
 )
 from gmail_align.alignment.patches import extract_patches
-from gmail_align.artifacts import Artifact, fingerprint
+from gmail_align.artifacts import Artifact, begin, fingerprint
+from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.pairs import Pair, read_pairs
 from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.long_clip import first_sentence
 from gmail_align.encoders.route import Route
 from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
 from gmail_align.features.run import extract_images, extract_pixels, extract_texts
@@ -59,7 +61,8 @@ def prepare(
     generated_ids = _distinct(row.generated_image_id for row in rows)
     generated = _pixels(sources["generated"], generated_ids, encoder, cache)
     real = _real_tables(config, sources["real"], rows, is_held.tolist(), encoder, cache)
-    tables = Tables(generated, real[0], real[1], texts, real[2])
+    short = _first_sentences(config, sources["pairs"], encoder, cache)
+    tables = Tables(generated, real[0], real[1], texts, real[2], short)
     located = locate(rows, tables)
     kept = _thin(np.flatnonzero(is_held), config.holdout_limit, seed)
     held = make_held_out(located.take(kept), tables)
@@ -107,6 +110,25 @@ def _real_tables(
     folder = cache / _name(real, "patches", encoder.base_fingerprint, wanted)
     patches = extract_patches(real, pixels, encoder, folder, batch_size=batch)
     return pixels, read_features(made), read_features(patches)
+
+
+def _first_sentences(
+    config: AlignConfig, pairs: Artifact, encoder: GmailEncoder, cache: Path
+) -> Features | None:
+    """Return the features of the captions' first sentences, where the text loss reads them."""
+    if config.text_loss != "long_short":
+        return None
+    draft = begin(cache / _name(pairs, "first sentences"), "captions", {}, {"pairs": pairs})
+    captions = draft.complete
+    if captions is None:
+        rows = {row.caption_id: row for row in read_pairs(pairs)}
+        firsts = (
+            Caption(row.caption_id, first_sentence(row.text), row.real_image_id)
+            for row in rows.values()
+        )
+        captions = draft.finish({"captions": write_captions(draft, firsts)})
+    folder = cache / _name(captions, "texts", encoder.base_fingerprint)
+    return read_features(extract_texts(captions, encoder, folder))
 
 
 def _pixels(images: Artifact, ids: Sequence[str], encoder: GmailEncoder, cache: Path) -> Pixels:

@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from gmail_align.alignment.chunked import chunked_alignment_loss, chunked_text_loss
+from gmail_align.alignment.chunked import chunked_alignment_loss
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.losses import (
     Direction,
-    contrastive_text_loss,
     directed_alignment_loss,
     distillation_loss,
     norm_loss,
 )
 from gmail_align.alignment.pairset import Batch
+from gmail_align.alignment.text_loss import TextSide, text_loss_of
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.training.distributed import ranks
@@ -103,7 +103,8 @@ def terms_of(
     log_scale: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the terms of features that are there already; see :func:`loss_terms`."""
-    weights, scale, generated = config.weights, encoder.logit_scale, features.generated
+    weights, generated = config.weights, features.generated
+    text_loss = text_loss_of(encoder, config, chunk=config.loss_chunk)
     contrast = _Contrast(
         batch, config, config.temperature if log_scale is None else learned_temperature(log_scale)
     )
@@ -111,9 +112,9 @@ def terms_of(
     if weights.align > 0:
         terms["align"] = contrast.eq1(generated, needed(batch.frozen), config.direction)
     if weights.text_generated > 0:
-        terms["text_generated"] = contrast.texts(generated, scale)
+        terms["text_generated"] = text_loss(generated, text_side(batch))
     if weights.text_real > 0:
-        terms["text_real"] = contrast.texts(needed(features.real), scale)
+        terms["text_real"] = text_loss(needed(features.real), text_side(batch))
     if weights.distill_real > 0:
         terms["distill_real"] = distillation_loss(needed(features.real), needed(batch.frozen))
     if weights.distill_generated > 0:
@@ -126,6 +127,12 @@ def terms_of(
     return {**terms, "total": total, **_paired_cosine(generated.detach(), batch)}
 
 
+def text_side(batch: Batch) -> TextSide:
+    """Return what the images of a batch are compared with by the text terms."""
+    texts = needed(batch.texts)
+    return TextSide(texts, batch.same, batch.groups, batch.short, batch.same_short)
+
+
 def _paired_cosine(generated: Tensor, batch: Batch) -> dict[str, Tensor]:
     if batch.frozen is None:
         return {}
@@ -134,7 +141,7 @@ def _paired_cosine(generated: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Contrast:
-    """The contrastive losses of one batch, at once or in chunks."""
+    """Eq. 1 of one batch, at once or in chunks."""
 
     batch: Batch
     config: AlignConfig
@@ -159,19 +166,6 @@ class _Contrast:
             groups=needed(self.batch.groups),
             positives=positives,
             chunk=chunk,
-        )
-
-    def texts(self, images: Tensor, scale: Tensor) -> Tensor:
-        texts, chunk, positives = (
-            needed(self.batch.texts),
-            self.config.loss_chunk,
-            self.config.positives,
-        )
-        if chunk is None:
-            return contrastive_text_loss(images, texts, scale, self.batch.same, positives)
-        groups = needed(self.batch.groups)
-        return chunked_text_loss(
-            images, texts, scale, groups=groups, positives=positives, chunk=chunk
         )
 
 

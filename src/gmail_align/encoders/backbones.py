@@ -31,6 +31,7 @@ from gmail_align.encoders.text import (
     tokenize,
     tokenize_full,
 )
+from gmail_align.encoders.text_kind import TextKind
 from gmail_align.errors import ModelError
 
 INITIAL_SCALE = 1 / 0.07
@@ -41,6 +42,7 @@ class ClipBackbone:
     """A ``CLIPModel``; Long-CLIP is one with more text positions."""
 
     has_texts = True
+    text_kind: TextKind = "softmax"
 
     def __init__(self, model: CLIPModel) -> None:
         self._model: Any = model
@@ -109,6 +111,7 @@ class SiglipBackbone:
     """A ``SiglipModel``: pooled by attention (MAP head), with no projection behind it."""
 
     has_texts = True
+    text_kind: TextKind = "sigmoid"
     head: nn.Parameter | None = None
 
     def __init__(self, model: SiglipModel) -> None:
@@ -187,6 +190,7 @@ class VitBackbone:
     """A plain ``ViTModel`` (SynCLR): the class token behind the last norm, and no text tower."""
 
     has_texts = False
+    text_kind: TextKind = "softmax"
     head: nn.Parameter | None = None
 
     def __init__(self, model: VisionOnly) -> None:

@@ -34,6 +34,7 @@ from gmail_align.encoders.layout import REAL, EncoderLayout
 from gmail_align.encoders.lora import copy_tensors, read_tensors
 from gmail_align.encoders.open_image import open_image
 from gmail_align.encoders.route import Route, parse_route
+from gmail_align.encoders.text_kind import TextKind
 from gmail_align.encoders.trunk import ADAPTERS, Trunk
 from gmail_align.errors import ModelError
 
@@ -192,6 +193,11 @@ class GmailEncoder(nn.Module):
     def logit_bias(self) -> Float[Tensor, ""]:
         """What SigLIP adds to scaled cosines; 0 for other models."""
         return self._backbone.logit_bias
+
+    @property
+    def text_kind(self) -> TextKind:
+        """The loss of images and texts that the base model was trained by."""
+        return self._backbone.text_kind
 
     @property
     def has_texts(self) -> bool:

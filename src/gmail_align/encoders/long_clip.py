@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
 from gmail_align.errors import ModelError
@@ -99,11 +99,12 @@ def long_short_loss(
     components: int = COMPONENTS,
     smoothing: float = SMOOTHING,
     same: Bool[Tensor, "b b"] | None = None,
+    same_long: Bool[Tensor, "b b"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Return Long-CLIP's loss: ``long``, ``short`` and ``total``, their sum (Sec. 3.2).
 
     Each is CLIP's symmetric contrastive loss with smoothed labels; short captions see the images'
-    principal part only.
+    principal part only. Pairs that are masked have no part of the label either.
 
     Args:
         images: Image features; any norm.
@@ -113,16 +114,12 @@ def long_short_loss(
         components: Principal components of the batch that short captions see.
         smoothing: Share of the label that is spread over the batch.
         same: Pairs (i, j) that share a short caption or an image, and are no negatives of each
-            other in the short term; needs ``smoothing`` 0.
-
-    Raises:
-        ModelError: ``same`` is given with smoothed labels.
+            other in the short term.
+        same_long: The same of long captions, in the long term.
     """
-    if same is not None and smoothing > 0:
-        raise ModelError("masked pairs have no label to smooth: set smoothing to 0")
     whole = normalize(images.float(), dim=-1)
     terms = {
-        "long": _symmetric(whole, long_texts, scale, smoothing, None),
+        "long": _symmetric(whole, long_texts, scale, smoothing, same_long),
         "short": _symmetric(
             principal_part(images, components), short_texts, scale, smoothing, same
         ),
@@ -143,9 +140,16 @@ def _symmetric(
     same: Bool[Tensor, "b b"] | None,
 ) -> Float[Tensor, ""]:
     logits = scale * images @ normalize(texts.float(), dim=-1).T
-    if same is not None:
-        own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-        logits = logits.masked_fill(same & ~own, -torch.inf)
-    target = torch.arange(len(logits), device=logits.device)
-    rows = cross_entropy(logits, target, label_smoothing=smoothing)
-    return (rows + cross_entropy(logits.T, target, label_smoothing=smoothing)) / 2
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    kept = torch.ones_like(own) if same is None else ~same | own
+    rows = _smoothed(logits, kept, smoothing)
+    return (rows + _smoothed(logits.T, kept.T, smoothing)) / 2
+
+
+def _smoothed(
+    logits: Float[Tensor, "b b"], kept: Bool[Tensor, "b b"], smoothing: float
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy with the diagonal, smoothed over what is kept of each row."""
+    shares = logits.masked_fill(~kept, -torch.inf).log_softmax(dim=-1)
+    spread = shares.masked_fill(~kept, 0.0).sum(dim=-1) / kept.sum(dim=-1)
+    return -((1 - smoothing) * shares.diagonal() + smoothing * spread).mean()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -14,6 +16,8 @@ def sigmoid_text_loss(
     scale: Float[Tensor, ""] | float,
     bias: Float[Tensor, ""] | float,
     same: Bool[Tensor, "b b"] | None = None,
+    *,
+    positives: Literal["mask", "sum"] = "mask",
 ) -> Float[Tensor, ""]:
     """Return the sigmoid loss: every image and text of the batch is one yes-or-no question.
 
@@ -25,13 +29,15 @@ def sigmoid_text_loss(
         texts: Text features, row by row; any norm.
         scale: ``exp(logit_scale)``.
         bias: ``logit_bias``.
-        same: Pairs that share an image or a text; no question is asked about them.
+        same: Pairs that share an image or a text.
+        positives: ``mask``: no question is asked about those; ``sum``: their answer is yes too.
     """
     with torch.autocast(images.device.type, enabled=False):
         cosines = normalize(images.float(), dim=-1) @ normalize(texts.float(), dim=-1).T
     own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
-    signs = 2.0 * own - 1.0
+    yes = own | same if positives == "sum" and same is not None else own
+    signs = 2.0 * yes - 1.0
     terms = logsigmoid(signs * (scale * cosines + bias))
-    if same is not None:
+    if same is not None and positives == "mask":
         terms = terms.masked_fill(same & ~own, 0.0)
     return -terms.sum(dim=-1).mean()
