@@ -56,6 +56,16 @@ def test_retrieval_of_files(pairs, tmp_path):
     assert len(lines) == 7 and all(" to " in line for line in lines[1:])
 
 
+def test_images_without_a_text_are_told_and_count_as_not_found(pairs, tmp_path):
+    owner = save(tmp_path / "some.npy", np.repeat(np.arange(15), 10))
+    ran = call("evaluate", "retrieval", *flat({**pairs, "--text-image": owner}), "--json")
+    assert ran.exit_code == 0
+    assert "15 of 30 images have no text: they count as not found" in ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["n"] == {"images": 30, "texts": 150, "images_without_text": 15}
+    assert found["metrics"]["i2t_r10"] <= 0.5
+
+
 def test_retrieval_by_another_rule_says_so(pairs):
     ran = call("evaluate", "retrieval", *flat(pairs), "--json", "--compat", "long_clip")
     assert json.loads(ran.stdout)["compat"] == "long_clip"
@@ -85,8 +95,8 @@ def test_a_protocol_asserts_its_counts(pairs):
         ({"--image-features": np.ones((0, 16))}, "at least one row is needed"),
         ({"--text-image": np.full(150, 30)}, "150 of 150 text_image labels are outside 0..29"),
         ({"--text-image": np.arange(30)}, "150 integers are needed"),
-        ({"--text-image": np.zeros(150, dtype=int)}, "29 of 30 images have no text"),
-        ({"--text-features": "absent.npy"}, "cannot be read as a .npy array"),
+        ({"--text-image": np.full(150, 2**64 - 1, dtype=np.uint64)}, "150 of 150 text_image"),
+        ({"--text-features": "absent.npy"}, "absent.npy cannot be read"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(pairs, tmp_path, change, sentence):

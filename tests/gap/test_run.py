@@ -96,7 +96,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     holed[2, 1] = np.nan
     bad = {
         "hold NaN": save(tmp_path / "nan.npy", holed),
-        "floats": save(tmp_path / "int.npy", np.eye(6, dtype=int)),
+        "floats": save(tmp_path / "bool.npy", np.eye(6, dtype=bool)),
         "shape": save(tmp_path / "flat.npy", np.ones(6)),
         "cannot be read": tmp_path / "absent.npy",
         "dimensions": save(tmp_path / "narrow.npy", np.eye(6)[:, :4]),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gmail_align.errors import UserError
 from gmail_align.metrics import retrieval
-from gmail_align.metrics.retrieval import retrieval_metrics, retrieval_ranks
+from gmail_align.metrics.retrieval import retrieval_hits, retrieval_metrics, retrieval_ranks
 
 
 def uneven(images: int, seed: int = 0) -> torch.Tensor:
@@ -152,9 +152,28 @@ def test_more_captions_of_an_image_widen_no_certainty():
     [
         (torch.eye(2), torch.full((2, 2), torch.nan), [0, 1], "2 of 2 rows of texts"),
         (torch.eye(2), torch.eye(2), [0, 2], "outside 0..1"),
-        (torch.eye(2), torch.eye(2), [0, 0], "1 of 2 images have no text, for example image 1"),
+        (1e-20 * torch.eye(2), torch.eye(2), [0, 1], "too small to be normalised"),
     ],
 )
 def test_refuses(images, texts, owner, words):
     with pytest.raises(UserError, match=words):
         retrieval_metrics(images, texts, torch.tensor(owner))
+
+
+@given(data=st.data())
+def test_images_without_a_text_are_never_found_and_stand_in_the_way(data):
+    n, m = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    owner = torch.tensor(data.draw(st.lists(st.integers(0, n - 1), min_size=m, max_size=m)))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    images, texts = torch.randn(n, 4), torch.randn(m, 4)
+    found = retrieval_hits(images, texts, owner, (1, 3, 9))
+    scores = torch.nn.functional.normalize(texts) @ torch.nn.functional.normalize(images).T
+    for k in (1, 3, 9):
+        first = scores.T.argsort(1, descending=True)[:, :k]
+        i2t = [float((owner[row] == image).any()) for image, row in enumerate(first)]
+        assert found.i2t[f"i2t_r{k}"].tolist() == i2t
+        first = scores.argsort(1, descending=True)[:, :k]
+        t2i = [float((row == image).any()) for image, row in zip(owner, first, strict=True)]
+        assert found.t2i[f"t2i_r{k}"].tolist() == t2i
+    for name, column in found.columns().items():
+        assert column.value == pytest.approx(found.estimates(resamples=2)[name].value)

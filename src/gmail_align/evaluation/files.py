@@ -21,6 +21,7 @@ from gmail_align.metrics.zeroshot import (
     class_weights,
     zeroshot_hits,
 )
+from gmail_align.progress import say
 
 
 def retrieval_of_files(
@@ -58,6 +59,10 @@ def retrieval_of_files(
     require_retrieval(images, texts, owner)
     n = {"images": len(images), "texts": len(texts)}
     name = named(protocol, "retrieval", n, subset=subset)
+    silent = len(images) - len(owner.unique())
+    if silent:
+        say(f"{silent} of {len(images)} images have no text: they count as not found")
+        n["images_without_text"] = silent
     hits = retrieval_hits(images, texts, owner, compat=rule)
     if keep is not None:
         rows = tuple(map(str, range(len(images))))

@@ -22,6 +22,8 @@ TIE = 1e-6
 
 LARGEST = 1e18
 """Numbers beyond it have squares that float32 does not hold."""
+SMALLEST = 1e-12
+"""Features of which no number is larger could not be told from zeros."""
 
 _SCORES = 1 << 24
 """Scores held at once when a whole row of candidates is needed: 64 MB."""
@@ -34,7 +36,7 @@ class Ranks:
     Attributes:
         above: negatives that score higher than the best positive.
         tied: negatives that score the same.
-        positives: positives that score the same, the best one included (at least 1).
+        positives: positives that score the same, the best one included; 0 where there is none.
     """
 
     above: Int[Tensor, " q"]
@@ -46,6 +48,7 @@ class Ranks:
         """Return the expected 1-based rank of the best positive, ties broken at random.
 
         The first of p positives among t tied negatives stands on average at (t + p + 1) / (p + 1).
+        A query without a positive stands behind every candidate.
         """
         return self.above.double() + 1 + self.tied.double() / (self.positives.double() + 1)
 
@@ -54,7 +57,8 @@ def recall_at(ranks: Ranks, k: int) -> Float64[Tensor, " q"]:
     """Return each query's probability that a positive is among its first k, ties at random.
 
     With r = k - above places left for the tied group, it is hypergeometric:
-    1 - C(tied, r) / C(tied + positives, r). A k beyond the number of candidates gives 1.
+    1 - C(tied, r) / C(tied + positives, r). A k beyond the number of candidates gives 1. A query
+    without any positive has 0, as in CLIP_benchmark.
 
     Raises:
         UserError: k is below 1.
@@ -67,7 +71,7 @@ def recall_at(ranks: Ranks, k: int) -> Float64[Tensor, " q"]:
     for place in range(min(k, int(ranks.tied.max()) + 1) if len(tied) else 0):
         chance = (tied - place).clamp(min=0) / (tied + positives - place).clamp(min=1)
         miss = torch.where(place < places, miss * chance, miss)
-    return 1 - miss
+    return torch.where(ranks.positives > 0, 1 - miss, 0.0)
 
 
 def label_ranks(
@@ -168,8 +172,13 @@ def require_features(**features: Tensor) -> None:
         bad = sum(int((~part.isfinite()).any(1).sum()) for part in parts)
         if bad:
             raise UserError(f"{bad} of {len(rows)} rows of {name} hold NaN or infinity")
-        if max(float(part.abs().max()) for part in parts) > LARGEST:
+        largest = max(float(part.abs().max()) for part in parts)
+        if largest > LARGEST:
             raise UserError(f"{name} hold numbers beyond {LARGEST:g}, too large to be normalised")
+        if 0 < largest < SMALLEST:
+            raise UserError(
+                f"{name} hold no number beyond {SMALLEST:g}, too small to be normalised"
+            )
 
 
 def require_pairs(

@@ -1,7 +1,8 @@
 """Image-text retrieval: R@k both ways, tie-safe, streamed, with intervals over images.
 
 Definitions are CLIP_benchmark's: an image is found when any of its captions is in the first k,
-a caption when its one image is. All captions of an image count, however many it has.
+a caption when its one image is. All captions of an image count, however many it has; an image
+without any stands among the candidates of every caption and is never found itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from jaxtyping import Float, Float32, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmail_align.errors import UserError
 from gmail_align.metrics.bootstrap import Estimate, Values, bootstrap_means
 from gmail_align.metrics.compat import Compat, compat_hits
 from gmail_align.metrics.ranks import (
@@ -93,8 +93,9 @@ class RetrievalHits:
 
     def columns(self) -> dict[str, Column]:
         """Return what every image adds to each recall: to compare results image by image."""
-        sizes = np.bincount(self.owner)
-        by_image = {name: np.bincount(self.owner, hits) for name, hits in self.t2i.items()}
+        count = max(len(hits) for hits in self.i2t.values())
+        sizes = np.bincount(self.owner, minlength=count)
+        by_image = {name: np.bincount(self.owner, hits, count) for name, hits in self.t2i.items()}
         return {name: mean_column(hits) for name, hits in self.i2t.items()} | {
             name: mean_column(sums, sizes) for name, sums in by_image.items()
         }
@@ -139,8 +140,7 @@ def retrieval_ranks(
         O(n + m) besides one tile; scores are float32.
 
     Raises:
-        UserError: features are not finite or of different dims, a label is out of range, or an
-            image has no text.
+        UserError: features are not finite or of different dims, or a label is out of range.
     """
     require_retrieval(images, texts, text_image)
     owner = text_image.to(images.device).long()
@@ -185,17 +185,10 @@ def _own_scores(
 
 
 def require_retrieval(images: Tensor, texts: Tensor, text_image: Tensor) -> None:
-    """Check that features fit each other and that every image has a text.
+    """Check that features fit each other.
 
     Raises:
         UserError: one sentence that says what does not fit.
     """
     require_features(images=images, texts=texts)
     require_labels("text_image labels", text_image, len(texts), len(images))
-    owner = text_image.to(images.device).long()
-    silent = (torch.bincount(owner, minlength=len(images)) == 0).nonzero().flatten()
-    if len(silent):
-        raise UserError(
-            f"{len(silent)} of {len(images)} images have no text, for example image "
-            f"{int(silent[0])}; leave them out"
-        )
