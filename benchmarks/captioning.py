@@ -17,13 +17,14 @@ One thread, medians of CPU time, both ways in turn.
 from __future__ import annotations
 
 import argparse
+import copy
 import pickle
 import platform
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from gmail_align.captioning.captions import CaptionSet
 from gmail_align.captioning.clipcap import ClipCap
 from gmail_align.captioning.decode import Decoding, decode
-from gmail_align.captioning.folder import load_gpt2
+from gmail_align.captioning.folder import fuse_gelu, load_tokenizer
 from gmail_align.captioning.retrieval import nearest
 from gmail_align.features.store import Features
 from gmail_align.recipe import model_path
@@ -86,21 +87,23 @@ class Pickles(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return found
 
 
-def median(run: Callable[[], object], repeats: int) -> float:
-    """Return the median CPU seconds of a run."""
-    seconds = []
+def medians(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Return the median CPU seconds of runs that take turns."""
+    seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
-        start = time.process_time()
-        run()
-        seconds.append(time.process_time() - start)
-    return statistics.median(seconds)
+        for run, found in zip(runs, seconds, strict=True):
+            start = time.process_time()
+            run()
+            found.append(time.process_time() - start)
+    return [statistics.median(found) for found in seconds]
 
 
 def compare_decoding(
-    gpt2: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, repeats: int, singles: int
+    plain: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, repeats: int, singles: int
 ) -> None:
-    """Caption 32 images in a batch, and ``singles`` of them one by one."""
+    """Caption 32 images in a batch, and ``singles`` of them one by one with GPT-2 as it comes."""
     torch.manual_seed(0)
+    gpt2 = fuse_gelu(copy.deepcopy(plain))
     model = ClipCap(gpt2, WIDTH).eval()
     with torch.no_grad():
         model.mapper[-1].weight.mul_(8)
@@ -113,9 +116,11 @@ def compare_decoding(
 
     def single() -> None:
         rows = prompt.embeddings[:singles]
-        said["single"] = [one_by_one(gpt2, tokenizer, row) for row in rows]
+        said["single"] = [one_by_one(plain, tokenizer, row) for row in rows]
 
-    fast, slow = median(batched, repeats), median(single, repeats) * BATCH / singles
+    batched()
+    fast, slow = medians((batched, single), repeats)
+    slow *= BATCH / singles
     same = sum(a == b for a, b in zip(said["batched"], said["single"], strict=False))
     print(f"batched, cached      {BATCH / fast:8.1f} captions/s")
     print(f"one by one, no cache {BATCH / slow:8.1f} captions/s")
@@ -124,7 +129,7 @@ def compare_decoding(
 
 def compare_batches(folder: Path, repeats: int) -> None:
     """Read an epoch of training batches both ways."""
-    _, tokenizer = load_gpt2(folder)
+    tokenizer = load_tokenizer(folder)
     array = torch.randn(CAPTIONS // 5, WIDTH)
     ids = [f"{number}" for number in range(len(array))]
     rows = [(ids[n % len(ids)], f"a red ball and {n} blue cubes") for n in range(CAPTIONS)]
@@ -147,7 +152,7 @@ def compare_batches(folder: Path, repeats: int) -> None:
             for _ in loader:
                 pass
 
-        fast, slow = median(store, repeats), median(pickles, repeats)
+        fast, slow = medians((store, pickles), repeats)
     print(f"feature store        {CAPTIONS / fast:8.0f} examples/s")
     print(f"pickle a caption     {CAPTIONS / slow:8.0f} examples/s")
     print(f"ratio {slow / fast:.1f}")
@@ -201,7 +206,8 @@ def main() -> None:
         f" {platform.python_version()}, torch {torch.__version__}, transformers"
         f" {transformers.__version__}"
     )
-    words, tokenizer = load_gpt2(given.gpt2)
+    tokenizer = load_tokenizer(given.gpt2)
+    words = GPT2LMHeadModel.from_pretrained(given.gpt2, dtype=torch.float32).eval()
     print("GPT-2 of the tabletop world:")
     compare_decoding(words, tokenizer, given.repeats, BATCH)
     if given.published:

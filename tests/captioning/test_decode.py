@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
 from gmail_align.captioning.clipcap import ClipCap
-from gmail_align.captioning.decode import Decoding, SeededNucleus, decode, up_to_end
+from gmail_align.captioning.decode import Decoding, SeededNucleus, decode, prefill, up_to_end
 from gmail_align.captioning.folder import load_gpt2
+from gmail_align.captioning.language import Prompt, mean_log_prob
 
 FEATURES = torch.randn(5, 8, generator=torch.Generator().manual_seed(4))
 GREEDY = Decoding(method="greedy", max_tokens=9)
@@ -60,6 +62,33 @@ def test_a_batch_predicts_what_single_images_predict(chatty: ClipCap, gpt2: Path
     alone = [say(chatty, tokenizer, f[None], BEAM)[0] for f in FEATURES]
     assert [c.text for c in together] == [c.text for c in alone]
     assert [c.log_prob for c in together] == pytest.approx([c.log_prob for c in alone], abs=1e-5)
+
+
+@pytest.mark.parametrize(("length", "padded"), [(4, True), (4, False), (1, False)])
+def test_a_prompt_that_is_kept_scores_as_one_that_is_run_again(
+    clipcap: ClipCap, length: int, padded: bool
+) -> None:
+    random = torch.Generator().manual_seed(6)
+    mask = torch.arange(length) >= torch.tensor([0, 1, 2, 3, 0])[:, None]
+    prompt = Prompt(torch.randn(5, length, 32, generator=random), mask if padded else None)
+    ids = torch.randint(300, (5, 6), generator=random)
+    spoken = torch.arange(6) < torch.tensor([6, 1, 3, 4, 2])[:, None]
+    with torch.inference_mode():
+        again = mean_log_prob(clipcap.gpt2, prompt, ids, spoken)
+        kept = mean_log_prob(clipcap.gpt2, prompt, ids, spoken, prefill(clipcap.gpt2, prompt))
+    assert torch.allclose(kept, again, atol=1e-5)
+
+
+def test_gpt2_is_what_transformers_makes_of_it(gpt2: Path) -> None:
+    plain, ours = GPT2LMHeadModel.from_pretrained(gpt2), load_gpt2(gpt2)[0]
+    ids = torch.arange(12)[None]
+    expected = plain(ids, labels=ids)
+    found = ours(ids, labels=ids)
+    assert torch.allclose(found.logits, expected.logits, atol=1e-5)
+    expected.loss.backward()
+    found.loss.backward()
+    for ours_p, plain_p in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours_p.grad, plain_p.grad, atol=1e-5)
 
 
 def test_tokens_count_up_to_the_first_end() -> None:

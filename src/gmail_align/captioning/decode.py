@@ -109,21 +109,22 @@ def decode(
     if how.method == "nucleus":
         draws.append(SeededNucleus(seeds or (), how.top_p, how.temperature))
     model: Any = gpt2
+    prompt_cache = prefill(gpt2, prompt)
     ids: Tensor = model.generate(
         inputs_embeds=prompt.embeddings,
         attention_mask=prompt.attended(),
-        past_key_values=prefill(gpt2, prompt, beams),
+        past_key_values=repeated(gpt2, prompt_cache, beams),
         generation_config=settings,
         logits_processor=draws,
     )
     mask = up_to_end(ids, ends)
-    scores = mean_log_prob(gpt2, prompt, ids, mask).tolist()
+    scores = mean_log_prob(gpt2, prompt, ids, mask, prompt_cache).tolist()
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [Decoded(text.strip(), score) for text, score in zip(texts, scores, strict=True)]
 
 
-def prefill(gpt2: GPT2LMHeadModel, prompt: Prompt, beams: int) -> DynamicCache:
-    """Run each prompt but its last embedding through the model, once for all of its beams.
+def prefill(gpt2: GPT2LMHeadModel, prompt: Prompt) -> DynamicCache:
+    """Run each prompt but its last embedding through the model.
 
     Left to itself, ``generate`` runs the prompt once a beam.
     """
@@ -136,8 +137,17 @@ def prefill(gpt2: GPT2LMHeadModel, prompt: Prompt, beams: int) -> DynamicCache:
             past_key_values=cache,
             use_cache=True,
         )
-        cache.batch_repeat_interleave(beams)
     return cache
+
+
+def repeated(gpt2: GPT2LMHeadModel, cache: DynamicCache, beams: int) -> DynamicCache:
+    """Copy a cache, each row ``beams`` times."""
+    copy = DynamicCache(config=gpt2.config)
+    for layer, source in zip(copy.layers, cache.layers, strict=True):
+        if source.is_initialized:
+            rows = (part.repeat_interleave(beams, dim=0) for part in (source.keys, source.values))
+            layer.update(*rows)
+    return copy
 
 
 def up_to_end(ids: Integer[Tensor, "b t"], ends: Sequence[int]) -> Bool[Tensor, "b t"]:

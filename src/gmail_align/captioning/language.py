@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
-from transformers import GPT2LMHeadModel
+from transformers import Cache, GPT2LMHeadModel
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def token_losses(
     prompt: Prompt,
     input_ids: Integer[Tensor, "b t"],
     mask: Bool[Tensor, "b t"],
+    cache: Cache | None = None,
 ) -> Float[Tensor, " n"]:
     """Return the cross-entropy of every token under ``mask``, row by row, in nats.
 
@@ -47,15 +49,20 @@ def token_losses(
         prompt: What stands before each caption.
         input_ids: Captions, padded on the right.
         mask: True at the tokens that count.
+        cache: Keys and values of the prompt but its last embedding, when these are known; it grows.
     """
-    inputs = torch.cat([prompt.embeddings, gpt2.transformer.wte(input_ids)], dim=1)
-    extra = {}
+    start = prompt.embeddings if cache is None else prompt.embeddings[:, -1:]
+    first = start.shape[1]
+    inputs = torch.cat([start, gpt2.transformer.wte(input_ids)], dim=1)
+    extra: dict[str, Any] = {"use_cache": False}
+    if cache is not None:
+        extra = {"past_key_values": cache, "use_cache": True}
     if prompt.mask is not None:
         attended = torch.cat([prompt.attended(), torch.ones_like(input_ids).long()], dim=1)
         positions = (attended.cumsum(1) - 1).clamp(min=0)
-        extra = {"attention_mask": attended, "position_ids": positions}
-    states = gpt2.transformer(inputs_embeds=inputs, use_cache=False, **extra).last_hidden_state
-    logits = gpt2.lm_head(states[:, prompt.embeddings.shape[1] - 1 : -1][mask])
+        extra |= {"attention_mask": attended, "position_ids": positions[:, -inputs.shape[1] :]}
+    states = gpt2.transformer(inputs_embeds=inputs, **extra).last_hidden_state
+    logits = gpt2.lm_head(states[:, first - 1 : -1][mask])
     return F.cross_entropy(logits.float(), input_ids[mask].long(), reduction="none")
 
 
@@ -64,8 +71,9 @@ def mean_log_prob(
     prompt: Prompt,
     input_ids: Integer[Tensor, "b t"],
     mask: Bool[Tensor, "b t"],
+    cache: Cache | None = None,
 ) -> Float[Tensor, " b"]:
     """Return each caption's log-probability divided by its tokens, ClipCap's own score."""
     losses = torch.zeros(mask.shape, device=mask.device)
-    losses[mask] = token_losses(gpt2, prompt, input_ids, mask)
+    losses[mask] = token_losses(gpt2, prompt, input_ids, mask, cache)
     return -losses.sum(1) / mask.sum(1)
