@@ -63,7 +63,7 @@ def prepare_data(recipe: Recipe, work: Path) -> Data:
     from gmail_align.data.import_run import import_coco
     from gmail_align.data.leaks import find_leaks, refuse_leaks
     from gmail_align.data.pairs import make_pairs
-    from gmail_align.data.subsets import choose_captions, keep_share
+    from gmail_align.data.subsets import choose_captions, choose_pairs
     from gmail_align.synthesis.run import synthesize
     from gmail_align.tabletop.run import make_world
 
@@ -92,7 +92,7 @@ def prepare_data(recipe: Recipe, work: Path) -> Data:
             synthesis, chosen, work / "generated" / split, _engine(recipe)
         )
         pairs[split] = make_pairs(chosen, real[split], generated[split], work / "pairs" / split)
-    pairs["scarce"] = keep_share(
+    pairs["scarce"] = choose_pairs(
         pairs["train"], recipe.scarce_share, work / "pairs" / "scarce", seed=recipe.seed
     )
     return Data(world, real, captions, generated, pairs)

@@ -60,6 +60,7 @@ def test_the_commands_are_these():
         "import scienceqa",
         "import mmmu",
         "leaks",
+        "choose",
         "plan",
         "synthesize",
         "filter",

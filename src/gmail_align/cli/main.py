@@ -42,6 +42,7 @@ COMMANDS: dict[str, Entry | Group] = {
         },
     ),
     "leaks": Entry("leaks:leaks", "Find training images that an evaluation also has."),
+    "choose": Entry("choose:choose", "Keep some of the captions, or of the pairs."),
     "plan": Entry("plan:plan", "Count what generating images will cost, before anything runs."),
     "synthesize": Entry("synthesize:synthesize", "Generate images from captions."),
     "filter": Entry("filter_images:filter_images", "Leave out poor, double or copied images."),

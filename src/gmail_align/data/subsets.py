@@ -1,57 +1,100 @@
-"""Parts of captions and pairs: a few captions an image, pairs of a share of the real images."""
+"""Parts of captions and pairs: a few captions an image, some or a share of the images."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gmail_align.artifacts import Artifact, begin, write_jsonl
 from gmail_align.data.captions import Caption, read_captions, write_captions
 from gmail_align.data.pairs import PAIRS, read_pairs
+from gmail_align.errors import UserError
 from gmail_align.runtime import stable_seed
 
 
-def choose_captions(captions: Artifact, each: int, out: Path, *, seed: int = 0) -> Artifact:
-    """Keep ``each`` captions of every image, chosen by a hash of seed and caption id.
+def choose_captions(
+    captions: Artifact,
+    each: int | None,
+    out: Path,
+    *,
+    images: float | None = None,
+    seed: int = 0,
+) -> Artifact:
+    """Keep some captions of every image, or all captions of some images, or both.
+
+    Which ones are kept depends on a hash of the seed and their ids alone, not on the others.
 
     Args:
         captions: The captions.
-        each: How many of an image are kept; all where there are fewer.
+        each: How many of an image are kept; all where there are fewer, or where it is None.
         out: Folder of the new ``captions`` artifact, in the order of the old one.
+        images: Number of images, or their share where it is below 1; None keeps all.
         seed: Changes the choice.
+
+    Raises:
+        UserError: neither number is given, or one is not above 0.
     """
-    draft = begin(out, "captions", {"each": each}, {"captions": captions}, seed)
+    config = _config(each=each, images=images)
+    draft = begin(out, "captions", config, {"captions": captions}, seed)
     if draft.complete:
         return draft.complete
     rows = read_captions(captions)
     by_image: dict[str, list[Caption]] = defaultdict(list)
     for row in rows:
         by_image[row.image_id].append(row)
+    chosen = _some(by_image, images, seed)
     kept = {
         row.caption_id
-        for own in by_image.values()
-        for row in sorted(own, key=lambda row: stable_seed(seed, row.caption_id))[:each]
+        for name in chosen
+        for row in sorted(by_image[name], key=lambda row: stable_seed(seed, row.caption_id))[:each]
     }
     count = write_captions(draft, (row for row in rows if row.caption_id in kept))
-    return draft.finish({"captions": count, "images": len(by_image)})
+    return draft.finish({"captions": count, "images": len(chosen)})
 
 
-def keep_share(pairs: Artifact, share: float, out: Path, *, seed: int = 0) -> Artifact:
-    """Keep the pairs of a share of the real images, chosen by a hash of seed and image id.
+def choose_pairs(pairs: Artifact, images: float, out: Path, *, seed: int = 0) -> Artifact:
+    """Keep all pairs of some real images, chosen by a hash of the seed and the image's id.
 
     Args:
         pairs: The pairs.
-        share: Share of the real images, above 0 and at most 1.
+        images: Number of real images, or their share where it is below 1.
         out: Folder of the new ``pairs`` artifact.
         seed: Changes the choice.
+
+    Raises:
+        UserError: the number is not above 0.
     """
-    draft = begin(out, "pairs", {"share": share}, {"pairs": pairs}, seed)
+    draft = begin(out, "pairs", _config(images=images), {"pairs": pairs}, seed)
     if draft.complete:
         return draft.complete
     rows = read_pairs(pairs)
-    images = sorted({row.real_image_id for row in rows}, key=lambda name: stable_seed(seed, name))
-    kept = set(images[: max(1, round(share * len(images)))])
+    kept = _some({row.real_image_id for row in rows}, images, seed)
     chosen = [row for row in rows if row.real_image_id in kept]
     write_jsonl(draft.path(PAIRS), [asdict(row) for row in chosen])
     return draft.finish({"pairs": len(chosen), "real_images": len(kept)})
+
+
+def _config(*, images: float | None, each: int | None = None) -> dict[str, Any]:
+    """Return the numbers that were given.
+
+    Raises:
+        UserError: there is none, or one is not above 0.
+    """
+    numbers = {"each": each, "images": images}
+    given = {name: number for name, number in numbers.items() if number is not None}
+    wrong = [name for name, number in given.items() if number <= 0]
+    if wrong or not given:
+        what = f"{wrong[0]} is {given[wrong[0]]:g}" if wrong else "nothing says how many to choose"
+        raise UserError(f"{what}: give a number above 0")
+    return given
+
+
+def _some(names: Collection[str], images: float | None, seed: int) -> set[str]:
+    """Return the chosen ones of the images' names."""
+    if images is None:
+        return set(names)
+    count = max(1, round(images * len(names))) if images < 1 else int(images)
+    return set(sorted(names, key=lambda name: stable_seed(seed, name))[:count])
