@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gmail_align.errors import DataError
@@ -38,8 +41,8 @@ def test_scienceqa_from_problems(tmp_path: Path) -> None:
     assert found["metrics"] == {"accuracy": pytest.approx(2 / 3)}
     assert (found["unparsed"], found["n"]) == (1, {"questions": 3})
     assert {name: (one["value"], one["n"]) for name, one in found["groups"].items()} == {
-        "IMG": (0.5, 2),
         "TXT": (0.5, 2),
+        "IMG": (0.5, 2),
     }
 
 
@@ -47,16 +50,56 @@ def test_the_protocol_with_images_leaves_the_others_out(tmp_path: Path) -> None:
     found = score(tmp_path, SAID, PROBLEMS, protocol="scienceqa_img_test", subset=True)
     assert found["metrics"]["accuracy"] == 0.5
     assert found["protocol"] == "scienceqa_img_test (subset: 2 of 2017 questions)"
-    with pytest.raises(DataError, match="declare --subset"):
-        score(tmp_path, SAID, PROBLEMS, protocol="scienceqa_img_test")
+
+
+def test_a_part_of_a_protocol_says_so_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = score(tmp_path, SAID, PROBLEMS, protocol="scienceqa_img_test")
+    assert found["protocol"] == "scienceqa_img_test (subset: 2 of 2017 questions)"
+    assert "a part of scienceqa_img_test, 2 of 2017" in capsys.readouterr().err
+    many = {str(number): "A" for number in range(2018)}
+    with pytest.raises(DataError, match="is no part of it"):
+        score(tmp_path, many, many, protocol="scienceqa_img_test")
+
+
+def test_the_leaderboard_s_columns_by_the_official_formula(oracles: Path, tmp_path: Path) -> None:
+    slice_ = oracles.parent / "annotations/scienceqa/problems_first_slice.json.gz"
+    problems = json.loads(gzip.decompress(slice_.read_bytes()))
+    tested = {name: one for name, one in problems.items() if one["split"] == "test"}
+    with (oracles / "scienceqa/scienceqa_test_gold_and_preds.tsv").open() as file:
+        rows = {row["qid"]: row for row in csv.DictReader(file, delimiter="\t")}
+    said = {name: "ABCDE"[int(rows[name]["gpt3_cot_ale"])] for name in tested}
+    assert all(int(rows[name]["gold"]) == one["answer"] for name, one in tested.items())
+    found = score(tmp_path, said, problems, protocol="scienceqa_test")
+    lower = {f"grade{year}" for year in range(1, 7)}
+    columns = {  # tools/evaluate_acc.py of ScienceQA, one condition a column
+        "NAT": lambda one: one["subject"] == "natural science",
+        "SOC": lambda one: one["subject"] == "social science",
+        "LAN": lambda one: one["subject"] == "language science",
+        "TXT": lambda one: bool(one["hint"]),
+        "IMG": lambda one: bool(one["image"]),
+        "NO": lambda one: not one["hint"] and not one["image"],
+        "G1-6": lambda one: one["grade"] in lower,
+        "G7-12": lambda one: one["grade"] not in lower,
+    }
+    assert list(found["groups"]) == list(columns)
+    for column, belongs in columns.items():
+        right = [said[n] == "ABCDE"[one["answer"]] for n, one in tested.items() if belongs(one)]
+        told = found["groups"][column]
+        assert (told["value"], told["n"]) == (pytest.approx(np.mean(right)), len(right))
+    assert found["n"] == {"questions": 361}
 
 
 def test_letters_and_records_do_as_well(tmp_path: Path) -> None:
     letters = score(tmp_path, SAID, {"1": "B", "2": "A", "3": "C"})
     assert letters["metrics"]["accuracy"] == pytest.approx(2 / 3) and letters["groups"] == {}
     lines = "\n".join(json.dumps({"question_id": int(k), "text": v}) for k, v in SAID.items())
-    files = write(tmp_path / "said.jsonl", lines), write(tmp_path / "gold.json", PROBLEMS)
-    assert answers_of_files(*files, protocol="own")[0]["metrics"] == letters["metrics"]
+    short = [{k: v} for k, v in SAID.items()]
+    gold = write(tmp_path / "gold.json", PROBLEMS)
+    for name, said in (("said.jsonl", lines), ("said.json", lines), ("short.json", short)):
+        file = write(tmp_path / name, said)
+        assert answers_of_files(file, gold, protocol="own")[0]["metrics"] == letters["metrics"]
 
 
 def test_the_fine_tuned_rule_and_missing_responses(tmp_path: Path) -> None:
@@ -133,6 +176,8 @@ def test_items_come_back_as_they_were(tmp_path: Path) -> None:
         (SAID, {"1": {"answer": 1, "choices": ["a"]}}, {}, "beyond its choices"),
         (SAID, {"4": PROBLEMS["4"]}, {}, "no problem of the test split"),
         (SAID, [], {}, "holds no answers"),
+        (SAID, [{"answer": 1}], {}, "record 0 of .* lacks an id"),
+        (SAID, [{"id": 1, "answer": 1}, {"id": "1", "answer": 0}], {}, "more than one answer to 1"),
         (SAID, {"a_Art_1": {"question_type": "short-answer"}}, {}, "no ground_truth"),
         (SAID, MMMU, {"protocol": "scienceqa_img_test"}, "answers to mmmu"),
         (SAID, PROBLEMS, {"protocol": "mmmu_val"}, "answers to scienceqa"),

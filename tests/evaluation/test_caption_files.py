@@ -58,6 +58,15 @@ def test_predictions_are_read_in_their_three_shapes(tmp_path: Path) -> None:
     coco = write(tmp_path / "coco.json", [{"image_id": 1, "caption": "a"}])
     assert read_predictions(lines) == read_predictions(tmp_path) == {"1": "a", "2": "b"}
     assert read_predictions(coco) == {"1": "a"}
+    for number, said in enumerate(
+        (
+            [{"image_id": 1.0, "text": "a"}],
+            {"1": "a"},
+            '{"image_id": 1, "caption": "a"}',
+            '{"image_id": 1, "caption": "a"}\n{"image_id": 2, "text": "b"}',
+        )
+    ):
+        assert read_predictions(write(tmp_path / f"{number}.json", said))["1"] == "a"
     separated = json.dumps({"image_id": 1, "text": "a\u2028b"}, ensure_ascii=False)
     assert read_predictions(write(tmp_path / "separated.jsonl", separated)) == {"1": "a\u2028b"}
 
@@ -72,6 +81,10 @@ def test_bad_predictions_are_refused(tmp_path: Path) -> None:
             ('[{"image_id": 1, "caption": 3}]', "lacks an image_id or a caption"),
             ('[{"image_id": true, "caption": "a"}]', "lacks an image_id"),
             ("[3]", "lacks an image_id"),
+            ('[{"image_id": 1.5, "caption": "a"}]', "lacks an image_id"),
+            ('{"annotations": [1]}', "holds no predictions .these are annotations.: give COCO"),
+            ('{"1": "a", "1": "b"}', "'1' more than once"),
+            ('"a"', "holds no predictions: give COCO results"),
             ("{broken", "not valid JSON"),
             ("[" * 100_000, "not valid JSON"),
         )

@@ -174,6 +174,8 @@ def test_scienceqa_s_columns():
     assert groups_of(both) == ("SOC", "TXT", "IMG", "G1-6")
     assert groups_of(neither) == ("LAN", "NO", "G7-12")
     assert groups_of({"answer": 1}) == ()
+    assert groups_of({"image": "i.png", "topic": "biology"}) == ("IMG",)
+    assert groups_of({"grade": "grade13", "subject": "biology"}) == ()
 
 
 def test_a_group_s_interval_is_that_of_its_own_questions():

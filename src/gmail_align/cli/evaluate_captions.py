@@ -169,9 +169,15 @@ def _of_artifacts(
 
 
 def chosen_metrics(given: list[str] | None) -> list[str] | None:
-    """Return the metrics named by ``--metrics``, once each; None for all."""
-    names = [name.strip() for text in given or [] for name in text.split(",")]
-    return list(dict.fromkeys(filter(None, names))) or None
+    """Return the metrics named by ``--metrics``, in any case, once each; None for all."""
+    if not given:
+        return None
+    from gmail_align.metrics.captions import METRICS
+
+    known = {name.lower(): name for name in METRICS}
+    names = [name.strip() for text in given for name in text.split(",")]
+    names = [known.get(name.lower(), name) for name in names if name]
+    return list(dict.fromkeys(names)) or None
 
 
 def word_vectors(given: str | None, *, raw: bool = False) -> WordVectors | None:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from gmail_align.errors import DataError
-from gmail_align.evaluation.json_files import parse_json, parse_table, read_text
+from gmail_align.evaluation.json_files import is_lines, parse_lines, parse_table, read_text
 from gmail_align.metrics.answers import Question
 from gmail_align.metrics.mmmu import discipline_of, subject_of
 from gmail_align.metrics.scienceqa import LETTERS, groups_of
 
 _IDS = ("question_id", "id", "image_id")
-_TEXTS = ("response", "text")
+_TEXTS = ("response", "text", "prediction", "output")
 _MOST_LETTERS = "ABCDEFGHIJ"
 
 
@@ -45,9 +45,8 @@ def read_responses(path: Path) -> Responses:
     if path.is_dir():
         path = path / "predictions.jsonl"
     text = read_text(path)
-    if path.suffix == ".jsonl":
-        lines = [parse_json(path, line) for line in text.split("\n") if line.strip()]
-        return _of_records(path, lines)
+    if is_lines(path, text):
+        return _of_records(path, parse_lines(path, text))
     body = parse_table(path, text)
     if isinstance(body, list):
         return _of_records(path, body)
@@ -64,6 +63,8 @@ def _of_records(path: Path, records: Sequence[Any]) -> Responses:
     kept: dict[str, Mapping[str, Any]] = {}
     for number, record in enumerate(records):
         name, text = (_first(record, _IDS), _first(record, _TEXTS))
+        if name is None and isinstance(record, dict) and len(record) == 1:
+            name, text = next(iter(record.items()))
         if name is None or not isinstance(text, str):
             raise DataError(f"record {number} of {path} lacks an id or a response: add it")
         if str(name) in texts:
@@ -88,7 +89,7 @@ def read_questions(path: Path) -> tuple[str, list[Question]]:
     """
     body = parse_table(path, read_text(path))
     if isinstance(body, list):
-        body = {str(_first(record, _IDS)): record for record in body}
+        body = _by_id(path, body)
     if not isinstance(body, dict) or not body:
         raise DataError(f"{path} holds no answers: give id -> answer, or ScienceQA's problems.json")
     first = next(iter(body.values()))
@@ -98,6 +99,22 @@ def read_questions(path: Path) -> tuple[str, list[Question]]:
     if not problems:
         raise DataError(f"{path} holds no problem of the test split")
     return "scienceqa", [_scienceqa(path, name, entry) for name, entry in problems.items()]
+
+
+def _by_id(path: Path, records: Sequence[Any]) -> dict[str, Any]:
+    """Return records by their ids.
+
+    Raises:
+        DataError: one has none, or an id comes twice.
+    """
+    found: dict[str, Any] = {}
+    for number, record in enumerate(records):
+        name = _first(record, _IDS)
+        if name is None:
+            raise DataError(f"record {number} of {path} lacks an id: add it")
+        if found.setdefault(str(name), record) is not record:
+            raise DataError(f"{path} holds more than one answer to {name}: keep one")
+    return found
 
 
 def with_choices(questions: Sequence[Question], responses: Responses) -> list[Question]:

@@ -32,8 +32,9 @@ from gmail_align.metrics.answers import (
     judge_scienceqa,
     membership,
 )
-from gmail_align.metrics.scienceqa import Rule
+from gmail_align.metrics.scienceqa import COLUMNS, Rule
 from gmail_align.metrics.statistics import mean_column
+from gmail_align.progress import say
 
 IMAGES_ONLY = "scienceqa_img_test"
 
@@ -77,12 +78,13 @@ def answers_of_files(
         protocol: ``scienceqa_img_test``, ``scienceqa_test``, ``mmmu_val``, or a label for a set
             of one's own in either format.
         reading: How answers are read.
-        subset: The answers are declared a part of the protocol's.
+        subset: The answers are declared a part of the protocol's; where they are one without it,
+            that is said. Either way the name of the result tells.
         seed: Of the bootstrap.
 
     Raises:
         DataError: a file cannot be read or is of another kind, questions lack a response or are
-            unknown, or counts are not the protocol's.
+            unknown, or there are more than the protocol has.
     """
     start, reading = time.monotonic(), reading or Reading()
     kind, known = read_questions(answers)
@@ -93,12 +95,24 @@ def answers_of_files(
     asked = _asked(known, protocol)
     texts = _matched(asked, known, responses, missing_is_wrong=reading.compat)
     judged, how = _judge(kind, with_choices(asked, responses), texts, responses, reading)
-    name = named(protocol, "answers", {"questions": len(asked)}, subset=subset)
+    name = _named(protocol, len(asked), subset=subset)
     found = accuracies(judged, seed=seed)
     overall = {ACCURACY: found.pop(ACCURACY)}
     body = answer(overall, name, {"questions": len(asked)}, start)
-    body |= {"groups": plain(found), "unparsed": int(judged.unparsed.sum()), **how}
+    ordered = [*(one for one in COLUMNS if one in found), *found]
+    groups = plain({group: found[group] for group in ordered})
+    body |= {"groups": groups, "unparsed": int(judged.unparsed.sum()), **how}
     return body, _items(name, judged)
+
+
+def _named(protocol: str, questions: int, *, subset: bool) -> str:
+    """Return the name of the result; a part of a protocol's questions is told by it."""
+    known = PROTOCOLS.get(protocol)
+    whole = questions if known is None else known.counts["questions"]
+    if questions < whole and not subset:
+        say(f"the answers are a part of {protocol}, {questions} of {whole}: its name says so")
+    part = subset or questions < whole
+    return named(protocol, "answers", {"questions": questions}, subset=part)
 
 
 def _asked(known: Sequence[Question], protocol: str) -> list[Question]:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from gmail_align.artifacts import MANIFEST, load
 from gmail_align.errors import DataError
 from gmail_align.evaluation.items import Items
-from gmail_align.evaluation.json_files import parse_json, read_text
+from gmail_align.evaluation.json_files import (
+    is_lines,
+    parse_json,
+    parse_lines,
+    parse_table,
+    read_text,
+)
 from gmail_align.evaluation.result import answer
 from gmail_align.metrics.captions import (
     METRICS,
@@ -130,6 +136,8 @@ def _n(human: Mapping[str, Sequence[str]]) -> dict[str, int]:
 def read_predictions(path: Path) -> dict[str, str]:
     """Read image id -> caption from COCO results, JSON lines, or a folder of predictions.
 
+    A table of image id to caption does as well.
+
     Raises:
         DataError: the file cannot be read, or an entry has no image id or caption.
         UserError: an image has two captions.
@@ -137,10 +145,20 @@ def read_predictions(path: Path) -> dict[str, str]:
     if path.is_dir():
         path = path / "predictions.jsonl"
     text = read_text(path)
-    if text.lstrip().startswith("["):
-        return index_predictions(_entries(path, parse_json(path, text), "caption"))
-    lines = [parse_json(path, line) for line in text.split("\n") if line.strip()]
-    return index_predictions(_entries(path, lines, "text"))
+    if is_lines(path, text) or not text.strip():
+        return index_predictions(_entries(path, parse_lines(path, text), "text"))
+    body = parse_table(path, text)
+    if isinstance(body, dict) and body and all(isinstance(one, str) for one in body.values()):
+        return dict(body)
+    if isinstance(body, dict) and "image_id" in body:
+        body = [body]
+    if not isinstance(body, list):
+        what = "these are annotations" if isinstance(body, dict) and "annotations" in body else ""
+        raise DataError(
+            f"{path} holds no predictions{what and f' ({what})'}: give COCO results, a list of "
+            "image_id and caption, or JSON lines of image_id and text"
+        )
+    return index_predictions(_entries(path, body, "caption"))
 
 
 def read_references(path: Path) -> dict[str, list[str]]:
@@ -190,11 +208,13 @@ def _what_it_is(body: Any) -> str:
 
 
 def _entries(path: Path, entries: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Yield image id and caption of each entry; the caption stands under ``key``."""
+    """Yield image id and caption of each entry; the caption stands under ``key``, or the other."""
+    other = "caption" if key == "text" else "text"
     for number, entry in enumerate(entries):
-        name, text = (
-            (entry.get("image_id"), entry.get(key)) if isinstance(entry, dict) else (None, None)
-        )
+        own = entry if isinstance(entry, dict) else {}
+        name, text = own.get("image_id"), own.get(key, own.get(other))
+        if isinstance(name, float) and name.is_integer():  # as tables with gaps write them
+            name = int(name)
         if isinstance(name, bool) or not isinstance(name, int | str) or not isinstance(text, str):
             raise DataError(f"entry {number} of {path} lacks an image_id or a {key}: add it")
         yield str(name), text

@@ -42,6 +42,26 @@ def parse_json(path: Path, text: str) -> Any:
         raise DataError(f"{path} is not valid JSON: {error}") from error
 
 
+def parse_lines(path: Path, text: str) -> list[Any]:
+    """Parse JSON lines; blank ones are passed over.
+
+    Raises:
+        DataError: a line is not valid JSON.
+    """
+    return [parse_json(path, line) for line in text.split("\n") if line.strip()]
+
+
+def is_lines(path: Path, text: str) -> bool:
+    """Whether a file holds JSON lines: it says so by its name, or its first line is an object."""
+    if path.suffix == ".jsonl":
+        return True
+    first, _, rest = text.strip().partition("\n")
+    try:
+        return bool(rest) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def parse_table(path: Path, text: str) -> Any:
     """Parse like :func:`parse_json`, and refuse a table that has a key twice.
 

@@ -304,14 +304,22 @@ def _require_same_images(
     blank = [i for i, some in references.items() if not some or not all(map(str.strip, some))]
     _refuse("references hold no or an empty caption for", blank)
     for name, own in systems.items():
-        _refuse(f"{name}: no prediction for", [i for i in references if i not in own])
-        _refuse(f"{name}: no references for", [i for i in own if i not in references])
-        _refuse(f"{name}: an empty prediction for", [i for i in own if not own[i].strip()])
+        faults = {
+            "no prediction for": [i for i in references if i not in own],
+            "no references for": [i for i in own if i not in references],
+            "an empty prediction for": [i for i in own if not own[i].strip()],
+        }
+        told = [_listed(what, images) for what, images in faults.items() if images]
+        if told:
+            raise UserError(f"{name}: {'; '.join(told)}")
 
 
 def _refuse(what: str, image_ids: Sequence[str]) -> None:
     """Raise if there are any ids, with their number and the first three."""
     if image_ids:
-        shown = ", ".join(map(str, image_ids[:3])) + (", ..." if len(image_ids) > 3 else "")
-        noun = "image" if len(image_ids) == 1 else "images"
-        raise UserError(f"{what} {len(image_ids)} {noun}: {shown}")
+        raise UserError(_listed(what, image_ids))
+
+
+def _listed(what: str, image_ids: Sequence[str]) -> str:
+    shown = ", ".join(map(str, image_ids[:3])) + (", ..." if len(image_ids) > 3 else "")
+    return f"{what} {len(image_ids)} {'image' if len(image_ids) == 1 else 'images'}: {shown}"

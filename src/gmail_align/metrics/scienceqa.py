@@ -11,10 +11,13 @@ from typing import Any, Literal
 
 LETTERS = ("A", "B", "C", "D", "E")
 Rule = Literal["zeroshot", "finetuned"]
+COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
+"""Columns of the leaderboard, before the total."""
 
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 _LOWER = {f"grade{year}" for year in range(1, 7)}
+_UPPER = {f"grade{year}" for year in range(7, 13)}
 
 
 def read_letter(response: str, rule: Rule) -> str | None:
@@ -51,15 +54,15 @@ def _finetuned(response: str) -> str | None:
 def groups_of(problem: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns of the ScienceQA table that a problem counts in.
 
-    NAT, SOC and LAN are subjects; TXT has a hint, IMG an image, NO neither; G1-6 and G7-12 are
-    grades. What a problem does not say puts it in no column.
+    The official script's: NAT, SOC and LAN by ``subject`` (and not by the finer ``topic``); TXT has
+    a hint, IMG an image, maybe both, NO neither; G1-6 and G7-12 by ``grade``. What a problem does
+    not say puts it in no column.
     """
     groups = []
     if problem.get("subject") in _SUBJECTS:
         groups.append(_SUBJECTS[problem["subject"]])
-    if "hint" in problem and "image" in problem:
-        seen = [("TXT", problem["hint"]), ("IMG", problem["image"])]
-        groups += [name for name, there in seen if there] or ["NO"]
-    if isinstance(problem.get("grade"), str):
+    seen = [name for name, key in (("TXT", "hint"), ("IMG", "image")) if problem.get(key)]
+    groups += seen or (["NO"] if "hint" in problem and "image" in problem else [])
+    if problem.get("grade") in _LOWER | _UPPER:
         groups.append("G1-6" if problem["grade"] in _LOWER else "G7-12")
     return tuple(groups)
