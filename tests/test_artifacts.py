@@ -89,13 +89,26 @@ def test_another_run_is_refused_and_the_field_named(tmp_path, change, named, fin
         make(folder, size=3)
     else:
         begin(folder, "captions", {"size": 3}, {"source": "0123"})
+        (folder / "part.jsonl").write_text("{}")
     with pytest.raises(ArtifactError, match=named):
         make(folder, **{"size": 3, **change})
 
 
+def test_a_run_that_failed_before_it_made_anything_stands_in_nobodys_way(tmp_path):
+    first = begin(tmp_path / "a", "captions", {"rule": "one"})
+    (tmp_path / "a" / "rows.jsonl").touch()
+    with pytest.raises(ArtifactError, match="being written"):
+        begin(tmp_path / "a", "captions", {"rule": "other"})
+    del first
+    begin(tmp_path / "a", "captions", {"rule": "other"})
+    (tmp_path / "a" / "rows.jsonl").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"config\.rule was 'other' and is now 'one'"):
+        begin(tmp_path / "a", "captions", {"rule": "one"})
+
+
 def test_other_inputs_are_refused(tmp_path):
     one, other = make(tmp_path / "a", text="a"), make(tmp_path / "b", text="b")
-    begin(tmp_path / "c", "pairs", {}, {"real": one})
+    begin(tmp_path / "c", "pairs", {}, {"real": one}).path("pairs.jsonl").write_text("{}")
     with pytest.raises(ArtifactError, match=r"inputs\.real was"):
         begin(tmp_path / "c", "pairs", {}, {"real": other})
 

@@ -224,7 +224,12 @@ def begin(
         _refuse_difference(folder, artifact.manifest, identity)
         return Draft(folder, identity, complete=artifact)
     if (folder / DRAFT).exists():
-        _refuse_difference(folder, _read_json(folder / DRAFT), identity)
+        try:
+            _refuse_difference(folder, _read_json(folder / DRAFT), identity)
+        except ArtifactError:
+            if _holds_something(folder):
+                raise
+            _close([_take_lease(folder, _LEASE)])  # a run that failed before it made anything
     elif folder.exists() and not _is_blank(folder):
         raise ArtifactError(f"{folder} is not empty and not an unfinished {kind}: choose another")
     write_json(folder / DRAFT, identity)
@@ -336,6 +341,12 @@ def _is_blank(folder: Path) -> bool:
         or (path.name.startswith(".") and path.name.endswith(_UNFINISHED))
         for path in folder.iterdir()
     )
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether an unfinished folder holds a byte of what is being made."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return any(path.name != DRAFT and path.stat().st_size for path in files)
 
 
 def _hash_files(folder: Path) -> dict[str, str]:
