@@ -89,6 +89,49 @@ def test_zips_and_names_as_pairs(folders, tmp_path):
     assert (result["protocol"], result["n"]) == ("gap_paired", 6)
 
 
+def test_a_clip_on_this_machine_is_taken_where_none_is_named(folders, tmp_path, monkeypatch):
+    from gmail_align.gap import prepare
+
+    held = {("openai/clip-vit-base-patch32", name) for name in ("config.json", "model.safetensors")}
+    monkeypatch.setattr(
+        prepare, "try_to_load_from_cache", lambda *what: str(tmp_path) if what in held else None
+    )
+    words = ("gap", "--real", folders / "real", "--generated", folders / "made", "--dry-run")
+    assert "taking openai/clip-vit-base-patch32" in call(*words).stderr
+    held.remove(("openai/clip-vit-base-patch32", "config.json"))
+    ran = call(*words)
+    assert ran.exit_code == 2 and "no CLIP is on this machine" in ran.stderr
+
+
+def test_captions_beside_images_give_text_recall(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for side, inside in (("real", "real"), ("made", "made/sd")):
+        for path in sorted((folders / inside).rglob("*.png")):
+            copy = tmp_path / side / f"{path.parent.name}-{path.name}"
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    words = ("gap", "--real", "real", "--generated", "made", "--encoder", "tabletop", "--json")
+    plain = json.loads(call(*words, *QUICK).stdout)["result"]
+    assert not [name for name in plain["metrics"] if "text" in name]
+    assert (tmp_path / "gap-real-made" / "report" / "index.html").exists()
+    rows = [
+        {"file_name": path.name, "text": f"a {path.stem[:3]} ball"}
+        for path in sorted((tmp_path / "real").iterdir())
+    ]
+    (tmp_path / "real" / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    one = json.loads(call(*words, *QUICK, "--out", "one").stdout)["result"]
+    assert one["unavailable"]["text_recall_generated"] == "its images have no captions"
+    assert one["metrics"]["text_recall_real"]["n"] == 6
+    for path in sorted((tmp_path / "made").glob("*.png")):
+        path.with_suffix(".txt").write_text(f"a {path.stem[:3]} ball\n")
+    both = json.loads(call(*words, *QUICK, "--out", "both").stdout)["result"]
+    assert {"text_recall_real", "text_recall_generated"} <= set(both["metrics"])
+    next((tmp_path / "made").glob("*.txt")).unlink()
+    some = call(*words, *QUICK, "--out", "some")
+    assert "1 of 6 generated images lack a caption" in some.stderr
+    assert "text_recall_real" in json.loads(some.stdout)["result"]["metrics"]
+
+
 def save(path, array):
     np.save(path, array)
     return path
@@ -176,7 +219,7 @@ def test_mistakes_in_folders_are_told_in_a_sentence(folders, tmp_path):
     real, made = folders / "real", folders / "made"
     encoder, out = ("--encoder", "tabletop"), ("--out", tmp_path / "out")
     for words, sentence in (
-        (("--real", real, "--generated", made), "--out is missing"),
+        (("--real", real, "--generated", made), "no CLIP is on this machine"),
         (("--real", real, "--generated", made, *out), "name an --encoder"),
         (("--real", real, *out), "--generated is missing"),
         ((*out,), "give --real and --generated"),

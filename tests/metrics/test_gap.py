@@ -108,6 +108,13 @@ def test_groups_are_resampled_whole():
         assert copied[name].high == pytest.approx(single[name].high, abs=1e-6)
 
 
+def test_resamples_of_a_single_pair_leave_no_unpaired_couples():
+    torch.manual_seed(0)
+    real = torch.randn(3, 4)
+    found = gap_metrics(real, real + 0.1 * torch.randn(3, 4))["unpaired_cosine"]
+    assert -1 <= found.low <= found.value <= found.high <= 1
+
+
 def test_refuses_one_pair_and_nan():
     with pytest.raises(UserError, match="1 pairs are too few"):
         gap_metrics(torch.ones(1, 3), torch.ones(1, 3))

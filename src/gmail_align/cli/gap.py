@@ -13,6 +13,7 @@ from gmail_align.artifacts import load
 from gmail_align.cli.on_files import OutOrNot, answer_lines
 from gmail_align.cli.shared import Device, Seed, Shared, command, model_of
 from gmail_align.errors import ConfigError
+from gmail_align.progress import say
 
 if TYPE_CHECKING:
     from gmail_align.encoders.clip import GmailEncoder
@@ -53,7 +54,11 @@ def gap(
     ] = False,
     encoder: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Encoder, for images; features go to OUT-features."),
+        typer.Option(
+            metavar="MODEL",
+            help="Encoder, for images; without, a CLIP of OpenAI's that is on this machine. "
+            "Features go to OUT-features.",
+        ),
     ] = None,
     real_features: Annotated[
         Path | None, typer.Option(metavar="R.npy", help="Or plain files: floats (images, dim).")
@@ -70,9 +75,9 @@ def gap(
 ) -> None:
     """Measure the gap between real and generated images, before anything is trained on it.
 
-    Give two folders (or zips, or artifacts) and an --encoder, or features in two .npy files.
-    Subfolders of images are read as classes, and above those as generators. OUT/report/index.html
-    is a page of its own.
+    Give two folders (or zips, or artifacts), or features in two .npy files. Subfolders of images
+    are read as classes, and above those as generators; captions are found in captions.jsonl or in a
+    .txt beside each image. OUT/report/index.html is a page of its own.
     """
     from gmail_align.gap.config import GapConfig
     from gmail_align.gap.files import Beside
@@ -92,8 +97,7 @@ def gap(
         raise ConfigError("give --real and --generated, or --real-features, --generated-features")
     if beside != Beside():
         raise ConfigError("classes, generators and texts of rows go with --real-features")
-    if out is None:
-        raise ConfigError("--out is missing: name a folder for the result")
+    out = out or Path("-".join(["gap", *(side.resolve().stem for side in sides)]))
     _of_folders(shared, _Given(*sides, out, pairs, paired, encoder, device), how)
 
 
@@ -111,13 +115,18 @@ class _Given:
 
 
 def _of_folders(shared: Shared, given: _Given, how: dict[str, Any]) -> None:
-    from gmail_align.gap.prepare import Source, check_side, prepare
+    from gmail_align.gap.prepare import Source, check_side, encoder_at_hand, prepare
 
     if given.pairs is not None and given.by_name:
         raise ConfigError("--pairs and --paired both say what belongs together: give one")
     pairs = None if given.pairs is None else load(given.pairs, "pairs")
-    for side in (given.real, given.generated):
-        check_side(side, given.encoder is not None)
+    sides, encoder = (given.real, given.generated), given.encoder
+    if encoder is None and any(check_side(side, True) != "features" for side in sides):
+        encoder = encoder_at_hand()
+        if encoder is not None:
+            say(f"no --encoder is named: taking {encoder}, which is on this machine")
+    for side in sides:
+        check_side(side, encoder is not None)
     if shared.dry_run:
         said = {"real": given.real, "generated": given.generated, "pairs": given.pairs}
         shared.show_plan("gap", given.out, **said, config=how["config"])
@@ -131,7 +140,7 @@ def _of_folders(shared: Shared, given: _Given, how: dict[str, Any]) -> None:
         how["config"].max_pairs,
         how["seed"],
     )
-    ready = prepare(source, _encoder(given.encoder, given.device))
+    ready = prepare(source, _encoder(encoder, given.device))
     _of_artifacts(shared, ready, given.out, how)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
@@ -53,15 +53,15 @@ def import_images(source: Path, out: Path, kind: Kind) -> Artifact:
         DataError: there is no image, or too many cannot be read.
         ArtifactError: ``out`` was made from something else.
     """
-    with _opened(source) as (listing, read):
-        if not listing:
+    with opened(source) as found:
+        if not found.images:
             raise DataError(f"{source} holds no image file ({', '.join(sorted(SUFFIXES))})")
         identity = {"format": "files", "source": kind}
-        files = fingerprint([list(entry) for entry in listing])
+        files = fingerprint([list(entry) for entry in found.images])
         draft = begin(out, "images", identity, {"files": files})
         if draft.complete is not None:
             return draft.complete
-        return _make(draft, [path for path, _ in listing], read, kind)
+        return _make(draft, [path for path, _ in found.images], found.read, kind)
 
 
 def source_paths(images: Artifact) -> dict[str, str] | None:
@@ -159,13 +159,26 @@ def image_ids(paths: Sequence[str]) -> list[str]:
     return names
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A folder or zip: (path, size) of every image in it by name, all files, how to read one."""
+
+    images: Sequence[tuple[str, int]]
+    names: Collection[str]
+    read: Read
+
+
 @contextmanager
-def _opened(source: Path) -> Iterator[tuple[list[tuple[str, int]], Read]]:
-    """Open a folder or zip: (path, size) of every image in it by name, and how to read one."""
+def opened(source: Path) -> Iterator[Opened]:
+    """Open a folder or zip of images.
+
+    Raises:
+        ArtifactError: it is neither.
+    """
     if source.is_dir():
         files = (path for path in source.rglob("*") if path.is_file())
         found = {path.relative_to(source).as_posix(): path.stat().st_size for path in files}
-        yield _images(found), lambda name: (source / name).read_bytes()
+        yield Opened(_images(found), found.keys(), lambda name: (source / name).read_bytes())
         return
     try:
         archive = zipfile.ZipFile(source)
@@ -175,7 +188,7 @@ def _opened(source: Path) -> Iterator[tuple[list[tuple[str, int]], Read]]:
         ) from error
     with archive:
         members = {info.filename: info.file_size for info in archive.infolist()}
-        yield _images(members), archive.read
+        yield Opened(_images(members), members.keys(), archive.read)
 
 
 def _images(found: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -32,16 +32,20 @@ from gmail_align.metrics.ranks import require_features, require_pairs
 UNPAIRED = ("unpaired_cosine", "probe_auc", "centroid_distance", "norm_ratio")
 """Metrics of pairs that keep their meaning when rows are matched at random."""
 _NO_PAIRS = "it needs to know which generated image belongs to which real one: give pairs"
+_NO_TEXTS = "its images have no captions"
 _NO_CLASSES = "real and generated images share fewer than two classes"
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Text features and the row among them of each image's own text, a caption or a class."""
+    """Text features and the row among them of each image's own text, a caption or a class.
+
+    A side whose images have no texts is None.
+    """
 
     features: Float[Tensor, "t d"]
-    real: Int[Tensor, " n"]
-    generated: Int[Tensor, " m"]
+    real: Int[Tensor, " n"] | None
+    generated: Int[Tensor, " m"] | None
 
 
 def paired_gap(
@@ -114,7 +118,7 @@ def measure_sides(
     found |= _distances(real, generated, owner if paired else None)
     found |= _by_class(real, generated, unavailable, how)
     if texts is not None:
-        found |= _understood(real, generated, texts, rows, how)
+        found |= _understood((real, generated), texts, rows, unavailable, how)
     values = {name: estimate.value for name, estimate in found.items()}
     verdict, sentence = advise(values)
     return {
@@ -175,21 +179,20 @@ def _by_class(
 
 
 def _understood(
-    real: Side,
-    generated: Side,
+    sides: tuple[Side, Side],
     texts: Texts,
     rows: tuple[Tensor, Tensor],
+    unavailable: dict[str, str],
     how: dict[str, Any],
 ) -> dict[str, Estimate]:
-    """Estimate how often each side's images find their own text."""
-    sides = (
-        ("real", real, texts.real[rows[0]]),
-        ("generated", generated, texts.generated[rows[1]]),
-    )
-    used, places = torch.unique(torch.cat([side[2] for side in sides]), return_inverse=True)
-    told, start = {}, 0
-    for name, side, own in sides:
-        place = places[start : start + len(own)]
-        start += len(own)
-        told[f"text_recall_{name}"] = text_recall(side.features, texts.features[used], place, **how)
-    return told
+    """Estimate how often each side's images find their own text among those of both sides."""
+    wanted = {"text_recall_real": texts.real, "text_recall_generated": texts.generated}
+    chosen = zip(wanted.items(), sides, rows, strict=True)
+    told = [(name, side, own[at]) for (name, own), side, at in chosen if own is not None]
+    unavailable |= {name: _NO_TEXTS for name, own in wanted.items() if own is None}
+    used, places = torch.unique(torch.cat([own for _, _, own in told]), return_inverse=True)
+    parts = torch.split(places, [len(own) for _, _, own in told])
+    return {
+        name: text_recall(side.features, texts.features[used], place, **how)
+        for (name, side, _), place in zip(told, parts, strict=True)
+    }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import try_to_load_from_cache
 
-from gmail_align.artifacts import MANIFEST, Artifact, begin, load, write_jsonl
+from gmail_align.artifacts import MANIFEST, Artifact, begin, fingerprint, load, write_jsonl
 from gmail_align.data.captions import CAPTIONS
 from gmail_align.data.images import INDEX, ImageStore
 from gmail_align.data.pairs import read_pairs
@@ -18,6 +19,7 @@ from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.features.run import extract_images, extract_texts
+from gmail_align.gap.beside import captions_beside
 from gmail_align.gap.config import GapConfig
 from gmail_align.gap.folders import (
     Kind,
@@ -31,6 +33,11 @@ from gmail_align.gap.sides import Known, sample_rows
 from gmail_align.progress import say
 
 KINDS: Final[tuple[Kind, Kind]] = ("real", "generated")
+DEFAULTS: Final = (
+    *("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch32"),
+    "openai/clip-vit-large-patch14",
+)
+"""Encoders that are taken where none is named and one of them is there."""
 Pairs = list[tuple[str, str]]
 T = TypeVar("T")
 
@@ -87,10 +94,24 @@ def check_side(source: Path, encoded: bool) -> str:
         raise ArtifactError(f"{source} holds {kind}, but images or features are needed here")
     if kind != "features" and not encoded:
         raise ConfigError(
-            f"{source} holds images: name an --encoder to compare them, for example "
-            "openai/clip-vit-base-patch16 (tabletop is shipped, and knows drawn scenes only)"
+            f"{source} holds images and no CLIP is on this machine to compare them: name an "
+            f"--encoder, a folder or {DEFAULTS[0]} (downloaded once, 600 MB); "
+            "tabletop is shipped, and knows drawn scenes only"
         )
     return kind
+
+
+def encoder_at_hand() -> str | None:
+    """Return the first of :data:`DEFAULTS` that Hugging Face's cache on this machine holds."""
+    for name in DEFAULTS:
+        weights = ("model.safetensors", "pytorch_model.bin")
+        has_config, *held = (
+            isinstance(try_to_load_from_cache(name, file), str)
+            for file in ("config.json", *weights)
+        )
+        if has_config and any(held):
+            return name
+    return None
 
 
 def prepare(source: Source, encoder: GmailEncoder | None) -> Prepared:
@@ -116,11 +137,16 @@ def prepare(source: Source, encoder: GmailEncoder | None) -> Prepared:
             pairs = _some(pairs_by_name(paths[0], paths[1]), source, "pairs")
     elif source.by_name:
         raise ConfigError("--paired compares names of files: give two folders, or --pairs")
-    if encoder is not None:
-        known = _with_texts(known, encoder, source, captions)
-    real, generated = (
-        _features(side, kind, source, encoder, pairs)
+    chosen = [
+        None if side.kind == "features" else _chosen(side, kind, source, pairs)
         for side, kind in zip(sides, KINDS, strict=True)
+    ]
+    if encoder is not None:
+        said = [{}, {}] if captions else _said(source, paths, chosen, pairs)
+        known = _with_texts(known, encoder, source, captions, said)
+    real, generated = (
+        _features(side, kind, source, encoder, ids)
+        for side, kind, ids in zip(sides, KINDS, chosen, strict=True)
     )
     return Prepared(real, generated, pairs, known)
 
@@ -133,20 +159,50 @@ def _side(source: Source, kind: Kind, encoder: GmailEncoder | None) -> Artifact:
     return load(path)
 
 
+def _chosen(side: Artifact, kind: Kind, source: Source, pairs: Pairs | None) -> list[str]:
+    """Return the images of a side that are looked at."""
+    if pairs is None:
+        return _some(ImageStore(side).ids, source, kind)
+    return list(dict.fromkeys(pair[KINDS.index(kind)] for pair in pairs))
+
+
 def _features(
-    side: Artifact, kind: Kind, source: Source, encoder: GmailEncoder | None, pairs: Pairs | None
+    side: Artifact, kind: Kind, source: Source, encoder: GmailEncoder | None, ids: list[str] | None
 ) -> Artifact:
     """Return features of the images that are looked at."""
-    if side.kind == "features":
+    if ids is None:
         return side
     assert encoder is not None
-    every = ImageStore(side).ids
-    if pairs is None:
-        chosen = _some(every, source, kind)
-    else:
-        chosen = list(dict.fromkeys(pair[KINDS.index(kind)] for pair in pairs))
-    ids = None if len(chosen) == len(every) else chosen
-    return extract_images(side, encoder, Route.FROZEN, source.home / kind, ids=ids)
+    every = len(ids) == len(ImageStore(side).ids)
+    wanted = None if every else ids
+    return extract_images(side, encoder, Route.FROZEN, source.home / kind, ids=wanted)
+
+
+def _said(
+    source: Source,
+    paths: Sequence[dict[str, str] | None],
+    chosen: Sequence[list[str] | None],
+    pairs: Pairs | None,
+) -> list[dict[str, str]]:
+    """Return image id -> caption of each side, from what lies beside the images.
+
+    A pair shares its caption where one side alone says it. A side of which only some images have
+    one says nothing.
+    """
+    found: list[dict[str, str]] = []
+    for folder, own, ids in zip((source.real, source.generated), paths, chosen, strict=True):
+        told = {} if own is None or ids is None else captions_beside(folder, [own[i] for i in ids])
+        found.append({i: told[own[i]] for i in ids or () if own and own[i] in told})
+    for first, second in pairs or ():
+        text = found[0].get(first) or found[1].get(second)
+        if text is not None:
+            found[0].setdefault(first, text)
+            found[1].setdefault(second, text)
+    for kind, own, ids in zip(KINDS, found, chosen, strict=True):
+        if own and ids and len(own) < len(ids):
+            say(f"no text recall: {len(ids) - len(own)} of {len(ids)} {kind} images lack a caption")
+            own.clear()
+    return found
 
 
 def _some(rows: Sequence[T], source: Source, what: str) -> list[T]:
@@ -167,29 +223,40 @@ def _generators(side: Artifact) -> dict[str, str]:
 
 
 def _with_texts(
-    known: Known, encoder: GmailEncoder, source: Source, captions: Sequence[str] | None
+    known: Known,
+    encoder: GmailEncoder,
+    source: Source,
+    captions: Sequence[str] | None,
+    said: Sequence[dict[str, str]],
 ) -> Known:
-    """Add text features: the captions of pairs, or else a prompt for every class."""
+    """Add text features: the captions of pairs or images, or else a prompt for every class."""
     out = source.home / "texts"
     try:
         if source.pairs is not None:
             texts = extract_texts(source.pairs, encoder, out)
             return replace(known, texts=texts, captions=captions)
+        if any(said):
+            ids = [{image: fingerprint(text) for image, text in own.items()} for own in said]
+            lines = {fingerprint(text): text for own in said for text in own.values()}
+            own_captions = _captions(lines, "beside", source.home / "captions")
+            texts = extract_texts(own_captions, encoder, out)
+            return replace(known, texts=texts, real_texts=ids[0], generated_texts=ids[1])
         names = sorted({*known.real_classes.values(), *known.generated_classes.values()})
         if not names:
             return known
-        prompts = _class_captions(names, source.home / "class-prompts")
-        return replace(known, texts=extract_texts(prompts, encoder, out))
+        prompts = {name: class_prompt(name) for name in names}
+        classes = _captions(prompts, "classes", source.home / "class-prompts")
+        return replace(known, texts=extract_texts(classes, encoder, out))
     except ModelError as error:  # an encoder of images alone, such as SynCLR
         say(f"no text recall: {error}")
         return known
 
 
-def _class_captions(names: Sequence[str], out: Path) -> Artifact:
-    """Write a prompt for each class; the caption's id is the class."""
-    draft = begin(out, "captions", {"format": "classes", "names": list(names)})
+def _captions(lines: Mapping[str, str], what: str, out: Path) -> Artifact:
+    """Write caption id -> text as captions; the prompt of a class has the class as its id."""
+    draft = begin(out, "captions", {"format": what, "names": list(lines)})
     if draft.complete is not None:
         return draft.complete
-    rows = [{"caption_id": name, "text": class_prompt(name), "image_id": name} for name in names]
+    rows = [{"caption_id": name, "text": text, "image_id": name} for name, text in lines.items()]
     write_jsonl(draft.path(CAPTIONS), rows)
-    return draft.finish({"captions": len(names), "images": len(names)})
+    return draft.finish({"captions": len(rows), "images": len(rows)})

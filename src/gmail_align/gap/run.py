@@ -97,7 +97,7 @@ def _measure(
         *sides,
         paired=pairs is not None,
         groups=None if pairs is None else places[0],
-        texts=_texts(known.texts, captions, sides),
+        texts=_texts(known, captions, sides, (real, generated), places),
         config=config,
         seed=seed,
     )
@@ -126,15 +126,28 @@ def _labels(ids: Sequence[str], table: Mapping[str, str], what: str) -> list[str
 
 
 def _texts(
-    source: Artifact | None, captions: Sequence[str] | None, sides: tuple[Side, Side]
+    known: Known,
+    captions: Sequence[str] | None,
+    sides: tuple[Side, Side],
+    features: tuple[Features, Features],
+    places: tuple[Tensor, Tensor],
 ) -> Texts | None:
-    """Return the texts of both sides: the pair's caption, or the class."""
-    if source is None:
+    """Return the texts of both sides: the pair's caption, the image's own, or the class."""
+    if known.texts is None:
         return None
-    told = read_features(source)
+    told = read_features(known.texts)
     if captions is not None:
         rows = told.rows(captions)
         return Texts(told.array, rows, rows)
+    beside = known.real_texts, known.generated_texts
+    if any(beside):
+        return Texts(
+            told.array,
+            *(
+                told.rows(own[side.ids[row]] for row in at.tolist()) if own else None
+                for own, side, at in zip(beside, features, places, strict=True)
+            ),
+        )
     if sides[0].classes is None or sides[1].classes is None:
         return None
     return Texts(told.array, told.rows(sides[0].classes), told.rows(sides[1].classes))

@@ -72,7 +72,9 @@ class Known:
         generated_classes: generated image id -> class.
         generators: generated image id -> what made it.
         texts: features of captions, or of prompts whose ids are the classes.
-        captions: caption id of each pair; None where ``texts`` are of classes.
+        captions: caption id of each pair; None where ``texts`` are of classes or of images.
+        real_texts: real image id -> caption id, where captions lie beside images.
+        generated_texts: generated image id -> caption id.
     """
 
     real_classes: Mapping[str, str] = field(default_factory=dict)
@@ -80,11 +82,15 @@ class Known:
     generators: Mapping[str, str] = field(default_factory=dict)
     texts: Artifact | None = None
     captions: Sequence[str] | None = None
+    real_texts: Mapping[str, str] = field(default_factory=dict)
+    generated_texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str | None:
         """Identity of the labels; None where nothing is known."""
         said = [self.real_classes, self.generated_classes, self.generators, self.captions]
+        beside = [self.real_texts, self.generated_texts]
+        said += beside if any(beside) else []
         return (
             fingerprint(
                 [one and (list(one) if isinstance(one, Sequence) else dict(one)) for one in said]

@@ -138,7 +138,7 @@ class _Gaussians:
     def distance(self) -> float:
         cross = torch.linalg.eigvalsh(self.crossed).clamp(min=0).sqrt().sum()
         spread = self.covariances[0].trace() + self.covariances[1].trace() - 2 * cross
-        return float(self.shift.square().sum() + spread)
+        return max(0.0, float(self.shift.square().sum() + spread))
 
     def maps(self) -> tuple[Tensor, Tensor]:
         """Return the optimal maps from b to a and from a to b."""

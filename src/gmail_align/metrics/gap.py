@@ -191,8 +191,9 @@ class _Moments:
         """Sum of all couples minus the pairs themselves, over the weight of the couples left."""
         couples = ((weights @ self.real) * (weights @ self.generated)).sum(1)
         squares = weights**2
-        means: Values = couples - squares @ self.cosines
-        means /= weights.sum(1) ** 2 - squares.sum(1)
+        left = weights.sum(1) ** 2 - squares.sum(1)
+        sums = couples - squares @ self.cosines
+        means: Values = np.where(left > 0, sums, np.nan) / np.where(left > 0, left, 1)
         return means
 
     def squared_distance(self, weights: Values) -> Values:
