@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gmail_align.data import questions as data_questions
+from gmail_align.data.import_run import Options, write_import
+from gmail_align.data.sources import scienceqa
 from gmail_align.errors import DataError
+from gmail_align.evaluation.answer_files import question_of
 from gmail_align.evaluation.answers import Reading, answers_of_files
 from gmail_align.evaluation.items import ITEMS, read_items, write_items
+from gmail_align.metrics.answers import Question
 
 from .test_caption_files import KEYS, write
 
@@ -109,6 +114,31 @@ def test_the_fine_tuned_rule_and_missing_responses(tmp_path: Path) -> None:
     assert found["metrics"]["accuracy"] == pytest.approx(2 / 3) and found["unparsed"] == 1
     with pytest.raises(DataError, match="no response to 1 question: 3"):
         score(tmp_path, sentence, PROBLEMS)
+
+
+def test_imported_questions_are_judged_as_their_files_are(tmp_path: Path) -> None:
+    more = {"question": "q", "subject": "language science", "topic": "verbs", "grade": "grade7"}
+    problems = {name: more | one for name, one in PROBLEMS.items()}
+    write(tmp_path / "problems.json", problems)
+    source = scienceqa(tmp_path / "problems.json", [])
+    made = write_import(source, tmp_path / "set", Options())["questions"]
+    said = write(tmp_path / "said.json", SAID)
+    found = answers_of_files(said, made.folder, protocol="own")[0]
+    plain = score(tmp_path, SAID, problems)
+    for key in ("metrics", "groups", "unparsed", "n"):
+        assert found[key] == plain[key]
+    assert list(found["groups"]) == ["LAN", "TXT", "IMG", "G7-12"]
+
+
+def test_imported_questions_of_mmmu_bring_their_choices() -> None:
+    asked = data_questions.Question(
+        question_id="validation_Art_1", question="q", answers=("B",), choices=("a cat", "a dog")
+    )
+    assert question_of(asked, "mmmu") == Question(
+        "validation_Art_1", ("B",), {"A": "a cat", "B": "a dog"}, ("Art and Design", "Art")
+    )
+    asked = data_questions.Question(question_id="validation_Art_2", question="q", answers=("7",))
+    assert question_of(asked, "mmmu").choices is None
 
 
 def test_mmmu_from_the_answer_dictionary_and_from_records(tmp_path: Path) -> None:

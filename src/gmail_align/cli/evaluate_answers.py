@@ -47,8 +47,9 @@ def answers(
     answers: Annotated[
         Path,
         typer.Option(
-            metavar="FILE",
-            help="Right answers: ScienceQA's problems.json, id to letter, or MMMU's dictionary.",
+            metavar="PATH",
+            help="Right answers: ScienceQA's problems.json, id to letter, MMMU's dictionary, or a "
+            "folder of imported questions.",
         ),
     ],
     rule: Rule = "zeroshot",

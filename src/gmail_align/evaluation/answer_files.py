@@ -1,7 +1,8 @@
 """Questions, right answers and responses, read from the files that benchmarks come in.
 
-Answers: ScienceQA's ``problems.json``, a table of id to letter, MMMU's answer dictionary, or MMMU's
-output records. Responses: a table of id to text, a list of records, or JSON lines.
+Answers: ScienceQA's ``problems.json``, a table of id to letter, MMMU's answer dictionary, MMMU's
+output records, or the questions that an import of either made. Responses: a table of id to text, a
+list of records, or JSON lines.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gmail_align.errors import DataError
+from gmail_align.artifacts import Artifact, load
+from gmail_align.data import questions as data_questions
+from gmail_align.errors import ArtifactError, DataError
 from gmail_align.evaluation.json_files import is_lines, parse_lines, parse_table, read_text
 from gmail_align.metrics.answers import Question
 from gmail_align.metrics.mmmu import discipline_of, subject_of
@@ -86,7 +89,10 @@ def read_questions(path: Path) -> tuple[str, list[Question]]:
 
     Raises:
         DataError: the file cannot be read or holds something else.
+        ArtifactError: the folder holds no questions, or of another format.
     """
+    if path.is_dir():
+        return _of_import(load(path, "questions"))
     body = parse_table(path, read_text(path))
     if isinstance(body, list):
         body = _by_id(path, body)
@@ -99,6 +105,39 @@ def read_questions(path: Path) -> tuple[str, list[Question]]:
     if not problems:
         raise DataError(f"{path} holds no problem of the test split")
     return "scienceqa", [_scienceqa(path, name, entry) for name, entry in problems.items()]
+
+
+def _of_import(artifact: Artifact) -> tuple[str, list[Question]]:
+    """Return the format and the questions of an import.
+
+    Raises:
+        ArtifactError: they are neither ScienceQA's nor MMMU's.
+    """
+    kind = str(artifact.manifest["config"].get("format"))
+    if kind not in ("scienceqa", "mmmu"):
+        raise ArtifactError(f"{artifact.folder} holds questions of {kind}: ScienceQA's or MMMU's")
+    asked = data_questions.read_questions(artifact)
+    return kind, [question_of(one, kind) for one in asked]
+
+
+def question_of(asked: data_questions.Question, kind: str) -> Question:
+    """Return what judges a question that was imported: the one place where the two meet.
+
+    Args:
+        asked: The question, as models are asked it.
+        kind: ``scienceqa`` or ``mmmu``.
+    """
+    letters = [data_questions.letter(number) for number in range(len(asked.choices))]
+    if kind == "mmmu":
+        subject = subject_of(asked.question_id)
+        groups = tuple(one for one in (discipline_of(subject), subject) if one)
+        texts = dict(zip(letters, asked.choices, strict=True)) if asked.choices else None
+        return Question(asked.question_id, asked.answers, texts, groups)
+    problem: dict[str, Any] = {"hint": asked.hint, "image": bool(asked.image_ids)}
+    for group in asked.groups:  # the subject, the grade and the topic, as far as they are said
+        problem.setdefault("grade" if group.startswith("grade") else "subject", group)
+    own = dict.fromkeys(letters)
+    return Question(asked.question_id, asked.answers, own, groups_of(problem))
 
 
 def _by_id(path: Path, records: Sequence[Any]) -> dict[str, Any]:
