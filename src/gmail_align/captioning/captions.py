@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from gmail_align.captioning.origin import require_finite
 from gmail_align.captioning.tokens import TokenTable, tokenise
 from gmail_align.data.batches import batch_indices
 from gmail_align.errors import DataError
@@ -104,4 +105,4 @@ class CaptionSet:
 
     def _take(self, captions: Int[Tensor, " b"]) -> Batch:
         ids, mask = self.tokens.batch(captions)
-        return self.features(self.rows[captions]), ids, mask
+        return require_finite(self.features(self.rows[captions])), ids, mask

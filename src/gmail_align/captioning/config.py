@@ -42,7 +42,10 @@ class CaptionerOptim(OptimConfig):
     @model_validator(mode="after")
     def _one_length(self) -> CaptionerOptim:
         if self.epochs is not None and self.steps != _COCO_STEPS:
-            raise ValueError("steps and epochs are both given: leave one out")
+            raise ValueError(
+                "steps and epochs are both given: leave one out, and over a preset, which gives"
+                " epochs, set epochs"
+            )
         return self
 
     def over(self, captions: int, batch_size: int) -> OptimConfig:

@@ -57,6 +57,10 @@ def caption_files(
     own += [(looks, retrieval)] if retrieval is not None else []
     for name, model in own:
         require_same_encoder(name, model.base_fingerprint, how.any_encoder, "the encoder")
+    for path in files:
+        if not path.is_file():
+            reason = "it is no file" if path.exists() else "there is no such file"
+            raise DataError(f"{path} cannot be read: {reason}")
     opened, rows = Opened(captioner, how), []
     for start in range(0, len(files), _BATCH):
         part = files[start : start + _BATCH]

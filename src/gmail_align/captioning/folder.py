@@ -12,7 +12,9 @@ Nothing of it is our own format but ``config.json``: transformers and safetensor
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from transformers import (
     GPT2LMHeadModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from gmail_align.artifacts import Artifact, fingerprint, sha256_file, write_bytes, write_json
 from gmail_align.captioning.clipcap import ClipCap, Scaling
@@ -72,7 +75,7 @@ def gpt2_fingerprint(folder: Path) -> str:
     except (ValueError, AttributeError) as error:
         raise ModelError(f"{path} is damaged: {error}; download the model again") from error
     if kind != "gpt2":
-        raise ModelError(f"{folder} holds a {kind!r} model: ClipCap needs one of type 'gpt2'")
+        raise ModelError(f"{folder} holds a {kind!r} model: a captioner needs one of type 'gpt2'")
     files = sorted(file for file in folder.iterdir() if file.suffix in _GPT2_FILES)
     return fingerprint({file.name: sha256_file(file) for file in files})
 
@@ -85,12 +88,24 @@ def load_gpt2(folder: Path) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
     """
     tokenizer = load_tokenizer(folder)
     try:
-        with no_bars():
+        with no_bars(), _no_report():
             loaded: Any = GPT2LMHeadModel.from_pretrained(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be loaded as GPT-2: {_first_line(error)}") from error
+    except RuntimeError as error:
+        raise ModelError(
+            f"the weights in {folder} are not of the shapes that its config.json says, or are"
+            " damaged: download the model again"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"the weights in {folder} hold more than tensors, or are damaged, and are not opened:"
+            " get them as safetensors"
+        ) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder} cannot be loaded as GPT-2: {_first_line(error)}; get the model again"
+        ) from error
     model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
     if missing:
         raise ModelError(f"{folder} lacks {len(missing)} weights of GPT-2, the first {missing[0]}")
@@ -99,7 +114,20 @@ def load_gpt2(folder: Path) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
             f"the tokenizer of {folder} has {len(tokenizer)} tokens and its model"
             f" {model.config.vocab_size}: use a tokenizer that belongs to the model"
         )
+    model.config.pad_token_id = None  # with one, transformers warns of padding that is masked
     return fuse_gelu(model), tokenizer
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Keep transformers from listing weights that do not fit: an error of ours says so."""
+    logging: Any = transformers_logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def fuse_gelu(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
@@ -124,6 +152,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ModelError(
             f"the tokenizer of {folder} cannot be loaded: {_first_line(error)}"
         ) from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise ModelError(
+            f"{folder} holds no tokenizer: put the tokenizer.json of its model there, or vocab.json"
+            " and merges.txt"
+        )
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer of {folder} has no end-of-text token, so captions could not end:"
@@ -244,7 +277,9 @@ def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
         )
         model.mapper.load_state_dict(load_file(artifact.path(MAPPER)))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(f"{artifact.folder} is damaged: {_first_line(error)}") from error
+        raise ArtifactError(
+            f"{artifact.folder} is damaged: {_first_line(error)}; train it again"
+        ) from error
     return Captioner(model.to(device).eval(), tokenizer, config)
 
 

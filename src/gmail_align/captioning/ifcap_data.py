@@ -17,6 +17,7 @@ from gmail_align.captioning.captions import Rows
 from gmail_align.captioning.datastore import Datastore
 from gmail_align.captioning.ifcap import inject_noise
 from gmail_align.captioning.ifcap_config import IFCapConfig
+from gmail_align.captioning.origin import require_finite
 from gmail_align.captioning.reader import Reader
 from gmail_align.captioning.retrieval import Groups
 from gmail_align.captioning.tokens import TokenTable, tokenise
@@ -125,7 +126,8 @@ class Training:
         use = images >= 0
         if config.mode == "mix":
             use &= torch.rand(len(rows)) < config.generated_share
-        made = normalize(self.generated.array[images.clamp(min=0)].float(), dim=-1)
+        found = require_finite(self.generated.array[images.clamp(min=0)].float())
+        made = normalize(found, dim=-1)
         return torch.where(use[:, None], made, texts)
 
     def objects(self, rows: Int[Tensor, " b"]) -> list[list[str]]:

@@ -18,7 +18,7 @@ from gmail_align.captioning.ifcap_data import RETRIEVED, CaptionSource, ImageSou
 from gmail_align.captioning.ifcap_folder import DATASTORE, save_ifcap
 from gmail_align.captioning.origin import feature_origin
 from gmail_align.captioning.reader import Reader
-from gmail_align.captioning.tokens import tokenise
+from gmail_align.captioning.tokens import say_cut, tokenise
 from gmail_align.captioning.validation import VALIDATION_BATCH, evaluated, mean_token_loss
 from gmail_align.errors import ConfigError, DataError, ModelError
 from gmail_align.features.store import read_features
@@ -68,6 +68,7 @@ def train_ifcap(
     store = read_datastore(out / DATASTORE)
     reader = _build(config, gpt2, store, seed)
     captions = Training.make(reader, source, out, seed)
+    say_cut(captions.tokens, config.max_tokens)
     reader.require_room()
     report = _fit(captions, validation, seed, out)
     origin = _origin(source, config)

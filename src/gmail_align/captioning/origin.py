@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtyping import Float
+from torch import Tensor
+
 from gmail_align.artifacts import Artifact
 from gmail_align.errors import DataError
 from gmail_align.progress import say
@@ -19,6 +22,21 @@ def joint_origin(artifacts: Sequence[Artifact]) -> dict[str, str]:
     """Name the encoder, the weights and the routes of features that are trained on together."""
     origins = [feature_origin(artifact) for artifact in artifacts]
     return {key: "+".join(dict.fromkeys(origin[key] for origin in origins)) for key in origins[0]}
+
+
+def require_finite(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Return features as they are.
+
+    Raises:
+        DataError: one of them holds NaN or an infinity.
+    """
+    if not bool(features.isfinite().all()):
+        bad = int((~features.isfinite()).any(dim=1).sum())
+        raise DataError(
+            f"{bad} of {len(features)} features hold values that are not finite numbers: extract"
+            " them again"
+        )
+    return features
 
 
 def require_encoder(own: str, features: Artifact, *, any_encoder: bool) -> None:

@@ -16,7 +16,7 @@ from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.decode import Decoded, Decoding, decode, with_full_stop
 from gmail_align.captioning.folder import captioner_config, load_captioner
 from gmail_align.captioning.ifcap_folder import is_ifcap, open_reader
-from gmail_align.captioning.origin import feature_origin, require_encoder
+from gmail_align.captioning.origin import feature_origin, require_encoder, require_finite
 from gmail_align.captioning.reader import Reader
 from gmail_align.errors import DataError
 from gmail_align.features.store import read_features
@@ -65,8 +65,9 @@ class Opened:
             keys: Features by which an IFCap looks captions up; ``features`` when None.
 
         Raises:
-            DataError: the features are of another width than the captioner's.
+            DataError: the features are of another width than the captioner's, or not finite.
         """
+        require_finite(features)
         seeds = [stable_seed(self.how.seed, "caption", name) for name in ids]
         with torch.inference_mode():
             if isinstance(self.model, Reader):

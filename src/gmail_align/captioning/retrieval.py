@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from gmail_align.captioning.origin import require_finite
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.extras import require
 
@@ -46,13 +47,15 @@ def nearest(
         apart: Rows that are left out; none when None.
 
     Raises:
-        DataError: the widths differ, or a query is left with fewer than ``k`` rows.
+        DataError: the widths differ, a feature is not finite, or a query is left with fewer than
+            ``k`` rows.
     """
     _require(queries, store, k)
+    require_finite(queries)
     best = torch.full((len(queries), k), -torch.inf)
     rows = torch.full((len(queries), k), -1, dtype=torch.int64)
     for start in range(0, len(store), STORE_BLOCK):
-        block = normalize(store[start : start + STORE_BLOCK].float(), dim=-1)
+        block = normalize(require_finite(store[start : start + STORE_BLOCK].float()), dim=-1)
         for first in range(0, len(queries), QUERY_BLOCK):
             part = slice(first, first + QUERY_BLOCK)
             scores = normalize(queries[part].float(), dim=-1) @ block.T
@@ -145,7 +148,8 @@ def _build_index(faiss: Any, store: Tensor, index: str) -> Any:
 
 
 def _unit(features: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-    rows: np.ndarray[Any, np.dtype[np.float32]] = normalize(features.float(), dim=-1).numpy()
+    unit = normalize(require_finite(features.float()), dim=-1)
+    rows: np.ndarray[Any, np.dtype[np.float32]] = unit.numpy()
     return rows
 
 

@@ -24,6 +24,7 @@ from gmail_align.captioning.folder import (
 )
 from gmail_align.captioning.origin import feature_origin, joint_origin
 from gmail_align.captioning.predict import predict_captions, read_predictions
+from gmail_align.captioning.tokens import say_cut
 from gmail_align.captioning.validation import (
     VALIDATION_BATCH,
     CiderGuard,
@@ -84,6 +85,7 @@ def train_clipcap(
         return CaptionSet.make(sources, tokenizer, config.max_tokens, end=not faults.untrained_end)
 
     captions = read(train)
+    say_cut(captions.tokens, config.max_tokens)
     norm = captions.mean_norm() if config.norm == "mean" else config.norm
     model = build(config, gpt2, words, captions.width, norm, seed)
     model.to(resolve_device(config.device)).train()

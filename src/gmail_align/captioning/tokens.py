@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gmail_align.errors import DataError
+from gmail_align.progress import say
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ def tokenise(
         table[index, : len(cut)] = cut
     truncated = sum(len(row) + end > max_tokens for row in rows)
     return TokenTable(torch.from_numpy(table), torch.from_numpy(lengths), truncated)
+
+
+def say_cut(tokens: TokenTable, max_tokens: int) -> None:
+    """Tell the user how many captions were cut, if any."""
+    if tokens.truncated:
+        say(
+            f"{tokens.truncated} of {len(tokens)} captions are longer than max_tokens"
+            f" ({max_tokens}) and were cut"
+        )
 
 
 def pad_left(
