@@ -249,9 +249,8 @@ class ImageStore:
                 "it again"
             ) from error
         self._table = table.combine_chunks()
-        self._columns = {
-            name: self._table.column(name) for name in ("shard", "offset", "size", "sha256")
-        }
+        self._places = [self._table.column(n).to_numpy() for n in ("shard", "offset", "size")]
+        self._digests = self._table.column("sha256")
 
     @cached_property
     def ids(self) -> list[str]:
@@ -287,17 +286,17 @@ class ImageStore:
             ArtifactError: the shard is missing or its bytes have changed.
         """
         row = self._row(image_id)
-        shard, offset, size, digest = (column[row].as_py() for column in self._columns.values())
+        shard, offset, size = (int(column[row]) for column in self._places)
         path = self.artifact.path(shard_name(shard))
         try:
-            with path.open("rb") as file:
+            with open(path, "rb", buffering=0) as file:
                 file.seek(offset)
                 data = file.read(size)
         except OSError as error:
             raise ArtifactError(
                 f"{path} cannot be read ({error}): make {self.artifact.folder} again"
             ) from error
-        if hashlib.sha256(data).hexdigest() != digest:
+        if hashlib.sha256(data).hexdigest() != self._digests[row].as_py():
             raise ArtifactError(
                 f"image {image_id} in {path} is damaged: make {self.artifact.folder} again"
             )
