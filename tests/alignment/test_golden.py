@@ -28,6 +28,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mixed data": {"data": "mixed"},
     "SigLIP's sigmoid": {"base": "siglip_folder"},
     "SigLIP by softmax": {"base": "siglip_folder", "text_loss": "softmax"},
+    "both towers": {"lora": {"towers": "both"}},
+    "the text tower alone": {"lora": {"towers": "text"}, "weights": {"align": 0.0}},
+    "SigLIP, both towers": {"base": "siglip_folder", "lora": {"towers": "both"}},
     "long and short captions": {"pairs": "long", "text_loss": "long_short"},
 }
 

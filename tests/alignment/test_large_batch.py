@@ -22,7 +22,9 @@ from gmail_align.alignment.large_batch import piecewise_terms
 from gmail_align.alignment.losses import contrastive_text_loss, directed_alignment_loss
 from gmail_align.alignment.pairset import Batch
 from gmail_align.alignment.terms import loss_terms
+from gmail_align.alignment.tokens import pack
 from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.siglip import sigmoid_text_loss
 
 EVERY = AlignWeights(
@@ -93,8 +95,8 @@ def test_a_chunked_loss_holds_no_table_of_all_pairs() -> None:
     assert max(kept) <= 8 * size
 
 
-def _encoder(folder: Path) -> GmailEncoder:
-    encoder = GmailEncoder.from_clip(folder)
+def _encoder(folder: Path, lora: LoraSettings | None = None) -> GmailEncoder:
+    encoder = GmailEncoder.from_clip(folder, lora)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in encoder.trainable().values():
@@ -115,11 +117,16 @@ def batch() -> Batch:
 
 @pytest.mark.parametrize("micro", [1, 3, 7, 50])
 @pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("towers", ["vision", "both"])
 def test_gradients_in_parts_are_those_of_the_whole_batch(
-    micro: int, chunk: int | None, clip_folder: Path, batch: Batch
+    micro: int, chunk: int | None, towers: Any, clip_folder: Path, batch: Batch
 ) -> None:
     config = AlignConfig(weights=EVERY, temperature=0.2, direction="both")
-    whole, parts = _encoder(clip_folder), _encoder(clip_folder)
+    lora = LoraSettings(towers=towers)
+    whole, parts = _encoder(clip_folder, lora), _encoder(clip_folder, lora)
+    if towers == "both":
+        lines = [" ".join(["a red image of tone"[: 3 + 3 * n], str(n)]) for n in range(7)]
+        batch = dataclasses.replace(batch, texts=None, tokens=pack(whole, lines))
     scales = [torch.tensor(1.5, requires_grad=True) for _ in range(2)]
     terms = loss_terms(whole, batch, config, scales[0])
     terms["total"].backward()

@@ -17,6 +17,7 @@ from torch import allclose
 from gmail_align.alignment.config import AlignConfig, AlignWeights
 from gmail_align.alignment.run import align
 from gmail_align.artifacts import load, read_jsonl
+from gmail_align.encoders.config import LoraSettings
 from gmail_align.training.config import OptimConfig
 
 OPTIM = OptimConfig(steps=5, lr=2e-3, schedule="constant", checkpoint_every=2, evaluate_every=2)
@@ -28,6 +29,7 @@ CONFIG = AlignConfig(
     learn_temperature=True,
     loss_chunk=3,
     micro_batch=2,
+    lora=LoraSettings(towers="both"),
     device="cpu",
 )
 PROGRAM = """
@@ -85,7 +87,8 @@ def test_two_ranks_equal_one(clip_folder: Path, world: Any, tmp_path: Path) -> N
     two = load(tmp_path / "two", "encoder")
     assert two.counts == alone.counts
     assert two.manifest["notes"]["best_step"] == alone.manifest["notes"]["best_step"]
-    for name in ("adapter/adapter_model.safetensors", "heads.safetensors"):
+    weights = "adapter_model.safetensors"
+    for name in (f"adapter/{weights}", f"adapter_text/{weights}", "heads.safetensors"):
         found, expected = load_file(two.path(name)), load_file(alone.path(name))
         assert found.keys() == expected.keys()
         for key, tensor in expected.items():

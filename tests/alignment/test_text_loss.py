@@ -15,11 +15,14 @@ from gmail_align.alignment.pairset import Batch
 from gmail_align.alignment.run import align
 from gmail_align.alignment.terms import loss_terms
 from gmail_align.alignment.text_loss import TextSide, text_loss_of
+from gmail_align.alignment.tokens import embed_tokens, pack
 from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.long_clip import long_short_loss
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.siglip import sigmoid_text_loss
 from gmail_align.errors import ConfigError
+from gmail_align.features.run import extract_texts
 from gmail_align.training.config import OptimConfig
 
 TEXTS = AlignWeights(align=0, text_generated=1, text_real=1)
@@ -123,5 +126,75 @@ def test_what_does_not_fit_a_base_is_refused(
     changes: dict[str, Any], said: str, clip_folder: Path, world: Any, tmp_path: Path
 ) -> None:
     config = AlignConfig(batch_size=6, optim=OptimConfig(steps=1), **changes)
+    with pytest.raises(ConfigError, match=said):
+        align(config, world.pairs, world.real, world.generated, clip_folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("fixture", ["clip_folder", "siglip_folder"])
+def test_packed_tokens_give_the_texts_own_features(
+    fixture: str, request: pytest.FixtureRequest
+) -> None:
+    """Whatever stands beside them, and cut at the longest of the batch."""
+    encoder = GmailEncoder.from_clip(request.getfixturevalue(fixture), LoraSettings(towers="both"))
+    lines = ["a red image", "a", "a blue image of tone 3 4 5 6 7 8 9 10 11"]
+    rows = pack(encoder, lines)
+    assert rows.shape == (3, 13)
+    with torch.no_grad():
+        found = embed_tokens(encoder, rows[:2], AlignConfig())
+        for row, line in zip(found, lines[:2], strict=True):
+            assert torch.allclose(row, encoder.embed_texts([line])[0], atol=1e-5)
+        assert torch.allclose(
+            embed_tokens(encoder, rows, AlignConfig()), encoder.embed_texts(lines), atol=1e-5
+        )
+
+
+def test_a_moving_text_tower_reads_no_cached_texts(
+    clip_folder: Path, world: Any, tmp_path: Path
+) -> None:
+    """One cache for both runs: frozen texts stay frozen, moved ones are measured as moved."""
+    optim = OptimConfig(steps=6, lr=5e-3, schedule="constant", evaluate_every=3)
+    made = {}
+    for towers in ("vision", "text", "both"):
+        config = AlignConfig(
+            batch_size=6,
+            holdout=0.25,
+            optim=optim,
+            select="text_generated",
+            lora=LoraSettings.model_validate({"towers": towers}),
+        )
+        sources = (world.pairs, world.real, world.generated)
+        out = tmp_path / towers
+        made[towers] = align(config, *sources, clip_folder, out, seed=3, cache=tmp_path / "cache")
+    notes = {name: one.manifest["notes"] for name, one in made.items()}
+    start = {name: one["guard"]["start"] for name, one in notes.items()}
+    assert start["text"] == pytest.approx(start["vision"])  # nothing has moved at step 0
+    assert start["both"] == pytest.approx(start["vision"])
+    losses = {name: one["guard"]["kept"]["text_generated_loss"] for name, one in notes.items()}
+    assert len(set(losses.values())) == 3
+    encoder = GmailEncoder.from_pretrained(made["both"].folder)
+    assert encoder.applied
+    assert not torch.allclose(
+        encoder.embed_texts(["a red image"]), encoder.embed_texts(["a red image"], Route.FROZEN)
+    )
+    plain = GmailEncoder.from_pretrained(clip_folder)
+    own, frozen = (
+        extract_texts(world.captions, encoder, tmp_path / str(route), route=route)
+        for route in (Route.REAL, Route.FROZEN)
+    )
+    again = extract_texts(world.captions, plain, tmp_path / str(Route.FROZEN))
+    assert again.fingerprint == frozen.fingerprint != own.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights": {"text_generated": 0, "text_real": 0}}, "which no term of this loss trains"),
+        ({"encoder": {"tune": "full"}}, "encoder.tune is full"),
+    ],
+)
+def test_a_text_adapter_that_nothing_trains_is_refused(
+    changes: dict[str, Any], said: str, clip_folder: Path, world: Any, tmp_path: Path
+) -> None:
+    config = AlignConfig.model_validate({"lora": {"towers": "both"}, **changes})
     with pytest.raises(ConfigError, match=said):
         align(config, world.pairs, world.real, world.generated, clip_folder, tmp_path / "out")

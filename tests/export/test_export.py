@@ -29,6 +29,7 @@ from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.run import align
 from gmail_align.artifacts import Artifact, begin, write_json
 from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.convert import convert
 from gmail_align.encoders.convert_config import ConvertConfig
 from gmail_align.encoders.layout import EncoderLayout
@@ -44,9 +45,11 @@ TEXTS = ["a red image", "a blue image of tone 3", "a"]
 ROUTES = [Route.REAL, Route.GENERATED]
 
 
-def disturbed(base: Path, out: Path, layout: EncoderLayout | None = None) -> Path:
+def disturbed(
+    base: Path, out: Path, layout: EncoderLayout | None = None, lora: LoraSettings | None = None
+) -> Path:
     """Save an encoder every weight of which has been changed."""
-    encoder = GmailEncoder.from_clip(base, layout=layout)
+    encoder = GmailEncoder.from_clip(base, lora, layout=layout)
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for parameter in encoder.trainable().values():
@@ -108,6 +111,39 @@ def test_peft(route: Route, folder: Path, pixels: torch.Tensor, tmp_path: Path) 
         assert torch.allclose(found, features(folder, pixels, route), atol=1e-5)
         merged = model.merge_and_unload().get_image_features(pixels).pooler_output
     assert torch.allclose(merged, found, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("towers", ["both", "text"])
+@torch.no_grad()
+def test_an_adapted_text_tower_goes_along(towers: Any, clip_folder: Path, tmp_path: Path) -> None:
+    """Merged, as an adapter and in sentence-transformers; not on the frozen route."""
+    source = disturbed(clip_folder, tmp_path / "e", lora=LoraSettings(towers=towers))
+    encoder = GmailEncoder.from_pretrained(source)
+    ids, mask = encoder.tokenize(TEXTS)
+    expected = encoder.embed_texts(TEXTS)
+    frozen = encoder.embed_texts(TEXTS, Route.FROZEN)
+    assert not torch.allclose(expected, frozen, atol=1e-2)
+    plain = CLIPModel.from_pretrained(made(source, tmp_path / "hf", "hf").folder).eval()
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    assert torch.allclose(plain.get_text_features(**inputs).pooler_output, expected, atol=1e-5)
+    out = made(source, tmp_path / "peft", "peft").folder
+    adapted = peft.PeftModel.from_pretrained(
+        CLIPModel.from_pretrained(out / "base"), str(out)
+    ).eval()
+    inner = adapted.base_model.model
+    assert torch.allclose(inner.get_text_features(**inputs).pooler_output, expected, atol=1e-5)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    image = inner.get_image_features(pixels).pooler_output
+    assert torch.allclose(image, encoder.embed_pixels(pixels, Route.REAL), atol=1e-5)
+    sentences = SentenceTransformer(
+        str(made(source, tmp_path / "st", "sentence-transformers").folder), device="cpu"
+    )
+    found = normalize(torch.from_numpy(sentences.encode(TEXTS)), dim=-1)
+    assert torch.allclose(found, normalize(expected, dim=-1), atol=1e-5)
+    unmoved = made(source, tmp_path / "frozen", "hf", Route.FROZEN).folder
+    texts = CLIPModel.from_pretrained(unmoved).eval().get_text_features(**inputs).pooler_output
+    assert torch.allclose(texts, frozen, atol=1e-5)
 
 
 @pytest.mark.parametrize("route", ROUTES)

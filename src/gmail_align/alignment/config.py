@@ -23,9 +23,10 @@ Select = Literal[
     "paired_cosine",
     "generated_real_r1",
     "retrieval",
+    "zeroshot",
 ]
 """What a guard can go by."""
-FIGURES = ("margin", "paired_cosine", "generated_real_r1", "retrieval")
+FIGURES = ("margin", "paired_cosine", "generated_real_r1", "retrieval", "zeroshot")
 """Those that are maximised; the others are losses."""
 
 
@@ -110,8 +111,8 @@ class AlignConfig(Config):
     is trained (``auto``), else the first text term that is; ``objective`` is the weighted sum of
     all. Each is taken at its best temperature from the trained one upwards: being less sure alone
     is no gain. Or a figure, to be maximised: ``margin`` (paired less unpaired cosine),
-    ``paired_cosine``, ``generated_real_r1``, or ``retrieval`` (images and texts, by the deployed
-    route)."""
+    ``paired_cosine``, ``generated_real_r1``, ``retrieval`` (images and texts, by the deployed
+    route), or ``zeroshot`` (accuracy of real images by that route, where classes are known)."""
     keep_real: float | None = Field(default=None, ge=0, le=1)
     """Steps at which retrieval by the deployed route is lower than the plain CLIP's by more than
     this are never kept; None: whatever is best is kept."""

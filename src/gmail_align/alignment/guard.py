@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
+from gmail_align.alignment.canary import HeldClasses, zero_shot
 from gmail_align.alignment.config import FIGURES, AlignConfig
 from gmail_align.alignment.losses import (
     alignment_loss,
@@ -20,8 +22,10 @@ from gmail_align.alignment.losses import (
     norm_loss,
 )
 from gmail_align.alignment.pairset import PairRows, Rows, Tables
+from gmail_align.alignment.recall import recall_at_one
 from gmail_align.alignment.terms import Embedded, adapted_tokens
 from gmail_align.alignment.text_loss import TextLoss, TextSide, text_loss_of
+from gmail_align.alignment.tokens import embed_tokens
 from gmail_align.data.batches import same_mask
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
@@ -55,6 +59,12 @@ class HeldOut:
     """Features of the captions' first sentences, where the text loss reads them."""
     same_short: Bool[Tensor, "n n"] | None = None
     """Pairs that share a real image or a first sentence."""
+    tokens: Int32[Tensor, "n row"] | None = None
+    """Of the captions, where the text tower is trained; ``texts`` stay those of the frozen one."""
+    short_tokens: Int32[Tensor, "n row"] | None = None
+    """The same of first sentences."""
+    classes: HeldClasses | None = None
+    """Where class names are known."""
 
     @property
     def text_side(self) -> TextSide | None:
@@ -85,7 +95,13 @@ def make_held_out(rows: PairRows, tables: Tables) -> HeldOut:
         patches=tables.patches.array[places] if tables.patches else None,
         short=short,
         same_short=same_short,
+        tokens=_rows(tables.tokens, rows.text),
+        short_tokens=_rows(tables.short_tokens, rows.short),
     )
+
+
+def _rows(table: Tensor | None, rows: Rows | None) -> Tensor | None:
+    return None if table is None or rows is None else table[torch.from_numpy(rows)]
 
 
 @torch.no_grad()
@@ -100,8 +116,9 @@ def guard_metrics(
     Cosines of generated and frozen real images: ``paired_cosine``, and ``margin``, the paired less
     the unpaired mean. Recall, ties being misses: ``generated_real_r1`` (generated image -> frozen
     real image), ``real_text_r1`` and ``text_real_r1`` (real images by the ``real`` route and
-    texts), their mean ``retrieval``, ``generated_text_r1`` and ``text_generated_r1``. What needs
-    texts is left out without a text tower.
+    texts), their mean ``retrieval``, ``generated_text_r1`` and ``text_generated_r1``. Where class
+    names are known, the accuracy of real images by the ``real`` route, ``zeroshot``, and
+    ``zeroshot_generated``. What needs texts is left out without a text tower.
 
     ``score``, which the guard maximises, is the figure that ``config.guarded`` names, or minus the
     loss, each contrastive loss at the best of several temperatures from its own upwards
@@ -109,6 +126,7 @@ def guard_metrics(
     start that knows something and is over-confident. It depends on no weight unless that is
     ``objective``: runs on the same pairs and seed can be compared.
     """
+    plain, held = held, _with_texts(encoder, held, config)
     generated, patches = embed(encoder, tables.generated, held.generated, Route.GENERATED, config)
     real, _ = embed(encoder, _real(tables), held.real, Route.REAL, config)
     text_loss = text_loss_of(encoder, config)
@@ -118,11 +136,12 @@ def guard_metrics(
         **{f"{name}_loss": float(loss(1.0)) for name, loss in losses.items()},
         **_cosines(generated, held),
         **_recalls(generated, real, held),
+        **_zero_shot(encoder, generated, real, held),
     }
     score = metrics[config.guarded] if config.guarded in FIGURES else -_guarded(losses, config)
     if config.keep_real is not None and held.texts is not None:
-        plain = _recalls(generated, held.frozen, held)["retrieval"]
-        score = score if metrics["retrieval"] >= plain - config.keep_real else _BLOCKED
+        least = _recalls(generated, held.frozen, plain)["retrieval"] - config.keep_real
+        score = score if metrics["retrieval"] >= least else _BLOCKED
     return {"score": score, **metrics}
 
 
@@ -146,9 +165,30 @@ def drift_report(
         ),
     }
     if held.texts is not None:
-        report["retrieval"] = _recalls(real, real, held)["retrieval"]
+        moved_texts = _with_texts(encoder, held, config)
+        report["retrieval"] = _recalls(real, real, moved_texts)["retrieval"]
         report["retrieval_plain"] = _recalls(held.frozen, held.frozen, held)["retrieval"]
     return report
+
+
+def _zero_shot(
+    encoder: GmailEncoder, generated: Tensor, real: Tensor, held: HeldOut
+) -> dict[str, float]:
+    if held.classes is None:
+        return {}
+    images = {"real": real, "generated": generated}
+    return zero_shot(encoder, held.classes, images, torch.from_numpy(held.image_of))
+
+
+def _with_texts(encoder: GmailEncoder, held: HeldOut, config: AlignConfig) -> HeldOut:
+    """Embed the captions by the present text tower, where that is trained."""
+    size = config.micro_batch or config.batch_size
+    found: dict[str, Any] = {}
+    for name, rows in (("texts", held.tokens), ("short", held.short_tokens)):
+        if rows is not None:
+            parts = (part.to(encoder.device) for part in rows.split(size))
+            found[name] = torch.cat([embed_tokens(encoder, part, config).cpu() for part in parts])
+    return replace(held, **found)
 
 
 def embed(
@@ -226,7 +266,7 @@ def _cosines(generated: Tensor, held: HeldOut) -> dict[str, float]:
     return {
         "paired_cosine": float(paired.mean()),
         "margin": float(paired.mean() - unpaired.mean()),
-        "generated_real_r1": _recall(cosines, own),
+        "generated_real_r1": recall_at_one(cosines, own),
     }
 
 
@@ -236,12 +276,15 @@ def _recalls(generated: Tensor, real: Tensor, held: HeldOut) -> dict[str, float]
         return {}
     texts = normalize(held.texts, dim=-1)
     of_real, own = normalize(real, dim=-1) @ texts.T, _own(held).T
-    found = {"real_text_r1": _recall(of_real, own), "text_real_r1": _recall(of_real.T, own.T)}
+    found = {
+        "real_text_r1": recall_at_one(of_real, own),
+        "text_real_r1": recall_at_one(of_real.T, own.T),
+    }
     found["retrieval"] = (found["real_text_r1"] + found["text_real_r1"]) / 2
     if len(generated) == len(texts):
         scores = normalize(generated, dim=-1) @ texts.T
-        found["generated_text_r1"] = _recall(scores, held.same)
-        found["text_generated_r1"] = _recall(scores.T, held.same.T)
+        found["generated_text_r1"] = recall_at_one(scores, held.same)
+        found["text_generated_r1"] = recall_at_one(scores.T, held.same.T)
     return found
 
 
@@ -250,10 +293,3 @@ def _own(held: HeldOut) -> Bool[Tensor, "n m"]:
     own = torch.zeros(len(held.image_of), len(held.frozen), dtype=torch.bool)
     own[torch.arange(len(own)), torch.from_numpy(held.image_of)] = True
     return own
-
-
-def _recall(scores: Float[Tensor, "q c"], own: Bool[Tensor, "q c"]) -> float:
-    """Return the share of rows whose best column is one of their own; ties are misses."""
-    best_own = scores.masked_fill(~own, -torch.inf).amax(dim=1)
-    best_other = scores.masked_fill(own, -torch.inf).amax(dim=1)
-    return float((best_own > best_other).float().mean())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.pairset import Batch
-from gmail_align.alignment.terms import Embedded, embed_images, gathered, terms_of
+from gmail_align.alignment.terms import Embedded, embed_batch, gathered, terms_of
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.training.loop import PiecewiseLoss
 
@@ -34,15 +34,14 @@ def piecewise_terms(
     starts = range(0, len(batch.generated), size)
 
     def embed(start: int) -> list[Tensor]:
-        real = None if batch.real is None else batch.real[start : start + size]
-        found = embed_images(encoder, batch.generated[start : start + size], real, config)
-        return [part for part in (found.generated, found.real, found.patches) if part is not None]
+        found = embed_batch(encoder, batch, config, slice(start, start + size))
+        return [part for part in vars(found).values() if part is not None]
 
     with torch.no_grad():
         parts = [embed(start) for start in starts]
     leaves = [torch.cat(column).requires_grad_() for column in zip(*parts, strict=True)]
     del parts
-    terms = terms_of(gathered(_named(leaves, config)), batch, encoder, config, log_scale)
+    terms = terms_of(gathered(_named(leaves, batch, config)), batch, encoder, config, log_scale)
     learned = [log_scale] if log_scale is not None else []
     slopes = torch.autograd.grad(terms["total"], [*leaves, *learned], allow_unused=True)
 
@@ -61,9 +60,13 @@ def piecewise_terms(
     return PiecewiseLoss({name: term.detach() for name, term in terms.items()}, pieces())
 
 
-def _named(columns: list[Tensor], config: AlignConfig) -> Embedded:
+def _named(columns: list[Tensor], batch: Batch, config: AlignConfig) -> Embedded:
     """Give the columns their names again, in the order in which they were taken apart."""
-    rest = iter(columns)
-    generated = next(rest)
-    real = next(rest) if config.weights.needs_real else None
-    return Embedded(generated, real, next(rest) if config.weights.patch > 0 else None)
+    there = {
+        "generated": True,
+        "real": config.weights.needs_real,
+        "patches": config.weights.patch > 0,
+        "texts": batch.tokens is not None,
+        "short": batch.short_tokens is not None,
+    }
+    return Embedded(**dict(zip((name for name in there if there[name]), columns, strict=True)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
 from gmail_align.data.batches import same_mask
@@ -68,6 +68,10 @@ class Tables:
     """Means of the frozen patch tokens of real images, row by row with ``frozen``."""
     short: Features | None = None
     """Of the captions' first sentences, where the text loss reads them."""
+    tokens: Int32[Tensor, "n row"] | None = None
+    """Of captions, row by row with ``texts``, where the text tower is trained."""
+    short_tokens: Int32[Tensor, "n row"] | None = None
+    """The same of first sentences."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,10 @@ class Batch:
     """Features of the captions' first sentences."""
     same_short: Bool[Tensor, "b b"] | None = None
     """Pairs that share a real image or a first sentence."""
+    tokens: Int32[Tensor, "p row"] | None = None
+    """Of the captions (see ``tokens.py``), where the text tower is trained."""
+    short_tokens: Int32[Tensor, "p row"] | None = None
+    """Of their first sentences."""
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``."""
@@ -185,21 +193,28 @@ def gather(tables: Tables, rows: PairRows, wanted: Wanted) -> Batch:
     groups = np.stack([rows.image_group, rows.text_group], axis=1) if wanted.groups else None
     same = None if wanted.groups else same_mask(rows.image_group, rows.text_group)
     short = same_short = None
+    frozen = tables.tokens is None
     if tables.short is not None and rows.short is not None and rows.short_group is not None:
-        short = tables.short.array[torch.from_numpy(rows.short)]
+        short = tables.short.array[torch.from_numpy(rows.short)] if frozen else None
         same_short = torch.from_numpy(same_mask(rows.image_group, rows.short_group))
     batch = Batch(
         generated=generated,
         real=real,
         frozen=tables.frozen.array[places] if wanted.frozen and tables.frozen else None,
-        texts=tables.texts.array[torch.from_numpy(rows.text)] if tables.texts else None,
+        texts=tables.texts.array[torch.from_numpy(rows.text)] if tables.texts and frozen else None,
         same=None if same is None else torch.from_numpy(same),
         patches=tables.patches.array[places] if tables.patches else None,
         groups=None if groups is None else torch.from_numpy(groups),
         short=short,
         same_short=same_short,
+        tokens=_some(tables.tokens, own.text),
+        short_tokens=_some(tables.short_tokens, own.short),
     )
     return batch.pinned() if wanted.pinned else batch
+
+
+def _some(table: Tensor | None, rows: Rows | None) -> Tensor | None:
+    return None if table is None or rows is None else table[torch.from_numpy(rows)]
 
 
 def _numbers(names: Sequence[str]) -> Rows:

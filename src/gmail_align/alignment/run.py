@@ -48,6 +48,7 @@ def align(
     *,
     seed: int = 0,
     cache: Path | None = None,
+    classes: Artifact | None = None,
 ) -> Artifact:
     """Align generated images to the frozen features of real ones (Sec. 3); an ``encoder`` artifact.
 
@@ -65,6 +66,8 @@ def align(
         seed: Seed of the adapter, the held-out part and the batches.
         cache: Where decoded pixels and frozen features are kept, to be shared by runs on the same
             images; a folder inside ``out`` that is removed at the end when None.
+        classes: Classes of the real images, for the guard's zero-shot accuracy; when None, those
+            that the captions name, if they do.
 
     Raises:
         ConfigError: every weight is 0.
@@ -77,6 +80,7 @@ def align(
     folder = find_folder(base)
     identity = config.model_dump(mode="json", exclude={"device"})
     sources = {"pairs": pairs, "real": real, "generated": generated}
+    sources |= {} if classes is None else {"classes": classes}
     inputs: dict[str, Artifact | str] = {**sources, "base": folder_fingerprint(folder)}
     here = ranks()
     if not here.first:
@@ -125,6 +129,8 @@ def _check(config: AlignConfig, encoder: GmailEncoder) -> None:
         )
     if not encoder.has_texts and config.guarded == "retrieval":
         raise ConfigError("this encoder has no text tower: let the guard select something else")
+    if config.lora.adapts_texts:
+        _check_text_adapter(config)
     kind = config.text_loss or encoder.text_kind
     if kind == "sigmoid" and encoder.text_kind != "sigmoid":
         raise ConfigError(
@@ -142,18 +148,34 @@ def _check(config: AlignConfig, encoder: GmailEncoder) -> None:
         )
 
 
+def _check_text_adapter(config: AlignConfig) -> None:
+    """Refuse an adapter of the text tower that nothing would train.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if config.encoder.tune != "lora":
+        raise ConfigError(
+            f"lora.towers={config.lora.towers} adapts the text tower, but encoder.tune is "
+            f"{config.encoder.tune}: set it to lora"
+        )
+    if not config.weights.text_generated and not config.weights.text_real:
+        raise ConfigError(
+            f"lora.towers={config.lora.towers} adapts the text tower, which no term of this loss "
+            "trains: give weights.text_generated or weights.text_real a weight"
+        )
+
+
 def _prepare(
     config: AlignConfig, sources: dict[str, Artifact], encoder: GmailEncoder, cache: Path, seed: int
 ) -> Task:
     """Let the first process compute what is cached, and the others read it."""
-    here = ranks()
-    if not here.first:
-        here.wait()
-    with one_at_a_time(cache):
-        task = prepare(config, sources, encoder, cache, seed)
-    if here.first:
-        here.wait()
-    return task
+
+    def make() -> Task:
+        with one_at_a_time(cache):
+            return prepare(config, sources, encoder, cache, seed)
+
+    return ranks().first_alone(make)
 
 
 def _counts(task: Task) -> dict[str, int]:

@@ -16,22 +16,31 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
 from gmail_align.alignment.config import ScratchConfig
 from gmail_align.alignment.losses import contrastive_text_loss
 from gmail_align.alignment.pairset import Rows, hold_out
-from gmail_align.artifacts import Artifact, begin
+from gmail_align.alignment.recall import recall_at_one
+from gmail_align.artifacts import MANIFEST, Artifact, begin, load
 from gmail_align.data.batches import Batches, same_mask
 from gmail_align.data.captions import Caption, read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.data.preprocess import Preprocess
 from gmail_align.encoders.class_token import class_token_output
-from gmail_align.encoders.folder import find_folder, folder_fingerprint, model_files, read_config
+from gmail_align.encoders.folder import (
+    find_folder,
+    folder_fingerprint,
+    model_files,
+    no_bars,
+    read_config,
+)
 from gmail_align.encoders.text import load_tokenizer, tokenize
 from gmail_align.errors import DataError, ModelError
 from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
 from gmail_align.features.prefetch import prefetch
+from gmail_align.progress import set_quiet
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.distributed import ranks
 from gmail_align.training.loop import CHECKPOINT, fit
@@ -94,21 +103,35 @@ def train_clip(
     folder = find_folder(base)
     identity = config.model_dump(mode="json", exclude={"device"})
     inputs: dict[str, Artifact | str] = {"captions": captions, "images": images}
-    draft = begin(out, "clip", identity, {**inputs, "base": folder_fingerprint(folder)}, seed)
-    if draft.complete is not None:
-        return draft.complete
+    here, draft = ranks(), None
+    if not here.first:
+        set_quiet(True)  # one process speaks for all
+    if here.first or (out / MANIFEST).exists():
+        draft = begin(out, "clip", identity, {**inputs, "base": folder_fingerprint(folder)}, seed)
+        if draft.complete is not None:
+            return draft.complete
+    here.wait()
     model = _untrained(folder, seed).to(resolve_device(config.device))
-    data = _prepare(captions, images, folder, model, out / _WORK)
+    data = here.first_alone(lambda: _prepare(captions, images, folder, model, out / _WORK))
     held = hold_out(data.image, config.holdout, config.holdout_limit, seed)
     notes = _fit(model, data, held, Preprocess.from_folder(folder), (config, seed, out))
-    model.save_pretrained(out)
+    if draft is not None:
+        _save(model, folder, out)
+        counts = {"captions": int((~held).sum()), "images": len(np.unique(data.image[~held]))}
+        draft.finish({**counts, "held_out_captions": int(held.sum())}, **notes)
+    here.wait()
+    return load(out)
+
+
+def _save(model: CLIPModel, folder: Path, out: Path) -> None:
+    """Write the model with the base's tokenizer and preprocessing, and clear up."""
+    with no_bars():
+        model.save_pretrained(out)
     for path in model_files(folder):
         if path.suffix not in (".safetensors", ".bin") and path.name != "config.json":
             shutil.copyfile(path, out / path.name)
-    draft.path(CHECKPOINT).unlink(missing_ok=True)
+    (out / CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(out / _WORK, ignore_errors=True)
-    counts = {"captions": int((~held).sum()), "images": len(np.unique(data.image[~held]))}
-    return draft.finish({**counts, "held_out_captions": int(held.sum())}, **notes)
 
 
 def _untrained(folder: Path, seed: int) -> CLIPModel:
@@ -182,7 +205,12 @@ def _fit(
         parts = [embed(kept[start : start + step]) for start in range(0, len(kept), step)]
         images, texts = (torch.cat(side) for side in zip(*parts, strict=True))
         loss = float(contrast(images, texts, kept))
-        return {"score": -loss, "held_out_loss": loss, "scale": float(model.logit_scale.exp())}
+        return {
+            "score": -loss,
+            "held_out_loss": loss,
+            "scale": float(model.logit_scale.exp()),
+            **_recalls(images, texts, data, kept),
+        }
 
     with prefetch(lambda step: train[batches.indices(step)], config.optim.steps) as fetch:
 
@@ -205,6 +233,24 @@ def _fit(
     best = next(row for row in report.scores if row["step"] == report.best_step)
     guard = {"start": report.scores[0], "kept": best}
     return {"best_step": report.best_step, "guard": guard, "speed": report.speed}
+
+
+def _recalls(images: Tensor, texts: Tensor, data: _Data, kept: Rows) -> dict[str, float]:
+    """Return R@1 of held-out images among distinct texts, and of texts among distinct images.
+
+    With class captions the former is zero-shot accuracy.
+    """
+    (_, rows, image), (_, columns, text) = (
+        np.unique(of[kept], return_index=True, return_inverse=True)
+        for of in (data.image, data.text)
+    )
+    scores = normalize(images[rows], dim=-1) @ normalize(texts[columns], dim=-1).T
+    own = torch.zeros_like(scores, dtype=torch.bool)
+    own[image.reshape(-1), text.reshape(-1)] = True
+    return {
+        "image_text_r1": recall_at_one(scores, own),
+        "text_image_r1": recall_at_one(scores.T, own.T),
+    }
 
 
 def embed_both(

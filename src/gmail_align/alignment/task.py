@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
+from gmail_align.alignment.canary import held_classes
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.guard import HeldOut, make_held_out
 from gmail_align.alignment.pairset import (
@@ -19,12 +21,14 @@ from gmail_align.alignment.pairset import (
     locate,
 )
 from gmail_align.alignment.patches import extract_patches
+from gmail_align.alignment.tokens import extract_tokens, read_tokens
 from gmail_align.artifacts import Artifact, begin, fingerprint
 from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.pairs import Pair, read_pairs
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.long_clip import first_sentence
 from gmail_align.encoders.route import Route
+from gmail_align.errors import ConfigError
 from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
 from gmail_align.features.run import extract_images, extract_pixels, extract_texts
 from gmail_align.features.store import Features, read_features
@@ -57,15 +61,32 @@ def prepare(
     texts = None
     if encoder.has_texts:
         text_folder = cache / _name(sources["pairs"], "texts", encoder.base_fingerprint)
-        texts = read_features(extract_texts(sources["pairs"], encoder, text_folder))
+        made = extract_texts(sources["pairs"], encoder, text_folder, route=Route.FROZEN)
+        texts = read_features(made)
     generated_ids = _distinct(row.generated_image_id for row in rows)
     generated = _pixels(sources["generated"], generated_ids, encoder, cache)
     real = _real_tables(config, sources["real"], rows, is_held.tolist(), encoder, cache)
     short = _first_sentences(config, sources["pairs"], encoder, cache)
-    tables = Tables(generated, real[0], real[1], texts, real[2], short)
+    tokens: tuple[Tensor | None, Tensor | None] = (None, None)
+    if encoder.adapts_texts:
+        lines = {row.caption_id: row.text for row in rows}
+        firsts = {name: first_sentence(text) for name, text in lines.items()}
+        tokens = (
+            _tokens(sources["pairs"], list(lines.values()), encoder, cache),
+            _tokens(sources["pairs"], list(firsts.values()), encoder, cache) if short else None,
+        )
+    tables = Tables(generated, real[0], real[1], texts, real[2], short, *tokens)
     located = locate(rows, tables)
     kept = _thin(np.flatnonzero(is_held), config.holdout_limit, seed)
     held = make_held_out(located.take(kept), tables)
+    real_ids = [tables.real.ids[row] for row in held.real] if tables.real is not None else []
+    own = [rows[place] for place in kept]
+    held = replace(held, classes=held_classes(encoder, real_ids, own, sources.get("classes")))
+    if held.classes is None and config.guarded == "zeroshot":
+        raise ConfigError(
+            "select=zeroshot needs classes, and these captions name none: give --classes what the "
+            "import of a class folder made, or let the guard select something else"
+        )
     return Task(tables, located.take(np.flatnonzero(~is_held)), held)
 
 
@@ -128,7 +149,12 @@ def _first_sentences(
         )
         captions = draft.finish({"captions": write_captions(draft, firsts)})
     folder = cache / _name(captions, "texts", encoder.base_fingerprint)
-    return read_features(extract_texts(captions, encoder, folder))
+    return read_features(extract_texts(captions, encoder, folder, route=Route.FROZEN))
+
+
+def _tokens(pairs: Artifact, texts: list[str], encoder: GmailEncoder, cache: Path) -> Tensor:
+    folder = cache / _name(pairs, "tokens", encoder.base_fingerprint, texts)
+    return read_tokens(extract_tokens(pairs, texts, encoder, folder))
 
 
 def _pixels(images: Artifact, ids: Sequence[str], encoder: GmailEncoder, cache: Path) -> Pixels:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -19,6 +20,7 @@ from gmail_align.alignment.losses import (
 )
 from gmail_align.alignment.pairset import Batch
 from gmail_align.alignment.text_loss import TextSide, text_loss_of
+from gmail_align.alignment.tokens import embed_tokens
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.training.distributed import ranks
@@ -36,6 +38,10 @@ class Embedded:
     """Real images by the ``real`` route."""
     patches: Float[Tensor, "b width"] | None = None
     """Means of the adapted patch tokens of generated images."""
+    texts: Float[Tensor, "b d"] | None = None
+    """Captions by an adapted text tower; a frozen one's are in the batch."""
+    short: Float[Tensor, "b d"] | None = None
+    """The same of their first sentences."""
 
 
 def loss_terms(
@@ -52,8 +58,22 @@ def loss_terms(
         config: Weights and switches.
         log_scale: The learned ``ln(1 / temperature)`` of Eq. 1; the fixed temperature when None.
     """
-    features = gathered(embed_images(encoder, batch.generated, batch.real, config))
+    features = gathered(embed_batch(encoder, batch, config))
     return terms_of(features, batch, encoder, config, log_scale)
+
+
+def embed_batch(
+    encoder: GmailEncoder, batch: Batch, config: AlignConfig, part: slice | None = None
+) -> Embedded:
+    """Send a batch, or a part of its rows, through the encoder."""
+    rows = part or slice(None)
+    real = None if batch.real is None else batch.real[rows]
+    images = embed_images(encoder, batch.generated[rows], real, config)
+    texts, short = (
+        None if table is None else embed_tokens(encoder, table[rows], config)
+        for table in (batch.tokens, batch.short_tokens)
+    )
+    return replace(images, texts=texts, short=short)
 
 
 def embed_images(
@@ -88,11 +108,10 @@ def gathered(features: Embedded) -> Embedded:
     here = ranks()
     if here.count == 1:
         return features
-    return Embedded(
-        here.gather(features.generated),
-        None if features.real is None else here.gather(features.real),
-        None if features.patches is None else here.gather(features.patches),
-    )
+    joined: dict[str, Any] = {
+        name: None if rows is None else here.gather(rows) for name, rows in vars(features).items()
+    }
+    return Embedded(**joined)
 
 
 def terms_of(
@@ -112,9 +131,9 @@ def terms_of(
     if weights.align > 0:
         terms["align"] = contrast.eq1(generated, needed(batch.frozen), config.direction)
     if weights.text_generated > 0:
-        terms["text_generated"] = text_loss(generated, text_side(batch))
+        terms["text_generated"] = text_loss(generated, text_side(batch, features))
     if weights.text_real > 0:
-        terms["text_real"] = text_loss(needed(features.real), text_side(batch))
+        terms["text_real"] = text_loss(needed(features.real), text_side(batch, features))
     if weights.distill_real > 0:
         terms["distill_real"] = distillation_loss(needed(features.real), needed(batch.frozen))
     if weights.distill_generated > 0:
@@ -127,10 +146,11 @@ def terms_of(
     return {**terms, "total": total, **_paired_cosine(generated.detach(), batch)}
 
 
-def text_side(batch: Batch) -> TextSide:
+def text_side(batch: Batch, features: Embedded) -> TextSide:
     """Return what the images of a batch are compared with by the text terms."""
-    texts = needed(batch.texts)
-    return TextSide(texts, batch.same, batch.groups, batch.short, batch.same_short)
+    texts = needed(batch.texts) if features.texts is None else features.texts
+    short = batch.short if features.short is None else features.short
+    return TextSide(texts, batch.same, batch.groups, short, batch.same_short)
 
 
 def _paired_cosine(generated: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -22,6 +22,13 @@ def align(
         str, typer.Option(metavar="MODEL", help="Folder or hub id of a CLIP; tabletop is shipped.")
     ],
     out: Out,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Classes of the real images, from an import, for the guard's zero-shot accuracy.",
+        ),
+    ] = None,
     preset: Annotated[
         str,
         typer.Option(
@@ -42,6 +49,7 @@ def align(
         raise ConfigError(f"{preset!r} is no preset; use one of {', '.join(ALIGN_PRESETS)}")
     config = shared.build(AlignConfig, ALIGN_PRESETS[preset])
     inputs = (load(pairs, "pairs"), load(real, "images"), load(generated, "images"))
+    known = None if classes is None else load(classes, "classes")
     if shared.dry_run:
         count = inputs[0].counts["pairs"]
         shared.show_plan("align", out, pairs=count, base=base, seed=seed, config=config)
@@ -49,6 +57,6 @@ def align(
     from gmail_align.alignment.run import align
     from gmail_align.training.distributed import ranks
 
-    made = align(config, *inputs, model_of(base, "clip"), out, seed=seed)
+    made = align(config, *inputs, model_of(base, "clip"), out, seed=seed, classes=known)
     if ranks().first:
         shared.show_artifact(made)

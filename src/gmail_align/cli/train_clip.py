@@ -39,5 +39,8 @@ def clip(
         shared.show_plan("train", out, captions=count, base=base, seed=seed, config=config)
         return
     from gmail_align.alignment.scratch import train_clip
+    from gmail_align.training.distributed import ranks
 
-    shared.show_artifact(train_clip(config, *inputs, model_of(base, "clip"), out, seed=seed))
+    made = train_clip(config, *inputs, model_of(base, "clip"), out, seed=seed)
+    if ranks().first:
+        shared.show_artifact(made)

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from gmail_align.artifacts import fingerprint, write_bytes, write_json
 from gmail_align.data.preprocess import Preprocess
 from gmail_align.encoders.backbones import backbone_of, load_model
+from gmail_align.encoders.build_check import check_build, probe
 from gmail_align.encoders.config import EncoderCard, LoraSettings
 from gmail_align.encoders.folder import (
     CONFIG,
@@ -35,6 +36,7 @@ from gmail_align.encoders.lora import copy_tensors, read_tensors
 from gmail_align.encoders.open_image import open_image
 from gmail_align.encoders.route import Route, parse_route
 from gmail_align.encoders.text_kind import TextKind
+from gmail_align.encoders.text_tower import TextTower
 from gmail_align.encoders.trunk import ADAPTERS, Trunk
 from gmail_align.errors import ModelError
 
@@ -50,7 +52,7 @@ class GmailEncoder(nn.Module):
     """CLIP (or Long-CLIP, SigLIP, SynCLR) with an adapter for generated images.
 
     Made by :meth:`from_clip` (to be trained) or :meth:`from_pretrained`. The model stays in
-    evaluation mode; its base weights and its text tower never change.
+    evaluation mode; its base weights never change, nor does its text tower without an adapter.
     """
 
     def __init__(
@@ -66,26 +68,29 @@ class GmailEncoder(nn.Module):
         super().__init__()
         self.clip = clip
         self._backbone = backbone_of(clip)
+        self.text_kind: TextKind = self._backbone.text_kind
+        """The loss of images and texts that the base model was trained by."""
         self.base_folder = folder
         self.lora = lora
         self.dual_heads = dual_heads
         self.layout = layout or EncoderLayout()
         self.applied = lora is not None or layout is not None
-        """Whether routes other than ``FROZEN`` differ from it; False for a plain CLIP."""
+        """Whether routes differ from ``FROZEN``; False for a plain CLIP."""
         self.best_step = 0
         self.preprocess = Preprocess.from_folder(folder)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._base_fingerprint: str | None = None
-        probe = self._probe()
+        before = probe(self._backbone)
         self._trunk = Trunk(clip, lora, self.layout, seed)
+        self._texts = TextTower(clip, lora, seed)
         head = self._backbone.head
-        width = self._backbone.vision_config.hidden_size
-        plain = torch.eye(width) if head is None else head.detach()
+        size = self._backbone.vision_config.hidden_size
+        plain = torch.eye(size) if head is None else head.detach()
         weight = first_weight(plain, self.layout, seed)
         self.real_head = nn.Parameter(weight.clone())
         self.generated_head = nn.Parameter(weight.clone()) if dual_heads else self.real_head
         self.hidden = HiddenLayers(plain, self.layout, dual_heads, seed)
-        self._check_build(*probe)
+        check_build(self, *before)
         self.eval()
 
     @classmethod
@@ -134,11 +139,11 @@ class GmailEncoder(nn.Module):
             raise ModelError(f"{folder} was made on another base model than the one at {base}")
         encoder.applied, encoder.best_step = card.applied, card.best_step
         encoder._trunk.load(folder)
-        hidden = encoder.hidden.tensors()
-        if hidden:
-            copy_tensors(hidden, read_tensors(folder / HIDDEN, set(hidden)), folder / HIDDEN)
+        encoder._texts.load(folder)
         heads = {"real": encoder.real_head, "generated": encoder.generated_head}
-        copy_tensors(heads, read_tensors(folder / HEADS, set(heads)), folder / HEADS)
+        for name, found in ((HEADS, heads), (HIDDEN, encoder.hidden.tensors())):
+            if found:
+                copy_tensors(found, read_tensors(folder / name, set(found)), folder / name)
         return encoder
 
     def save(self, folder: Path) -> None:
@@ -147,11 +152,11 @@ class GmailEncoder(nn.Module):
         Raises:
             ModelError: a small base model holds no safetensors.
         """
-        size = sum(p.numel() * p.element_size() for p in self.clip.parameters())
-        small = size < COPY_BELOW_BYTES
+        small = sum(p.nbytes for p in self.clip.parameters()) < COPY_BELOW_BYTES
         if small:
             copy_model(self.base_folder, folder / BASE)
         self._trunk.save(folder)
+        self._texts.save(folder)
         heads = {"real": self.real_head, "generated": self.generated_head}
         for name, found in ((HEADS, heads), (HIDDEN, self.hidden.tensors())):
             tensors = {key: value.detach().cpu().clone() for key, value in found.items()}
@@ -166,8 +171,9 @@ class GmailEncoder(nn.Module):
             best_step=self.best_step,
             layout=None if self.layout == EncoderLayout() else self.layout,
         )
-        unsaid = {"layout"} if card.layout is None else set()
-        write_json(folder / CONFIG, card.model_dump(exclude=unsaid))
+        write_json(
+            folder / CONFIG, card.model_dump(exclude={"layout"} if not card.layout else None)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -195,9 +201,9 @@ class GmailEncoder(nn.Module):
         return self._backbone.logit_bias
 
     @property
-    def text_kind(self) -> TextKind:
-        """The loss of images and texts that the base model was trained by."""
-        return self._backbone.text_kind
+    def adapts_texts(self) -> bool:
+        """Whether the text tower has an adapter, so that what it makes of a text changes."""
+        return self._texts.adapted
 
     @property
     def has_texts(self) -> bool:
@@ -209,7 +215,7 @@ class GmailEncoder(nn.Module):
         """The base model's tokenizer, loaded on first use.
 
         Raises:
-            ModelError: it is missing, or does not end texts with the token the text tower pools at.
+            ModelError: it is missing, or ends texts with another token than the tower pools at.
         """
         if self._tokenizer is None:
             self._tokenizer = self._backbone.tokenizer(self.base_folder)
@@ -244,6 +250,11 @@ class GmailEncoder(nn.Module):
         tensors |= self.hidden.tensors(route)
         return fingerprint([self.base_fingerprint, tensors_fingerprint(tensors)])
 
+    def text_fingerprint(self, route: Route = Route.REAL) -> str:
+        """Fingerprint of the weights that texts go through; the base's where they are frozen."""
+        adapted = self._effective(route).adapted
+        return self._texts.fingerprint(self.base_fingerprint) if adapted else self.base_fingerprint
+
     def trainable(self, *, real_head: bool = True) -> dict[str, nn.Parameter]:
         """Return what alignment trains, by name: the adapter, the generated and the real head.
 
@@ -254,9 +265,10 @@ class GmailEncoder(nn.Module):
         Raises:
             ModelError: this is a plain CLIP without an adapter.
         """
-        if not self._trunk.own() and self.layout == EncoderLayout():
+        if self.lora is None and self.layout == EncoderLayout():
             raise ModelError("this encoder is a plain CLIP: build it by from_clip to train it")
-        found = dict(self._own_tensors()) if self.layout.train_heads else self._trunk.own()
+        adapters = {**self._trunk.own(), **self._texts.own()}
+        found = dict(self._own_tensors()) if self.layout.train_heads else adapters
         if real_head:
             return found
         alone = list(self._trunk.tensors(REAL).values()) if self.separate else []
@@ -273,8 +285,7 @@ class GmailEncoder(nn.Module):
     @property
     def shared(self) -> bool:
         """Whether real and generated images go through the same trunk, so that one pass serves."""
-        trunk = self._trunk
-        return trunk.adapter_of(Route.REAL) == trunk.adapter_of(Route.GENERATED)
+        return len({self._trunk.adapter_of(way) for way in (Route.REAL, Route.GENERATED)}) == 1
 
     def trunk(
         self, pixels: Float[Tensor, "b 3 h w"], route: Route = Route.REAL
@@ -311,15 +322,27 @@ class GmailEncoder(nn.Module):
         return self.project(self.trunk(pixels, route), route)
 
     def embed_text_ids(
-        self, input_ids: Int[Tensor, "m t"], attention_mask: Int[Tensor, "m t"]
+        self,
+        input_ids: Int[Tensor, "m t"],
+        attention_mask: Int[Tensor, "m t"],
+        route: Route = Route.REAL,
     ) -> Float[Tensor, "m dim"]:
-        """Return projected text features, not normalised; the text tower is always frozen."""
-        return self._backbone.text_features(input_ids, attention_mask)
+        """Return projected text features, not normalised, as images by ``route`` have beside them.
 
-    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "m dim"]:
+        All routes are one where the text tower is frozen.
+        """
+        return self._texts.features(input_ids, attention_mask, self._effective(route))
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "m t"], Int[Tensor, "m t"]]:
+        """Return token ids and attention mask, padded as the text tower wants it."""
+        return self._backbone.tokenize(self.tokenizer, texts)
+
+    def embed_texts(
+        self, texts: Sequence[str], route: Route = Route.REAL
+    ) -> Float[Tensor, "m dim"]:
         """Tokenize and embed one batch of texts, not normalised."""
-        ids, mask = self._backbone.tokenize(self.tokenizer, texts)
-        return self.embed_text_ids(ids.to(self.device), mask.to(self.device))
+        ids, mask = self.tokenize(texts)
+        return self.embed_text_ids(ids.to(self.device), mask.to(self.device), route)
 
     @torch.no_grad()
     def encode_images(
@@ -359,8 +382,8 @@ class GmailEncoder(nn.Module):
         """
         found = [torch.empty(0, self.dim)]
         for start in range(0, len(texts), batch_size):
-            raw = self.embed_texts(texts[start : start + batch_size])
-            found.append(normalize(raw.float(), dim=-1).cpu())
+            raw = self.embed_texts(texts[start : start + batch_size]).float()
+            found.append(normalize(raw, dim=-1).cpu())
         return torch.cat(found)
 
     def _effective(self, route: Route) -> Route:
@@ -372,33 +395,6 @@ class GmailEncoder(nn.Module):
         return self.generated_head if route is Route.GENERATED else self.real_head
 
     def _own_tensors(self) -> Mapping[str, nn.Parameter]:
-        own = {**self._trunk.own(), "real_head": self.real_head}
-        own |= {"generated_head": self.generated_head} if self.dual_heads else {}
-        return own | self.hidden.tensors()
-
-    @torch.no_grad()
-    def _probe(self) -> tuple[Tensor, Tensor]:
-        """Return two fixed noise images and their features by the CLIP before it is changed."""
-        vision = self._backbone.vision_config
-        generator = torch.Generator().manual_seed(0)
-        shape = (2, vision.num_channels, vision.image_size, vision.image_size)
-        pixels = torch.randn(shape, generator=generator)
-        return pixels, self._backbone.image_features(pixels)
-
-    @torch.no_grad()
-    def _check_build(self, pixels: Tensor, plain: Tensor) -> None:
-        """Assert that every route equals the plain CLIP and that only what should train can."""
-        for route in Route if self.layout.starts_plain else [Route.FROZEN]:
-            if not torch.equal(self.embed_pixels(pixels, route), plain):
-                raise ModelError(
-                    f"route {route} differs from CLIP before training (build is broken)"
-                )
-        self._trunk.backbone(Route.GENERATED)
-        own = {id(parameter): name for name, parameter in self._own_tensors().items()}
-        found = {id(p): name for name, p in self.named_parameters() if p.requires_grad}
-        odd = [name for key, name in (own | found).items() if (key in own) != (key in found)]
-        odd += sorted(set(self._trunk.own()) ^ self._trunk.expected())
-        if odd:
-            raise ModelError(
-                f"{odd[0]} is trainable where it should not be, or the other way round"
-            )
+        heads = {"real_head": self.real_head, "generated_head": self.generated_head}
+        own = heads if self.dual_heads else {"real_head": self.real_head}
+        return {**self._trunk.own(), **self._texts.own(), **own, **self.hidden.tensors()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,27 +21,37 @@ from gmail_align.runtime import stable_seed
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+VISION_TOWER, TEXT_TOWER = "vision_model", "text_model"
 _PREFIX = "base_model.model."
 
 
 def inject(
-    model: nn.Module, settings: LoraSettings, seed: int, adapter: str = "default"
+    model: nn.Module,
+    settings: LoraSettings,
+    seed: int,
+    adapter: str = "default",
+    tower: str = VISION_TOWER,
 ) -> list[LoraLayer]:
-    """Put LoRA layers into ``model`` in place and return them; their output is zero (B = 0).
+    """Put LoRA layers into a tower in place and return them; their output is zero (B = 0).
 
     Args:
-        model: A CLIP model; only modules inside its vision tower may match.
+        model: A CLIP model; only modules inside the towers that are adapted may match.
         settings: Rank, scale and targets.
         seed: Seed of the A matrices; the global random state is left alone.
         adapter: Name of the adapter; a model may have several.
+        tower: The tower that it is put into.
 
     Raises:
-        ModelError: the targets match nothing, or what is no linear layer of the vision tower.
+        ModelError: the targets match nothing, or what is no linear layer of an adapted tower.
     """
-    matched = _matching(model, settings.targets)
-    outside = [name for name in matched if not name.startswith("vision_model.")]
+    matched = _matching(model, settings, tower)
+    outside = _outside(model, settings)
     if not matched or outside:
-        what = f"{outside[0]!r} outside the vision tower" if outside else "no module of the model"
+        known = {VISION_TOWER: "the vision tower", TEXT_TOWER: "the text tower"}
+        whole = known[tower] if settings.towers != "both" else "the towers"
+        what = f"{outside[0]!r} outside {whole}" if outside else "no module of the model"
+        if not outside and tower == TEXT_TOWER:
+            what = "no module of a text tower"
         raise ModelError(
             f"lora.targets {settings.targets!r} matches {what}: correct the expression"
         )
@@ -50,18 +61,33 @@ def inject(
                 f"lora.targets {settings.targets!r} matches {name!r}, whose weight is used past "
                 "any adapter, which would never learn: leave it out of the expression"
             )
+    before = {
+        layer: (list(layer.active_adapters), [p for p in layer.parameters() if p.requires_grad])
+        for other in {VISION_TOWER, TEXT_TOWER} - {tower}
+        for layer in _lora_layers(model, other)
+    }
     with torch.random.fork_rng(devices=[]):
-        other = () if adapter == "default" else (adapter,)
-        torch.manual_seed(stable_seed(seed, "lora", *other))
+        named = () if adapter == "default" else (adapter,)
+        torch.manual_seed(stable_seed(seed, "lora", *named))
         if hasattr(model, "peft_config"):  # peft's note of the first adapter makes it warn of two
             del model.peft_config
         try:
-            inject_adapter_in_model(_peft_config(settings), model, adapter)
+            inject_adapter_in_model(_peft_config(settings, tower), model, adapter)
         except ValueError as error:
             raise ModelError(
                 f"lora.targets {settings.targets!r} matches a module that takes no LoRA: {error}"
             ) from error
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer, (active, trained) in before.items():  # peft switches every layer to the new adapter
+        layer.set_adapter(active)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    return list(_lora_layers(model, tower))
+
+
+def _lora_layers(model: nn.Module, tower: str) -> Iterator[LoraLayer]:
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and name.startswith(f"{tower}."):
+            yield module
 
 
 def adapter_tensors(model: nn.Module, adapter: str = "default") -> dict[str, nn.Parameter]:
@@ -73,21 +99,30 @@ def adapter_tensors(model: nn.Module, adapter: str = "default") -> dict[str, nn.
     }
 
 
-def expected_names(model: nn.Module, settings: LoraSettings, adapter: str = "default") -> set[str]:
+def expected_names(
+    model: nn.Module,
+    settings: LoraSettings,
+    adapter: str = "default",
+    tower: str = VISION_TOWER,
+) -> set[str]:
     """Return the adapter's parameter names that ``settings`` promise."""
-    places = [name.removesuffix(".base_layer") for name in _matching(model, settings.targets)]
+    places = [name.removesuffix(".base_layer") for name in _matching(model, settings, tower)]
     return {f"{place}.lora_{side}.{adapter}.weight" for place in places for side in "AB"}
 
 
 def save_adapter(
-    model: nn.Module, settings: LoraSettings, folder: Path, adapter: str = "default"
+    model: nn.Module,
+    settings: LoraSettings,
+    folder: Path,
+    adapter: str = "default",
+    tower: str = VISION_TOWER,
 ) -> None:
     """Write the adapter as a folder that plain ``peft`` loads onto the base CLIP model."""
     tensors = {
         _PREFIX + name.replace(f".{adapter}.", "."): p.detach().cpu().contiguous()
         for name, p in adapter_tensors(model, adapter).items()
     }
-    config: dict[str, Any] = cast("Any", _peft_config(settings)).to_dict()
+    config: dict[str, Any] = cast("Any", _peft_config(settings, tower)).to_dict()
     config["inference_mode"] = True
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     write_json(folder / CONFIG, dict(sorted(plain.items())))
@@ -136,19 +171,46 @@ def copy_tensors(to: dict[str, nn.Parameter], found: dict[str, Tensor], where: P
             parameter.copy_(found[name])
 
 
-def _matching(model: nn.Module, targets: str) -> list[str]:
+def pattern(settings: LoraSettings, tower: str) -> str:
+    """Return the regular expression of the modules of one tower that are adapted."""
+    targets = settings.targets
+    if settings.towers == "vision":
+        return targets
+    if tower == TEXT_TOWER and TEXT_TOWER not in targets:
+        targets = targets.replace(VISION_TOWER, TEXT_TOWER)
+    return rf"(?={tower}\.)(?:{targets})"
+
+
+def _matching(model: nn.Module, settings: LoraSettings, tower: str) -> list[str]:
+    found = _compiled(pattern(settings, tower), settings)
+    return [name for name, _ in model.named_modules() if found.fullmatch(name)]
+
+
+def _outside(model: nn.Module, settings: LoraSettings) -> list[str]:
+    """Return what the targets match in towers that are not adapted."""
+    found = _compiled(settings.targets, settings)
+    towers = {"vision": (VISION_TOWER,), "text": (TEXT_TOWER,), "both": (VISION_TOWER, TEXT_TOWER)}
+    inside = tuple(f"{tower}." for tower in towers[settings.towers])
+    names = [name for name, _ in model.named_modules() if found.fullmatch(name)]
+    if settings.towers == "text" and TEXT_TOWER not in settings.targets:
+        return []  # names of the vision tower stand for those of the text tower
+    return [name for name in names if not name.startswith(inside)]
+
+
+def _compiled(targets: str, settings: LoraSettings) -> re.Pattern[str]:
     try:
-        pattern = re.compile(targets)
+        return re.compile(targets)
     except re.error as error:
-        raise ModelError(f"lora.targets {targets!r} is no regular expression: {error}") from error
-    return [name for name, _ in model.named_modules() if pattern.fullmatch(name)]
+        raise ModelError(
+            f"lora.targets {settings.targets!r} is no regular expression: {error}"
+        ) from error
 
 
-def _peft_config(settings: LoraSettings) -> LoraConfig:
+def _peft_config(settings: LoraSettings, tower: str = VISION_TOWER) -> LoraConfig:
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
-        target_modules=settings.targets,
+        target_modules=pattern(settings, tower),
         bias="none",
     )

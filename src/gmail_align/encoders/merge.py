@@ -58,16 +58,30 @@ def adapter_name(encoder: GmailEncoder, route: Route) -> str | None:
 
 
 def _changed(encoder: GmailEncoder, route: Route, plain: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights that the route's adapter, or its copy of the tower, changes."""
-    name = adapter_name(encoder, route)
-    tensors = {key: value.detach().cpu() for key, value in encoder._trunk.tensors(name).items()}
+    """Return the weights that the route's adapters, or its copy of the tower, change."""
+    found = {name: p.detach().cpu() for name, p in adapted_tensors(encoder, route).items()}
     if encoder.lora is None:
-        return tensors
+        return found
     scale = encoder.lora.alpha / encoder.lora.rank
-    places = {key.partition(".lora_")[0] for key in tensors}
+    sides = {
+        key: value for side in "AB" for key, value in _by_place(found, f".lora_{side}.").items()
+    }
     return {
         f"{place}.weight": plain[f"{place}.weight"]
-        + scale
-        * (tensors[f"{place}.lora_B.{name}.weight"] @ tensors[f"{place}.lora_A.{name}.weight"])
-        for place in places
+        + scale * (sides[place, ".lora_B."] @ sides[place, ".lora_A."])
+        for place in {place for place, _ in sides}
+    }
+
+
+def adapted_tensors(encoder: GmailEncoder, route: Route) -> dict[str, nn.Parameter]:
+    """Return the parameters of what is adapted on a route, of both towers."""
+    if not encoder.applied:
+        return {}
+    texts = encoder._texts.tensors() if route.adapted else {}
+    return {**encoder._trunk.tensors(adapter_name(encoder, route)), **texts}
+
+
+def _by_place(tensors: dict[str, Tensor], side: str) -> dict[tuple[str, str], Tensor]:
+    return {
+        (name.partition(side)[0], side): tensor for name, tensor in tensors.items() if side in name
     }

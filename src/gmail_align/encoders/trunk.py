@@ -37,6 +37,7 @@ class Trunk(nn.Module):
         self, model: nn.Module, lora: LoraSettings | None, layout: EncoderLayout, seed: int
     ) -> None:
         super().__init__()
+        lora = lora if lora is not None and lora.adapts_images else None
         self._plain, self._model, self._lora = backbone_of(model), (model,), lora
         self.layout = layout
         self.tuned = nn.ModuleDict()

@@ -23,9 +23,11 @@ from transformers.utils import logging as transformers_logging
 
 from gmail_align.artifacts import write_bytes
 from gmail_align.encoders.backbones import VisionOnly, load_model
+from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.folder import copy_model, no_bars
-from gmail_align.encoders.lora import WEIGHTS, save_adapter
-from gmail_align.encoders.merge import adapter_name, head_weight
+from gmail_align.encoders.lora import TEXT_TOWER, WEIGHTS, save_adapter
+from gmail_align.encoders.merge import adapted_tensors, adapter_name, head_weight
+from gmail_align.encoders.text_tower import TEXT
 from gmail_align.errors import ModelError
 from gmail_align.export.ready import Ready
 
@@ -67,14 +69,13 @@ def export_peft(ready: Ready, out: Path) -> dict[str, float]:
     Raises:
         ModelError: there is no adapter on this route.
     """
-    encoder, name = ready.encoder, adapter_name(ready.encoder, ready.route)
-    if encoder.lora is None or name is None:
+    encoder = ready.encoder
+    if encoder.lora is None or not adapted_tensors(encoder, ready.route):
         raise ModelError(f"the route {ready.route} of this encoder has no adapter: export it as hf")
     copy_model(encoder.base_folder, out / "base")
     head = head_weight(encoder, ready.route)
     assert head is not None, "an adapted route has a head"
-    save_adapter(encoder.clip, encoder.lora, out, name)
-    tensors = load_file(out / WEIGHTS)
+    tensors = _write_adapters(ready, encoder.lora, out)
     config = cast("Any", LoraConfig.from_pretrained(out))
     config.base_model_name_or_path = "base"
     if isinstance(encoder.clip, CLIPModel):
@@ -84,15 +85,31 @@ def export_peft(ready: Ready, out: Path) -> dict[str, float]:
         write_bytes(out / HEAD, save({"weight": head.contiguous()}, {"format": "pt"}))
     if isinstance(encoder.clip, VisionOnly):
         tensors = {key.replace(".vision_model.", ".", 1): value for key, value in tensors.items()}
+    if isinstance(encoder.clip, VisionOnly) or encoder.adapts_texts:
         config.target_modules = {
-            key.removeprefix("base_model.model.").partition(".lora_")[0] for key in tensors
+            key.removeprefix("base_model.model.").partition(".lora_")[0]
+            for key in tensors
+            if ".lora_" in key
         }
     config.save_pretrained(out)
     write_bytes(out / WEIGHTS, save(tensors, {"format": "pt"}))
-    return {"image": _check_peft(ready, out, head)}
+    return _check_peft(ready, out, head)
 
 
-def _check_peft(ready: Ready, out: Path, head: Tensor) -> float:
+def _write_adapters(ready: Ready, lora: LoraSettings, out: Path) -> dict[str, Tensor]:
+    """Write the adapter of the route, and return its tensors with those of the text tower's."""
+    encoder, name = ready.encoder, adapter_name(ready.encoder, ready.route)
+    found: dict[str, Tensor] = {}
+    if encoder.adapts_texts and ready.route.adapted:
+        save_adapter(encoder.clip, lora, out, TEXT, TEXT_TOWER)
+        found = load_file(out / WEIGHTS)
+    if name is not None and lora.adapts_images:
+        save_adapter(encoder.clip, lora, out, name)
+        found |= load_file(out / WEIGHTS)
+    return found
+
+
+def _check_peft(ready: Ready, out: Path, head: Tensor) -> dict[str, float]:
     """Load the adapter by peft and compare."""
     base = load_model(out / "base")
     is_vit, is_clip = isinstance(base, VisionOnly), isinstance(base, CLIPModel)
@@ -109,7 +126,12 @@ def _check_peft(ready: Ready, out: Path, head: Tensor) -> float:
             pooled = inner.get_image_features(pixels).pooler_output
         return pooled if is_clip else pooled @ head.T
 
-    return ready.check("the adapter, loaded by peft", features)
+    found = {"image": ready.check("the adapter, loaded by peft", features)}
+    if not is_vit:
+        found["text"] = ready.check_texts(
+            "the adapter, loaded by peft", lambda ids: inner.get_text_features(ids).pooler_output
+        )
+    return found
 
 
 def export_llava(ready: Ready, out: Path) -> dict[str, float]:

@@ -45,7 +45,9 @@ class Ready:
                 if isinstance(encoder.clip, CLIPModel):
                     ids[ids == text.vocab_size - 1] = _end(text)
                 found["input_ids"] = ids
-                found["text_features"] = encoder.embed_text_ids(ids, torch.ones_like(ids))
+                found["text_features"] = encoder.embed_text_ids(
+                    ids, torch.ones_like(ids), self.route
+                )
         return found
 
     @cached_property

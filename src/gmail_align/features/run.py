@@ -127,17 +127,19 @@ def extract_texts(
     encoder: GmailEncoder,
     out: Path,
     *,
+    route: Route = Route.REAL,
     batch_size: int = 256,
     dtype: StoredDtype = "float32",
 ) -> Artifact:
     """Extract text features, not normalised, by caption id; an artifact of kind ``features``.
 
-    Texts always go through the frozen text tower, so every encoder built on one CLIP has the same.
+    Encoders built on one CLIP have the same ones unless their text tower is adapted.
 
     Args:
         captions: An artifact of kind ``captions`` or ``pairs``.
         encoder: The encoder, on the device where it shall run.
         out: Folder of the artifact.
+        route: The route of the images beside them; all are one where the text tower is frozen.
         batch_size: Texts in one forward pass.
         dtype: How features are stored.
 
@@ -149,8 +151,8 @@ def extract_texts(
     config = {
         "what": "text",
         "encoder": encoder.base_fingerprint,
-        "weights": encoder.base_fingerprint,
-        "route": str(Route.FROZEN),
+        "weights": encoder.text_fingerprint(route),
+        "route": str(route if encoder.adapts_texts else Route.FROZEN),
         "preprocess": "",
         "dtype": dtype,
     }
@@ -162,7 +164,7 @@ def extract_texts(
 
     def embed(batch: object) -> npt.NDArray[Any]:
         with torch.no_grad():
-            return _rows(encoder.embed_texts(cast("list[str]", batch)), dtype)
+            return _rows(encoder.embed_texts(cast("list[str]", batch), route), dtype)
 
     fill_rows(
         feature_file(out, len(names), encoder.dim, dtype),

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+T = TypeVar("T")
 _PATIENCE = timedelta(hours=12)
 """How long processes wait for the one that decodes and embeds for all."""
 
@@ -39,6 +40,15 @@ class Ranks:
         """Wait until every process is here."""
         if self.count > 1:
             dist.barrier()
+
+    def first_alone(self, make: Callable[[], T]) -> T:
+        """Let the first process make and cache something, and the others read it then."""
+        if not self.first:
+            self.wait()
+        made = make()
+        if self.first:
+            self.wait()
+        return made
 
     def part(self, size: int) -> slice:
         """Return this process's part of ``size`` rows; parts follow one another."""

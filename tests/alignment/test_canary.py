@@ -1,0 +1,108 @@
+"""Zero-shot accuracy in the guard: by hand, from captions or a file of classes, and as its goal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from gmail_align.alignment.canary import HeldClasses, held_classes, zero_shot
+from gmail_align.alignment.config import AlignConfig
+from gmail_align.alignment.run import align
+from gmail_align.artifacts import Artifact, begin, write_json, write_jsonl
+from gmail_align.data.pairs import PAIRS, Pair, read_pairs
+from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.config import LoraSettings
+from gmail_align.errors import ArtifactError, ConfigError
+from gmail_align.training.config import OptimConfig
+
+COLOURS = ("red", "green", "blue", "grey")
+OPTIM = OptimConfig(steps=4, lr=2e-3, schedule="constant", evaluate_every=2)
+
+
+def _classes(folder: Path, count: int = 12) -> Artifact:
+    draft = begin(folder, "classes", {})
+    write_json(draft.path("labels.json"), {f"r{n}": COLOURS[n % 4] for n in range(count)})
+    write_json(draft.path("classes.json"), {c: [f"a {c} image", f"{c} tone"] for c in COLOURS})
+    return draft.finish({"images": count, "classes": 4})
+
+
+def _class_pairs(world: Any, folder: Path) -> Artifact:
+    """The pairs with class captions: the colour alone."""
+    draft = begin(folder, "pairs", {}, {"pairs": world.pairs})
+    rows = [
+        asdict(replace(pair, text=" ".join(pair.text.split()[:3])))
+        for pair in read_pairs(world.pairs)
+    ]
+    write_jsonl(draft.path(PAIRS), rows)
+    return draft.finish({"pairs": len(rows)})
+
+
+@torch.no_grad()
+def test_accuracy_by_hand(clip_folder: Path) -> None:
+    encoder = GmailEncoder.from_clip(clip_folder, LoraSettings(towers="text"))
+    prompts = (("a red image", "red tone"), ("a blue image", "blue tone"))
+    rows = [[encoder.embed_texts([text])[0] for text in own] for own in prompts]
+    weights = torch.stack([sum(normalize(row, dim=0) for row in own) / 2 for own in rows])
+    red, blue = normalize(weights, dim=-1)
+    classes = HeldClasses(torch.tensor([0, 1, 1, -1]), prompts, torch.stack([red, blue]))
+    images = {"real": torch.stack([red, red, blue, red]), "generated": torch.stack([blue, red])}
+    found = zero_shot(encoder, classes, images, torch.tensor([1, 1]))
+    assert found == {"zeroshot": pytest.approx(2 / 3), "zeroshot_generated": 0.5}
+    for parameter in encoder.trainable().values():
+        parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    moved = torch.stack([encoder.embed_texts([prompts[0][0]])[0]] * 4)
+    again = zero_shot(
+        encoder, replace(classes, prompts=(("a red image",), ("a blue image",))), {"real": moved},
+        torch.arange(4),
+    )  # fmt: skip
+    assert again["zeroshot"] == pytest.approx(1 / 3)  # by the text tower as it is now
+
+
+def test_what_captions_say_of_classes(clip_folder: Path) -> None:
+    encoder = GmailEncoder.from_clip(clip_folder)
+
+    def found(texts: list[tuple[str, str]]) -> HeldClasses | None:
+        pairs = [Pair(f"c{n}", text, image, f"g{n}") for n, (image, text) in enumerate(texts)]
+        return held_classes(encoder, list(dict.fromkeys(image for image, _ in texts)), pairs)
+
+    two = found([("a", "red"), ("b", "blue"), ("c", "red"), ("d", "blue"), ("d", "blue")])
+    assert two is not None
+    assert two.labels.tolist() == [1, 0, 1, 0]
+    assert two.prompts == (("blue",), ("red",))
+    assert found([("a", "red"), ("b", "blue"), ("c", "grey"), ("d", "blue")]) is None
+    assert found([("a", "red"), ("a", "blue"), ("b", "red"), ("c", "blue"), ("d", "red")]) is None
+    assert found([("a", "red"), ("b", "red"), ("c", "red")]) is None
+
+
+@pytest.mark.parametrize("given", ["a file", "captions"])
+def test_the_guard_measures_and_selects_it(
+    given: str, clip_folder: Path, world: Any, tmp_path: Path
+) -> None:
+    config = AlignConfig(batch_size=6, holdout=0.5, optim=OPTIM, select="zeroshot")
+    pairs = world.pairs if given == "a file" else _class_pairs(world, tmp_path / "pairs")
+    classes = _classes(tmp_path / "classes") if given == "a file" else None
+    sources, out = (pairs, world.real, world.generated), tmp_path / "out"
+    seed = 2  # with it, three colours are held out, of two images each
+    made = align(config, *sources, clip_folder, out, classes=classes, seed=seed)
+    start = made.manifest["notes"]["guard"]["start"]
+    assert start["score"] == start["zeroshot"]
+    assert 0 <= start["zeroshot_generated"] <= 1
+    assert ("classes" in made.manifest["inputs"]) == (given == "a file")
+
+
+def test_without_classes_it_cannot_be_the_goal(
+    clip_folder: Path, world: Any, tmp_path: Path
+) -> None:
+    config = AlignConfig(batch_size=6, holdout=0.25, optim=OPTIM, select="zeroshot")
+    sources = (world.pairs, world.real, world.generated)
+    with pytest.raises(ConfigError, match="give --classes what the import"):
+        align(config, *sources, clip_folder, tmp_path / "out")
+    broken = _classes(tmp_path / "classes")
+    broken.path("labels.json").write_text("[1")
+    with pytest.raises(ArtifactError, match="is damaged"):
+        align(config, *sources, clip_folder, tmp_path / "other", classes=broken)
