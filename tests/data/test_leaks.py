@@ -100,6 +100,27 @@ def test_near_pairs_are_those_of_counting_every_bit(
     assert set(near_pairs(first, second, distance)) == expected
 
 
+@pytest.mark.parametrize(("distance", "alike"), [(0, 0), (4, 1), (10, 1), (10, 60), (25, 1)])
+def test_no_near_pair_is_missed_among_thousands(distance: int, alike: int) -> None:
+    rng = np.random.default_rng(distance)
+    first = rng.integers(0, 256, (3000, 16), dtype=np.uint8)
+    second = rng.integers(0, 256, (2000, 16), dtype=np.uint8)
+    first[: alike * 10] = first[0]  # as many blank images are
+    for row in range(1500):  # copies that differ in 0 to distance + 1 bits
+        bits = np.unpackbits(first[row])
+        flipped = rng.choice(128, min(row % (distance + 2), 128), replace=False)
+        bits[flipped] ^= 1
+        second[rng.integers(2000)] = np.packbits(bits)
+    wide = [np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1 for hashes in (first, second)]
+    differing = (128 - wide[0] @ wide[1].T) / 2
+    rows, columns = np.nonzero(differing <= distance)
+    expected = list(
+        zip(rows.tolist(), columns.tolist(), differing[rows, columns].tolist(), strict=True)
+    )
+    assert len(expected) > 500
+    assert list(near_pairs(first, second, distance)) == expected
+
+
 def test_leaks_by_id_and_by_looks_are_named_and_stop(tmp_path: Path) -> None:
     train = store(
         tmp_path / "train",

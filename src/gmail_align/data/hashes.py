@@ -21,9 +21,15 @@ NEAR: Final = 10
 another size (see ``docs/datasets.md``)."""
 
 HashArray = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.intp]
+Found = tuple[Rows, Rows, npt.NDArray[np.uint8]]
+"""Rows of two arrays of hashes, and the bits in which each pair differs."""
 
 _SIDE: Final = 8
-_ENTRIES: Final = 8_000_000  # of the matrix of distances that are held at a time
+_ENTRIES: Final = 1_000_000  # pairs that are held at a time
+_KEYS: Final = 65_536
+_DEARER: Final = 8  # times that a pair found by its keys costs of one in a block of all
 _CHUNK: Final = 1024
 
 
@@ -59,10 +65,11 @@ def _in_chunks(pool: ThreadPoolExecutor, one: object, ids: Sequence[str]) -> Ite
 def near_pairs(
     first: HashArray, second: HashArray, distance: int = NEAR
 ) -> Iterator[tuple[int, int, int]]:
-    """Yield (row of ``first``, row of ``second``, bits that differ) of every pair that is near.
+    """Yield (row of ``first``, row of ``second``, bits that differ) of every near pair, by rows.
 
-    The matrix of distances is computed in blocks, so that a million hashes against fifty thousand
-    need tens of megabytes.
+    Two hashes that differ in at most ``distance`` bits agree in one of ``distance`` + 1 disjoint
+    sets of bits at least. So only pairs that agree in one are compared, unless these are too many
+    (a large distance, or images that all look alike): then all are. Either way none is missed.
 
     Args:
         first: Shape (n, 16).
@@ -71,17 +78,85 @@ def near_pairs(
     """
     if not len(first) or not len(second):
         return
-    wide = min(len(second), 8192)
-    tall = max(1, _ENTRIES // wide)
-    for left in range(0, len(second), wide):
-        signs = _signs(second[left : left + wide]).T
-        for top in range(0, len(first), tall):
-            alike = _signs(first[top : top + tall]) @ signs
-            for row, column in np.argwhere(alike >= BITS - 2 * distance):
-                differing = int(BITS - alike[row, column]) // 2
-                yield int(top + row), int(left + column), differing
+    words = _words(first), _words(second)
+    keys = [_keys(hashes, distance + 1) for hashes in (first, second)]
+    shared = sum(
+        int(np.bincount(one, minlength=_KEYS) @ np.bincount(other, minlength=_KEYS))
+        for one, other in zip(*keys, strict=True)
+    )
+    if shared * _DEARER < len(first) * len(second):
+        found = _agreeing(words, keys, distance)
+    else:
+        found = _all(words, distance)
+    for rows, columns, bits in found:
+        yield from zip(rows.tolist(), columns.tolist(), bits.tolist(), strict=True)
 
 
-def _signs(hashes: HashArray) -> npt.NDArray[np.float32]:
-    """Return bits as +1 and -1: two rows' product is the bits alike minus those that differ."""
-    return np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1
+def _words(hashes: HashArray) -> Words:
+    return np.ascontiguousarray(hashes).view(np.uint64)
+
+
+def _keys(hashes: HashArray, parts: int) -> npt.NDArray[np.uint16]:
+    """Return up to 16 bits of each of ``parts`` sets of bits as a number, shape (parts, n).
+
+    Neighbouring bits go into different sets, for they are often alike.
+    """
+    keys = np.zeros((parts, len(hashes)), dtype=np.uint16)
+    for start in range(0, len(hashes), _KEYS):
+        bits = np.unpackbits(hashes[start : start + _KEYS], axis=1)
+        for part, row in enumerate(keys[:, start : start + _KEYS]):
+            for place, column in enumerate(range(part, BITS, parts)[:16]):
+                row |= bits[:, column].astype(np.uint16) << place
+    return keys
+
+
+def _agreeing(
+    words: tuple[Words, Words], keys: Sequence[npt.NDArray[np.uint16]], distance: int
+) -> Iterator[Found]:
+    """Compare the pairs that agree in a key; a block of rows has about ``_ENTRIES`` of them."""
+    orders = [np.argsort(row, kind="stable") for row in keys[1]]
+    counts = [np.bincount(row, minlength=_KEYS) for row in keys[1]]
+    starts = [np.cumsum(count) - count for count in counts]
+    each = np.zeros(len(words[0]), dtype=np.int64)
+    for row, count in zip(keys[0], counts, strict=True):
+        each += count[row]
+    blocks = np.cumsum(each) // _ENTRIES
+    for block in np.unique(blocks):
+        low, high = np.searchsorted(blocks, [block, block + 1])
+        hits = []
+        for part, order in enumerate(orders):
+            own = keys[0][part, low:high]
+            many = counts[part][own]
+            rows = np.repeat(np.arange(low, high), many)
+            within = np.arange(len(rows)) - np.repeat(np.cumsum(many) - many, many)
+            columns = order[np.repeat(starts[part][own], many) + within]
+            rows, columns, bits = _near(words, rows, columns, distance)
+            seen = np.zeros(len(rows), dtype=bool)
+            for earlier in range(part):
+                seen |= keys[0][earlier, rows] == keys[1][earlier, columns]
+            hits.append((rows[~seen], columns[~seen], bits[~seen]))
+        rows, columns, bits = (np.concatenate(column) for column in zip(*hits, strict=True))
+        order = np.lexsort((columns, rows))
+        yield rows[order], columns[order], bits[order]
+
+
+def _near(words: tuple[Words, Words], rows: Rows, columns: Rows, distance: int) -> Found:
+    """Keep the pairs that differ in at most ``distance`` bits, and count those."""
+    bits = np.zeros(len(rows), dtype=np.uint8)
+    for word in range(BITS // 64):
+        bits = bits + np.bitwise_count(words[0][rows, word] ^ words[1][columns, word])
+        near = bits <= distance
+        rows, columns, bits = rows[near], columns[near], bits[near]
+    return rows, columns, bits
+
+
+def _all(words: tuple[Words, Words], distance: int) -> Iterator[Found]:
+    """Compare all pairs, a block of rows at a time."""
+    tall = max(1, _ENTRIES // len(words[1]))
+    for top in range(0, len(words[0]), tall):
+        block = words[0][top : top + tall]
+        bits = np.zeros((len(block), len(words[1])), dtype=np.uint8)
+        for word in range(BITS // 64):
+            bits += np.bitwise_count(block[:, word, None] ^ words[1][None, :, word])
+        rows, columns = np.nonzero(bits <= distance)
+        yield rows + top, columns, bits[rows, columns]

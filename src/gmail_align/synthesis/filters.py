@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gmail_align.data.hashes import BITS, HashArray, near_pairs
+from gmail_align.data.hashes import HashArray, near_pairs
 
 CLIPSCORE_WEIGHT = 2.5
 
@@ -105,26 +105,7 @@ def _cosine(first: Tensor | None, row: int, second: Tensor | None, other: int) -
 
 
 def _near_rows(hashes: HashArray, bits: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (earlier row, later row, bits that differ) of all pairs within ``bits``.
-
-    Two hashes that differ in at most ``bits`` bits agree in one of ``bits + 1`` bands, so that only
-    rows that share a band are compared, and no pair is missed.
-    """
-    unpacked = np.unpackbits(hashes, axis=1)
-    seen: set[tuple[int, int]] = set()
-    for columns in np.array_split(np.arange(BITS), bits + 1):
-        band = np.packbits(unpacked[:, columns], axis=1)
-        for rows in _groups(band):
-            for left, right, differing in near_pairs(hashes[rows], hashes[rows], bits):
-                pair = (int(rows[left]), int(rows[right]))
-                if left < right and pair not in seen:
-                    seen.add(pair)
-                    yield *pair, differing
-
-
-def _groups(band: HashArray) -> Sequence[npt.NDArray[np.int64]]:
-    """Return the rows, ascending, of each value that several rows of ``band`` share."""
-    keys = np.ascontiguousarray(band).view(f"V{band.shape[1]}").ravel()
-    order = np.argsort(keys, kind="stable")
-    edges = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
-    return [rows for rows in np.split(order, edges) if len(rows) > 1]
+    """Yield (earlier row, later row, bits that differ) of all pairs within ``bits``."""
+    for left, right, differing in near_pairs(hashes, hashes, bits):
+        if left < right:
+            yield left, right, differing
