@@ -85,6 +85,21 @@ def test_a_comparison_of_predictions_is_that_of_kept_results(scored, tmp_path):
     assert "CIDEr" in shown and "(" in shown
 
 
+def test_only_what_both_predicted_is_compared_in_part(scored, files):
+    fewer, more = files("fewer.json", SAID[1:]), files("more.json", SAID)
+    how = ("--references", files("human.json", HUMAN), "--metrics", "BLEU4", "--json")
+    ran = call("compare", more, fewer, *how)
+    assert ran.exit_code == 2 and "no prediction for 1 image: 1" in ran.stderr
+    assert f"B ({fewer})" in ran.stderr
+    found = json.loads(call("compare", more, fewer, *how, "--partial").stdout)
+    assert found["metrics"] == {"BLEU4": 0} and found["n"] == {"items": len(SAID) - 1}
+    strange = files("strange.json", [*SAID, {"image_id": 99, "caption": "a"}])
+    ran = call("compare", strange, fewer, *how, "--partial")
+    assert ran.exit_code == 2 and "no references for 1 image: 99" in ran.stderr
+    ran = call("compare", more, fewer)
+    assert ran.exit_code == 2 and "say what predictions are scored by" in ran.stderr
+
+
 def test_clip_scores_follow_the_order_of_the_files(scored, files, tmp_path):
     rng = np.random.default_rng(0)
     features = {name: rng.normal(size=(8, 4)) + 1 for name in ("images", "captions")}
@@ -173,7 +188,7 @@ def test_answers_and_their_comparison(files, tmp_path):
     assert apart["metrics"] == {"accuracy": pytest.approx(0.25)}
     for words, message in (
         (("evaluate", "answers", *how, "--predictions", said, "--rule", "lax"), "no rule 'lax'"),
-        (("compare", said, all_a), "damaged or holds no"),
+        (("compare", said, all_a), "is no folder of a result"),
         (("compare", said, said, "--references", gold, "--answers", gold), "give one"),
         (("compare", tmp_path / "x", tmp_path / "nothing"), "keeps no items to compare"),
         (("compare", tmp_path / "x", tmp_path / "x", "--protocol", "p"), "of their own"),

@@ -66,6 +66,14 @@ def test_images_without_a_text_are_told_and_count_as_not_found(pairs, tmp_path):
     assert found["metrics"]["i2t_r10"] <= 0.5
 
 
+def test_a_folder_of_other_things_is_left_alone(pairs, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("words")
+    ran = call("evaluate", "retrieval", *flat(pairs), "--out", tmp_path / "mine")
+    assert ran.exit_code == 2 and "holds other things than a result" in ran.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
 def test_retrieval_by_another_rule_says_so(pairs):
     ran = call("evaluate", "retrieval", *flat(pairs), "--json", "--compat", "long_clip")
     assert json.loads(ran.stdout)["compat"] == "long_clip"

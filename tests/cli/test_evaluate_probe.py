@@ -48,6 +48,16 @@ def test_files(files, tmp_path):
     assert not (tmp_path / "dry").exists()
 
 
+def test_labels_may_be_any_numbers(files, tmp_path):
+    plain = json.loads(call(*files, "--json").stdout)
+    for name in ("train", "validation", "test"):
+        labels = np.load(tmp_path / f"{name}_y.npy")
+        np.save(tmp_path / f"{name}_y.npy", labels.astype(np.int64) * 10**12 + 7)
+    far = json.loads(call(*files, "--json", "--out", tmp_path / "far").stdout)
+    for key in ("metrics", "n", "weight_decay"):
+        assert far[key] == plain[key]
+
+
 def test_artifacts(tmp_path):
     table, options = {}, []
     for name, count, seed in (("train", 60, 0), ("test", 45, 2)):

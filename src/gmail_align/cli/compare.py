@@ -107,6 +107,12 @@ def _answers(path: Path, answers: Path, protocol: str, reading: Reading, *, subs
 def _kept(a: Path, b: Path, protocol: str | None) -> tuple[Items, Items]:
     from gmail_align.evaluation.items import read_items
 
+    for path in (a, b):
+        if path.suffix in (".json", ".jsonl"):
+            raise ConfigError(
+                f"{path} is no folder of a result: say what predictions are scored by, "
+                "--references (captions) or --answers"
+            )
     if protocol is not None:
         raise ConfigError("results have a --protocol of their own: leave it out")
     return read_items(a), read_items(b)

@@ -10,7 +10,7 @@ import typer
 
 from gmail_align.artifacts import load
 from gmail_align.cli.evaluate_zeroshot import read_object
-from gmail_align.cli.on_files import OutOrNot, Subset, show_answer
+from gmail_align.cli.on_files import OutOrNot, Subset, refuse_other, show_answer
 from gmail_align.cli.shared import Protocol, Seed, Shared, command
 from gmail_align.errors import ConfigError, DataError
 
@@ -84,6 +84,7 @@ def _of_files(
         for path, beside in zip(splits.values(), labels.values(), strict=True)
     )
     assert train is not None and test is not None
+    refuse_other(out)
     show_answer(shared, probe_of_files(train, validation, test, options, keep=out), out)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from gmail_align.artifacts import load
-from gmail_align.cli.on_files import OutOrNot, Subset, one_door, show_answer
+from gmail_align.cli.on_files import OutOrNot, Subset, one_door, refuse_other, show_answer
 from gmail_align.cli.shared import Protocol, Seed, Shared, command
 
 
@@ -76,6 +76,7 @@ def _of_files(
         names = [str(path) for path in paths]
         shared.show_plan("evaluate retrieval", out or Path("standard output"), files=names, **how)
         return
+    refuse_other(out)
     show_answer(shared, retrieval_of_files(*paths, **how, keep=out), out)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gmail_align.artifacts import load
-from gmail_align.cli.on_files import OutOrNot, answer_lines
+from gmail_align.cli.on_files import OutOrNot, answer_lines, refuse_other
 from gmail_align.cli.shared import Device, Seed, Shared, command, model_of
 from gmail_align.errors import ConfigError
 from gmail_align.progress import say
@@ -182,6 +182,7 @@ def _of_files(
         named = {"files": [str(path) for path in files]}
         shared.show_plan("gap", out or Path("standard output"), **named, **how)
         return
+    refuse_other(out)
     found = gap_of_files(*files, beside=beside, **how)
     lines = [*answer_lines(found), found["advice"]["sentence"]]
     if out is not None:

@@ -74,10 +74,20 @@ def keep_answer(found: Mapping[str, Any], items: Items, out: Path | None) -> Non
     from gmail_align.artifacts import write_json
     from gmail_align.evaluation.items import ITEMS, write_items
 
-    if out.exists() and any(path.name not in {ITEMS, "result.json"} for path in out.iterdir()):
-        raise ConfigError(f"{out} holds other things than a result: choose another --out")
+    refuse_other(out)
     write_json(out / "result.json", dict(found))
     write_items(out / ITEMS, items)
+
+
+def refuse_other(out: Path | None) -> None:
+    """Refuse a folder that holds anything but a result of plain files.
+
+    Raises:
+        ConfigError: it does.
+    """
+    known = {"items.safetensors", "result.json", "report"}
+    if out is not None and out.exists() and any(path.name not in known for path in out.iterdir()):
+        raise ConfigError(f"{out} holds other things than a result: choose another --out")
 
 
 def answer_lines(found: Mapping[str, Any]) -> list[str]:

@@ -105,8 +105,18 @@ def caption_items(
         MissingExtraError: pycocoevalcap or Java is not installed.
     """
     options = options or CaptionOptions()
-    systems = {str(number): read_predictions(path) for number, path in enumerate(predictions)}
-    human = _human(read_reference_rows(references), systems.values() if options.partial else [])
+    systems = {
+        f"{chr(ord('A') + number)} ({path})": read_predictions(path)
+        for number, path in enumerate(predictions)
+    }
+    rows = read_reference_rows(references)
+    human = _human(rows, systems.values() if options.partial else [])
+    if options.partial:  # what only one of them predicted; an unknown image stays, and is refused
+        others = {name for name, _ in rows} - human.keys()
+        systems = {
+            name: {image: text for image, text in own.items() if image not in others}
+            for name, own in systems.items()
+        }
     table = compare_captioners(
         systems,
         human,
@@ -115,7 +125,7 @@ def caption_items(
         seed=options.seed,
     )
     found = [Items(options.protocol, one.image_ids, one.columns) for one in table.values()]
-    return found, dict(table["0"].unavailable)
+    return found, dict(next(iter(table.values())).unavailable)
 
 
 def _human(

@@ -80,7 +80,7 @@ def probe_of_files(
     """
     start, options = time.monotonic(), options or ProbeOptions()
     splits = [None if split is None else _read(*split) for split in (train, validation, test)]
-    first, second, third = splits
+    first, second, third = _numbered(splits)
     assert first is not None and third is not None
     classes = int(max(one.labels.max() for one in splits if one is not None)) + 1
     name = options.name(third.labels, classes)
@@ -155,6 +155,18 @@ def evaluate_probe(
 
 def _read(features: Path, labels: Path) -> Labelled:
     return Labelled(load_features(features), load_integers(labels))
+
+
+def _numbered(splits: Sequence[Labelled | None]) -> list[Labelled | None]:
+    """Count the labels of all splits 0, 1, ...; a negative one stays, and is refused."""
+    labels = [one.labels for one in splits if one is not None]
+    names = torch.cat(labels).unique()
+    if len(names) and (names[0] < 0 or any(one.ndim != 1 for one in labels)):
+        return list(splits)
+    return [
+        None if one is None else Labelled(one.features, torch.searchsorted(names, one.labels))
+        for one in splits
+    ]
 
 
 def _labelled(split: Features, labels: Mapping[str, int]) -> Labelled:
