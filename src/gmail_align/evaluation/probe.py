@@ -79,8 +79,8 @@ def probe_of_files(
         MissingExtraError: scikit-learn is not installed.
     """
     start, options = time.monotonic(), options or ProbeOptions()
-    splits = [None if split is None else _read(*split) for split in (train, validation, test)]
-    first, second, third = _numbered(splits)
+    read = [None if split is None else _read(*split) for split in (train, validation, test)]
+    first, second, third = splits = _numbered(read)
     assert first is not None and third is not None
     classes = int(max(one.labels.max() for one in splits if one is not None)) + 1
     name = options.name(third.labels, classes)
