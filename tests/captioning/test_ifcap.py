@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 from gmail_align.artifacts import Artifact, read_jsonl
+from gmail_align.captioning import datastore
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.folder import load_gpt2
 from gmail_align.captioning.ifcap import IFCap
@@ -17,6 +18,7 @@ from gmail_align.captioning.ifcap_folder import open_reader
 from gmail_align.captioning.ifcap_run import CaptionSource, ImageSource, train_ifcap
 from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.run import train_clipcap
+from gmail_align.config import build
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.training.config import OptimConfig
 
@@ -263,7 +265,8 @@ def test_what_does_not_belong_together_is_refused(
     refused(DataError, "features of 24 captions and 23 are given", CaptionSource(ROWS[:-1], texts))
     refused(ModelError, "3 heads do not divide", plain, heads=3)
     refused(ModelError, "64 positions", plain, max_tokens=60)
-    refused(DataError, "fewer than 30|30 captions are to be", plain, retrieved=30)
+    refused(ConfigError, "30 captions are to be looked up for an image", plain, retrieved=30)
+    refused(ConfigError, "30 captions are to be looked up", plain, noun_captions=30)
     other = make_features("other", ["c00-0"], torch.randn(1, 8), encoder="else")
     refused(DataError, "encoder else", CaptionSource(ROWS, texts, generated=other), mode="mix")
     wide = make_features("wide", ["c00-0"], torch.randn(1, 9))
@@ -280,6 +283,39 @@ def test_what_does_not_belong_together_is_refused(
         CaptionSource(ROWS, texts, generated=none),
         mode="mix",
     )
+
+
+def test_more_captions_cannot_agree_than_are_counted() -> None:
+    with pytest.raises(ConfigError, match="no object could be named"):
+        build(IFCapConfig, {"noun_captions": 3, "noun_count": 4})
+    build(IFCapConfig, {"noun_captions": 3, "adaptive": "normal"})
+
+
+def test_a_faiss_index_is_built_once(ifcap: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_reader(ifcap, torch.device("cpu")).store
+    made = []
+    build_one = datastore.build_index
+    monkeypatch.setattr(
+        datastore, "build_index", lambda keys, index: made.append(index) or build_one(keys, index)
+    )
+    queries = store.keys[:4].float()
+    for _ in range(3):
+        assert torch.equal(store.look_up(queries, 2, "Flat"), store.look_up(queries, 2))
+    assert made == ["Flat"]
+
+
+def test_captions_without_an_image_are_counted_aloud(
+    texts: Artifact,
+    gpt2: Path,
+    make_features: MakeFeatures,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = make_features("made", ["c00-0", "c03-0"], torch.randn(2, 8), route="generated")
+    source = CaptionSource(ROWS, texts, generated=made)
+    out = train_ifcap(small(1, mode="gen_embed"), source, gpt2, tmp_path / "out")
+    assert out.counts["captions"] == 2
+    assert "22 of 24 captions have no generated image" in capsys.readouterr().err
 
 
 def test_a_vocabulary_of_ones_own_is_what_prompts_name(

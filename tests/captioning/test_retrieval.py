@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmail_align.captioning import retrieval
-from gmail_align.captioning.retrieval import Groups, nearest, nearest_by_faiss
+from gmail_align.captioning.retrieval import Groups, build_index, nearest, nearest_by_faiss
 from gmail_align.errors import ConfigError, DataError
 
 
@@ -47,9 +47,10 @@ def test_faiss_finds_the_same_with_a_flat_index() -> None:
     queries = store[:50] + 0.3 * torch.randn(50, 16, generator=generator)
     groups = Groups(torch.arange(50), torch.arange(300) % 50)
     assert torch.equal(
-        nearest_by_faiss(queries, store, 5, "Flat", groups), nearest(queries, store, 5, groups)
+        nearest_by_faiss(queries, store, 5, build_index(store, "Flat"), groups),
+        nearest(queries, store, 5, groups),
     )
-    near = nearest_by_faiss(queries, store, 5, "IVF4,Flat")
+    near = nearest_by_faiss(queries, store, 5, build_index(store, "IVF4,Flat"))
     assert (near[:, 0] == nearest(queries, store, 5)[:, 0]).float().mean() > 0.5
 
 
@@ -57,7 +58,7 @@ def test_a_query_that_faiss_leaves_short_is_searched_exactly() -> None:
     store = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
     store[:50] = store[0]
     groups = Groups(torch.tensor([1]), torch.tensor([1] * 50 + [0] * 10))
-    found = nearest_by_faiss(store[:1], store, 3, "Flat", groups)
+    found = nearest_by_faiss(store[:1], store, 3, build_index(store, "Flat"), groups)
     assert torch.equal(found, nearest(store[:1], store, 3, groups))
     assert (found >= 50).all()
 
@@ -71,5 +72,7 @@ def test_what_cannot_be_looked_up_is_refused() -> None:
     same = Groups(torch.zeros(4).long(), torch.tensor([0, 0, 0, 1]))
     with pytest.raises(DataError, match="4 of 4 queries have fewer than 2 other captions"):
         nearest(store, store, 2, same)
-    with pytest.raises(ConfigError, match="faiss cannot build the index 'nonsense'"):
-        nearest_by_faiss(store, store, 1, "nonsense")
+    with pytest.raises(ConfigError, match="index 'nonsense': could not parse index string"):
+        build_index(store, "nonsense")
+    with pytest.raises(ConfigError, match="'IVF99,Flat': Number of training points .4. should"):
+        build_index(store, "IVF99,Flat")

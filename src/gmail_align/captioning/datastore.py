@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -32,7 +33,7 @@ from gmail_align.captioning.entities import (
     read_vocabulary,
 )
 from gmail_align.captioning.ifcap_config import IFCapConfig
-from gmail_align.captioning.retrieval import Groups, nearest, nearest_by_faiss
+from gmail_align.captioning.retrieval import Groups, build_index, nearest, nearest_by_faiss
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.features.store import FEATURES, read_features
 from gmail_align.progress import track
@@ -57,6 +58,8 @@ class Datastore:
     """Text features by the encoder that looks captions up."""
     vocabulary: frozenset[str]
     """Objects that a hard prompt may name."""
+    built: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The faiss indices that were built so far, by what was asked for."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,11 +70,14 @@ class Datastore:
         k: int,
         index: str | None = None,
         apart: Groups | None = None,
+        device: torch.device | None = None,
     ) -> Int[Tensor, "q k"]:
         """Return the rows of the ``k`` captions nearest to each query."""
         if index is None:
-            return nearest(queries, self.keys, k, apart)
-        return nearest_by_faiss(queries, self.keys, k, index, apart)
+            return nearest(queries, self.keys, k, apart, device)
+        if index not in self.built:
+            self.built[index] = build_index(self.keys, index)
+        return nearest_by_faiss(queries, self.keys, k, self.built[index], apart)
 
     def same_words(self) -> Int[Tensor, " n"]:
         """Number the captions so that those of the same words have one number."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from gmail_align.captioning.config import CaptionerOptim
 from gmail_align.config import Config
@@ -70,6 +70,15 @@ class IFCapConfig(Config):
     def _any_optim(cls, value: object) -> object:
         """Take a plain ``OptimConfig`` as it is."""
         return value.model_dump() if isinstance(value, OptimConfig) else value
+
+    @model_validator(mode="after")
+    def _possible_count(self) -> IFCapConfig:
+        if self.adaptive is None and self.noun_count > self.noun_captions:
+            raise ValueError(
+                f"noun_count {self.noun_count} is more than the noun_captions {self.noun_captions}"
+                " that are counted, so that no object could be named"
+            )
+        return self
 
     @property
     def captions_needed(self) -> int:

@@ -14,9 +14,7 @@ from torch.nn.functional import normalize
 
 from gmail_align.artifacts import Artifact, write_bytes
 from gmail_align.captioning.captions import Rows
-from gmail_align.captioning.datastore import Datastore
 from gmail_align.captioning.ifcap import inject_noise
-from gmail_align.captioning.ifcap_config import IFCapConfig
 from gmail_align.captioning.origin import require_finite
 from gmail_align.captioning.reader import Reader
 from gmail_align.captioning.retrieval import Groups
@@ -24,6 +22,7 @@ from gmail_align.captioning.tokens import TokenTable, tokenise
 from gmail_align.data.batches import batch_indices
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.store import Features, read_features
+from gmail_align.progress import say
 from gmail_align.runtime import stable_seed
 
 RETRIEVED = "retrieved.safetensors"
@@ -97,9 +96,14 @@ class Training:
         rows = torch.arange(len(store))
         if config.mode == "gen_embed":
             rows = rows[images >= 0]
+            if len(rows) < len(store):
+                say(
+                    f"{len(store) - len(rows)} of {len(store)} captions have no generated image and"
+                    " are only looked up; mode = 'mix' trains on them too"
+                )
         texts = [store.texts[row] for row in rows.tolist()]
         tokens = tokenise(texts, reader.tokenizer, config.max_tokens)
-        retrieved = retrieve_for_captions(store, config, out / RETRIEVED, seed)
+        retrieved = retrieve_for_captions(reader, out / RETRIEVED, seed)
         return cls(reader, tokens, rows, retrieved, images, generated)
 
     def __len__(self) -> int:
@@ -144,9 +148,7 @@ class Training:
         ]
 
 
-def retrieve_for_captions(
-    store: Datastore, config: IFCapConfig, path: Path, seed: int
-) -> Int[Tensor, "n k"]:
+def retrieve_for_captions(reader: Reader, path: Path, seed: int) -> Int[Tensor, "n k"]:
     """Return the captions that each caption retrieves as if it were an image (Sec. 3.1).
 
     The query is its text feature with noise; captions of the very same words are left out. What is
@@ -154,6 +156,7 @@ def retrieve_for_captions(
     """
     if path.exists():
         return load_file(path)["rows"].long()
+    store, config = reader.store, reader.config
     groups = store.same_words()
     found = []
     for start in range(0, len(store), _NOISE_BLOCK):
@@ -162,7 +165,9 @@ def retrieve_for_captions(
         noise = torch.randn(keys.shape, generator=generator)
         queries = inject_noise(keys, config.retrieval_noise_variance, noise)
         own = Groups(groups[start : start + _NOISE_BLOCK], groups)
-        found.append(store.look_up(queries, config.retrieved, config.index, own))
+        found.append(
+            store.look_up(queries, config.retrieved, config.index, own, device=reader.device)
+        )
     rows = torch.cat(found)
     write_bytes(path, save({"rows": rows.int()}))
     return rows

@@ -66,6 +66,11 @@ def train_ifcap(
         return draft.complete
     write_datastore(out / DATASTORE, source.rows, source.texts, source.retrieval, config)
     store = read_datastore(out / DATASTORE)
+    if config.captions_needed > len(store):
+        raise ConfigError(
+            f"{config.captions_needed} captions are to be looked up for an image and there are"
+            f" {len(store)}: lower retrieved and noun_captions, or give more"
+        )
     reader = _build(config, gpt2, store, seed)
     captions = Training.make(reader, source, out, seed)
     say_cut(captions.tokens, config.max_tokens)
@@ -150,13 +155,15 @@ def _guard(reader: Reader, source: ImageSource) -> Callable[[], Mapping[str, flo
     rows = list(source.rows)
     names = [name for name, _ in rows]
     tokens = tokenise([text for _, text in rows], reader.tokenizer, reader.config.max_tokens)
-    at, key_at = features.rows(names), keys.rows(names)
+    at, images = features.rows(names), list(dict.fromkeys(names))
+    place = {name: row for row, name in enumerate(images)}
+    found = reader.look_up(keys.array[keys.rows(images)])[[place[name] for name in names]]
 
     def losses() -> float:
         def batches() -> Iterator[tuple[Tensor, int]]:
             for start in range(0, len(rows), VALIDATION_BATCH):
                 some = torch.arange(start, min(start + VALIDATION_BATCH, len(rows)))
-                prompt = reader.of_images(features.array[at[some]], keys.array[key_at[some]])
+                prompt = reader.of_images(features.array[at[some]], found[some])
                 ids, mask = tokens.batch(some)
                 ids, mask = ids.to(reader.device), mask.to(reader.device)
                 yield reader.model.loss(prompt, ids, mask), int(mask.sum())

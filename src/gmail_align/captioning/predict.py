@@ -71,7 +71,8 @@ class Opened:
         seeds = [stable_seed(self.how.seed, "caption", name) for name in ids]
         with torch.inference_mode():
             if isinstance(self.model, Reader):
-                prompt = self.model.of_images(features, features if keys is None else keys)
+                found = self.model.look_up(features if keys is None else keys)
+                prompt = self.model.of_images(features, found)
             else:
                 prompt = self.model.prompt(features.float().to(self.device))
         return decode(self.gpt2, self.tokenizer, prompt, self.decoding, seeds=seeds)

@@ -50,9 +50,13 @@ class Reader:
             features.to(device), retrieved.to(device), ids.to(device), mask.to(device)
         )
 
-    def of_images(self, features: Float[Tensor, "b d"], keys: Float[Tensor, "b e"]) -> Prompt:
-        """Look up captions of images and prompt with what they agree on."""
-        rows = self.store.look_up(keys, self.config.captions_needed, self.config.index)
+    def look_up(self, keys: Float[Tensor, "b e"]) -> Int[Tensor, "b n"]:
+        """Return the rows of the captions nearest to each image."""
+        config = self.config
+        return self.store.look_up(keys, config.captions_needed, config.index, device=self.device)
+
+    def of_images(self, features: Float[Tensor, "b d"], rows: Int[Tensor, "b n"]) -> Prompt:
+        """Prompt with images, captions that were looked up for them, and what these agree on."""
         counted = rows[:, : self.config.noun_captions].tolist()
         objects = [self.store.objects(some, self.config) for some in counted]
         return self.prompt(normalize(features.float(), dim=-1), rows, objects)

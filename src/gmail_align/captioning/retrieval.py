@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from gmail_align.extras import require
 
 STORE_BLOCK = 16_384
 QUERY_BLOCK = 1_024
+_FAISS_PLACE = re.compile(r"^Error in .* at \S+:\d+: (Error: .* failed: )?")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ def nearest(
     store: Float[Tensor, "n e"],
     k: int,
     apart: Groups | None = None,
+    device: torch.device | None = None,
 ) -> Int[Tensor, "q k"]:
     """Return the rows of ``store`` with the largest cosines to each query, best first.
 
@@ -45,6 +48,7 @@ def nearest(
         store: Features, maybe mapped from a file; their lengths do not matter.
         k: Rows wanted of each query.
         apart: Rows that are left out; none when None.
+        device: Where cosines are computed; on the processor when None.
 
     Raises:
         DataError: the widths differ, a feature is not finite, or a query is left with fewer than
@@ -52,16 +56,17 @@ def nearest(
     """
     _require(queries, store, k)
     require_finite(queries)
-    best = torch.full((len(queries), k), -torch.inf)
-    rows = torch.full((len(queries), k), -1, dtype=torch.int64)
+    best = torch.full((len(queries), k), -torch.inf, device=device)
+    rows = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
     for start in range(0, len(store), STORE_BLOCK):
-        block = normalize(require_finite(store[start : start + STORE_BLOCK].float()), dim=-1)
+        part_of_store = store[start : start + STORE_BLOCK].to(device)
+        block = normalize(require_finite(part_of_store.float()), dim=-1)
         for first in range(0, len(queries), QUERY_BLOCK):
             part = slice(first, first + QUERY_BLOCK)
-            scores = normalize(queries[part].float(), dim=-1) @ block.T
+            scores = normalize(queries[part].to(device).float(), dim=-1) @ block.T
             if apart is not None:
                 own = apart.queries[part, None] == apart.store[None, start : start + STORE_BLOCK]
-                scores.masked_fill_(own, -torch.inf)
+                scores.masked_fill_(own.to(device), -torch.inf)
             found, at = scores.topk(min(k, len(block)), dim=1)
             _merge(best[part], rows[part], found, at + start)
     if bool(torch.isinf(best).any()):
@@ -70,7 +75,7 @@ def nearest(
             f"{short} of {len(queries)} queries have fewer than {k} other captions to retrieve:"
             " give more captions, or retrieve fewer"
         )
-    return rows
+    return rows.cpu()
 
 
 def _merge(
@@ -92,32 +97,28 @@ def nearest_by_faiss(
     queries: Float[Tensor, "q d"],
     store: Float[Tensor, "n e"],
     k: int,
-    index: str,
+    index: Any,
     apart: Groups | None = None,
 ) -> Int[Tensor, "q k"]:
     """Return about what :func:`nearest` does, by a faiss index; exactly so for ``Flat``.
 
     Args:
         queries: Features.
-        store: Features; faiss keeps its own copy in memory.
+        store: Features.
         k: Rows wanted of each query.
-        index: What faiss's ``index_factory`` is to build, for example ``IVF1024,Flat``.
+        index: What :func:`build_index` made of the store.
         apart: Rows that are left out; a query that is left with too few is searched exactly.
 
     Raises:
-        MissingExtraError: faiss is not installed.
-        ConfigError: faiss knows no such index, or cannot train it on so few captions.
         DataError: as for :func:`nearest`.
     """
     _require(queries, store, k)
-    faiss = require("faiss", "ifcap")
-    built = _build_index(faiss, store, index)
     wanted = min(len(store), k if apart is None else 4 * k + 16)
     rows = torch.empty(len(queries), k, dtype=torch.int64)
     missing = []
     for first in range(0, len(queries), QUERY_BLOCK):
         part = slice(first, first + QUERY_BLOCK)
-        _, found = built.search(_unit(queries[part]), wanted)
+        _, found = index.search(_unit(queries[part]), wanted)
         for query, candidates in enumerate(found, start=first):
             kept = candidates[candidates >= 0]
             if apart is not None:
@@ -133,7 +134,18 @@ def nearest_by_faiss(
     return rows
 
 
-def _build_index(faiss: Any, store: Tensor, index: str) -> Any:
+def build_index(store: Float[Tensor, "n e"], index: str) -> Any:
+    """Build a faiss index, which keeps a copy of the store in memory.
+
+    Args:
+        store: Features.
+        index: What faiss's ``index_factory`` is to build, for example ``IVF1024,Flat``.
+
+    Raises:
+        MissingExtraError: faiss is not installed.
+        ConfigError: faiss knows no such index, or cannot train it on so few captions.
+    """
+    faiss = require("faiss", "ifcap")
     try:
         built = faiss.index_factory(store.shape[1], index, faiss.METRIC_INNER_PRODUCT)
         if not built.is_trained:
@@ -142,7 +154,7 @@ def _build_index(faiss: Any, store: Tensor, index: str) -> Any:
         for start in range(0, len(store), STORE_BLOCK):
             built.add(_unit(store[start : start + STORE_BLOCK]))
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1]
+        reason = _FAISS_PLACE.sub("", str(error).splitlines()[-1])
         raise ConfigError(f"faiss cannot build the index {index!r}: {reason}") from error
     return built
 
