@@ -1,6 +1,8 @@
 """The import commands and the leak guard, as a user calls them."""
 
 import json
+import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -43,6 +45,42 @@ def test_karpathy_from_a_zip(world, tmp_path):
     assert made[0]["counts"] == {"captions": 30, "images": 6}
     again = karpathy(world, tmp_path / "out", "train", "--json")
     assert (again.stdout, again.stderr) == (ran.stdout, "")
+
+
+def test_a_finished_import_reads_nothing_again(world, tmp_path, monkeypatch):
+    source = tmp_path / "classes"
+    shutil.copytree(world / "classes/train", source)
+    words = ["import", "folder", "--source", source, "--out", tmp_path / "o", "--json"]
+    first = call(*words)
+    assert first.exit_code == 0, first.stderr
+    with monkeypatch.context() as patched:
+        patched.setattr("gmail_align.data.import_run.write_import", None)
+        assert call(*words).stdout == first.stdout
+    assert "belongs to another run" in call(*words, "--template", "a {}.").stderr
+    image = next(source.rglob("*.png"), None) or next(source.rglob("*.jpg"))
+    os.utime(image, ns=(0, 1))
+    monkeypatch.setattr("gmail_align.data.import_run.write_import", None)
+    assert call(*words).exit_code == 1  # it is read again
+    os.utime(image, ns=(0, image.stat().st_mtime_ns))
+    image.write_bytes(image.read_bytes() + b" ")
+    assert call(*words).exit_code == 1
+
+
+def test_what_is_missing_of_a_finished_import_is_made_again(world, tmp_path):
+    first = karpathy(world, tmp_path / "out", "train", "--json")
+    shutil.rmtree(tmp_path / "out/captions")
+    assert karpathy(world, tmp_path / "out", "train", "--json").stdout == first.stdout
+    (tmp_path / "out/import.json").write_text("{")
+    assert karpathy(world, tmp_path / "out", "train", "--json").stdout == first.stdout
+
+
+@pytest.mark.parametrize("again", [0, 1])
+def test_options_of_a_finished_import_are_not_ignored(world, tmp_path, again):
+    words = ["import", "scienceqa", "--source", world / "scienceqa", "--out", tmp_path / "a"]
+    assert call(*words, *["--with-image"] * again).exit_code == 0
+    ran = call(*words, *["--with-image"] * (1 - again))
+    assert ran.exit_code == 2
+    assert "belongs to another run" in ran.stderr
 
 
 def test_class_folders_give_labels_that_zero_shot_reads(world, tmp_path):

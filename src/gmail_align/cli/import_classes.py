@@ -69,6 +69,7 @@ def cifake(
         source=source,
         side="generated" if generated else "real",
         split=split,
+        template=template,
         limit_quarantine=limit_quarantine,
     )
 
@@ -107,6 +108,7 @@ def classification(
         lambda: sources.classification(name, source, split=split, template=template),
         source=source,
         split=split or own,
+        template=template,
         protocol=name if split in (None, own) else None,
         subset=subset,
         convert=convert,

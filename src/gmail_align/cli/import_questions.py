@@ -50,6 +50,7 @@ def scienceqa(
         source=source,
         images=images,
         split=own or split,
+        with_image=with_image or bool(own),
         protocol=protocol,
         subset=subset,
         convert=convert,

@@ -62,17 +62,25 @@ def bring_in(
 ) -> None:
     """Read a source and write it; with ``--dry-run`` only say what would be done.
 
-    ``details`` are the command's own options; those of writing are taken out of them.
+    ``details`` are the command's own options, all that the result depends on; those of writing are
+    taken out of them.
     """
     shared.refuse_configuration()
+    asked_for = dict(details)
     names = ("limit_quarantine", "convert", "protocol", "subset")
     options = {name: details.pop(name) for name in names if name in details}
     if shared.dry_run:
         given = {name: value for name, value in details.items() if value is not None}
         shared.show_plan(f"import {what}", out, **given)
         return
-    from gmail_align.data.import_run import Options, write_import
+    from gmail_align.data.receipt import Asked
 
-    made = write_import(read(), out, Options(**options))
+    asked = Asked.of(what, out, asked_for)
+    made = asked.made()
+    if made is None:
+        from gmail_align.data.import_run import Options, write_import
+
+        made = write_import(read(), out, Options(**options))
+        asked.note(made)
     order = ("captions", "images", "classes", "questions")
     shared.show_artifact(*(made[name] for name in order if name in made))

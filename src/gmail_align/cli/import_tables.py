@@ -38,6 +38,7 @@ def webdataset(
         lambda: sources.webdataset(source, caption=caption, shard_keys=shard_keys),
         source=source,
         caption=caption,
+        shard_keys=shard_keys,
         convert=convert,
         limit_quarantine=limit_quarantine,
     )
