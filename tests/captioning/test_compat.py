@@ -14,6 +14,7 @@ from gmail_align.captioning.captions import CaptionSet
 from gmail_align.captioning.clipcap import ClipCap, Scaling
 from gmail_align.captioning.config import ClipCapConfig, Compat, PredictConfig, preset
 from gmail_align.captioning.folder import load_captioner, load_gpt2
+from gmail_align.captioning.language import Prompt
 from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.run import train_clipcap
 from gmail_align.captioning.tokens import tokenise
@@ -90,6 +91,51 @@ def test_features_are_scaled_alike_unless_the_mismatch_is_asked_for() -> None:
     mismatch = Scaling(raw_in_training=True)
     assert torch.equal(mismatch(features, True), features)
     assert torch.equal(mismatch(features, False), unit)
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_the_mapper_reads_raw_features_in_training_alone_under_the_mismatch(
+    gpt2: Path,
+    make_features: MakeFeatures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: bool,
+) -> None:
+    long = make_features("long", list("abcd"), 7 * F.normalize(torch.randn(4, 8), dim=-1))
+    seen: list[float] = []
+    prompt = ClipCap.prompt
+
+    def spied(self: ClipCap, features: torch.Tensor) -> Prompt:
+        lengths = self.scaling(features, self.training).norm(dim=-1)
+        assert torch.allclose(lengths, lengths[:1])
+        seen.append(round(float(lengths[0]), 3))
+        return prompt(self, features)
+
+    monkeypatch.setattr(ClipCap, "prompt", spied)
+    out = train_clipcap(with_faults(1, norm_mismatch=fault), long, ROWS, gpt2, tmp_path / "out")
+    predict_captions(out, long, tmp_path / "said", PredictConfig(device="cpu"))
+    assert seen == [7.0 if fault else 1.0, 1.0]
+
+
+def test_each_fault_alone_leaves_the_others_mended() -> None:
+    for name in Compat.model_fields:
+        config = build(ClipCapConfig, {"compat": {name: True}})
+        assert config.compat is not None
+        assert [key for key, value in config.compat.model_dump().items() if value] == [name]
+
+
+def test_a_training_that_gets_no_better_stops_early(
+    four: Artifact, gpt2: Path, tmp_path: Path
+) -> None:
+    """With so large a rate every step is worse than none."""
+    config = quick(40, evaluate_every=2, patience=3, lr=1.0)
+    out = train_clipcap(config, four, ROWS, gpt2, tmp_path / "out", validation=(four, ROWS))
+    notes = out.manifest["notes"]
+    assert [row["step"] for row in notes["validation"]] == [0, 2, 4, 6]
+    assert notes["best_step"] == 0
+    kept = load_captioner(out, CPU).model.gpt2.state_dict()
+    start = load_gpt2(gpt2)[0].state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in kept.items())
 
 
 def test_the_mean_norm_is_that_of_the_training_features(
