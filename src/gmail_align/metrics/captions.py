@@ -150,12 +150,17 @@ def compare_captioners(
         if "WMD" in metrics and word_vectors is not None:
             for name, values in _wmd(captions, human, word_vectors).items():
                 table[name]["WMD"] = mean_column(values)
+        how = {"resamples": resamples, "seed": seed}
+        early = {name: estimates(columns, **how) for name, columns in table.items()}
         unavailable |= _collect(futures, table)
     results = {}
     for name, columns in table.items():
-        ordered = {metric: columns[metric] for metric in METRICS if metric in columns}
-        found = estimates(ordered, resamples=resamples, seed=seed)
-        results[name] = CaptionScores(ids, found, ordered, dict(unavailable))
+        late = {metric: column for metric, column in columns.items() if metric not in early[name]}
+        found = early[name] | estimates(late, **how)  # one seed: the same resamples
+        ordered = [metric for metric in METRICS if metric in columns]
+        scores = {metric: found[metric] for metric in ordered}
+        kept = {metric: columns[metric] for metric in ordered}
+        results[name] = CaptionScores(ids, scores, kept, dict(unavailable))
     return results
 
 
