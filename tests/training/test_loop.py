@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gmail_align.artifacts import read_jsonl
-from gmail_align.errors import TrainingError
+from gmail_align.errors import ArtifactError, TrainingError
 from gmail_align.runtime import stable_seed
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.loop import CHECKPOINT, EVENTS, FitReport, PiecewiseLoss, fit
@@ -122,6 +122,21 @@ def test_a_line_that_was_cut_by_a_kill_is_written_again(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     _run(Toy(), tmp_path / "cut")
     assert _bytes(tmp_path / "cut") == _bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("harm", [lambda whole: whole[: len(whole) // 2], lambda whole: b""])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, harm: Callable[[bytes], bytes]) -> None:
+    victim = Toy()
+    victim.die_at = 10
+    with pytest.raises(KeyboardInterrupt):
+        _run(victim, tmp_path)
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(harm(path.read_bytes()))
+    with pytest.raises(ArtifactError, match="checkpoint.safetensors is damaged .* delete it"):
+        _run(Toy(), tmp_path)
+    path.unlink()
+    whole = _run(Toy(), tmp_path / "whole")
+    assert _run(Toy(), tmp_path) == whole
 
 
 def test_a_loss_in_pieces_trains_like_the_whole() -> None:

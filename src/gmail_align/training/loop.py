@@ -16,17 +16,19 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from gmail_align.artifacts import write_bytes
-from gmail_align.errors import TrainingError
+from gmail_align.errors import ArtifactError, TrainingError
 from gmail_align.progress import Progress
 from gmail_align.runtime import stable_seed
 from gmail_align.training.config import OptimConfig
@@ -234,16 +236,33 @@ def _save(
     write_bytes(folder / CHECKPOINT, save(tensors, {"state": json.dumps(vars(state))}))
 
 
+@contextmanager
+def _checkpoint(path: Path) -> Iterator[Any]:
+    """Open a checkpoint; a failure inside the block says that it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): delete it, and the same command"
+            " starts from step 0"
+        ) from error
+
+
 def _restore(
     folder: Path | None,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
 ) -> _State:
-    """Load the last checkpoint of ``folder`` into everything; a fresh state when there is none."""
+    """Load the last checkpoint of ``folder`` into everything; a fresh state when there is none.
+
+    Raises:
+        ArtifactError: the checkpoint is damaged.
+    """
     if folder is None or not (folder / CHECKPOINT).exists():
         return _State()
-    with safe_open(folder / CHECKPOINT, framework="pt") as file, torch.no_grad():
+    with _checkpoint(folder / CHECKPOINT) as file, torch.no_grad():
         keys = set(file.keys())
         for name, parameter in parameters.items():
             parameter.copy_(file.get_tensor(f"parameter.{name}"))
