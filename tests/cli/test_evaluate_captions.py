@@ -85,6 +85,16 @@ def test_a_comparison_of_predictions_is_that_of_kept_results(scored, tmp_path):
     assert "CIDEr" in shown and "(" in shown
 
 
+def test_words_learnt_from_the_references_are_told(files, tmp_path):
+    pytest.importorskip("gensim")
+    words = ("--references", tmp_path / "human.json", "--metrics", "wmd", "--json")
+    ran = call("evaluate", "captions", "--predictions", tmp_path / "said.json", *words)
+    assert ran.exit_code == 0 and "trained on the human captions" in ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["word_vectors"] == {"source": "trained on the references", "unit_length": True}
+    assert 0 < found["metrics"]["WMD"] <= 1 and found["unavailable"] == {}
+
+
 def test_only_what_both_predicted_is_compared_in_part(scored, files):
     fewer, more = files("fewer.json", SAID[1:]), files("more.json", SAID)
     how = ("--references", files("human.json", HUMAN), "--metrics", "BLEU4", "--json")

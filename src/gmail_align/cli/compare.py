@@ -94,6 +94,8 @@ def _captions(
     from gmail_align.evaluation.caption_files import CaptionOptions, caption_items
     from gmail_align.metrics.captions import METRICS
 
+    if vectors is None and "WMD" in (metrics or ()):
+        vectors = "references"
     options = CaptionOptions(metrics or METRICS, protocol, partial, word_vectors(vectors))
     return caption_items(paths, references, options)
 

@@ -13,6 +13,7 @@ from gmail_align.artifacts import load
 from gmail_align.cli.on_files import OutOrNot, keep_answer, show_answer
 from gmail_align.cli.shared import Protocol, Seed, Shared, command
 from gmail_align.errors import ConfigError
+from gmail_align.progress import say
 
 if TYPE_CHECKING:
     from gmail_align.evaluation.clipscore import ClipEncoder, ClipFiles
@@ -30,7 +31,7 @@ Vectors = Annotated[
         "--word-vectors",
         metavar="FILE",
         help="Word vectors for WMD: word2vec (.bin or text) or GloVe; or the word 'references' to "
-        "train them on the human captions.",
+        "train them on the human captions, as --metrics WMD does without.",
     ),
 ]
 RawVectors = Annotated[
@@ -38,13 +39,17 @@ RawVectors = Annotated[
 ]
 
 
-ClipFile = Annotated[
+ClipImages = Annotated[
     Path | None,
-    typer.Option(
-        metavar="F.npy",
-        help="CLIPScore from features: a row a prediction, in the file's order (images; 'A photo "
-        "depicts CAPTION'); for RefCLIPScore a row a reference.",
-    ),
+    typer.Option(metavar="F.npy", help="CLIPScore: features of the images, a row a prediction."),
+]
+ClipCaptions = Annotated[
+    Path | None,
+    typer.Option(metavar="F.npy", help="CLIPScore: of 'A photo depicts CAPTION', in their order."),
+]
+ClipReferences = Annotated[
+    Path | None,
+    typer.Option(metavar="F.npy", help="RefCLIPScore: the same of the references, in their order."),
 ]
 
 
@@ -73,9 +78,9 @@ def captions(
     ] = False,
     vectors: Vectors = None,
     raw_vectors: RawVectors = False,
-    clip_images: ClipFile = None,
-    clip_captions: ClipFile = None,
-    clip_references: ClipFile = None,
+    clip_images: ClipImages = None,
+    clip_captions: ClipCaptions = None,
+    clip_references: ClipReferences = None,
     encoder: Annotated[
         str | None, typer.Option(metavar="MODEL", help="CLIPScore by this encoder, on --images.")
     ] = None,
@@ -95,6 +100,9 @@ def captions(
         raise ConfigError("give predictions once: --predictions FILE, or [NAME=]DIR and --out")
     how = {"protocol": protocol, "metrics": chosen_metrics(metrics), "seed": seed}
     if predictions is not None:
+        if vectors is None and "WMD" in (how["metrics"] or ()):
+            say("WMD: no --word-vectors, so they are trained on the human captions")
+            vectors = "references"
         how |= {"partial": partial, "vectors": vectors, "raw_vectors": raw_vectors}
         _of_files(shared, (predictions, references), out, how, clip)
     elif partial or vectors or raw_vectors or clip:
@@ -196,7 +204,7 @@ def word_vectors(given: str | None, *, raw: bool = False) -> WordVectors | None:
 
     if given == "references":
         return WordVectors(None, normalise=not raw)
-    return WordVectors(load_word_vectors(Path(given)), normalise=not raw)
+    return WordVectors(load_word_vectors(Path(given)), normalise=not raw, source=given)
 
 
 def clip_source(

@@ -60,6 +60,8 @@ def captions_of_files(
 ) -> tuple[dict[str, Any], Items]:
     """Score captions; return the result, ready for JSON, and its items.
 
+    Where there is a WMD, ``word_vectors`` says what it measured with.
+
     Args:
         predictions: COCO results (a JSON list of ``{image_id, caption}``), or JSON lines of
             ``{image_id, text}``, or the folder of predictions that holds these.
@@ -92,6 +94,9 @@ def captions_of_files(
     body = answer(
         scores.metrics, options.protocol, _n(human), start, unavailable=scores.unavailable
     )
+    if "WMD" in scores.metrics and options.word_vectors is not None:
+        given = options.word_vectors
+        body["word_vectors"] = {"source": given.source, "unit_length": given.normalise}
     return body, Items(options.protocol, scores.image_ids, scores.columns)
 
 

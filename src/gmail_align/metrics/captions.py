@@ -51,10 +51,12 @@ class WordVectors:
     Attributes:
         vectors: gensim's ``KeyedVectors``; None to train them on the references.
         normalise: whether words get unit length first.
+        source: where they come from, in words.
     """
 
     vectors: Any = field(default=None, repr=False)
     normalise: bool = True
+    source: str = "trained on the references"
 
 
 @dataclass(frozen=True)
