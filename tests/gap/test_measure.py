@@ -88,6 +88,16 @@ def test_samples_are_ordered_distinct_and_kept_apart_by_name() -> None:
     assert sample_rows(7, 50, 0, "real").tolist() == list(range(7))
 
 
+def test_an_encoder_that_does_not_know_the_real_images_judges_no_generator() -> None:
+    far = {"paired_cosine": 0.08, "unpaired_cosine": 0.08, "probe_auc": 0.99}
+    knows = {"text_recall_real": 0.5, "text_recall_chance": 1 / 150}
+    assert advise(far)[0] is Verdict.TOO_FAR
+    assert advise(far | knows)[0] is Verdict.TOO_FAR
+    verdict, sentence = advise(far | knows | {"text_recall_real": 1 / 150})
+    assert verdict is Verdict.CANNOT_TELL
+    assert "(0.7%)" in sentence
+
+
 def test_the_thresholds_separate_the_verdicts() -> None:
     def verdict(near: float, auc: float) -> Verdict:
         values = {"paired_cosine": near, "unpaired_cosine": 0.0, "probe_auc": auc}

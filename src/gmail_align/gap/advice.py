@@ -19,6 +19,9 @@ INDISTINGUISHABLE = 0.6
 ALIKE = 0.999
 """Mean cosine of unrelated images from which an encoder tells no image from another."""
 
+KNOWING = 2.0
+"""Times chance that an encoder has to find the text of a real image before it can judge any."""
+
 THRESHOLDS: Mapping[str, float] = {
     "near": NEAR,
     "far": FAR,
@@ -51,7 +54,8 @@ def advise(values: Mapping[str, float]) -> tuple[Verdict, str]:
     Args:
         values: Metric name -> value; ``probe_auc`` is needed, ``paired_cosine`` and
             ``unpaired_cosine`` where the sets are paired, ``class_margin`` and
-            ``real_class_margin`` where they share classes.
+            ``real_class_margin`` where they share classes, ``text_recall_real`` and
+            ``text_recall_chance`` where they have texts.
     """
     if values.get("unpaired_cosine", 0.0) > ALIKE:
         return Verdict.CANNOT_TELL, (
@@ -69,6 +73,12 @@ def advise(values: Mapping[str, float]) -> tuple[Verdict, str]:
             " to see whether the generator follows its captions."
         )
     near, share = measured
+    if near < FAR and not _knows(values):
+        return Verdict.CANNOT_TELL, (
+            "Nothing can be told: this encoder finds the text of a real image about as seldom as"
+            f" chance does ({values['text_recall_real']:.1%}), so it does not know such images;"
+            " measure with another encoder."
+        )
     if near < FAR:
         return Verdict.TOO_FAR, (
             f"The generator is too far: {share}, so most of what the captions say is not in the"
@@ -77,6 +87,13 @@ def advise(values: Mapping[str, float]) -> tuple[Verdict, str]:
     if near >= NEAR and auc <= INDISTINGUISHABLE:
         return Verdict.TRAIN_AS_IS, f"Train as is: {share}, and {told}."
     return Verdict.ALIGN_FIRST, f"Align first: {share}, and {told}."
+
+
+def _knows(values: Mapping[str, float]) -> bool:
+    """Whether the encoder finds the texts of real images, or there are no texts to ask it for."""
+    if "text_recall_real" not in values:
+        return True
+    return values["text_recall_real"] > KNOWING * values["text_recall_chance"]
 
 
 def _near(values: Mapping[str, float]) -> tuple[float, str] | None:

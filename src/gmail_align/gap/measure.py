@@ -117,10 +117,12 @@ def measure_sides(
     found = {name: one for name, one in found.items() if name not in unavailable}
     found |= _distances(real, generated, owner if paired else None)
     found |= _by_class(real, generated, unavailable, how)
+    chance: dict[str, float] = {}
     if texts is not None:
-        found |= _understood((real, generated), texts, rows, unavailable, how)
+        understood, count = _understood((real, generated), texts, rows, unavailable, how)
+        found, chance = found | understood, {"text_recall_chance": 1 / count}
     values = {name: estimate.value for name, estimate in found.items()}
-    verdict, sentence = advise(values)
+    verdict, sentence = advise(values | chance)
     return {
         "metrics": {name: plain(estimate) for name, estimate in found.items()},
         "floor": _floor(real.features, seed),
@@ -184,15 +186,16 @@ def _understood(
     rows: tuple[Tensor, Tensor],
     unavailable: dict[str, str],
     how: dict[str, Any],
-) -> dict[str, Estimate]:
-    """Estimate how often each side's images find their own text among those of both sides."""
+) -> tuple[dict[str, Estimate], int]:
+    """Estimate how often each side's images find their own text among so many of both sides."""
     wanted = {"text_recall_real": texts.real, "text_recall_generated": texts.generated}
     chosen = zip(wanted.items(), sides, rows, strict=True)
     told = [(name, side, own[at]) for (name, own), side, at in chosen if own is not None]
     unavailable |= {name: _NO_TEXTS for name, own in wanted.items() if own is None}
     used, places = torch.unique(torch.cat([own for _, _, own in told]), return_inverse=True)
     parts = torch.split(places, [len(own) for _, _, own in told])
-    return {
+    found = {
         name: text_recall(side.features, texts.features[used], place, **how)
         for (name, side, _), place in zip(told, parts, strict=True)
     }
+    return found, len(used)
