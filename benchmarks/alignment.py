@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,15 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from gmail_align import progress
 from gmail_align.alignment.config import AlignConfig, align_preset
-from gmail_align.alignment.pairset import Batch, PairRows, Tables, Wanted, gather
+from gmail_align.alignment.pair_index import Numbers, PairFile
+from gmail_align.alignment.pairset import (
+    Batch,
+    PairRows,
+    Tables,
+    TrainingPairs,
+    Wanted,
+    gather,
+)
 from gmail_align.alignment.terms import Embedded, loss_terms, terms_of
 from gmail_align.data.batches import Batches
 from gmail_align.encoders.clip import GmailEncoder
@@ -183,7 +192,7 @@ def _ours(job: dict[str, Any], clip: Path, folder: Path) -> tuple[float, float]:
     weights = align_preset(job["preset"]).weights
     config = AlignConfig(weights=weights, batch_size=batch, precision=job["precision"])
     tables = _tables(encoder, folder)
-    rows = _rows(count)
+    rows = _rows(count, folder)
     batches = Batches(rows.image_group, batch, 0)
     wanted = Wanted(real=weights.needs_real, frozen=weights.needs_frozen, pinned=_device() != "cpu")
     marks: list[float] = []
@@ -347,11 +356,24 @@ def _tables(encoder: GmailEncoder, folder: Path) -> Tables:
     return Tables(pixels, pixels, features, features)
 
 
-def _rows(count: int) -> PairRows:
+def _rows(count: int, folder: Path) -> TrainingPairs:
     """Make ``count`` pairs, five of each real image, that all point into a small table."""
-    places = np.arange(count, dtype=np.int64)
-    small = places % IMAGES
-    return PairRows(small, small[::-1].copy(), small, small, places // 5, places)
+
+    def blocks() -> Iterator[Numbers]:
+        for start in range(0, count, 65_536):
+            places = np.arange(start, min(start + 65_536, count), dtype=np.int32)
+            small = places % IMAGES
+            yield np.stack([small, places // 5, small, places, places], axis=1)
+
+    return _SmallTables(PairFile.of(blocks(), folder), None, None)
+
+
+class _SmallTables(TrainingPairs):
+    """Pairs of many real images, all of which point into a small table."""
+
+    def take(self, places: Numbers) -> PairRows:
+        rows = super().take(places)
+        return replace(rows, real=rows.real % IMAGES, frozen=rows.frozen % IMAGES)
 
 
 def _matmul_limit() -> float:

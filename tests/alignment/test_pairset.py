@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmail_align.alignment.pairset import Tables, Wanted, gather, group_pairs, hold_out, locate
-from gmail_align.data.pairs import Pair, read_pairs
+from gmail_align.alignment.pair_index import (
+    COLUMNS,
+    ROWS,
+    PairFile,
+    chosen_pairs,
+    index_pairs,
+)
+from gmail_align.alignment.pairset import Tables, TrainingPairs, Wanted, gather, hold_out
+from gmail_align.artifacts import begin, write_jsonl
+from gmail_align.data.batches import Batches
+from gmail_align.data.pairs import PAIRS, Pair, read_pairs
 from gmail_align.data.preprocess import Preprocess
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
@@ -48,11 +59,48 @@ def test_too_few_images_are_refused() -> None:
         hold_out(np.array([0, 0, 1, 2, 2]), 0.5, 10, 0)
 
 
-def test_equal_texts_are_one_group() -> None:
-    pairs = [Pair("1", "x", "a", "1-0"), Pair("2", "y", "a", "2-0"), Pair("3", "x", "b", "3-0")]
-    images, texts = group_pairs(pairs)
-    assert images.tolist() == [0, 0, 1]
-    assert texts.tolist() == [0, 1, 0]
+def test_equal_things_have_one_number(tmp_path: Path) -> None:
+    pairs = [
+        Pair("1", "x. y", "a", "1-0"),
+        Pair("2", "y", "a", "2-0"),
+        Pair("3", "x. z", "b", "3-0"),
+        Pair("1", "x. y", "a", "1-1"),
+    ]
+    draft = begin(tmp_path / "pairs", "pairs", {})
+    write_jsonl(draft.path(PAIRS), [asdict(pair) for pair in pairs])
+    made = draft.finish({"pairs": 4})
+    index = index_pairs(made, tmp_path / "index")
+    file = PairFile.open(index.path(ROWS))
+    expected = {
+        "generated": [0, 1, 2, 3],
+        "real": [0, 0, 1, 0],
+        "caption": [0, 1, 2, 0],
+        "text": [0, 1, 2, 0],
+        "first": [0, 1, 0, 0],
+    }
+    assert list(expected) == list(COLUMNS)
+    for name, numbers in expected.items():
+        assert file.column(name).tolist() == numbers
+        assert index.counts[f"{name}s"] == max(numbers) + 1
+    assert file.take(np.array([3, 1])).tolist() == [[3, 0, 0, 0, 0], [1, 0, 1, 1, 1]]
+    assert chosen_pairs(made, np.array([0, 2])) == [pairs[0], pairs[2]]
+    copy = PairFile.of(file.blocks(), tmp_path)
+    assert copy.take(np.arange(4)).tolist() == file.take(np.arange(4)).tolist()
+
+
+def test_memory_does_not_grow_with_pairs(tmp_path: Path) -> None:
+    """What batches of a million pairs hold, beside 4 bytes for an order and 4 for groups."""
+    count, block = 300_000, np.arange(5 * 50_000, dtype=np.int32).reshape(-1, 5)
+    pairs = TrainingPairs(PairFile.of((block for _ in range(6)), tmp_path), None, None)
+    assert len(pairs) == count
+    tracemalloc.start()
+    batches = Batches(pairs.image_group, 64, 0)
+    for step in range(50):
+        assert len(pairs.take(batches.indices(step)).text) == 64
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 9 * count
+    assert peak < 9 * count + 20_000_000  # a block of clashes is looked at at a time
 
 
 def test_a_batch_holds_the_rows_of_its_pairs(clip_folder: Path, world: Any, tmp_path: Path) -> None:
@@ -65,8 +113,10 @@ def test_a_batch_holds_the_rows_of_its_pairs(clip_folder: Path, world: Any, tmp_
         read_features(extract_texts(world.pairs, encoder, tmp_path / "t")),
     )
     pairs = read_pairs(world.pairs)
-    rows = locate(pairs, tables)
-    assert rows.real.tolist() == [-1] * 12 + [n // 2 for n in range(12)]
+    index = index_pairs(world.pairs, tmp_path / "index")
+    rows = TrainingPairs(PairFile.open(index.path(ROWS)), np.arange(6, 12), None)
+    real_rows = rows.take(np.arange(24)).real
+    assert real_rows.tolist() == [-1] * 12 + [n // 2 for n in range(12)]
     places = np.array([13, 20, 12])
     batch = gather(tables, rows.take(places), Wanted(real=True, frozen=True))
     chosen = [pairs[place] for place in places]

@@ -21,7 +21,8 @@ from gmail_align.alignment.losses import (
     distillation_loss,
     norm_loss,
 )
-from gmail_align.alignment.pairset import PairRows, Rows, Tables
+from gmail_align.alignment.pair_index import Rows
+from gmail_align.alignment.pairset import PairRows, Tables
 from gmail_align.alignment.recall import recall_at_one
 from gmail_align.alignment.terms import Embedded, adapted_tokens
 from gmail_align.alignment.text_loss import TextLoss, TextSide, text_loss_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
+from gmail_align.alignment.pair_index import Numbers, PairFile, Rows
 from gmail_align.data.batches import same_mask
-from gmail_align.data.pairs import Pair
-from gmail_align.encoders.long_clip import first_sentence
 from gmail_align.errors import DataError
 from gmail_align.features.pixels import Pixels
 from gmail_align.features.store import Features
 from gmail_align.runtime import stable_seed
 
-Rows = npt.NDArray[np.int64]
 _LEAST_IMAGES = 4
 
 
@@ -159,27 +157,42 @@ def hold_out(groups: Rows, share: float, limit: int, seed: int) -> npt.NDArray[n
     return np.isin(groups, rng.permutation(images)[:count])
 
 
-def group_pairs(pairs: Sequence[Pair]) -> tuple[Rows, Rows]:
-    """Number the real images and the texts of pairs; each of shape (n,)."""
-    return _numbers([pair.real_image_id for pair in pairs]), _numbers([p.text for p in pairs])
+class TrainingPairs:
+    """Pairs in a file, and where the tables hold what they are made of."""
 
+    def __init__(self, file: PairFile, real: Rows | None, frozen: Rows | None) -> None:
+        """Remember where things are.
 
-def locate(pairs: Sequence[Pair], tables: Tables) -> PairRows:
-    """Find each pair's rows in the tables."""
-    image_group, text_group = group_pairs(pairs)
-    short = tables.short
-    firsts = [first_sentence(pair.text) for pair in pairs] if short is not None else []
-    real_ids = [pair.real_image_id for pair in pairs]
-    return PairRows(
-        generated=tables.generated.rows([pair.generated_image_id for pair in pairs]).numpy(),
-        real=_rows_or_none(tables.real, real_ids),
-        frozen=_rows_or_none(tables.frozen, real_ids),
-        text=_rows_or_none(tables.texts, [pair.caption_id for pair in pairs]),
-        image_group=image_group,
-        text_group=text_group,
-        short=None if short is None else short.rows([pair.caption_id for pair in pairs]).numpy(),
-        short_group=None if short is None else _numbers(firsts),
-    )
+        Args:
+            file: The pairs, by numbers.
+            real: Numbers of the real images that the table of pixels holds, ascending and row by
+                row; None where it holds all of them.
+            frozen: The same of the table of frozen features.
+        """
+        self._file, self._real, self._frozen = file, real, frozen
+
+    def __len__(self) -> int:
+        """Return how many pairs there are."""
+        return len(self._file)
+
+    @property
+    def image_group(self) -> Numbers:
+        """Shape (n,): one number a real image."""
+        return self._file.column("real")
+
+    def take(self, places: npt.NDArray[np.integer[Any]]) -> PairRows:
+        """Return the pairs at ``places``."""
+        generated, real, caption, text, first = self._file.take(places).T
+        return PairRows(
+            generated=generated,
+            real=_rows_of(real, self._real),
+            frozen=_rows_of(real, self._frozen),
+            text=caption,
+            image_group=real,
+            text_group=text,
+            short=caption,
+            short_group=first,
+        )
 
 
 def gather(tables: Tables, rows: PairRows, wanted: Wanted) -> Batch:
@@ -217,15 +230,9 @@ def _some(table: Tensor | None, rows: Rows | None) -> Tensor | None:
     return None if table is None or rows is None else table[torch.from_numpy(rows)]
 
 
-def _numbers(names: Sequence[str]) -> Rows:
-    """Number names in the order in which they first come; equal ones have equal numbers."""
-    found: dict[str, int] = {}
-    return np.array([found.setdefault(name, len(found)) for name in names], dtype=np.int64)
-
-
-def _rows_or_none(table: Pixels | Features | None, ids: Sequence[str]) -> Rows:
-    """Return rows, or -1 for ids that the table does not hold (they are never asked for)."""
-    if table is None:
-        return np.full(len(ids), -1, dtype=np.int64)
-    places = {name: row for row, name in enumerate(table.ids)}
-    return np.array([places.get(name, -1) for name in ids], dtype=np.int64)
+def _rows_of(numbers: Rows, held: Rows | None) -> Rows:
+    """Return rows, or -1 for what the table does not hold (it is never asked for)."""
+    if held is None:
+        return numbers
+    places = np.searchsorted(held, numbers).clip(max=len(held) - 1)
+    return np.where(held[places] == numbers, places, -1)

@@ -181,7 +181,7 @@ def _prepare(
 def _counts(task: Task) -> dict[str, int]:
     return {
         "pairs": len(task.train),
-        "real_images": len(np.unique(task.train.image_group)),
+        "real_images": task.real_images,
         "held_out_pairs": len(task.held.generated),
         "held_out_real_images": len(task.held.real),
     }

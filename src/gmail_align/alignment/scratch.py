@@ -21,7 +21,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from gmail_align.alignment.config import ScratchConfig
 from gmail_align.alignment.losses import contrastive_text_loss
-from gmail_align.alignment.pairset import Rows, hold_out
+from gmail_align.alignment.pair_index import Rows
+from gmail_align.alignment.pairset import hold_out
 from gmail_align.alignment.recall import recall_at_one
 from gmail_align.artifacts import MANIFEST, Artifact, begin, load
 from gmail_align.data.batches import Batches, same_mask

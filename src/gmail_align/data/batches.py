@@ -11,9 +11,12 @@ import numpy.typing as npt
 from gmail_align.runtime import stable_seed
 
 IntArray = npt.NDArray[np.int64]
+Order = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
 
 _ROUNDS: Final = 24
+_BLOCK: Final = 65_536
+"""Items that are looked at at a time."""
 
 
 def batch_indices(step: int, size: int, count: int, seed: int) -> IntArray:
@@ -56,9 +59,9 @@ class Batches:
         """
         if not len(groups) or size < 1:
             raise ValueError(f"no batches of size {size} can be made of {len(groups)} items")
-        self._groups = _codes(groups)
+        self._groups = _compact(groups)
         self._size, self._seed, self._count = size, seed, len(groups)
-        self._orders: dict[int, IntArray] = {}
+        self._orders: dict[int, Order] = {}
 
     def indices(self, step: int) -> IntArray:
         """Return the item indices of one step, shape (size,)."""
@@ -69,9 +72,9 @@ class Batches:
             end = min(self._count, position + stop - start)
             parts.append(self.order(epoch)[position:end])
             start += end - position
-        return np.concatenate(parts)
+        return np.concatenate(parts).astype(np.int64)
 
-    def order(self, epoch: int) -> IntArray:
+    def order(self, epoch: int) -> Order:
         """Return the permutation of one epoch, shape (n,).
 
         It depends on the epoch before where a batch spans both; that chain ends at the last epoch
@@ -93,7 +96,7 @@ class Batches:
         """Return how many items of the epoch before share a batch with this epoch's first."""
         return epoch * self._count % self._size if self._size < self._count else 0
 
-    def _make(self, epoch: int) -> IntArray:
+    def _make(self, epoch: int) -> Order:
         carried = self._carried(epoch)
         taken = self._groups[self._orders[epoch - 1][-carried:]] if carried else None
         return unique_batches(
@@ -103,7 +106,7 @@ class Batches:
 
 def unique_batches(
     groups: npt.NDArray[Any], size: int, seed: int, taken: npt.NDArray[Any] | None = None
-) -> IntArray:
+) -> Order:
     """Order items at random so that no group comes twice in a batch where that is possible.
 
     A random order is repaired: items that clash are dealt out again among random others. Where
@@ -118,23 +121,25 @@ def unique_batches(
             number.
 
     Returns:
-        Permutation of 0..n-1, shape (n,).
+        Permutation of 0..n-1, shape (n,), of 4 bytes each.
     """
     rng = np.random.default_rng(seed)
     held = 0 if taken is None else len(taken)
-    codes = _codes(groups if taken is None else np.concatenate([taken, groups]))
-    before, own = codes[:held], codes[held:]
-    batch = (np.arange(len(own)) + held) // size
-    order = rng.permutation(len(own))
+    joined = _compact(groups if taken is None else np.concatenate([taken, groups]))
+    before, own = joined[:held], joined[held:]
+    order = np.arange(len(own), dtype=np.int32)
+    rng.shuffle(order)
     for _ in range(_ROUNDS):
-        clashes = _clashes(own[order], batch, before)
+        clashes = _clashes(own, order, size, before)
         if not len(clashes):
             return order
         others = rng.choice(len(own), size=min(len(own), len(clashes) + 8), replace=False)
         places = np.union1d(clashes, others)
         order[places] = order[rng.permutation(places)]
-    order = _columns(own, batch, rng)
-    return _swap_apart(order, own, batch, before)
+    codes = _codes(joined)
+    batch = (np.arange(len(own)) + held) // size
+    order = _columns(codes[held:], batch, rng).astype(np.int32)
+    return _swap_apart(order, codes[held:], batch, codes[:held])
 
 
 def same_mask(*groups: npt.NDArray[Any]) -> BoolArray:
@@ -167,15 +172,35 @@ def _codes(groups: npt.NDArray[Any]) -> IntArray:
     return np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64).reshape(-1)
 
 
-def _clashes(groups: IntArray, batch: IntArray, before: IntArray) -> IntArray:
-    """Return the positions whose group is in their batch already; ``before`` came first."""
-    held = len(before)
-    keys = np.concatenate([before, groups])
-    batches = np.concatenate([np.zeros(held, dtype=np.int64), batch])
-    ranks = np.lexsort((keys, batches))
-    again = (keys[ranks][1:] == keys[ranks][:-1]) & (batches[ranks][1:] == batches[ranks][:-1])
-    positions = ranks[1:][again] - held
-    return np.sort(positions[positions >= 0])
+def _compact(groups: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return groups in as few bytes as it takes to tell them apart."""
+    if not np.issubdtype(groups.dtype, np.integer):
+        return _codes(groups).astype(np.int32)
+    small = np.iinfo(np.int32)
+    fits = not len(groups) or (groups.min() >= small.min and groups.max() <= small.max)
+    return groups.astype(np.int32, copy=False) if fits else groups
+
+
+def _clashes(
+    groups: npt.NDArray[Any], order: Order, size: int, before: npt.NDArray[Any]
+) -> IntArray:
+    """Return the positions whose group is in their batch already; ``before`` came first.
+
+    Some batches are looked at at a time, so that memory does not grow with their number.
+    """
+    held, found = len(before), []
+    step = max(1, _BLOCK // size) * size
+    for start in range(0, held + len(order), step):
+        stop = min(start + step, held + len(order))
+        keys = np.concatenate(
+            [before[start:held], groups[order[max(0, start - held) : max(0, stop - held)]]]
+        )
+        batches = np.arange(start, start + len(keys)) // size
+        ranks = np.lexsort((keys, batches))
+        again = (keys[ranks][1:] == keys[ranks][:-1]) & (batches[ranks][1:] == batches[ranks][:-1])
+        positions = ranks[1:][again] + start - held
+        found.append(np.sort(positions[positions >= 0]))
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
 def _columns(groups: IntArray, batch: IntArray, rng: np.random.Generator) -> IntArray:
@@ -189,9 +214,10 @@ def _columns(groups: IntArray, batch: IntArray, rng: np.random.Generator) -> Int
     return order
 
 
-def _swap_apart(order: IntArray, groups: IntArray, batch: IntArray, before: IntArray) -> IntArray:
+def _swap_apart(order: Order, groups: IntArray, batch: IntArray, before: IntArray) -> Order:
     """Swap what still clashes with an item that fits, and that it fits, where there is one."""
-    for place in _clashes(groups[order], batch, before):
+    size = int(np.count_nonzero(batch == 0)) + len(before)
+    for place in _clashes(groups, order, size, before):
         keys = groups[order]
         mine = keys[batch == batch[place]]
         holding = batch[keys == keys[place]]

@@ -89,10 +89,20 @@ def read_pairs(artifact: Artifact) -> list[Pair]:
     Raises:
         ArtifactError: the artifact holds something else, or its file is damaged.
     """
+    return list(iter_pairs(artifact))
+
+
+def iter_pairs(artifact: Artifact) -> Iterator[Pair]:
+    """Yield the pairs of an artifact in their order, without holding them all.
+
+    Raises:
+        ArtifactError: the artifact holds something else, or its file is damaged.
+    """
     if artifact.kind != "pairs":
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, but pairs are needed here")
     try:
-        return [Pair(**row) for row in read_jsonl(artifact.path(PAIRS))]
+        for row in read_jsonl(artifact.path(PAIRS)):
+            yield Pair(**row)
     except (OSError, ValueError, TypeError) as error:
         raise ArtifactError(
             f"{artifact.path(PAIRS)} is damaged ({error}): delete {artifact.folder} and pair again"
