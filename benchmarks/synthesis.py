@@ -94,7 +94,11 @@ def loop(count: int, steps: int, rounds: int) -> dict[str, Any]:
 
 def plain_loop(config: SynthesisConfig, prompts: list[str], folder: Path) -> float:
     """Return the processor time of ``pipeline(prompt).images[0].save(...)`` for every prompt."""
-    pipeline = load_pipeline(Path(config.model), config)
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(config.model)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
     start = time.process_time()
     for number, prompt in enumerate(prompts):
         image = pipeline(

@@ -83,10 +83,10 @@ def _tune(pipeline: Any, config: SynthesisConfig) -> None:
         ConfigError: the pipeline has nothing that could be compiled.
     """
     network, vae = denoiser(pipeline), getattr(pipeline, "vae", None)
-    if pipeline.device.type == "cuda":
-        for part in (network, vae):
-            if part is not None:
-                part.to(memory_format=torch.channels_last)
+    laid_out = (network, vae) if pipeline.device.type == "cuda" else (vae,)
+    for part in laid_out:  # on CPUs attention would have to undo it in the denoiser
+        if isinstance(part, torch.nn.Module):
+            part.to(memory_format=torch.channels_last)
     if not config.compile:
         return
     if network is None:
