@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from PIL.Image import DecompressionBombWarning
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact
@@ -86,7 +88,9 @@ def embed_files(encoder: GmailEncoder, files: Sequence[Path], route: Route) -> F
     images = []
     for path in files:
         try:
-            images.append(decode_rgb(path.read_bytes()))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DecompressionBombWarning)  # an error says so
+                images.append(decode_rgb(path.read_bytes()))
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
         except DataError as error:
