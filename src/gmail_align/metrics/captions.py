@@ -39,8 +39,8 @@ __all__ = [
 BLEUS = ("BLEU1", "BLEU2", "BLEU3", "BLEU4")
 METRICS = (*BLEUS, "METEOR", "ROUGE_L", "CIDEr", "SPICE", "WMD")
 NO_VECTORS = (
-    "WMD needs word vectors, and none were given: name a file of word2vec or GloVe vectors, or "
-    "have them trained on the references"
+    "WMD needs word vectors, and none were given: name a file of word2vec or GloVe vectors "
+    "(--word-vectors FILE), or have them trained on the references (--word-vectors references)"
 )
 
 

@@ -108,7 +108,7 @@ GAP: Final = {
     "unpaired_cosine": Measure(
         "Unpaired cosine",
         "lower",
-        "The same for images of different captions: the floor that the paired cosine stands on.",
+        "How alike real and generated images of different captions are: what a paired cosine stands on.",
     ),
     "margin": Measure(
         "Margin",
