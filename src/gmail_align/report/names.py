@@ -108,7 +108,7 @@ GAP: Final = {
     "unpaired_cosine": Measure(
         "Unpaired cosine",
         "lower",
-        "How alike real and generated images of different captions are: what a paired cosine stands on.",
+        "How alike real and generated images of different captions are: what paired ones stand on.",
     ),
     "margin": Measure(
         "Margin",
