@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from gmail_align.engine import Engine
 from gmail_align.errors import ModelError
 from gmail_align.features import sharded
 from gmail_align.features.rows import RowFile
-from gmail_align.features.run import extract_images
-from gmail_align.features.sharded import Extraction, extract_images_on
+from gmail_align.features.run import extract_images, extract_texts
+from gmail_align.features.sharded import Extraction, extract_on
 
 
 def test_worker_processes_give_the_same_artifact(
@@ -25,7 +26,8 @@ def test_worker_processes_give_the_same_artifact(
     whole = extract_images(world.real, encoder, Route.FROZEN, tmp_path / "whole", batch_size=2)
     monkeypatch.setattr(sharded, "_BATCHES", 1)
     how = Extraction(clip_folder, Route.FROZEN, batch_size=2, device="cpu")
-    here = extract_images_on(Engine(workers=1), world.real, how, tmp_path / "here")
+    here = extract_on(Engine(workers=1), world.real, how, tmp_path / "here")
+    assert here is not None
     assert here.manifest["files"] == whole.manifest["files"]
     assert here.fingerprint == whole.fingerprint
     assert not (tmp_path / "here" / "rows").exists()
@@ -34,6 +36,25 @@ def test_worker_processes_give_the_same_artifact(
     result = CliRunner().invoke(app, [*words, *more, "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert load(tmp_path / "spread").fingerprint == whole.fingerprint
+
+
+def test_captions_in_parts_give_the_same_artifact(
+    clip_folder: Path, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharded, "_BATCHES", 1)
+    encoder = GmailEncoder.from_pretrained(clip_folder)
+    whole = extract_texts(world.captions, encoder, tmp_path / "whole", batch_size=2)
+    out = tmp_path / "out"
+    words = ["extract", str(world.captions.folder), "--encoder", str(clip_folder), "--json"]
+    words += ["--batch-size", "2", "--out", str(out), "--device", "cpu", "--shard-of"]
+    first = CliRunner().invoke(app, [*words, "2/2"])
+    assert first.exit_code == 0, first.output
+    assert json.loads(first.stdout) == {"folder": str(out), "part": "2/2", "complete": False}
+    assert not (out / "manifest.json").exists()
+    second = CliRunner().invoke(app, [*words, "1/2"])
+    assert json.loads(second.stdout)["fingerprint"] == whole.fingerprint
+    assert load(out).manifest["files"] == whole.manifest["files"]
+    assert CliRunner().invoke(app, [*words, "2/2"]).stdout == second.stdout
 
 
 def test_a_killed_extraction_goes_on_with_the_shard_that_is_missing(
@@ -52,9 +73,10 @@ def test_a_killed_extraction_goes_on_with_the_shard_that_is_missing(
     monkeypatch.setattr(sharded, "image_rows", dying)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        extract_images_on(Engine(workers=1), world.real, how, out)
+        extract_on(Engine(workers=1), world.real, how, out)
     assert len(list((out / "rows").iterdir())) == 2
-    made = extract_images_on(Engine(workers=1), world.real, how, out)
+    made = extract_on(Engine(workers=1), world.real, how, out)
+    assert made is not None
     assert calls[0] == 1 + -(-made.counts["images"] // 2)
 
 

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from gmail_align.artifacts import load
+from gmail_align.cli.parts import ShardOf, show_part
 from gmail_align.cli.shared import Device, EncoderName, Out, Shared, command, model_of
 from gmail_align.encoders.route import Route
-from gmail_align.engine import Engine
+from gmail_align.engine import Engine, Part
 from gmail_align.errors import ConfigError
 
 
@@ -36,10 +37,15 @@ def extract(
     ] = "local",
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes for images; one for each visible GPU when not given."),
+        typer.Option(help="Processes; one for each visible GPU when not given."),
     ] = None,
+    shard_of: ShardOf = None,
 ) -> None:
-    """Compute features of images through one route, or of captions, and keep them."""
+    """Compute features of images through one route, or of captions, and keep them.
+
+    Parts of a SLURM array (--shard-of slurm) share --out; the one that ends last, or the same
+    command without --shard-of, finishes it.
+    """
     shared.refuse_configuration()
     artifact = load(source)
     is_images = artifact.kind == "images"
@@ -51,12 +57,13 @@ def extract(
         shared.show_plan("extract", out, source=source, encoder=encoder, route=route or "text")
         return
     where = Engine(engine, workers)
+    part = None if shard_of is None else Part.parse(shard_of)
     folder = model_of(encoder, "clip")
-    if route is not None and _several(where, device):
-        from gmail_align.features.sharded import Extraction, extract_images_on
+    if part is not None or _several(where, device):
+        from gmail_align.features.sharded import Extraction, extract_on
 
         how = Extraction(folder, route, batch_size, dtype, device)
-        shared.show_artifact(extract_images_on(where, artifact, how, out))
+        show_part(shared, extract_on(where, artifact, how, out, part), part, out, "features")
         return
     from gmail_align.encoders.clip import GmailEncoder
     from gmail_align.features.run import extract_images, extract_texts
@@ -71,7 +78,7 @@ def extract(
 
 
 def _several(engine: Engine, device: str) -> bool:
-    """Tell whether images go to other processes than this one."""
+    """Tell whether work goes to other processes than this one."""
     if engine.on_ray or (engine.workers or 1) > 1:
         return True
     return engine.workers is None and device == "auto" and engine.gpus() > 1

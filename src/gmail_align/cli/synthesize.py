@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from gmail_align.artifacts import load
+from gmail_align.cli.parts import ShardOf, show_part
 from gmail_align.cli.shared import Out, Shared, command, model_of
 from gmail_align.engine import Engine, Part
 from gmail_align.errors import ConfigError
@@ -18,13 +19,6 @@ Place = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option("--workers", help="Processes; one for each visible GPU when not given."),
-]
-ShardOf = Annotated[
-    str | None,
-    typer.Option(
-        metavar="I/N",
-        help="Make only the I-th of N parts of the shards, or slurm inside a job array.",
-    ),
 ]
 
 
@@ -76,12 +70,7 @@ def synthesize(
     if part is None:
         shared.show_artifact(synthesize(config, source, out, where))
         return
-    made = synthesize_part(config, source, out, part, where)
-    if made is not None:
-        shared.show_artifact(made)
-        return
-    words = f"{out}: part {part} is done; the images are complete when all {part.of} parts are"
-    shared.show({"folder": str(out), "part": str(part), "complete": False}, words)
+    show_part(shared, synthesize_part(config, source, out, part, where), part, out, "images")
 
 
 def _model(model: str | None, folder: Path | None) -> str | None:

@@ -148,23 +148,14 @@ def extract_texts(
         ModelError: the encoder has no usable tokenizer.
         ArtifactError: ``out`` was made from something else.
     """
-    config = {
-        "what": "text",
-        "encoder": encoder.base_fingerprint,
-        "weights": encoder.text_fingerprint(route),
-        "route": str(route if encoder.adapts_texts else Route.FROZEN),
-        "preprocess": "",
-        "dtype": dtype,
-    }
-    draft = begin(out, "features", config, {"captions": captions})
+    draft = begin_texts(captions, encoder, out, route, dtype)
     if draft.complete is not None:
         return draft.complete
-    texts = _texts(captions)
+    texts = read_texts(captions)
     names, lines = list(texts), list(texts.values())
 
     def embed(batch: object) -> npt.NDArray[Any]:
-        with torch.no_grad():
-            return _rows(encoder.embed_texts(cast("list[str]", batch), route), dtype)
+        return text_rows(encoder, cast("list[str]", batch), route, dtype)
 
     fill_rows(
         feature_file(out, len(names), encoder.dim, dtype),
@@ -185,8 +176,9 @@ def begin_images(
     ids: Sequence[str] | None,
     before_projection: bool,
     dtype: StoredDtype,
+    part: str = "",
 ) -> Draft:
-    """Open the artifact of :func:`extract_images` with these arguments."""
+    """Open the artifact of :func:`extract_images` with these arguments, or a part's share of it."""
     weights = encoder.route_fingerprint(route)
     config = {
         "what": "trunk" if before_projection else "image",
@@ -197,7 +189,27 @@ def begin_images(
         "dtype": dtype,
         "ids": None if ids is None else fingerprint(list(ids)),
     }
-    return begin(out, "features", config, {"images": images})
+    return begin(out, "features", config, {"images": images}, part=part)
+
+
+def begin_texts(
+    captions: Artifact,
+    encoder: GmailEncoder,
+    out: Path,
+    route: Route,
+    dtype: StoredDtype,
+    part: str = "",
+) -> Draft:
+    """Open the artifact of :func:`extract_texts` with these arguments, or a part's share of it."""
+    config = {
+        "what": "text",
+        "encoder": encoder.base_fingerprint,
+        "weights": encoder.text_fingerprint(route),
+        "route": str(route if encoder.adapts_texts else Route.FROZEN),
+        "preprocess": "",
+        "dtype": dtype,
+    }
+    return begin(out, "features", config, {"captions": captions}, part=part)
 
 
 @torch.no_grad()
@@ -214,6 +226,18 @@ def image_rows(
     return _rows(embed(ready, route), dtype)
 
 
+@torch.no_grad()
+def text_rows(
+    encoder: GmailEncoder, texts: Sequence[str], route: Route, dtype: StoredDtype
+) -> npt.NDArray[Any]:
+    """Return one batch's rows as they are stored.
+
+    Raises:
+        DataError: a feature is not finite, or too large for the dtype.
+    """
+    return _rows(encoder.embed_texts(list(texts), route), dtype)
+
+
 def _rows(features: Tensor, dtype: StoredDtype) -> npt.NDArray[Any]:
     """Return finite features as an array of the stored dtype.
 
@@ -227,7 +251,7 @@ def _rows(features: Tensor, dtype: StoredDtype) -> npt.NDArray[Any]:
     return array
 
 
-def _texts(source: Artifact) -> Mapping[str, str]:
+def read_texts(source: Artifact) -> Mapping[str, str]:
     """Return text by caption id, of captions or of pairs.
 
     Raises:

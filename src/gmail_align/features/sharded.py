@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from gmail_align.artifacts import Artifact, atomic_file, load
+import numpy.typing as npt
+
+from gmail_align.artifacts import Artifact, Draft, atomic_file, load
 from gmail_align.data.images import ImageStore
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
-from gmail_align.engine import Engine, Job, run_shards
+from gmail_align.engine import Engine, Job, Part, run_shards
 from gmail_align.errors import ModelError
 from gmail_align.features.pixels import decoder
 from gmail_align.features.rows import RowFile
-from gmail_align.features.run import StoredDtype, begin_images, finish_rows, image_rows
+from gmail_align.features.run import (
+    StoredDtype,
+    begin_images,
+    begin_texts,
+    finish_rows,
+    image_rows,
+    read_texts,
+    text_rows,
+)
 from gmail_align.features.store import feature_file
+from gmail_align.progress import say
 from gmail_align.runtime import resolve_device
 
 ROWS = "rows"
@@ -31,65 +44,102 @@ class Extraction:
 
     encoder: Path
     """Folder that every worker loads the encoder from."""
-    route: Route
+    route: Route | None
+    """Which weights images go through; None extracts captions."""
     batch_size: int = 64
     dtype: StoredDtype = "float32"
     device: str = "auto"
 
+    def weights(self, encoder: GmailEncoder) -> str:
+        """Return the fingerprint of what the features depend on in an encoder."""
+        if self.route is None:
+            return encoder.text_fingerprint(Route.REAL)
+        return encoder.route_fingerprint(self.route)
 
-def extract_images_on(engine: Engine, images: Artifact, how: Extraction, out: Path) -> Artifact:
-    """Extract features of all images on an engine.
 
-    On CPUs the artifact equals the one of :func:`~gmail_align.features.run.extract_images`, byte
-    for byte, when every worker computes with as many threads.
+def extract_on(
+    engine: Engine, source: Artifact, how: Extraction, out: Path, part: Part | None = None
+) -> Artifact | None:
+    """Extract features of all images, or captions, on an engine.
+
+    On CPUs the artifact equals the one of :func:`~gmail_align.features.run.extract_images` or
+    :func:`~gmail_align.features.run.extract_texts`, byte for byte, when every worker computes with
+    as many threads.
 
     Args:
         engine: Where; every machine of a cluster must see the folders under these paths.
-        images: The image store.
+        source: The images; or captions, or pairs for theirs.
         how: What is extracted.
         out: Folder of the artifact.
+        part: Make the shards of this part alone. Parts may run at the same time; the one that
+            finds all shards written finishes the artifact, as does a run without a part.
+
+    Returns:
+        The features, or None while shards of other parts are missing.
 
     Raises:
-        DataError: an image cannot be decoded.
+        DataError: an image cannot be decoded, or there is no caption.
         ModelError: a worker's encoder is another one.
         ArtifactError: ``out`` was made from something else.
     """
     encoder = GmailEncoder.from_pretrained(how.encoder)
-    draft = begin_images(images, encoder, how.route, out, None, False, how.dtype)
+    draft = _begin(source, encoder, how, out, part)
     if draft.complete is not None:
         return draft.complete
-    names = ImageStore(images).ids
+    names = ImageStore(source).ids if how.route else list(read_texts(source))
+    unit = "images" if how.route else "captions"
     target = feature_file(out, len(names), encoder.dim, how.dtype)
-    weights, rows = encoder.route_fingerprint(how.route), how.batch_size * _BATCHES
-    maker = _RowMaker(images.folder, how, weights, out, target, rows)
-    starts = range(0, target.count, maker.rows)
+    size = how.batch_size * _BATCHES
+    maker = _RowMaker(source.folder, how, how.weights(encoder), out, target, size)
+    starts = range(0, target.count, size)
     job = Job(
         maker,
         maker.done,
         size=lambda start: len(maker.span(start)),
-        label=f"features ({how.route})",
-        unit="images",
+        label=f"features ({how.route or 'text'})",
+        unit=unit,
         gpu=how.device == "cuda" or (how.device == "auto" and engine.gpus() > 0),
     )
     if not target.path.exists():
-        run_shards(starts, job, engine)
-        with atomic_file(target.path) as file:
-            file.write(target.header)
-            for start in starts:
-                with maker.path(start).open("rb") as part:
-                    shutil.copyfileobj(part, file)
+        run_shards([s for s in starts if part is None or part.owns(s // size)], job, engine)
+    if part is not None:
+        missing = [] if target.path.exists() else [s for s in starts if not maker.done(s)]
+        if missing:
+            say(f"{len(missing)} of {len(starts)} shards are still to be made, by other parts")
+            return None
+        if not draft.claim():
+            return _begin(source, encoder, how, out, part).complete
+    if not target.path.exists():
+        _join(target, [maker.path(start) for start in starts])
     shutil.rmtree(out / ROWS, ignore_errors=True)
-    return finish_rows(draft, names, "images")
+    return finish_rows(draft, names, unit)
+
+
+def _begin(
+    source: Artifact, encoder: GmailEncoder, how: Extraction, out: Path, part: Part | None
+) -> Draft:
+    share = f"{part.number}-{part.of}" if part else ""
+    if how.route is None:
+        return begin_texts(source, encoder, out, Route.REAL, how.dtype, part=share)
+    return begin_images(source, encoder, how.route, out, None, False, how.dtype, part=share)
+
+
+def _join(target: RowFile, parts: Sequence[Path]) -> None:
+    with atomic_file(target.path) as file:
+        file.write(target.header)
+        for path in parts:
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, file)
 
 
 @dataclass
 class _RowMaker:
     """Makes shards of rows; the encoder is loaded for the first and kept."""
 
-    images: Path
+    source: Path
     how: Extraction
     weights: str
-    """Fingerprint of what the route uses."""
+    """Fingerprint of what the features depend on."""
     out: Path
     target: RowFile
     rows: int
@@ -110,26 +160,45 @@ class _RowMaker:
 
     def __call__(self, start: int, advance: Callable[[int], None]) -> None:
         """Extract one shard and write it."""
-        span, names = self.span(start), self._store.ids
-        with (
-            decoder(self._store, self._encoder.preprocess) as decode,
-            atomic_file(self.path(start)) as file,
-        ):
-            for first in range(span.start, span.stop, self.how.batch_size):
-                rows = range(first, min(first + self.how.batch_size, span.stop))
-                pixels = decode([names[row] for row in rows]).to(self._encoder.device)
-                made = image_rows(self._encoder, pixels, self.how.route, False, self.how.dtype)
-                file.write(made.tobytes())
+        span, size = self.span(start), self.how.batch_size
+        batches = [
+            range(at, min(at + size, span.stop)) for at in range(span.start, span.stop, size)
+        ]
+        with self._embedder() as embed, atomic_file(self.path(start)) as file:
+            for rows in batches:
+                file.write(embed(rows).tobytes())
                 advance(len(rows))
+
+    @contextmanager
+    def _embedder(self) -> Iterator[Callable[[range], npt.NDArray[Any]]]:
+        """Open a function from a batch's rows to its features."""
+        encoder, how = self._encoder, self.how
+        if how.route is None:
+            lines, dtype = self._lines, how.dtype
+            yield lambda rows: text_rows(encoder, lines[rows.start : rows.stop], Route.REAL, dtype)
+            return
+        route, names = how.route, self._store.ids
+        with decoder(self._store, encoder.preprocess) as decode:
+            yield lambda rows: image_rows(
+                encoder,
+                decode(names[rows.start : rows.stop]).to(encoder.device),
+                route,
+                False,
+                how.dtype,
+            )
 
     @cached_property
     def _store(self) -> ImageStore:
-        return ImageStore(load(self.images, "images"))
+        return ImageStore(load(self.source, "images"))
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        return list(read_texts(load(self.source)).values())
 
     @cached_property
     def _encoder(self) -> GmailEncoder:
         encoder = GmailEncoder.from_pretrained(self.how.encoder)
-        if encoder.route_fingerprint(self.how.route) != self.weights:
+        if self.how.weights(encoder) != self.weights:
             raise ModelError(
                 f"{self.how.encoder} on this machine is another encoder than where the run was "
                 "begun: put the same one on every machine"

@@ -83,9 +83,9 @@ def _tune(pipeline: Any, config: SynthesisConfig) -> None:
         ConfigError: the pipeline has nothing that could be compiled.
     """
     network, vae = denoiser(pipeline), getattr(pipeline, "vae", None)
-    laid_out = (network, vae) if pipeline.device.type == "cuda" else (vae,)
+    laid_out: tuple[Any, ...] = (network, vae) if pipeline.device.type == "cuda" else (vae,)
     for part in laid_out:  # on CPUs attention would have to undo it in the denoiser
-        if isinstance(part, torch.nn.Module):
+        if part is not None:
             part.to(memory_format=torch.channels_last)
     if not config.compile:
         return
