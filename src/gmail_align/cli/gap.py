@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from gmail_align.gap.files import Beside
     from gmail_align.gap.prepare import Prepared
 
+AnyEncoder = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        metavar="MODEL",
+        help="Encoder, for images; without, a CLIP of OpenAI's that is on this machine. "
+        "Features go to OUT-features.",
+    ),
+]
 RealClasses = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The class of each row of R, one a line.")
 ]
@@ -52,14 +61,7 @@ def gap(
     paired: Annotated[
         bool, typer.Option("--paired", help="Rows of the files, or files of one name, are pairs.")
     ] = False,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Encoder, for images; without, a CLIP of OpenAI's that is on this machine. "
-            "Features go to OUT-features.",
-        ),
-    ] = None,
+    encoder: AnyEncoder = None,
     real_features: Annotated[
         Path | None, typer.Option(metavar="R.npy", help="Or plain files: floats (images, dim).")
     ] = None,
