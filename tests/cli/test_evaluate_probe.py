@@ -9,7 +9,9 @@ from safetensors.torch import save
 from typer.testing import CliRunner
 
 from gmail_align.artifacts import begin, write_bytes, write_jsonl
+from gmail_align.cli.evaluate_probe import numbered_classes
 from gmail_align.cli.main import app
+from gmail_align.errors import DataError
 
 
 def call(*words):
@@ -94,3 +96,33 @@ def test_mistakes_are_told_in_a_sentence(files, tmp_path):
         assert ran.exit_code == 2, ran.stderr
         (line,) = ran.stderr.splitlines()
         assert sentence in line
+
+
+def test_classes_come_from_several_tables(tmp_path):
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    one.write_text('{"a": "cat", "b": "dog"}')
+    other.write_text('{"b": "dog", "c": 7}')
+    assert numbered_classes([one, other]) == {"a": 1, "b": 2, "c": 0}
+    for text, sentence in (
+        ('{"b": "cow"}', "image b is of class 'cow', and another that it is of 'dog'"),
+        ('{"b": ["dog"]}', "give it a name"),
+    ):
+        other.write_text(text)
+        with pytest.raises(DataError, match=sentence):
+            numbered_classes([one, other])
+    one.write_text("{}")
+    with pytest.raises(DataError, match="names no image"):
+        numbered_classes([one])
+
+
+def test_fine_tuning_is_planned_without_being_run(tmp_path):
+    draft = begin(tmp_path / "images", "images", {})
+    images = draft.finish({"images": 0}).folder
+    (tmp_path / "labels.json").write_text('{"a": "cat", "b": "dog"}')
+    words = ("evaluate", "finetune", "--train", images, "--test", images, "--encoder", "tabletop")
+    words += ("--labels", tmp_path / "labels.json", "--out", tmp_path / "out", "--dry-run")
+    ran = CliRunner().invoke(app, [str(word) for word in (*words, "--set", "epochs=30")])
+    assert ran.exit_code == 0 and '"epochs": 30' in ran.stdout, ran.output
+    assert not (tmp_path / "out").exists()
+    ran = CliRunner().invoke(app, [str(word) for word in (*words, "--set", "epochs=3")])
+    assert ran.exit_code == 2 and "have to be fewer than epochs" in ran.stderr
