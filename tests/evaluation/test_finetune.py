@@ -15,12 +15,19 @@ from transformers import ViTConfig, ViTModel
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.images import admit, finish_images, shard_name, write_shard
 from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.merge import merged_model
 from gmail_align.encoders.route import Route
 from gmail_align.errors import DataError, UserError
 from gmail_align.evaluation.augment import mixed, random_crops, smoothed
 from gmail_align.evaluation.config import FinetuneConfig
-from gmail_align.evaluation.finetune import Tuned, evaluate_finetune, layer_shares
+from gmail_align.evaluation.finetune import (
+    Classifier,
+    Tuned,
+    evaluate_finetune,
+    layer_shares,
+)
 from gmail_align.evaluation.probe import ProbeOptions
+from gmail_align.recipe import model_path
 
 
 def test_crops_are_parts_of_the_image_scaled_up() -> None:
@@ -123,6 +130,25 @@ def test_a_tower_learns_what_its_features_do_not_show(tower: Path, tmp_path: Pat
         made.fingerprint
         == evaluate_finetune(config, splits, known, start, tmp_path / "out").fingerprint
     )
+
+
+@pytest.mark.parametrize("route", [Route.REAL, Route.FROZEN])
+def test_fine_tuning_starts_at_the_weights_of_the_route(route: Route) -> None:
+    encoder = GmailEncoder.from_clip(model_path("tabletop", "clip"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in encoder.trainable().values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        pixels = torch.randn(2, 3, 64, 64)
+        wanted = {one: encoder.trunk(pixels, one) for one in (Route.REAL, Route.FROZEN)}
+        classifier = Classifier(merged_model(encoder, route), encoder, 3)
+        found = classifier.backbone.trunk(pixels)
+        assert classifier.logits(pixels).tolist() == torch.zeros(2, 3).tolist()
+    torch.testing.assert_close(found, wanted[route], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(wanted[Route.REAL], wanted[Route.FROZEN], atol=1e-2)
+    trained = classifier.trained(0.5)
+    assert len(trained) == len(list(classifier.model.vision_model.parameters())) + 2
+    assert all(parameter.requires_grad for parameter in trained.values())
 
 
 def test_bad_splits_are_refused(tower: Path, tmp_path: Path) -> None:
