@@ -168,6 +168,21 @@ def test_a_frozen_gpt2_stays_as_it_was(four: Artifact, gpt2: Path, tmp_path: Pat
     assert len(changed) == len(drawn)
 
 
+def test_a_training_that_goes_on_with_another_encoder_says_so(
+    captioner: Artifact,
+    four: Artifact,
+    make_features: MakeFeatures,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = "another encoder than those the captioner was trained on"
+    train_clipcap(quick(0), four, ROWS, captioner, tmp_path / "same")
+    assert said not in capsys.readouterr().err
+    other = make_features("other", list("abcd"), torch.randn(4, 8), encoder="siglip")
+    train_clipcap(quick(0), other, ROWS, captioner, tmp_path / "elsewhere")
+    assert said in capsys.readouterr().err
+
+
 def test_a_training_goes_on_with_a_captioner(
     captioner: Artifact, four: Artifact, tmp_path: Path
 ) -> None:

@@ -17,12 +17,13 @@ from gmail_align.captioning.decode import Decoding, decode
 from gmail_align.captioning.folder import (
     Origin,
     build,
+    captioner_config,
     gpt2_fingerprint,
     gpt2_folder,
     load_gpt2,
     save_captioner,
 )
-from gmail_align.captioning.origin import feature_origin, joint_origin
+from gmail_align.captioning.origin import feature_origin, joint_origin, require_same_encoder
 from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.tokens import say_cut
 from gmail_align.captioning.validation import (
@@ -73,7 +74,7 @@ def train_clipcap(
         ConfigError: CIDEr is to pick the step without validation.
     """
     train = [(features, rows), *more]
-    _require_fitting(config, train, validation)
+    _require_fitting(config, train, validation, gpt2)
     draft = _begin(config, train, validation, gpt2, out, seed)
     if draft.complete is not None:
         return draft.complete
@@ -104,13 +105,22 @@ def train_clipcap(
 
 
 def _require_fitting(
-    config: ClipCapConfig, train: Sequence[Labelled], validation: Labelled | None
+    config: ClipCapConfig,
+    train: Sequence[Labelled],
+    validation: Labelled | None,
+    origin: Origin,
 ) -> None:
-    """Refuse what cannot be trained on together, before anything is read."""
+    """Refuse what cannot be trained on together, before anything is read.
+
+    A captioner may go on with features of another encoder; that is said.
+    """
     if config.select == "cider" and validation is None:
         raise ConfigError("select is cider and there is no validation: give held-out captions")
     parts = [*train, *([validation] if validation else [])]
     first = feature_origin(parts[0][0])["encoder"]
+    if isinstance(origin, Artifact):
+        own = captioner_config(origin)["trained_on"]["encoder"]
+        require_same_encoder(own, first, True, "the encoder")
     for artifact, _ in parts:
         if artifact.kind == "features" and artifact.manifest["config"].get("what") == "text":
             raise DataError(f"{artifact.folder} holds features of captions: give those of images")
