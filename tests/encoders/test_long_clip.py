@@ -125,3 +125,14 @@ def test_masked_pairs_have_no_part_of_a_smoothed_label() -> None:
 def test_the_first_sentence() -> None:
     assert first_sentence("A red ball. It is big.") == "A red ball"
     assert first_sentence("A red ball.") == "A red ball."
+
+
+def test_directions_without_variance_have_no_gradient() -> None:
+    """Four images span three directions; the fourth axis of the decomposition is any other."""
+    features = torch.randn(4, 16, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    weights = torch.randn(4, 16, generator=torch.Generator().manual_seed(6))
+    gradients = []
+    for noise in (0.0, 1e-7):
+        found = principal_part(features + noise * weights.flip(0), 32)
+        gradients.append(torch.autograd.grad((found * weights).sum(), features)[0])
+    assert torch.allclose(*gradients, atol=1e-4)

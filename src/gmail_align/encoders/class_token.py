@@ -12,6 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import CLIPVisionModel
+from transformers.activations import QuickGELUActivation
+
+from gmail_align.encoders.quick_gelu import quick_gelu
 
 
 def class_token_output(
@@ -35,11 +38,19 @@ def class_token_and_patches(
     *layers, last = tower.encoder.layers
     hidden = tower.pre_layrnorm(tower.embeddings(pixels))
     for layer in layers:
-        hidden = layer(hidden, None)
+        hidden = hidden + layer.self_attn(layer.layer_norm1(hidden), attention_mask=None)[0]
+        hidden = hidden + _mlp(layer.mlp, layer.layer_norm2(hidden))
     token = hidden[:, :1] + _attend_first(last.self_attn, last.layer_norm1(hidden))
-    token = token + last.mlp(last.layer_norm2(token))
+    token = token + _mlp(last.mlp, last.layer_norm2(token))
     pooled: Tensor = tower.post_layernorm(token[:, 0])
     return pooled, hidden[:, 1:]
+
+
+def _mlp(mlp: Any, tokens: Float[Tensor, "b t width"]) -> Float[Tensor, "b t width"]:
+    """Return the feed-forward pass."""
+    act = quick_gelu if isinstance(mlp.activation_fn, QuickGELUActivation) else mlp.activation_fn
+    output: Tensor = mlp.fc2(act(mlp.fc1(tokens)))
+    return output
 
 
 def _attend_first(attention: Any, tokens: Float[Tensor, "b t width"]) -> Float[Tensor, "b 1 width"]:

@@ -20,6 +20,8 @@ LONG = 248
 """Positions of the released Long-CLIPs: 20 kept, the other 57 of CLIP's 77 stretched by 4."""
 COMPONENTS = 32
 """Principal components that stand for an image beside a short caption."""
+_NO_VARIANCE = 1e-5
+"""Share of the largest singular value below which there is none but rounding."""
 SMOOTHING = 0.1
 """Label smoothing of the released training code."""
 
@@ -78,14 +80,15 @@ def principal_part(
 
     The components are found in fp32 and taken as constants: gradients go through the projection
     only, for those of the components are infinite where two variances are equal (as the many zeros
-    are in a batch that is smaller than the dimension). The result is not normalised.
+    are in a batch that is smaller than the dimension). Directions without variance are left out:
+    rounding decides which ones they are. The result is not normalised.
     """
     with torch.autocast(features.device.type, enabled=False):
         unit = normalize(features.float(), dim=-1)
         mean = unit.mean(dim=0)
         centred = unit - mean
-        _, _, axes = torch.linalg.svd(centred.detach(), full_matrices=False)
-        kept = axes[:components]
+        _, sizes, axes = torch.linalg.svd(centred.detach(), full_matrices=False)
+        kept = axes[:components] * (sizes[:components, None] > _NO_VARIANCE * sizes[0])
         found: Tensor = centred @ kept.T @ kept + mean
         return found
 
