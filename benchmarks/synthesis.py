@@ -96,7 +96,7 @@ def plain_loop(config: SynthesisConfig, prompts: list[str], folder: Path) -> flo
     """Return the processor time of ``pipeline(prompt).images[0].save(...)`` for every prompt."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(config.model)
+    pipeline = StableDiffusionPipeline.from_pretrained(config.model, torch_dtype=torch.float32)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     start = time.process_time()
