@@ -98,9 +98,10 @@ def captions(
     clip = clip_source(clip_images, clip_captions, clip_references, encoder, images)
     if bool(folders) == (predictions is not None):
         raise ConfigError("give predictions once: --predictions FILE, or [NAME=]DIR and --out")
-    how = {"protocol": protocol, "metrics": chosen_metrics(metrics), "seed": seed}
+    chosen = chosen_metrics(metrics)
+    how = {"protocol": protocol, "metrics": chosen, "seed": seed}
     if predictions is not None:
-        if vectors is None and "WMD" in (how["metrics"] or ()):
+        if vectors is None and "WMD" in (chosen or ()):
             say("WMD: no --word-vectors, so they are trained on the human captions")
             vectors = "references"
         how |= {"partial": partial, "vectors": vectors, "raw_vectors": raw_vectors}
