@@ -18,7 +18,7 @@ from gmail_align.alignment.pairset import Batch, Wanted, gather
 from gmail_align.alignment.strength import choose_strength
 from gmail_align.alignment.task import Task, pair_ids, prepare
 from gmail_align.alignment.terms import learned_temperature, loss_terms
-from gmail_align.artifacts import MANIFEST, Artifact, begin, load, one_at_a_time, write_json
+from gmail_align.artifacts import MANIFEST, Artifact, Draft, begin, load, one_at_a_time, write_json
 from gmail_align.data.batches import Batches
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.folder import find_folder, folder_fingerprint
@@ -52,9 +52,9 @@ def align(
 ) -> Artifact:
     """Align generated images to the frozen features of real ones (Sec. 3); an ``encoder`` artifact.
 
-    A part of the real images is held out with all their pairs, and the guard keeps the step that
-    does best on them. When that is step 0, the encoder says ``applied: false`` and is the plain
-    CLIP by every route. A killed run goes on from its last checkpoint and ends with the same bytes.
+    A part of the real images is held out, and the guard keeps the step that does best on them. When
+    that is step 0, the encoder says ``applied: false`` and is the plain CLIP by every route. A
+    killed run goes on from its last checkpoint and ends with the same bytes.
 
     Args:
         config: Terms, adapter and optimisation.
@@ -79,8 +79,8 @@ def align(
         raise ConfigError("every weight of the alignment is 0: give one term a weight")
     folder = find_folder(base)
     identity = config.model_dump(mode="json", exclude={"device"})
-    sources = {"pairs": pairs, "real": real, "generated": generated}
-    sources |= {} if classes is None else {"classes": classes}
+    known = {} if classes is None else {"classes": classes}
+    sources = {"pairs": pairs, "real": real, "generated": generated, **known}
     inputs: dict[str, Artifact | str] = {**sources, "base": folder_fingerprint(folder)}
     here = ranks()
     if not here.first:
@@ -93,15 +93,19 @@ def align(
     here.wait()
     encoder = _untrained(config, folder, seed)
     task = _prepare(config, sources, encoder, cache or out / WORK, seed)
-    trained = _Trained(encoder, task, config, seed)
-    notes = trained.run(out)
+    notes = _Trained(encoder, task, config, seed).run(out)
     if draft is not None:
-        encoder.save(out)
-        draft.path(CHECKPOINT).unlink(missing_ok=True)
-        shutil.rmtree(out / WORK, ignore_errors=True)
-        draft.finish(_counts(task), **notes)
+        _finish(draft, encoder, task, notes)
     here.wait()
     return load(out)
+
+
+def _finish(draft: Draft, encoder: GmailEncoder, task: Task, notes: dict[str, Any]) -> None:
+    """Save the encoder, clear up and write the manifest."""
+    encoder.save(draft.folder)
+    draft.path(CHECKPOINT).unlink(missing_ok=True)
+    shutil.rmtree(draft.path(WORK), ignore_errors=True)
+    draft.finish(_counts(task), **notes)
 
 
 def _untrained(config: AlignConfig, folder: Path, seed: int) -> GmailEncoder:
