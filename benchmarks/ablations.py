@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gmail_align.alignment.config import AlignConfig, align_preset
-from gmail_align.alignment.run import align
+from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import load
 from gmail_align.config import apply_overrides, build
 from gmail_align.recipe import model_path
@@ -52,7 +52,7 @@ def main() -> None:
             optim = config.optim.model_copy(update={"lr": given.full_rate})
             config = config.model_copy(update={"optim": optim})
         folder = given.out / "-".join(name).replace(" ", "") / str(seed)
-        made = align(config, *sources, base, folder, seed=seed, cache=given.out / "cache")
+        made = align(config, Sources(*sources), base, folder, seed=seed, cache=given.out / "cache")
         notes[name].append(made.manifest["notes"])
     print(f"| {' | '.join(['alignment', 'heads', 'trained', 'data', 'applied', *FIGURES])} |")
     print(f"| {' | '.join(['---'] * (5 + len(FIGURES)))} |")

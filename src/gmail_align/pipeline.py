@@ -155,17 +155,16 @@ def train_row(
 
 def _align_row(recipe: Recipe, data: Data, work: Path, row: Row) -> None:
     """Align with the row's pairs, extract what its captioner reads, and measure what changed."""
-    from gmail_align.alignment.run import align
+    from gmail_align.alignment.run import Sources, align
     from gmail_align.encoders.clip import GmailEncoder
     from gmail_align.encoders.route import Route
-    from gmail_align.features.run import extract_images
+    from gmail_align.features.run import extract_images, extract_texts
 
     home, name = row.home(work), row.name
+    pairs = data.pairs["scarce" if name.endswith("scarce") else "train"]
     align(
         alignment_of(recipe, name),
-        data.pairs["scarce" if name.endswith("scarce") else "train"],
-        data.real["train"],
-        data.generated["train"],
+        Sources(pairs, data.real["train"], data.generated["train"]),
         model_path(recipe.models.clip, "clip"),
         home / "encoders" / name,
         seed=recipe.seed + row.number,
@@ -179,6 +178,9 @@ def _align_row(recipe: Recipe, data: Data, work: Path, row: Row) -> None:
         _measure_gap(data, work, folder / "generated-val", home / "gap")
         extract_images(data.real["test"], encoder, Route.REAL, folder / "real-test")
         texts = work / "features" / "frozen" / "texts-test"
+        if encoder.adapts_texts:
+            texts = folder / "texts-test"
+            extract_texts(data.captions["test"], encoder, texts)
         _score_encoder(encoder, data, folder / "real-test", texts, home / "scores")
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from gmail_align.alignment.canary import HeldClasses, held_classes, zero_shot
 from gmail_align.alignment.config import AlignConfig
-from gmail_align.alignment.run import align
+from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, write_json, write_jsonl
 from gmail_align.data.pairs import PAIRS, Pair, read_pairs
 from gmail_align.encoders.clip import GmailEncoder
@@ -88,7 +88,7 @@ def test_the_guard_measures_and_selects_it(
     classes = _classes(tmp_path / "classes") if given == "a file" else None
     sources, out = (pairs, world.real, world.generated), tmp_path / "out"
     seed = 2  # with it, three colours are held out, of two images each
-    made = align(config, *sources, clip_folder, out, classes=classes, seed=seed)
+    made = align(config, Sources(*sources, classes), clip_folder, out, seed=seed)
     start = made.manifest["notes"]["guard"]["start"]
     assert start["score"] == start["zeroshot"]
     assert 0 <= start["zeroshot_generated"] <= 1
@@ -101,8 +101,8 @@ def test_without_classes_it_cannot_be_the_goal(
     config = AlignConfig(batch_size=6, holdout=0.25, optim=OPTIM, select="zeroshot")
     sources = (world.pairs, world.real, world.generated)
     with pytest.raises(ConfigError, match="give --classes what the import"):
-        align(config, *sources, clip_folder, tmp_path / "out")
+        align(config, Sources(*sources), clip_folder, tmp_path / "out")
     broken = _classes(tmp_path / "classes")
     broken.path("labels.json").write_text("[1")
     with pytest.raises(ArtifactError, match="is damaged"):
-        align(config, *sources, clip_folder, tmp_path / "other", classes=broken)
+        align(config, Sources(*sources, broken), clip_folder, tmp_path / "other")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gmail_align.alignment.config import ALIGN_PRESETS, align_preset
-from gmail_align.alignment.run import align
+from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
 from gmail_align.data.pairs import PAIRS, read_pairs
 from gmail_align.training.config import OptimConfig
@@ -64,7 +64,7 @@ def test_the_curve_of_every_preset_is_as_it_was(
         changes.pop("preset", "gmail"), batch_size=6, holdout=0.25, optim=OPTIM, **changes
     )
     sources = (pairs, world.real, world.generated)
-    made = align(config, *sources, base, tmp_path / "encoder", seed=3, cache=cache)
+    made = align(config, Sources(*sources), base, tmp_path / "encoder", seed=3, cache=cache)
     rows = list(read_jsonl(made.path("events.jsonl")))
     found = {
         "total": [row["total"] for row in rows if row["event"] == "loss"],

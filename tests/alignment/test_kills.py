@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gmail_align.alignment.config import AlignConfig
-from gmail_align.alignment.run import align
+from gmail_align.alignment.run import Sources, align
 from gmail_align.training.config import OptimConfig
 
 KILLS = int(os.environ.get("GMAIL_ALIGN_KILLS", "3"))
@@ -67,15 +67,15 @@ def test_killed_at_random_steps_it_ends_with_the_same_bytes(
     clip_folder: Path, world: Any, tmp_path: Path
 ) -> None:
     sources = (world.pairs, world.real, world.generated)
-    whole = align(CONFIG, *sources, clip_folder, tmp_path / "whole", seed=3)
+    whole = align(CONFIG, Sources(*sources), clip_folder, tmp_path / "whole", seed=3)
     killed, rng, died = tmp_path / "killed", random.Random(0), 0
     for left in range(KILLS, 0, -1):
         start = _steps(killed) // 5 * 5
-        child = _fork(lambda: align(CONFIG, *sources, clip_folder, killed, seed=3))
+        child = _fork(lambda: align(CONFIG, Sources(*sources), clip_folder, killed, seed=3))
         step = rng.randint(start, start + (STEPS - 1 - start) // left)
         status = _kill_at(child, killed, step)
         died += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     assert died == KILLS
-    again = align(CONFIG, *sources, clip_folder, killed, seed=3)
+    again = align(CONFIG, Sources(*sources), clip_folder, killed, seed=3)
     assert _files(again.folder) == _files(whole.folder)
     assert again.fingerprint == whole.fingerprint

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import allclose
 
 from gmail_align.alignment.config import AlignConfig, AlignWeights
-from gmail_align.alignment.run import align
+from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import load, read_jsonl
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.training.config import OptimConfig
@@ -37,14 +37,14 @@ import json, sys
 import torch
 from pathlib import Path
 from gmail_align.alignment.config import AlignConfig
-from gmail_align.alignment.run import align
+from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import load
 
 torch.set_num_threads(1)
 given = json.loads(sys.argv[1])
 sources = [load(Path(given[name])) for name in ("pairs", "real", "generated")]
 config = AlignConfig.model_validate(given["config"])
-align(config, *sources, Path(given["base"]), Path(given["out"]), seed=3)
+align(config, Sources(*sources), Path(given["base"]), Path(given["out"]), seed=3)
 """
 
 
@@ -74,7 +74,7 @@ def test_two_ranks_equal_one(clip_folder: Path, world: Any, tmp_path: Path) -> N
     given |= {name: str(getattr(world, name).folder) for name in ("pairs", "real", "generated")}
     running = _start({**given, "config": CONFIG.model_dump(mode="json")}, 2)
     sources = (world.pairs, world.real, world.generated)
-    alone = align(CONFIG, *sources, clip_folder, tmp_path / "one", seed=3)
+    alone = align(CONFIG, Sources(*sources), clip_folder, tmp_path / "one", seed=3)
     try:
         said = [process.communicate(timeout=300)[1] for process in running]
     finally:

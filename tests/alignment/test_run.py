@@ -14,7 +14,7 @@ import torch
 
 from gmail_align.alignment import run as module
 from gmail_align.alignment.config import AlignConfig, AlignWeights, align_preset
-from gmail_align.alignment.run import align
+from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
 from gmail_align.data.pairs import read_pairs
 from gmail_align.encoders.clip import GmailEncoder
@@ -33,7 +33,7 @@ def run(clip_folder: Path, world: Any, tmp_path: Path) -> Run:
 
     def go(config: AlignConfig, name: str = "encoder", **given: Any) -> Artifact:
         sources = (given.pop("pairs", world.pairs), world.real, world.generated)
-        return align(config, *sources, clip_folder, tmp_path / name, seed=3, **given)
+        return align(config, Sources(*sources), clip_folder, tmp_path / name, seed=3, **given)
 
     return go
 
@@ -130,7 +130,9 @@ def test_the_guard_refuses_training_that_hurts(
     pairs = draft.finish({"pairs": len(rows)})
     wild = OPTIM.model_copy(update={"lr": 30.0, "steps": 4, "evaluate_every": 1})
     config = align_preset(preset, batch_size=6, holdout=0.25, optim=wild, select="align")
-    made = align(config, pairs, world.real, world.real, clip_folder, tmp_path / "encoder", seed=3)
+    made = align(
+        config, Sources(pairs, world.real, world.real), clip_folder, tmp_path / "encoder", seed=3
+    )
     notes = made.manifest["notes"]
     assert notes["best_step"] == 0
     assert notes["applied"] is False

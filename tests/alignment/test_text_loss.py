@@ -12,7 +12,7 @@ from torch.nn.functional import normalize, softplus
 
 from gmail_align.alignment.config import AlignConfig, AlignWeights
 from gmail_align.alignment.pairset import Batch
-from gmail_align.alignment.run import align
+from gmail_align.alignment.run import Sources, align
 from gmail_align.alignment.terms import loss_terms
 from gmail_align.alignment.text_loss import TextSide, text_loss_of
 from gmail_align.alignment.tokens import embed_tokens, pack
@@ -127,7 +127,9 @@ def test_what_does_not_fit_a_base_is_refused(
 ) -> None:
     config = AlignConfig(batch_size=6, optim=OptimConfig(steps=1), **changes)
     with pytest.raises(ConfigError, match=said):
-        align(config, world.pairs, world.real, world.generated, clip_folder, tmp_path / "out")
+        align(
+            config, Sources(world.pairs, world.real, world.generated), clip_folder, tmp_path / "out"
+        )
 
 
 @pytest.mark.parametrize("fixture", ["clip_folder", "siglip_folder"])
@@ -164,7 +166,9 @@ def test_a_moving_text_tower_reads_no_cached_texts(
         )
         sources = (world.pairs, world.real, world.generated)
         out = tmp_path / towers
-        made[towers] = align(config, *sources, clip_folder, out, seed=3, cache=tmp_path / "cache")
+        made[towers] = align(
+            config, Sources(*sources), clip_folder, out, seed=3, cache=tmp_path / "cache"
+        )
     notes = {name: one.manifest["notes"] for name, one in made.items()}
     start = {name: one["guard"]["start"] for name, one in notes.items()}
     assert start["text"] == pytest.approx(start["vision"])  # nothing has moved at step 0
@@ -197,4 +201,6 @@ def test_a_text_adapter_that_nothing_trains_is_refused(
 ) -> None:
     config = AlignConfig.model_validate({"lora": {"towers": "both"}, **changes})
     with pytest.raises(ConfigError, match=said):
-        align(config, world.pairs, world.real, world.generated, clip_folder, tmp_path / "out")
+        align(
+            config, Sources(world.pairs, world.real, world.generated), clip_folder, tmp_path / "out"
+        )

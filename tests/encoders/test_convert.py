@@ -18,7 +18,7 @@ from transformers import CLIPModel, ViTModel
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from gmail_align.alignment.config import AlignConfig, AlignWeights
-from gmail_align.alignment.run import align
+from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.convert import convert
@@ -168,7 +168,7 @@ def test_syn_clr_is_aligned_without_texts(world: Any, tmp_path: Path) -> None:
     optim = OptimConfig(steps=8, lr=2e-3, schedule="constant", evaluate_every=4)
     config = AlignConfig(batch_size=6, holdout=0.25, optim=optim, weights=weights)
     sources = (world.pairs, world.real, world.generated)
-    made = align(config, *sources, base, tmp_path / "encoder", seed=3)
+    made = align(config, Sources(*sources), base, tmp_path / "encoder", seed=3)
     guard = made.manifest["notes"]["guard"]
     assert guard["kept"]["align_loss"] <= guard["start"]["align_loss"]
     encoder = GmailEncoder.from_pretrained(made.folder)
@@ -176,7 +176,7 @@ def test_syn_clr_is_aligned_without_texts(world: Any, tmp_path: Path) -> None:
     assert all("clip.vision_model.layers." in name for name in adapter)
     assert len(adapter) == 2 * 2 * 2
     with pytest.raises(UserError, match="weights.text_generated and weights.text_real to 0"):
-        align(AlignConfig(batch_size=6), *sources, base, tmp_path / "texts", seed=3)
+        align(AlignConfig(batch_size=6), Sources(*sources), base, tmp_path / "texts", seed=3)
 
 
 def test_openai_merges_make_the_tokenizer(tmp_path: Path) -> None:

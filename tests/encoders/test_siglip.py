@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, SiglipImageProcessorPil, SiglipModel
 
 from gmail_align.alignment.config import AlignConfig
-from gmail_align.alignment.run import align
+from gmail_align.alignment.run import Sources, align
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.route import Route
@@ -133,7 +133,7 @@ def test_alignment(siglip_folder: Path, world: Any, tmp_path: Path) -> None:
     optim = OptimConfig(steps=12, lr=2e-3, schedule="constant", evaluate_every=4)
     config = AlignConfig(batch_size=6, holdout=0.25, optim=optim)
     sources = (world.pairs, world.real, world.generated)
-    made = align(config, *sources, siglip_folder, tmp_path / "encoder", seed=3)
+    made = align(config, Sources(*sources), siglip_folder, tmp_path / "encoder", seed=3)
     guard = made.manifest["notes"]["guard"]
     assert made.manifest["notes"]["applied"]
     assert guard["kept"]["align_loss"] < guard["start"]["align_loss"]

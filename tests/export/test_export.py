@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from gmail_align.alignment.config import AlignConfig
-from gmail_align.alignment.run import align
+from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, write_json
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.config import LoraSettings
@@ -309,7 +309,9 @@ def aligned(clip_folder: Path, world: Any, tmp_path_factory: pytest.TempPathFact
     optim = OptimConfig(steps=6, lr=2e-3, schedule="constant", evaluate_every=3)
     config = AlignConfig(batch_size=6, holdout=0.25, optim=optim)
     out = tmp_path_factory.mktemp("aligned") / "encoder"
-    return align(config, world.pairs, world.real, world.generated, clip_folder, out, seed=3)
+    return align(
+        config, Sources(world.pairs, world.real, world.generated), clip_folder, out, seed=3
+    )
 
 
 def test_the_card_tells_recipe_data_and_results(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,17 +38,28 @@ WORK = "work"
 """Folder inside the encoder's for what is computed once, removed at the end."""
 
 
+class Sources(NamedTuple):
+    """What an alignment learns from."""
+
+    pairs: Artifact
+    """Which generated image belongs to which real one."""
+    real: Artifact
+    """The real images."""
+    generated: Artifact
+    """The generated images."""
+    classes: Artifact | None = None
+    """Classes of the real images, for the guard's zero-shot accuracy; when None, those that the
+    captions name, if they do."""
+
+
 def align(
     config: AlignConfig,
-    pairs: Artifact,
-    real: Artifact,
-    generated: Artifact,
+    sources: Sources,
     base: Path,
     out: Path,
     *,
     seed: int = 0,
     cache: Path | None = None,
-    classes: Artifact | None = None,
 ) -> Artifact:
     """Align generated images to the frozen features of real ones (Sec. 3); an ``encoder`` artifact.
 
@@ -58,16 +69,12 @@ def align(
 
     Args:
         config: Terms, adapter and optimisation.
-        pairs: Which generated image belongs to which real one.
-        real: The real images.
-        generated: The generated images.
+        sources: Pairs and images.
         base: Folder (or hub id) of a Hugging Face CLIP.
         out: Folder of the encoder.
         seed: Seed of the adapter, the held-out part and the batches.
         cache: Where decoded pixels and frozen features are kept, to be shared by runs on the same
             images; a folder inside ``out`` that is removed at the end when None.
-        classes: Classes of the real images, for the guard's zero-shot accuracy; when None, those
-            that the captions name, if they do.
 
     Raises:
         ConfigError: every weight is 0.
@@ -79,9 +86,8 @@ def align(
         raise ConfigError("every weight of the alignment is 0: give one term a weight")
     folder = find_folder(base)
     identity = config.model_dump(mode="json", exclude={"device"})
-    known = {} if classes is None else {"classes": classes}
-    sources = {"pairs": pairs, "real": real, "generated": generated, **known}
-    inputs: dict[str, Artifact | str] = {**sources, "base": folder_fingerprint(folder)}
+    given = {name: one for name, one in sources._asdict().items() if one is not None}
+    inputs: dict[str, Artifact | str] = {**given, "base": folder_fingerprint(folder)}
     here = ranks()
     if not here.first:
         set_quiet(True)  # one process speaks for all
@@ -92,7 +98,7 @@ def align(
             return draft.complete
     here.wait()
     encoder = _untrained(config, folder, seed)
-    task = _prepare(config, sources, encoder, cache or out / WORK, seed)
+    task = _prepare(config, given, encoder, cache or out / WORK, seed)
     notes = _Trained(encoder, task, config, seed).run(out)
     if draft is not None:
         _finish(draft, encoder, task, notes)

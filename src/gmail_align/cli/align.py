@@ -54,9 +54,9 @@ def align(
         count = inputs[0].counts["pairs"]
         shared.show_plan("align", out, pairs=count, base=base, seed=seed, config=config)
         return
-    from gmail_align.alignment.run import align
+    from gmail_align.alignment.run import Sources, align
     from gmail_align.training.distributed import ranks
 
-    made = align(config, *inputs, model_of(base, "clip"), out, seed=seed, classes=known)
+    made = align(config, Sources(*inputs, known), model_of(base, "clip"), out, seed=seed)
     if ranks().first:
         shared.show_artifact(made)
