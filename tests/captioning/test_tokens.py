@@ -19,6 +19,13 @@ def test_every_caption_ends_with_end_of_text(gpt2: Path) -> None:
     assert table.truncated == 0
 
 
+def test_a_caption_cannot_end_itself(gpt2: Path) -> None:
+    tokenizer = load_gpt2(gpt2)[1]
+    table = tokenise([f"a {tokenizer.eos_token} ball"], tokenizer, 40)
+    assert tokenizer.eos_token_id not in table.ids[0, :-1]
+    assert tokenizer.decode(table.ids[0, :-1]) == f"a {tokenizer.eos_token} ball"
+
+
 def test_a_caption_that_is_cut_does_not_end(gpt2: Path) -> None:
     tokenizer = load_gpt2(gpt2)[1]
     long = "zqzqzqzqzq"

@@ -46,6 +46,8 @@ def tokenise(
 ) -> TokenTable:
     """Tokenise captions, white space folded, and end each with the tokenizer's end-of-text token.
 
+    A caption that spells a special token out is text like any other.
+
     Args:
         texts: The captions.
         tokenizer: What splits them.
@@ -58,7 +60,8 @@ def tokenise(
     if not texts:
         raise DataError("there are no captions to train on: give at least one pair")
     folded = [" ".join(text.split()) for text in texts]
-    rows = tokenizer(folded, add_special_tokens=False, verbose=False)["input_ids"]
+    plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    rows = tokenizer(folded, **plain)["input_ids"]
     empty = sum(not row for row in rows)
     if empty:
         first = next(index for index, row in enumerate(rows) if not row)
