@@ -44,7 +44,7 @@ def test_extras_and_the_project_file_name_the_same_packages():
     path = Path(__file__).parents[1] / "pyproject.toml"
     declared = tomllib.loads(path.read_text())["project"]["optional-dependencies"]
     for name, modules in extras.EXTRAS.items():
-        packages = [requirement.split(">")[0] for requirement in declared[name]]
+        packages = [requirement.split(">")[0].split("[")[0] for requirement in declared[name]]
         renamed = {
             "scikit-learn": "sklearn",
             "POT": "ot",
