@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gmail_align.data.formats import streams
@@ -36,6 +36,8 @@ VALUES = st.recursive(
     st.sampled_from([None, 1]),
     st.booleans(),
 )
+@example([], {"": 0.0}, 1, None, False)
+@example([-1.5e-07, 1e100, 12, "5.e"], {"a": 2.5}, 3, 1, True)
 def test_a_stream_of_small_blocks_reads_what_json_reads(
     tmp_path_factory: pytest.TempPathFactory,
     items: list[Any],

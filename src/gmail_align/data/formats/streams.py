@@ -20,6 +20,7 @@ MAX_LINE: Final = 16 * 2**20
 """Longest line, and longest entry of a JSON file, in bytes."""
 
 _BLOCK: Final = 2**18
+_NUMBER: Final = re.compile(r"[-+.0-9eE]*")
 _BLANKS: Final = re.compile(r"[ \t\n\r]*")
 
 
@@ -132,10 +133,11 @@ class _JsonReader:
                     raise
                 self._more()
                 continue
-            if end < len(self._text) or self._over:  # a number could go on
+            further = _NUMBER.match(self._text, end)
+            if self._over or (further and further.end() < len(self._text)):
                 self._place = end
                 return value
-            self._more()
+            self._more()  # a number could go on
 
     def items(self) -> Iterator[Any]:
         """Read the list that comes next, value by value."""
