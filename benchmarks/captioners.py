@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from gmail_align.artifacts import Artifact, load
+from gmail_align.captioning.clipcap.run import predict_captions, train_clipcap
 from gmail_align.captioning.config import ClipCapConfig, PredictConfig
-from gmail_align.captioning.ifcap_config import IFCapConfig
-from gmail_align.captioning.ifcap_run import CaptionSource, ImageSource, train_ifcap
-from gmail_align.captioning.run import predict_captions, train_clipcap
+from gmail_align.captioning.ifcap.config import IFCapConfig
+from gmail_align.captioning.ifcap.run import CaptionSource, ImageSource, train_ifcap
 from gmail_align.data.captions import read_captions
 from gmail_align.data.pairs import Pair, read_pairs
 from gmail_align.encoders.clip import GmailEncoder

@@ -34,10 +34,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from gmail_align.captioning.captions import CaptionSet
-from gmail_align.captioning.clipcap import ClipCap
+from gmail_align.captioning.clipcap.clipcap import ClipCap
+from gmail_align.captioning.clipcap.folder import fuse_gelu, load_tokenizer
 from gmail_align.captioning.decode import Decoding, decode
-from gmail_align.captioning.folder import fuse_gelu, load_tokenizer
-from gmail_align.captioning.retrieval import nearest
+from gmail_align.captioning.ifcap.retrieval import nearest
 from gmail_align.features.store import Features
 from gmail_align.recipe import model_path
 

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, GPT2LMHeadModel, get_linear_schedule_with_warmup
 
 from gmail_align.artifacts import load, write_json
+from gmail_align.captioning.clipcap.run import predict_captions, read_predictions, train_clipcap
 from gmail_align.captioning.config import ClipCapConfig, PredictConfig
-from gmail_align.captioning.run import predict_captions, read_predictions, train_clipcap
 from gmail_align.metrics.captions import compare_captioners
 from gmail_align.recipe import model_path
 

@@ -31,8 +31,8 @@ from torch.nn.functional import normalize
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gmail_align.artifacts import Artifact, begin, write_bytes, write_json, write_jsonl
+from gmail_align.captioning.clipcap.run import predict_captions, read_predictions, train_clipcap
 from gmail_align.captioning.config import CaptionerOptim, ClipCapConfig, PredictConfig
-from gmail_align.captioning.run import predict_captions, read_predictions, train_clipcap
 from gmail_align.captioning.tokens import tokenise
 from gmail_align.data.batches import batch_indices
 from gmail_align.features.store import read_features

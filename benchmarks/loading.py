@@ -30,7 +30,7 @@ from torch import Tensor
 from gmail_align.artifacts import Artifact, begin, load
 from gmail_align.data.decode import encode
 from gmail_align.data.images import ImageRecord, ImageStore, finish_images, shard_name, write_shard
-from gmail_align.data.preprocess import Preprocess
+from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.runtime import versions
 
 BATCH = 32

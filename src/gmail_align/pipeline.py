@@ -60,10 +60,10 @@ def run(recipe_name: str, work: Path, overrides: list[str] | None = None) -> dic
 
 def prepare_data(recipe: Recipe, work: Path) -> Data:
     """Draw the world, import it as COCO is imported, generate images and pair them."""
-    from gmail_align.data.import_run import import_coco
     from gmail_align.data.leaks import find_leaks, refuse_leaks
     from gmail_align.data.pairs import make_pairs
     from gmail_align.data.subsets import choose_captions, choose_pairs
+    from gmail_align.importing.run import import_coco
     from gmail_align.synthesis.run import synthesize
     from gmail_align.tabletop.run import make_world
 
@@ -134,7 +134,7 @@ def train_row(
     recipe: Recipe, data: Data, work: Path, row: Row, advance: Callable[[int], None]
 ) -> None:
     """Make one row's encoder if it has its own, its captioner, and captions of the test images."""
-    from gmail_align.captioning.run import predict_captions, train_clipcap
+    from gmail_align.captioning.clipcap.run import predict_captions, train_clipcap
 
     home = row.home(work)
     if row.name in ALIGNMENTS:

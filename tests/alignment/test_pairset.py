@@ -24,8 +24,8 @@ from gmail_align.alignment.pairset import Tables, TrainingPairs, Wanted, gather,
 from gmail_align.artifacts import begin, write_jsonl
 from gmail_align.data.batches import Batches
 from gmail_align.data.pairs import PAIRS, Pair, read_pairs
-from gmail_align.data.preprocess import Preprocess
 from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
 from gmail_align.errors import DataError
 from gmail_align.features.pixels import prepare_pixels, read_pixels

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gmail_align.artifacts import Artifact, begin, write_bytes, write_jsonl
-from gmail_align.captioning.clipcap import ClipCap
+from gmail_align.captioning.clipcap.clipcap import ClipCap
+from gmail_align.captioning.clipcap.folder import load_gpt2
+from gmail_align.captioning.clipcap.run import train_clipcap
 from gmail_align.captioning.config import ClipCapConfig
-from gmail_align.captioning.folder import load_gpt2
-from gmail_align.captioning.run import train_clipcap
 from gmail_align.captioning.shape import MapperShape
 from gmail_align.training.config import OptimConfig
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gmail_align.captioning.clipcap import ClipCap, Scaling
-from gmail_align.captioning.mappers import mlp_mapper
+from gmail_align.captioning.clipcap.clipcap import ClipCap, Scaling
+from gmail_align.captioning.clipcap.mappers import mlp_mapper
 from gmail_align.errors import DataError
 
 IDS = torch.tensor([[5, 9, 21, 0], [7, 0, 0, 0], [8, 30, 0, 0]])

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from gmail_align.artifacts import Artifact
-from gmail_align.captioning import run
 from gmail_align.captioning.captions import CaptionSet
-from gmail_align.captioning.clipcap import ClipCap, Scaling
+from gmail_align.captioning.clipcap import run
+from gmail_align.captioning.clipcap.clipcap import ClipCap, Scaling
+from gmail_align.captioning.clipcap.folder import load_captioner, load_gpt2
+from gmail_align.captioning.clipcap.run import train_clipcap
 from gmail_align.captioning.config import ClipCapConfig, Compat, PredictConfig, preset
-from gmail_align.captioning.folder import load_captioner, load_gpt2
 from gmail_align.captioning.language import Prompt
 from gmail_align.captioning.predict import predict_captions, read_predictions
-from gmail_align.captioning.run import train_clipcap
 from gmail_align.captioning.tokens import tokenise
 from gmail_align.config import build
 from gmail_align.errors import ConfigError, DataError

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from gmail_align.artifacts import Artifact
+from gmail_align.captioning.clipcap.convert import convert_clipcap
+from gmail_align.captioning.clipcap.folder import load_captioner, load_gpt2
 from gmail_align.captioning.config import PredictConfig
-from gmail_align.captioning.convert import convert_clipcap
-from gmail_align.captioning.folder import load_captioner, load_gpt2
 from gmail_align.captioning.predict import predict_captions
 from gmail_align.errors import ConfigError, ModelError
 

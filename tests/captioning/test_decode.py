@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from gmail_align.captioning.clipcap import ClipCap
+from gmail_align.captioning.clipcap.clipcap import ClipCap
+from gmail_align.captioning.clipcap.folder import load_gpt2
 from gmail_align.captioning.decode import Decoding, SeededNucleus, decode, prefill, up_to_end
-from gmail_align.captioning.folder import load_gpt2
 from gmail_align.captioning.language import Prompt, mean_log_prob
 
 FEATURES = torch.randn(5, 8, generator=torch.Generator().manual_seed(4))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gmail_align.captioning.entities import (
+from gmail_align.captioning.ifcap.entities import (
     adaptive,
     common,
     count_nouns,
@@ -38,7 +38,7 @@ def test_nouns_are_singular_and_people_are_persons(text: str, expected: list[str
 def test_the_tagger_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    from gmail_align.captioning.entities import _language
+    from gmail_align.captioning.ifcap.entities import _language
 
     _language.cache_clear()
     monkeypatch.setitem(sys.modules, "textblob.en", None)

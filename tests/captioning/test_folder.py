@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from gmail_align.artifacts import Artifact
+from gmail_align.captioning.clipcap.folder import load_gpt2
+from gmail_align.captioning.clipcap.run import train_clipcap
 from gmail_align.captioning.config import PredictConfig
-from gmail_align.captioning.folder import load_gpt2
+from gmail_align.captioning.ifcap.retrieval import nearest
 from gmail_align.captioning.predict import predict_captions
-from gmail_align.captioning.retrieval import nearest
-from gmail_align.captioning.run import train_clipcap
 from gmail_align.errors import DataError, ModelError
 
 from .conftest import CAPTIONS, MakeFeatures, quick

@@ -8,16 +8,16 @@ import torch
 from torch.nn.functional import normalize
 
 from gmail_align.artifacts import Artifact, read_jsonl
-from gmail_align.captioning import datastore
+from gmail_align.captioning.clipcap.folder import load_gpt2
+from gmail_align.captioning.clipcap.run import train_clipcap
 from gmail_align.captioning.config import PredictConfig
-from gmail_align.captioning.folder import load_gpt2
-from gmail_align.captioning.ifcap import IFCap
-from gmail_align.captioning.ifcap_config import IFCapConfig
-from gmail_align.captioning.ifcap_data import Training
-from gmail_align.captioning.ifcap_folder import open_reader
-from gmail_align.captioning.ifcap_run import CaptionSource, ImageSource, train_ifcap
+from gmail_align.captioning.ifcap import datastore
+from gmail_align.captioning.ifcap.config import IFCapConfig
+from gmail_align.captioning.ifcap.data import Training
+from gmail_align.captioning.ifcap.folder import open_reader
+from gmail_align.captioning.ifcap.model import IFCap
+from gmail_align.captioning.ifcap.run import CaptionSource, ImageSource, train_ifcap
 from gmail_align.captioning.predict import predict_captions, read_predictions
-from gmail_align.captioning.run import train_clipcap
 from gmail_align.config import build
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.training.config import OptimConfig
@@ -156,7 +156,7 @@ class Spy:
 
 def training(monkeypatch: pytest.MonkeyPatch, *args: object, **kwargs: object) -> Training:
     """Return the data of a training that is stopped before its first step."""
-    from gmail_align.captioning import ifcap_run
+    from gmail_align.captioning.ifcap import run as ifcap_run
 
     spy = Spy()
     monkeypatch.setattr(ifcap_run, "_fit", spy)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from gmail_align.captioning.ifcap import Fusion, inject_noise
-from gmail_align.captioning.mappers import Attention, TransformerMapper, build_mapper
+from gmail_align.captioning.clipcap.mappers import Attention, TransformerMapper, build_mapper
+from gmail_align.captioning.ifcap.model import Fusion, inject_noise
 from gmail_align.captioning.shape import MapperShape
 
 

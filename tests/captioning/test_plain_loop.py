@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from gmail_align.artifacts import Artifact, read_jsonl
-from gmail_align.captioning.folder import build, load_captioner, load_gpt2
-from gmail_align.captioning.run import train_clipcap
+from gmail_align.captioning.clipcap.folder import build, load_captioner, load_gpt2
+from gmail_align.captioning.clipcap.run import train_clipcap
 from gmail_align.features.store import read_features
 
 from .conftest import CAPTIONS, quick

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmail_align.captioning import retrieval
-from gmail_align.captioning.retrieval import Groups, build_index, nearest, nearest_by_faiss
+from gmail_align.captioning.ifcap import retrieval
+from gmail_align.captioning.ifcap.retrieval import Groups, build_index, nearest, nearest_by_faiss
 from gmail_align.errors import ConfigError, DataError
 
 

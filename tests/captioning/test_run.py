@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from gmail_align.artifacts import Artifact, load, read_jsonl
-from gmail_align.captioning import predict, run
+from gmail_align.captioning import predict
 from gmail_align.captioning.captions import CaptionSet
-from gmail_align.captioning.config import ClipCapConfig, PredictConfig
-from gmail_align.captioning.folder import load_captioner
-from gmail_align.captioning.run import (
+from gmail_align.captioning.clipcap import run
+from gmail_align.captioning.clipcap.folder import load_captioner
+from gmail_align.captioning.clipcap.run import (
     predict_captions,
     read_predictions,
     train_clipcap,
     validation_loss,
 )
+from gmail_align.captioning.config import ClipCapConfig, PredictConfig
 from gmail_align.config import build
 from gmail_align.errors import ArtifactError, DataError, ModelError
 from gmail_align.features.store import read_features

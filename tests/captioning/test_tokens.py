@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gmail_align.captioning.folder import load_gpt2
+from gmail_align.captioning.clipcap.folder import load_gpt2
 from gmail_align.captioning.tokens import tokenise
 from gmail_align.errors import DataError
 

@@ -54,12 +54,12 @@ def test_a_finished_import_reads_nothing_again(world, tmp_path, monkeypatch):
     first = call(*words)
     assert first.exit_code == 0, first.stderr
     with monkeypatch.context() as patched:
-        patched.setattr("gmail_align.data.import_run.write_import", None)
+        patched.setattr("gmail_align.importing.run.write_import", None)
         assert call(*words).stdout == first.stdout
     assert "belongs to another run" in call(*words, "--template", "a {}.").stderr
     image = next(source.rglob("*.png"), None) or next(source.rglob("*.jpg"))
     os.utime(image, ns=(0, 1))
-    monkeypatch.setattr("gmail_align.data.import_run.write_import", None)
+    monkeypatch.setattr("gmail_align.importing.run.write_import", None)
     assert call(*words).exit_code == 1  # it is read again
     os.utime(image, ns=(0, image.stat().st_mtime_ns))
     image.write_bytes(image.read_bytes() + b" ")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from gmail_align.data import questions as data_questions
-from gmail_align.data.import_run import Options, write_import
-from gmail_align.data.sources import scienceqa
 from gmail_align.errors import DataError
 from gmail_align.evaluation.answer_files import question_of
 from gmail_align.evaluation.answers import Reading, answers_of_files
 from gmail_align.evaluation.items import ITEMS, read_items, write_items
+from gmail_align.importing.run import Options, write_import
+from gmail_align.importing.sources import scienceqa
 from gmail_align.metrics.answers import Question
 
 from .test_caption_files import KEYS, write

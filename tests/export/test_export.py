@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,18 @@ from transformers import (
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, write_json
+from gmail_align.convert.config import ConvertConfig
+from gmail_align.convert.convert import convert
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.config import LoraSettings
-from gmail_align.encoders.convert import convert
-from gmail_align.encoders.convert_config import ConvertConfig
 from gmail_align.encoders.layout import EncoderLayout
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, DataError, ModelError
 from gmail_align.export.config import ExportConfig
 from gmail_align.export.run import export
 from gmail_align.training.config import OptimConfig
+from worlds.openai_model import OpenAIModel, TimmViT
 
-_models = runpy.run_path(str(Path(__file__).parents[1] / "encoders" / "openai_model.py"))
-OpenAIModel, TimmViT = _models["OpenAIModel"], _models["TimmViT"]
 TEXTS = ["a red image", "a blue image of tone 3", "a"]
 ROUTES = [Route.REAL, Route.GENERATED]
 

@@ -11,7 +11,7 @@ import torch
 
 from gmail_align.artifacts import Artifact, load
 from gmail_align.data.images import ImageStore
-from gmail_align.data.preprocess import Preprocess
+from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.features import pixels as module
 from gmail_align.features.pixels import prepare_pixels, read_pixels

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gmail_align.data.preprocess import Preprocess
 from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.long_clip import stretch_clip
+from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.tabletop.scenes import sample_scene
 from gmail_align.tabletop.text import captions, long_caption
 from gmail_align.tabletop.training import siblings

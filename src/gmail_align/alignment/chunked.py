@@ -5,6 +5,7 @@ Each chunk of rows is compared with all columns and forgotten; the backward pass
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -71,16 +72,7 @@ def chunked_sigmoid_loss(
     chunk: int,
 ) -> Float[Tensor, ""]:
     """Return :func:`sigmoid_text_loss`, equal to it up to rounding; ``logit``: scale and bias."""
-    with torch.autocast(images.device.type, enabled=False):
-        left, right = (normalize(_wide(side), dim=-1) for side in (images, texts))
-        total = left.new_zeros(())
-        for start in range(0, len(left), chunk):
-            part = checkpoint(
-                _yes_or_no, left[start : start + chunk], right, logit, groups, positives, start,
-                use_reentrant=False,
-            )  # fmt: skip
-            total = total + cast("Tensor", part)
-        return total / len(left)
+    return _mean(_yes_or_no, images, texts, logit, groups, positives, chunk)
 
 
 def chunked_rows(
@@ -92,15 +84,28 @@ def chunked_rows(
     chunk: int,
 ) -> Float[Tensor, ""]:
     """Return the mean over rows of -log of the positives' share of the row's softmax."""
+    return _mean(_part, rows, columns, scale, groups, positives, chunk)
+
+
+def _mean(
+    part: Callable[..., Tensor],
+    rows: Tensor,
+    columns: Tensor,
+    logit: object,
+    groups: Tensor,
+    positives: Positives,
+    chunk: int,
+) -> Tensor:
+    """Return the mean loss of all rows; ``part`` sums a chunk's, and is run again going back."""
     with torch.autocast(rows.device.type, enabled=False):
         left, right = (normalize(_wide(side), dim=-1) for side in (rows, columns))
         total = left.new_zeros(())
         for start in range(0, len(left), chunk):
-            part = checkpoint(
-                _part, left[start : start + chunk], right, scale, groups, positives, start,
+            found = checkpoint(
+                part, left[start : start + chunk], right, logit, groups, positives, start,
                 use_reentrant=False,
             )  # fmt: skip
-            total = total + cast("Tensor", part)
+            total = total + cast("Tensor", found)
         return total / len(left)
 
 

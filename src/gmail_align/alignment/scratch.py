@@ -28,7 +28,6 @@ from gmail_align.artifacts import MANIFEST, Artifact, begin, load
 from gmail_align.data.batches import Batches, same_mask
 from gmail_align.data.captions import Caption, read_captions
 from gmail_align.data.images import ImageStore
-from gmail_align.data.preprocess import Preprocess
 from gmail_align.encoders.class_token import class_token_output
 from gmail_align.encoders.folder import (
     find_folder,
@@ -37,6 +36,7 @@ from gmail_align.encoders.folder import (
     no_bars,
     read_config,
 )
+from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.text import load_tokenizer, tokenize
 from gmail_align.errors import DataError, ModelError
 from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels

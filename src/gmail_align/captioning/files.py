@@ -12,8 +12,8 @@ from PIL.Image import DecompressionBombWarning
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact
+from gmail_align.captioning.clipcap.folder import captioner_config
 from gmail_align.captioning.config import PredictConfig
-from gmail_align.captioning.folder import captioner_config
 from gmail_align.captioning.origin import require_same_encoder
 from gmail_align.captioning.predict import Opened
 from gmail_align.data.decode import decode_rgb

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_jsonl
-from gmail_align.captioning.clipcap import ClipCap
+from gmail_align.captioning.clipcap.clipcap import ClipCap
+from gmail_align.captioning.clipcap.folder import captioner_config, load_captioner
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.decode import Decoded, Decoding, decode, with_full_stop
-from gmail_align.captioning.folder import captioner_config, load_captioner
-from gmail_align.captioning.ifcap_folder import is_ifcap, open_reader
+from gmail_align.captioning.ifcap.folder import is_ifcap, open_reader
+from gmail_align.captioning.ifcap.prompts import Reader
 from gmail_align.captioning.origin import feature_origin, require_encoder, require_finite
-from gmail_align.captioning.reader import Reader
 from gmail_align.errors import DataError
 from gmail_align.features.store import read_features
 from gmail_align.progress import progress

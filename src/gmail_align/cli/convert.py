@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gmail_align.cli.shared import Out, Shared, command
-from gmail_align.encoders.convert_config import ConvertConfig
+from gmail_align.convert.config import ConvertConfig
 
 
 @command
@@ -44,6 +44,6 @@ def convert(
     if shared.dry_run:
         shared.show_plan("convert", out, source=source, tokenizer=tokenizer, config=config)
         return
-    from gmail_align.encoders.convert import convert
+    from gmail_align.convert.convert import convert
 
     shared.show_artifact(convert(source, out, config, tokenizer=tokenizer))

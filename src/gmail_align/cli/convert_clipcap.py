@@ -33,6 +33,6 @@ def convert_clipcap(
     if shared.dry_run:
         shared.show_plan("convert-clipcap", out, weights=weights, gpt2=gpt2)
         return
-    from gmail_align.captioning.convert import convert_clipcap as convert
+    from gmail_align.captioning.clipcap.convert import convert_clipcap as convert
 
     shared.show_artifact(convert(weights, gpt2, out, normalise=normalise, norm=norm))

@@ -34,7 +34,7 @@ def flickr30k(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import Flickr30k's token file with all its images (flickr30k_31k is that protocol)."""
-    from gmail_align.data import sources
+    from gmail_align.importing import sources
 
     sources.protocol_split(protocol, ("flickr30k",))
     bring_in(
@@ -64,7 +64,7 @@ def cc(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import CC3M or CC12M; a TSV's images are files named by their line, from 0."""
-    from gmail_align.data import sources
+    from gmail_align.importing import sources
 
     bring_in(
         shared,
@@ -95,7 +95,7 @@ def sharegpt4v(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import ShareGPT4V's long captions."""
-    from gmail_align.data import sources
+    from gmail_align.importing import sources
 
     name = split or sources.protocol_split(protocol, ("sharegpt4v",)) or "all"
     bring_in(
@@ -124,7 +124,7 @@ def urban1k(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import Urban-1k, or any images with .txt captions of the same names beside them."""
-    from gmail_align.data import sources
+    from gmail_align.importing import sources
 
     sources.protocol_split(protocol, ("urban1k",))
     bring_in(

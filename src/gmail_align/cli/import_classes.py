@@ -29,7 +29,7 @@ def folder(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import folders of images named by their class; each image's caption is the template."""
-    from gmail_align.data import sources
+    from gmail_align.importing import sources
 
     bring_in(
         shared,
@@ -57,7 +57,7 @@ def cifake(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import one side of CIFAKE; both sides' images get ids by which `pair` joins them."""
-    from gmail_align.data import sources
+    from gmail_align.importing import sources
 
     if real == generated:
         raise UserError("CIFAKE has two sides: give --real or --generated, one at a time")
@@ -96,8 +96,8 @@ def classification(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import a classification set in the layout of its authors, with OpenAI's prompts."""
-    from gmail_align.data import sources
     from gmail_align.data.classes import class_set
+    from gmail_align.importing import sources
 
     class_set(name)
     own = sources.protocol_split(name, (name,))

@@ -36,7 +36,7 @@ def coco(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import COCO-style caption annotations and their images (COCO 2014, 2017 and look-alikes)."""
-    from gmail_align.data import sources
+    from gmail_align.importing import sources
 
     name = split or annotations.name.partition(".")[0].removeprefix("captions_")
     sources.protocol_split(protocol, ("coco",))
@@ -73,7 +73,7 @@ def karpathy(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import Karpathy's splits of COCO, Flickr30k or Flickr8k."""
-    from gmail_align.data import sources
+    from gmail_align.importing import sources
 
     own = sources.protocol_split(protocol, ("coco", "flickr30k"))
     splits = split or ([own] if own else [])

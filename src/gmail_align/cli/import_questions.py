@@ -37,7 +37,7 @@ def scienceqa(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import ScienceQA's questions, and their images where they are."""
-    from gmail_align.data import sources
+    from gmail_align.importing import sources
 
     own = sources.protocol_split(protocol, ("scienceqa",))
     bring_in(
@@ -73,7 +73,7 @@ def mmmu(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import MMMU's questions with their images."""
-    from gmail_align.data import sources
+    from gmail_align.importing import sources
 
     own = sources.protocol_split(protocol, ("mmmu",))
     bring_in(

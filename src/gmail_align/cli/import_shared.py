@@ -11,7 +11,7 @@ import typer
 from gmail_align.cli.shared import Shared
 
 if TYPE_CHECKING:
-    from gmail_align.data.import_run import Source
+    from gmail_align.importing.run import Source
 
 Images = Annotated[
     list[Path] | None,
@@ -73,12 +73,12 @@ def bring_in(
         given = {name: value for name, value in details.items() if value is not None}
         shared.show_plan(f"import {what}", out, **given)
         return
-    from gmail_align.data.receipt import Asked
+    from gmail_align.importing.receipt import Asked
 
     asked = Asked.of(what, out, asked_for)
     made = asked.made()
     if made is None:
-        from gmail_align.data.import_run import Options, write_import
+        from gmail_align.importing.run import Options, write_import
 
         made = write_import(read(), out, Options(**options))
         asked.note(made)

@@ -29,7 +29,7 @@ def webdataset(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import WebDataset shards; only images, texts and json are read, nothing is unpickled."""
-    from gmail_align.data import sources
+    from gmail_align.importing import sources
 
     bring_in(
         shared,
@@ -64,8 +64,8 @@ def parquet(
     limit_quarantine: Quarantine = 0.01,
 ) -> None:
     """Import tables with named columns: .parquet, .jsonl, .csv or .tsv."""
-    from gmail_align.data import sources
-    from gmail_align.data.formats.tables import Columns
+    from gmail_align.importing import sources
+    from gmail_align.importing.formats.tables import Columns
 
     columns = Columns(image_column, caption_column, id_column)
     bring_in(

@@ -68,7 +68,7 @@ def clipcap(
         count = sum(len(rows) for _, rows in [first, *more])
         shared.show_plan("train clipcap", out, captions=count, gpt2=gpt2, config=config)
         return
-    from gmail_align.captioning.run import train_clipcap
+    from gmail_align.captioning.clipcap.run import train_clipcap
 
     origin = origin_of(gpt2)
     shared.show_artifact(

@@ -48,7 +48,7 @@ def ifcap(
     seed: Seed = 0,
 ) -> None:
     """Train IFCap on captions alone, or with generated images (--set mode=gen_embed or mix)."""
-    from gmail_align.captioning.ifcap_config import IFCAP_PRESETS, IFCapConfig
+    from gmail_align.captioning.ifcap.config import IFCAP_PRESETS, IFCapConfig
 
     if preset is not None and preset not in IFCAP_PRESETS:
         raise ConfigError(f"{preset!r} is no preset; use one of {', '.join(IFCAP_PRESETS)}")
@@ -60,7 +60,7 @@ def ifcap(
     if shared.dry_run:
         shared.show_plan("train ifcap", out, captions=len(rows), gpt2=gpt2, config=config)
         return
-    from gmail_align.captioning.ifcap_run import CaptionSource, ImageSource, train_ifcap
+    from gmail_align.captioning.ifcap.run import CaptionSource, ImageSource, train_ifcap
 
     held_out = None
     if validation_features is not None and validation_captions is not None:

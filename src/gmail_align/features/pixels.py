@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_jsonl
 from gmail_align.data.images import ImageStore
-from gmail_align.data.preprocess import Preprocess
+from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.features.rows import RowFile, fill_rows
 from gmail_align.features.store import IDS

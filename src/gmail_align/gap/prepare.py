@@ -19,9 +19,10 @@ from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.features.run import extract_images, extract_texts
-from gmail_align.gap.beside import captions_beside
 from gmail_align.gap.config import GapConfig
-from gmail_align.gap.folders import (
+from gmail_align.gap.sides import Known, sample_rows
+from gmail_align.importing.captions_beside_images import captions_beside
+from gmail_align.importing.class_folders import (
     Kind,
     class_prompt,
     import_images,
@@ -29,7 +30,6 @@ from gmail_align.gap.folders import (
     pairs_by_name,
     source_paths,
 )
-from gmail_align.gap.sides import Known, sample_rows
 from gmail_align.progress import say
 
 KINDS: Final[tuple[Kind, Kind]] = ("real", "generated")

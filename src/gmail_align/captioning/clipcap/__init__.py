@@ -1,0 +1,1 @@
+"""ClipCap: a mapper from image features to a prefix of a language model."""

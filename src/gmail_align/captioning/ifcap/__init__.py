@@ -1,0 +1,1 @@
+"""IFCap: captions from features, retrieved captions and entities."""

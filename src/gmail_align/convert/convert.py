@@ -1,0 +1,307 @@
+"""The stage: weights from elsewhere in, a folder in Hugging Face's format out.
+
+OpenAI's and open_clip's CLIPs, Long-CLIP, SynCLR, and any CLIP folder whose text positions shall be
+stretched. What is written is loaded again and compared, on a probe, with the bare tensors as they
+came.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel, CLIPTokenizer, PreTrainedModel, ViTModel
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from gmail_align.artifacts import MANIFEST, Artifact, begin, sha256_file, write_json
+from gmail_align.convert import openai_format, timm_format
+from gmail_align.convert.config import Activation, ConvertConfig
+from gmail_align.convert.weights import read_weights
+from gmail_align.encoders.backbones import VisionOnly, backbone_of, load_model
+from gmail_align.encoders.folder import find_folder, folder_fingerprint, no_bars
+from gmail_align.encoders.long_clip import KEPT, stretch_clip, stretch_positions
+from gmail_align.encoders.preprocess import Preprocess
+from gmail_align.encoders.probe import compare, probe_ids, probe_pixels, write_probe
+from gmail_align.errors import ModelError
+from gmail_align.progress import say
+
+KIND = "backbone"
+SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
+"""Names of files of weights end so."""
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+PREPROCESSOR = "preprocessor_config.json"
+_MERGES = 49152 - 256 - 2
+"""Merges of OpenAI's vocabulary file that its tokenizer uses."""
+
+
+@dataclass
+class Converted:
+    """A model, and what its features are by the weights that it was made from."""
+
+    model: PreTrainedModel
+    probe: dict[str, Tensor]
+    """``pixels``, ``image_features`` and, with a text tower, ``input_ids``, ``text_features``."""
+    preprocessor: dict[str, Any]
+    positions: int | None = None
+    """Text positions; None without a text tower."""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def convert(
+    source: str | Path, out: Path, config: ConvertConfig, *, tokenizer: Path | None = None
+) -> Artifact:
+    """Convert weights to a Hugging Face folder; an artifact of kind ``backbone``.
+
+    Args:
+        source: A file of weights, or the folder or hub id of a CLIP that shall be stretched.
+        out: Folder of what is made.
+        config: The activation, and the text positions to stretch to.
+        tokenizer: The model's tokenizer: a folder in Hugging Face's format, or OpenAI's
+            ``bpe_simple_vocab_16e6.txt.gz``. Without one, a folder keeps its own, and a model from
+            a file takes no texts.
+
+    Raises:
+        ModelError: the weights or the tokenizer cannot be used, the activation is not known, or
+            what was written does not give the same features when it is loaded again.
+    """
+    path = Path(source)
+    is_file = path.suffix in SUFFIXES and not path.is_dir()
+    folder = None if is_file else find_folder(source)
+    if is_file and not path.exists():
+        raise ModelError(f"there is no file of weights at {path}")
+    inputs = {
+        "source": folder_fingerprint(folder) if folder else sha256_file(path),
+        "tokenizer": _fingerprint(tokenizer) if tokenizer else "",
+    }
+    made = None  # read before the folder is begun, so that what cannot be read leaves nothing
+    if not (out / MANIFEST).exists():
+        made = _stretched(folder, config) if folder else _from_file(path, config)
+    draft = begin(out, KIND, config.model_dump(mode="json"), inputs)
+    if draft.complete is not None:
+        return draft.complete
+    assert made is not None, "begin would have found the manifest"
+    with no_bars():
+        made.model.save_pretrained(out)
+    write_json(out / PREPROCESSOR, made.preprocessor)
+    has_tokenizer = _write_tokenizer(tokenizer or folder, out, made.positions)
+    difference = _check(made, out)
+    write_probe(out, made.probe)
+    parameters = sum(p.numel() for p in made.model.parameters())
+    return draft.finish(
+        {"parameters": parameters},
+        model=type(made.model).__name__,
+        tokenizer=has_tokenizer,
+        largest_difference=difference,
+        **made.notes,
+    )
+
+
+def _from_file(path: Path, config: ConvertConfig) -> Converted:
+    state = read_weights(path)
+    if timm_format.is_timm(state):
+        return _syn_clr(state, config)
+    plain = openai_format.normalise_state(state)
+    if not openai_format.is_openai(plain):
+        some = ", ".join(sorted(state)[:3])
+        raise ModelError(
+            f"{path} holds no CLIP with a ViT in OpenAI's naming and no ViT in timm's (it begins "
+            f"with {some}): only these can be converted"
+        )
+    return _open_ai(path, state, plain, config)
+
+
+def _open_ai(
+    path: Path, state: dict[str, Tensor], plain: dict[str, Tensor], config: ConvertConfig
+) -> Converted:
+    described = _described(path)
+    activation = _activation(path, state, described, config.activation)
+    if config.stretch:
+        table = plain["positional_embedding"]
+        plain["positional_embedding"] = stretch_positions(table, config.stretch)
+    shape, heads = openai_format.read_shape(plain), _heads(described)
+    model = openai_format.build_hf(plain, activation, heads)
+    pixels = probe_pixels(shape.image_size)
+    ids = probe_ids(shape.vocabulary, shape.positions)
+    probe = {
+        "pixels": pixels,
+        "image_features": openai_format.encode_image(plain, pixels, activation, heads=heads[0]),
+        "input_ids": ids,
+        "text_features": openai_format.encode_text(plain, ids, activation, heads=heads[1]),
+    }
+    long = openai_format.RESIDUAL in state
+    notes = {"format": "Long-CLIP" if long else "OpenAI", "activation": activation}
+    preprocessor = preprocessor_config(shape.image_size, described.get("preprocess_cfg"))
+    return Converted(model, probe, preprocessor, shape.positions, notes)
+
+
+def _syn_clr(state: dict[str, Tensor], config: ConvertConfig) -> Converted:
+    if config.stretch or config.activation == "quick_gelu":
+        raise ModelError("a ViT in timm's naming has no texts to stretch, and uses GELU")
+    plain = timm_format.vision_state(state)
+    model = timm_format.build_vit(plain)
+    pixels = probe_pixels(model.config.image_size)
+    probe = {"pixels": pixels, "image_features": timm_format.encode_image(plain, pixels)}
+    notes = {"format": "timm", "activation": "gelu", "left_behind": len(state) - len(plain)}
+    return Converted(model, probe, preprocessor_config(model.config.image_size), None, notes)
+
+
+def _stretched(folder: Path, config: ConvertConfig) -> Converted:
+    """Stretch a CLIP in Hugging Face's format; texts within the kept positions stay the same."""
+    if config.stretch is None or config.activation is not None:
+        raise ModelError(
+            f"{folder} is in Hugging Face's format already: all that can be done is to --stretch it"
+        )
+    short = load_model(folder)
+    if not isinstance(short, CLIPModel):
+        raise ModelError(f"{folder} holds no CLIP, and only CLIP's text positions can be stretched")
+    model = stretch_clip(short, config.stretch)
+    vocabulary = model.config.text_config.vocab_size
+    before, after = backbone_of(short), backbone_of(model)
+    pixels = probe_pixels(model.config.vision_config.image_size)
+    ids, kept = (probe_ids(vocabulary, length) for length in (config.stretch, KEPT))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        features = before.image_features(pixels)
+        old, new = (b.text_features(kept, torch.ones_like(kept)) for b in (before, after))
+        compare(new, old, f"texts of up to {KEPT} tokens after stretching")
+        texts = after.text_features(ids, mask)
+    probe = {"pixels": pixels, "image_features": features, "input_ids": ids, "text_features": texts}
+    activation = model.config.text_config.hidden_act
+    notes = {"format": "Hugging Face", "activation": activation}
+    config_file = json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))
+    return Converted(model, probe, config_file, config.stretch, notes)
+
+
+def _activation(
+    path: Path, state: dict[str, Tensor], described: dict[str, Any], given: Activation | None
+) -> Activation:
+    """Find out the activation, which weights alone do not tell.
+
+    Raises:
+        ModelError: nothing tells it, or two things tell it differently.
+    """
+    if "model_cfg" in described:
+        found: Activation = "quick_gelu" if described["model_cfg"].get("quick_gelu") else "gelu"
+        if given not in (None, found):
+            raise ModelError(
+                f"{OPEN_CLIP_CONFIG} beside {path} says {found}, but --activation {given} was given"
+            )
+        return found
+    if given is not None:
+        return given
+    if openai_format.RESIDUAL in state or openai_format.SCALARS & set(state):
+        return "quick_gelu"
+    raise ModelError(
+        f"{path} does not tell its activation, and the wrong one spoils every feature: give "
+        "--activation quick_gelu (OpenAI's weights, and open_clip's whose name says quickgelu) or "
+        "gelu (all other of open_clip's)"
+    )
+
+
+def _heads(described: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Return the attention heads of both towers, where open_clip's description has them.
+
+    Without one, every 64 channels are a head, as in all CLIPs of OpenAI.
+    """
+    model = described.get("model_cfg", {})
+    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    width = vision.get("head_width")
+    return (vision["width"] // width if width else None), text.get("heads")
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """Return what open_clip's own description beside the weights says; empty without one."""
+    beside = path.parent / OPEN_CLIP_CONFIG
+    if not beside.exists():
+        return {}
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{beside} is damaged: get it again, or move it away") from error
+    return found if isinstance(found, dict) else {}
+
+
+def preprocessor_config(size: int, described: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the ``preprocessor_config.json`` of a CLIP of that size; CLIP's own mean and std.
+
+    ``described`` is the ``preprocess_cfg`` of open_clip, where there is one.
+    """
+    said, plain = described or {}, Preprocess()
+    square = said.get("resize_mode") == "squash"
+    side = {"height": size, "width": size}
+    methods = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": side if square else {"shortest_edge": size},
+        "resample": methods[said.get("interpolation", "bicubic")],
+        "do_center_crop": not square,
+        "crop_size": side,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(said.get("mean", plain.mean)),
+        "image_std": list(said.get("std", plain.std)),
+        "do_convert_rgb": True,
+    }
+
+
+@torch.no_grad()
+def _check(made: Converted, out: Path) -> float:
+    """Load what was written and return the largest difference of its features on the probe."""
+    settings = {"add_pooling_layer": False} if isinstance(made.model, ViTModel) else {}
+    with no_bars():
+        loaded = cast("Any", type(made.model)).from_pretrained(out, **settings).eval()
+    backbone = backbone_of(VisionOnly(loaded) if isinstance(loaded, ViTModel) else loaded)
+    probe, what = made.probe, "what was converted, loaded again"
+    found = backbone.image_features(probe["pixels"])
+    worst = compare(found, probe["image_features"], what)
+    if "input_ids" in probe:
+        ids = probe["input_ids"]
+        texts = backbone.text_features(ids, torch.ones_like(ids))
+        worst = max(worst, compare(texts, probe["text_features"], what))
+    return worst
+
+
+def _write_tokenizer(source: Path | None, out: Path, positions: int | None) -> bool:
+    """Save the tokenizer, cut to the text positions; whether there is one."""
+    if positions is None:
+        return False
+    if source is None:
+        say("no tokenizer was given, so the model takes no texts: give --tokenizer to change that")
+        return False
+    if source.is_file():
+        tokenizer: Any = _open_ai_tokenizer(source)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{source} holds no tokenizer that can be read") from error
+    tokenizer.model_max_length = positions
+    tokenizer.save_pretrained(out)
+    return True
+
+
+def _open_ai_tokenizer(path: Path) -> CLIPTokenizer:
+    """Build CLIP's tokenizer of OpenAI's list of merges."""
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+        merges = [(left, right) for left, right in (x.split() for x in lines[1 : _MERGES + 1])]
+    except (OSError, EOFError, ValueError) as error:
+        raise ModelError(f"{path} is not OpenAI's list of merges, compressed by gzip") from error
+    letters = list(bytes_to_unicode().values())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens += [left + right for left, right in merges]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+
+
+def _fingerprint(tokenizer: Path) -> str:
+    if not tokenizer.exists():
+        raise ModelError(f"there is no tokenizer at {tokenizer}")
+    return sha256_file(tokenizer) if tokenizer.is_file() else folder_fingerprint(tokenizer)

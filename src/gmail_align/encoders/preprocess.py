@@ -1,0 +1,189 @@
+"""Images to model input, resized, cropped and normalised as transformers' PIL processors do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from gmail_align.artifacts import fingerprint
+from gmail_align.data.decode import to_rgb
+from gmail_align.encoders.resize import planes, resized_centre
+from gmail_align.errors import ModelError
+
+Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic"]
+
+_RESAMPLING: Final[dict[Interpolation, Image.Resampling]] = {
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+_STD: Final = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """One way from an image to model input; the defaults are CLIP's.
+
+    ``size`` is the side in pixels of the square that comes out. ``resize`` scales the shortest
+    side to ``resize_to`` (default: ``size``) and, with ``crop``, cuts out the centre; or it
+    squeezes the image into the square.
+    """
+
+    size: int = 224
+    resize: Literal["shortest", "square"] = "shortest"
+    crop: bool = True
+    mean: tuple[float, float, float] = _MEAN
+    std: tuple[float, float, float] = _STD
+    interpolation: Interpolation = "bicubic"
+    resize_to: int | None = None
+
+    @classmethod
+    def from_folder(cls, path: Path) -> Preprocess:
+        """Read the ``preprocessor_config.json`` of a CLIP or SigLIP folder of Hugging Face.
+
+        Raises:
+            ModelError: it is missing, damaged, or asks for steps that are not done here.
+        """
+        return _parse(_read_config(path), path)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the steps and their parameters."""
+        return fingerprint(asdict(self))
+
+    def __call__(self, images: Image.Image | Iterable[Image.Image]) -> Float[Tensor, "b 3 s s"]:
+        """Return model input, float32; a single image gives a batch of one."""
+        batch = [images] if isinstance(images, Image.Image) else images
+        return self.normalise(self.pixels(batch))
+
+    def pixels(self, images: Iterable[Image.Image]) -> UInt8[Tensor, "b 3 s s"]:
+        """Resize and crop, without normalising: what is worth keeping of a decoded image."""
+        arrays = [planes(self._fit(to_rgb(image))) for image in images]
+        shape = (0, 3, self.size, self.size)
+        return torch.from_numpy(np.stack(arrays) if arrays else np.empty(shape, dtype=np.uint8))
+
+    def normalise(self, pixels: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+        """Scale to [0, 1], subtract the mean and divide by the deviation, on any device."""
+        if pixels.device.type == "cpu" and self._divides:
+            out = torch.from_numpy(np.empty(pixels.shape, np.float32))  # asks for huge pages
+            for row, image in zip(out, pixels, strict=True):  # one image stays in the cache
+                self._divide(row.copy_(image))
+            return out
+        out = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
+        table = self._table.to(pixels.device)
+        for c in range(3):
+            values = table[c].index_select(0, pixels[:, c].reshape(-1).int())
+            out[:, c] = values.view_as(pixels[:, c])
+        return out
+
+    @cached_property
+    def _table(self) -> Float[Tensor, "3 256"]:
+        """The normalised value of every byte, in the arithmetic of transformers' PIL processors."""
+        scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+        mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
+        return torch.from_numpy(((scaled[:, None] - mean) / std).T.copy())
+
+    @cached_property
+    def _divides(self) -> bool:
+        """Whether plain division in float32, which is faster, gives the table's every value."""
+        bytes_ = torch.arange(256.0).expand(3, 1, 256).clone()
+        return torch.equal(self._divide(bytes_).view(3, 256), self._table)
+
+    def _divide(self, values: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+        return values.div_(255).sub_(self._columns[0]).div_(self._columns[1])
+
+    @cached_property
+    def _columns(self) -> Float[Tensor, "2 3 1 1"]:
+        """Mean and deviation of each channel."""
+        return torch.tensor([self.mean, self.std], dtype=torch.float32).view(2, 3, 1, 1)
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        method = _RESAMPLING[self.interpolation]
+        if self.resize == "square":
+            return image.resize((self.size, self.size), resample=method)
+        target = self.resize_to or self.size
+        short, long = sorted(image.size)
+        other = int(target * long / short)
+        wide = image.width > image.height
+        size = (other, target) if wide else (target, other)
+        return resized_centre(image, size, self.size, method)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    single, combined = path / "preprocessor_config.json", path / "processor_config.json"
+    try:
+        if single.exists():
+            config = json.loads(single.read_text(encoding="utf-8"))
+        else:
+            config = json.loads(combined.read_text(encoding="utf-8"))["image_processor"]
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path} has no preprocessor_config.json: save the model's processor there"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"the preprocessor configuration in {path} is damaged: {error!r}"
+        ) from error
+    if not isinstance(config, dict):
+        raise ModelError(f"the preprocessor configuration in {path} is damaged: it is no object")
+    return config
+
+
+def _parse(config: dict[str, Any], path: Path) -> Preprocess:
+    where = f"the preprocessor configuration in {path}"
+    if not all(config.get(key, True) for key in ("do_resize", "do_rescale", "do_normalize")):
+        raise ModelError(
+            f"{where} leaves out resizing, rescaling or normalising, which is not supported"
+        )
+    if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-12:
+        raise ModelError(f"{where} rescales by {config['rescale_factor']}; only 1/255 is supported")
+    if config.get("do_pad"):
+        raise ModelError(f"{where} pads, which is not supported")
+    resample = config.get("resample", Image.Resampling.BICUBIC)
+    names = {int(value): name for name, value in _RESAMPLING.items()}
+    if resample not in names:
+        raise ModelError(f"{where} resamples by method {resample}; known are {sorted(names)}")
+    mean, std = (_triple(config.get(key), where, key) for key in ("image_mean", "image_std"))
+    size, crop = config.get("size", 224), bool(config.get("do_center_crop", False))
+    if isinstance(size, dict) and "height" in size:
+        side = _side(size, "size", where)
+        if crop and _side(config.get("crop_size", side), "crop_size", where) != side:
+            raise ModelError(
+                f"{where} resizes to a square and then crops it, which is not supported"
+            )
+        return Preprocess(side, "square", False, mean, std, names[resample])
+    shortest = _side(size, "size", where)
+    if not crop:
+        raise ModelError(
+            f"{where} neither crops nor resizes to a square: its output has no fixed size"
+        )
+    side = _side(config.get("crop_size", shortest), "crop_size", where)
+    resize_to = None if side == shortest else shortest
+    return Preprocess(side, "shortest", True, mean, std, names[resample], resize_to)
+
+
+def _side(value: Any, key: str, where: str) -> int:
+    sides = {value} if isinstance(value, int) else set()
+    if isinstance(value, dict) and set(value) in ({"height", "width"}, {"shortest_edge"}):
+        sides = set(value.values())
+    if len(sides) != 1 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ModelError(f"{where} has the {key} {value!r}; only squares are supported")
+    return int(sides.pop())
+
+
+def _triple(value: Sequence[float] | None, where: str, key: str) -> tuple[float, float, float]:
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise ModelError(f"{where} has no {key} of three numbers")
+    return float(value[0]), float(value[1]), float(value[2])

@@ -1,0 +1,1 @@
+"""How data gets in: archives, tables, folders and other people's layouts."""

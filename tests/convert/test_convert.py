@@ -1,0 +1,323 @@
+"""Conversions: the features of the model as its authors wrote it, or an error."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+from transformers import CLIPModel, ViTModel
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from gmail_align.alignment.config import AlignConfig, AlignWeights
+from gmail_align.alignment.run import Sources, align
+from gmail_align.artifacts import Artifact
+from gmail_align.convert.config import ConvertConfig
+from gmail_align.convert.convert import convert
+from gmail_align.convert.openai_format import to_openai
+from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.long_clip import stretch_positions
+from gmail_align.encoders.route import Route
+from gmail_align.errors import ArtifactError, ModelError, UserError
+from gmail_align.training.config import OptimConfig
+from worlds.openai_model import OpenAIModel, TimmViT
+
+QUICK = ConvertConfig(activation="quick_gelu")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+def texts(vocabulary: int, length: int) -> torch.Tensor:
+    ids = torch.randint(1, vocabulary - 2, (3, length))
+    ids[:, -1] = vocabulary - 1
+    ids[1, 4:] = vocabulary - 1
+    return ids
+
+
+def assert_same(made: Artifact, model: Any, pixels: torch.Tensor, ids: torch.Tensor) -> None:
+    loaded = CLIPModel.from_pretrained(made.folder).eval()
+    encoder = GmailEncoder.from_pretrained(made.folder)
+    with torch.no_grad():
+        images, words = model.visual(pixels), model.text(ids)
+        assert torch.allclose(loaded.get_image_features(pixels).pooler_output, images, atol=1e-5)
+        assert torch.allclose(loaded.get_text_features(ids).pooler_output, words, atol=1e-5)
+        assert torch.allclose(encoder.embed_pixels(pixels, Route.FROZEN), images, atol=1e-5)
+    assert torch.equal(loaded.logit_scale, model.logit_scale)
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("kind", ["pt", "safetensors", "wrapped"])
+def test_openai_and_open_clip(act: str, kind: str, pixels: torch.Tensor, tmp_path: Path) -> None:
+    model = OpenAIModel(act=act).eval()
+    state = dict(model.state_dict())
+    path = tmp_path / ("weights.safetensors" if kind == "safetensors" else "weights.pt")
+    if kind == "safetensors":
+        save_file(state, path)
+    elif kind == "pt":
+        torch.save(state, path)
+    else:
+        prefixed = {f"module.{name}": tensor for name, tensor in state.items()}
+        torch.save({"epoch": 3, "state_dict": prefixed, "args": argparse.Namespace(lr=1)}, path)
+    made = convert(path, tmp_path / "out", ConvertConfig(activation=act))
+    assert_same(made, model, pixels, texts(60, 77))
+    assert made.manifest["notes"]["activation"] == act
+    assert made.manifest["notes"]["largest_difference"] < 1e-5
+    config = json.loads((made.folder / "config.json").read_text())
+    assert config["vision_config"]["hidden_act"] == config["text_config"]["hidden_act"] == act
+    assert convert(path, tmp_path / "out", ConvertConfig(activation=act)) == made
+    other = ConvertConfig(activation="gelu" if act == "quick_gelu" else "quick_gelu")
+    with pytest.raises(ArtifactError, match="config.activation"):
+        convert(path, tmp_path / "out", other)
+
+
+def test_the_map_back_is_the_inverse(tmp_path: Path) -> None:
+    state = OpenAIModel().state_dict()
+    torch.save(dict(state), tmp_path / "weights.pt")
+    made = convert(tmp_path / "weights.pt", tmp_path / "out", QUICK)
+    back = to_openai(load_file(made.folder / "model.safetensors"))
+    assert set(back) == set(state)
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_long_clip(pixels: torch.Tensor, tmp_path: Path) -> None:
+    """248 positions: 20 of the one table, the rest of the other; QuickGELU is known."""
+    model = OpenAIModel(long=True, positions=248).eval()
+    torch.save(dict(model.state_dict()), tmp_path / "longclip-B.pt")
+    made = convert(tmp_path / "longclip-B.pt", tmp_path / "out", ConvertConfig())
+    assert_same(made, model, pixels, texts(60, 248))
+    assert made.manifest["notes"]["format"] == "Long-CLIP"
+    config = json.loads((made.folder / "config.json").read_text())
+    assert config["text_config"]["max_position_embeddings"] == 248
+
+
+def test_stretching_weights_and_folders_is_the_same(tmp_path: Path) -> None:
+    model = OpenAIModel().eval()
+    torch.save(dict(model.state_dict()), tmp_path / "weights.pt")
+    long = ConvertConfig(activation="quick_gelu", stretch=248)
+    first = convert(tmp_path / "weights.pt", tmp_path / "first", long)
+    short = convert(tmp_path / "weights.pt", tmp_path / "short", QUICK)
+    second = convert(short.folder, tmp_path / "second", ConvertConfig(stretch=248))
+    one, two = (load_file(made.folder / "model.safetensors") for made in (first, second))
+    assert all(torch.equal(one[name], two[name]) for name in {*one, *two})
+    table = "text_model.embeddings.position_embedding.weight"
+    assert torch.equal(one[table], stretch_positions(model.positional_embedding.detach()))
+
+
+def test_a_stretched_clip_keeps_its_short_texts(clip_folder: Path, tmp_path: Path) -> None:
+    """The tiny CLIP has 12 positions: too few to keep 20, and said so."""
+    with pytest.raises(ModelError, match="12 text positions cannot be stretched to 40"):
+        convert(clip_folder, tmp_path / "out", ConvertConfig(stretch=40))
+    tabletop = Path(__file__).parents[2] / "src/gmail_align/tabletop/weights/clip"
+    made = convert(tabletop, tmp_path / "long", ConvertConfig(stretch=68))
+    encoder, short = (GmailEncoder.from_pretrained(f) for f in (made.folder, tabletop))
+    words = ["A red ball on the grass.", "A blue cube."]
+    assert torch.allclose(encoder.encode_texts(words), short.encode_texts(words), atol=1e-5)
+    assert encoder.tokenizer.model_max_length == 68
+    long = "A red ball on the grass. " * 8
+    assert not torch.allclose(
+        encoder.encode_texts([long]), encoder.encode_texts([long[:120]]), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("prefix", ["visual.", "module.visual.", ""])
+def test_syn_clr(prefix: str, pixels: torch.Tensor, tmp_path: Path) -> None:
+    model = TimmViT().eval()
+    state = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+    if prefix:
+        state[f"{prefix.removesuffix('visual.')}image_mlp.0.weight"] = torch.zeros(4, 4)
+    torch.save({"model": state, "epoch": 1}, tmp_path / "synclr.pth")
+    made = convert(tmp_path / "synclr.pth", tmp_path / "out", ConvertConfig())
+    plain = ViTModel.from_pretrained(made.folder, add_pooling_layer=False).eval()
+    encoder = GmailEncoder.from_pretrained(made.folder)
+    with torch.no_grad():
+        expected = model(pixels)
+        found = plain(pixels).last_hidden_state[:, 0]
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert torch.allclose(encoder.embed_pixels(pixels), expected, atol=1e-5)
+        pooled, patches = encoder.trunk_and_patches(pixels)
+        before = plain(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    assert torch.allclose(pooled, expected, atol=1e-5)
+    assert torch.allclose(patches, before.mean(dim=1), atol=1e-6)
+    assert not encoder.has_texts
+    with pytest.raises(ModelError, match="no text tower"):
+        encoder.encode_texts(["a"])
+
+
+def test_syn_clr_is_aligned_without_texts(world: Any, tmp_path: Path) -> None:
+    state = {f"visual.{name}": tensor for name, tensor in TimmViT().state_dict().items()}
+    torch.save({"model": state}, tmp_path / "synclr.pth")
+    base = convert(tmp_path / "synclr.pth", tmp_path / "base", ConvertConfig()).folder
+    weights = AlignWeights(text_generated=0, text_real=0)
+    optim = OptimConfig(steps=8, lr=2e-3, schedule="constant", evaluate_every=4)
+    config = AlignConfig(batch_size=6, holdout=0.25, optim=optim, weights=weights)
+    sources = (world.pairs, world.real, world.generated)
+    made = align(config, Sources(*sources), base, tmp_path / "encoder", seed=3)
+    guard = made.manifest["notes"]["guard"]
+    assert guard["kept"]["align_loss"] <= guard["start"]["align_loss"]
+    encoder = GmailEncoder.from_pretrained(made.folder)
+    adapter = [name for name in encoder.trainable() if ".lora_" in name]
+    assert all("clip.vision_model.layers." in name for name in adapter)
+    assert len(adapter) == 2 * 2 * 2
+    with pytest.raises(UserError, match="weights.text_generated and weights.text_real to 0"):
+        align(AlignConfig(batch_size=6), Sources(*sources), base, tmp_path / "texts", seed=3)
+
+
+def test_openai_merges_make_the_tokenizer(tmp_path: Path) -> None:
+    """The ids of OpenAI's own tokenizer, for a list of merges that is cut short."""
+    merges = ["a c", "a t</w>", "c at</w>"]
+    letters = list(bytes_to_unicode().values())
+    filler = [f"{x} {y}" for x in letters for y in letters if f"{x} {y}" not in merges]
+    lines = ["#version: 0.2", *merges, *filler[: 48894 - len(merges)], ""]
+    path = tmp_path / "bpe.txt.gz"
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    torch.save(dict(OpenAIModel(vocabulary=49408).state_dict()), tmp_path / "weights.pt")
+    made = convert(tmp_path / "weights.pt", tmp_path / "out", QUICK, tokenizer=path)
+    encoder = GmailEncoder.from_pretrained(made.folder)
+    ids = encoder.tokenizer(["A cat"])["input_ids"][0]
+    assert ids == [49406, 256 + 64, 512 + 2, 49407]  # <start>, "a</w>", the third merge, <end>
+    features = encoder.encode_texts(["a cat", "a"])
+    assert not torch.allclose(features[0], features[1], atol=1e-3)
+
+
+def test_real_openai_merges(tmp_path: Path) -> None:
+    path = Path(__file__).parents[3] / "shared/data/tokenizers/bpe_simple_vocab_16e6.txt.gz"
+    if not path.exists():
+        pytest.skip("OpenAI's merges are not here")
+    torch.save(dict(OpenAIModel(vocabulary=49408).state_dict()), tmp_path / "weights.pt")
+    made = convert(tmp_path / "weights.pt", tmp_path / "out", QUICK, tokenizer=path)
+    tokenizer = GmailEncoder.from_pretrained(made.folder).tokenizer
+    assert tokenizer("a photo of a cat")["input_ids"] == [
+        *(49406, 320, 1125, 539, 320, 2368, 49407)
+    ]
+
+
+def test_open_clip_describes_its_activation_and_pixels(tmp_path: Path) -> None:
+    torch.save(dict(OpenAIModel(act="gelu").state_dict()), tmp_path / "open_clip_model.pt")
+    described = {
+        "model_cfg": {"embed_dim": 24},
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "resize_mode": "squash"},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
+    made = convert(tmp_path / "open_clip_model.pt", tmp_path / "out", ConvertConfig())
+    preprocess = GmailEncoder.from_pretrained(made.folder).preprocess
+    assert (preprocess.mean, preprocess.resize, preprocess.size) == ((0.5,) * 3, "square", 32)
+    assert made.manifest["notes"]["activation"] == "gelu"
+
+
+def test_heads_of_another_width_are_read_from_open_clips_description(tmp_path: Path) -> None:
+    """The tabletop CLIP has heads of 32 channels; without its description it would have half."""
+    weights = Path(__file__).parents[2] / "src/gmail_align/tabletop/weights/clip"
+    state = {k: v.float() for k, v in load_file(weights / "model.safetensors").items()}
+    save_file(to_openai(state), tmp_path / "open_clip_model.safetensors")
+    described = {
+        "model_cfg": {
+            "quick_gelu": True,
+            "vision_cfg": {"width": 128, "head_width": 32},
+            "text_cfg": {"heads": 4},
+        }
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
+    source = tmp_path / "open_clip_model.safetensors"
+    made = convert(source, tmp_path / "out", ConvertConfig(), tokenizer=weights)
+    found, plain = (GmailEncoder.from_pretrained(folder) for folder in (made.folder, weights))
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = plain.embed_pixels(pixels)
+        assert torch.allclose(found.embed_pixels(pixels), expected, atol=1e-5)
+    words = ["A red ball.", "A blue cube on the grass."]
+    assert torch.allclose(found.encode_texts(words), plain.encode_texts(words), atol=1e-5)
+    with pytest.raises(ModelError, match="says quick_gelu, but --activation gelu was given"):
+        convert(source, tmp_path / "other", ConvertConfig(activation="gelu"))
+
+
+def test_a_probe_that_differs_is_an_error(tmp_path: Path) -> None:
+    torch.save(dict(OpenAIModel().state_dict()), tmp_path / "weights.pt")
+    made = convert(tmp_path / "weights.pt", tmp_path / "out", QUICK)
+    config = made.folder / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace("quick_gelu", "gelu"))
+    with pytest.raises(ModelError, match=r"saved with gmail-align .*features of the probe differ"):
+        GmailEncoder.from_pretrained(made.folder)
+    config.write_text(text)
+    GmailEncoder.from_pretrained(made.folder)
+    (made.folder / "probe.safetensors").write_bytes(b"short")
+    with pytest.raises(ModelError, match=r"probe\.safetensors is missing or damaged"):
+        GmailEncoder.from_pretrained(made.folder)
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = dict(OpenAIModel().state_dict())
+    torch.save({"state_dict": state, "extra": _Evil()}, "evil.pt")
+    Path("plain.pt").write_bytes(pickle.dumps({"a": _Evil()}))
+    for name in ("evil.pt", "plain.pt"):
+        with pytest.raises(ModelError, match="never unpickled here"):
+            convert(name, tmp_path / "out", QUICK)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "ViT-B-32.pt")
+    with pytest.raises(ModelError, match="TorchScript archive, which holds code"):
+        convert(tmp_path / "ViT-B-32.pt", tmp_path / "out", QUICK)
+
+
+def _refused(state: Any, message: str, tmp_path: Path, config: ConvertConfig = QUICK) -> None:
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(ModelError, match=message) as caught:
+        convert(tmp_path / "weights.pt", tmp_path / "out", config)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    state = dict(OpenAIModel().state_dict())
+    _refused({"a": 1}, "holds no tensors by name", tmp_path)
+    _refused([1, 2], "holds no tensors by name", tmp_path)
+    _refused({"layer1.weight": torch.zeros(1)}, "no CLIP with a ViT", tmp_path)
+    _refused(state, "does not tell its activation", tmp_path, ConvertConfig())
+    _refused({**state, "logit_bias": torch.zeros(1)}, "logit_bias is not known", tmp_path)
+    _refused(
+        state | {"visual.proj": torch.zeros(5, 24)}, "visual_projection.weight has sh", tmp_path
+    )
+    del state["visual.ln_pre.bias"]
+    _refused(state, "vision_model.pre_layrnorm.bias is missing", tmp_path)
+    del state["token_embedding.weight"]
+    _refused(state, "hold no 'token_embedding.weight'", tmp_path)
+    (tmp_path / "bad.safetensors").write_bytes(b"short")
+    for name in ("bad.safetensors", "absent.pt"):
+        with pytest.raises(ModelError, match=name):
+            convert(tmp_path / name, tmp_path / "out", QUICK)
+
+
+def test_openai_archives_tell_their_activation(pixels: torch.Tensor, tmp_path: Path) -> None:
+    """Their tensors, saved out of the archive, keep three numbers that open_clip's never have."""
+    model = OpenAIModel().eval()
+    numbers = {"input_resolution": 32, "context_length": 77, "vocab_size": 60}
+    state = dict(model.state_dict()) | {k: torch.tensor(v) for k, v in numbers.items()}
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    save_file(halves, tmp_path / "weights.safetensors")
+    made = convert(tmp_path / "weights.safetensors", tmp_path / "out", ConvertConfig())
+    found = GmailEncoder.from_pretrained(made.folder).embed_pixels(pixels).detach()
+    expected = model.visual(pixels).detach()
+    assert float((normalize(found, dim=-1) * normalize(expected, dim=-1)).sum(-1).min()) > 0.999

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def picture(seed: int, form: str = "JPEG", size: tuple[int, int] = (24, 16)) -> bytes:
+    """Return an encoded image of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format=form)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def make_picture() -> Callable[..., bytes]:
+    return picture
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """Write a COCO split of five images with two captions each; return json, folder and content."""
+    folder = tmp_path / "val"
+    folder.mkdir()
+    ids = [100, 9, 20, 3, 7]
+    for image_id in ids:
+        (folder / f"{image_id:012d}.jpg").write_bytes(picture(image_id))
+    data = {
+        "images": [{"id": i, "file_name": f"{i:012d}.jpg"} for i in ids],
+        "annotations": [
+            {"id": i * 10 + k, "image_id": i, "caption": f" caption {k}\n of  image {i} "}
+            for k in (1, 0)
+            for i in ids
+        ],
+    }
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(data))
+    return path, folder, data
+
+
+@pytest.fixture
+def shared_data() -> Callable[[str], Path]:
+    """Return a function that finds a folder of the test data, or skips the test."""
+
+    def find(name: str) -> Path:
+        beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+        folder = Path(os.environ.get("GMAIL_ALIGN_DATA", beside)) / name
+        if not folder.is_dir():
+            pytest.skip(f"no {name} data: set GMAIL_ALIGN_DATA")
+        return folder
+
+    return find
