@@ -54,7 +54,7 @@ from gmail_align.alignment.pairset import (
 )
 from gmail_align.alignment.terms import Embedded, loss_terms, terms_of
 from gmail_align.data.batches import Batches
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.features.pixels import Pixels
 from gmail_align.features.prefetch import prefetch
 from gmail_align.features.store import Features

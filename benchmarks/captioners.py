@@ -28,7 +28,7 @@ from gmail_align.captioning.ifcap.config import IFCapConfig
 from gmail_align.captioning.ifcap.run import CaptionSource, ImageSource, train_ifcap
 from gmail_align.data.captions import read_captions
 from gmail_align.data.pairs import Pair, read_pairs
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.evaluation.seeds import evaluate_seeds
 from gmail_align.features.run import extract_texts
 from gmail_align.recipe import model_path

@@ -136,7 +136,7 @@ def by_the_stage(config: SynthesisConfig, prompts: list[str], folder: Path) -> t
 
 def drift(count: int) -> dict[str, Any]:
     """Compare images of fewer steps with those of 50, from the same noise and captions."""
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.synthesis.filters import clip_score, cosines
 
     requests = [Request(str(n), 0, text) for n, text in enumerate((WORDS * count)[:count])]

@@ -12,7 +12,7 @@ from gmail_align.errors import GmailAlignError, UserError
 
 if TYPE_CHECKING:
     from gmail_align.alignment.losses import alignment_loss
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.encoders.route import Route
 
 __version__ = "0.1.0"
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GmailEncoder": "gmail_align.encoders.clip",
+    "GmailEncoder": "gmail_align.encoders.encoder",
     "Route": "gmail_align.encoders.route",
     "alignment_loss": "gmail_align.alignment.losses",
 }

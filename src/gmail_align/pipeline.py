@@ -27,7 +27,7 @@ from gmail_align.recipe import Recipe, model_path, read_recipe, shipped_models
 from gmail_align.summary import ALIGNMENTS, CAPTIONERS, RESULT, Data, Row, read_json, summarise
 
 if TYPE_CHECKING:
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.engine import Engine
 
 RECIPE, REPORT = "recipe.json", "report"
@@ -100,7 +100,7 @@ def prepare_data(recipe: Recipe, work: Path) -> Data:
 
 def extract_shared(recipe: Recipe, data: Data, work: Path) -> None:
     """Extract, once, all features that no training changes, and measure the gap before it."""
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.encoders.route import Route
     from gmail_align.features.run import extract_images, extract_texts
 
@@ -156,7 +156,7 @@ def train_row(
 def _align_row(recipe: Recipe, data: Data, work: Path, row: Row) -> None:
     """Align with the row's pairs, extract what its captioner reads, and measure what changed."""
     from gmail_align.alignment.run import Sources, align
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.encoders.route import Route
     from gmail_align.features.run import extract_images, extract_texts
 

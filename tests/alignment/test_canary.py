@@ -15,8 +15,8 @@ from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, write_json, write_jsonl
 from gmail_align.data.pairs import PAIRS, Pair, read_pairs
-from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.config import LoraSettings
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import ArtifactError, ConfigError
 from gmail_align.training.config import OptimConfig
 

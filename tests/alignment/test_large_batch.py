@@ -23,8 +23,8 @@ from gmail_align.alignment.losses import contrastive_text_loss, directed_alignme
 from gmail_align.alignment.pairset import Batch
 from gmail_align.alignment.terms import loss_terms
 from gmail_align.alignment.tokens import pack
-from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.config import LoraSettings
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.siglip import sigmoid_text_loss
 
 EVERY = AlignWeights(

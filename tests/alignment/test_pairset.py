@@ -24,7 +24,7 @@ from gmail_align.alignment.pairset import Tables, TrainingPairs, Wanted, gather,
 from gmail_align.artifacts import begin, write_jsonl
 from gmail_align.data.batches import Batches
 from gmail_align.data.pairs import PAIRS, Pair, read_pairs
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
 from gmail_align.errors import DataError

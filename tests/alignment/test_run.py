@@ -17,7 +17,7 @@ from gmail_align.alignment.config import AlignConfig, AlignWeights, align_preset
 from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
 from gmail_align.data.pairs import read_pairs
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, TrainingError
 from gmail_align.training.config import OptimConfig

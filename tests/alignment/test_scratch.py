@@ -14,7 +14,7 @@ from gmail_align.alignment import scratch as module
 from gmail_align.alignment.config import ScratchConfig
 from gmail_align.alignment.scratch import embed_both, train_clip
 from gmail_align.artifacts import begin, write_jsonl
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import DataError, ModelError
 from gmail_align.training.config import OptimConfig
 

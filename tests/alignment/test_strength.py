@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gmail_align.alignment.strength import choose_strength, interpolate
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 
 

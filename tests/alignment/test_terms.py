@@ -22,7 +22,7 @@ from gmail_align.alignment.losses import (
 )
 from gmail_align.alignment.pairset import Batch, Tables
 from gmail_align.alignment.terms import learned_temperature, loss_terms
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
 from gmail_align.features.pixels import Pixels

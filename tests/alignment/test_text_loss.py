@@ -16,8 +16,8 @@ from gmail_align.alignment.run import Sources, align
 from gmail_align.alignment.terms import loss_terms
 from gmail_align.alignment.text_loss import TextSide, text_loss_of
 from gmail_align.alignment.tokens import embed_tokens, pack
-from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.config import LoraSettings
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.long_clip import long_short_loss
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.siglip import sigmoid_text_loss

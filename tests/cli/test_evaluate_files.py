@@ -199,7 +199,7 @@ def test_results_kept_can_be_compared(pairs, tmp_path):
 
 
 def test_a_protocol_brings_its_prompts(tmp_path):
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.recipe import model_path
 
     encoder = GmailEncoder.from_pretrained(model_path("tabletop", "clip"))

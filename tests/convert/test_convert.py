@@ -22,7 +22,7 @@ from gmail_align.artifacts import Artifact
 from gmail_align.convert.config import ConvertConfig
 from gmail_align.convert.convert import convert
 from gmail_align.convert.openai_format import to_openai
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.long_clip import stretch_positions
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ModelError, UserError

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import gelu
 
-from gmail_align.encoders.clip import GmailEncoder
-from gmail_align.encoders.layout import EncoderLayout
+from gmail_align.encoders.config import EncoderLayout
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
 

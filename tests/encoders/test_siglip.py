@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, SiglipImageProcessorPil, SiglipModel
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.run import Sources, align
-from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.config import LoraSettings
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.siglip import sigmoid_text_loss
 from gmail_align.errors import ModelError

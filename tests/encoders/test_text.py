@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import ModelError
 
 BuildClip = Callable[..., Path]

@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from gmail_align.encoders.clip import GmailEncoder
-from gmail_align.encoders.config import LoraSettings
-from gmail_align.encoders.layout import EncoderLayout
+from gmail_align.encoders.config import EncoderLayout, LoraSettings
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
 

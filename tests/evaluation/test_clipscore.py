@@ -11,7 +11,7 @@ from PIL import Image
 
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.images import admit, finish_images, shard_name, write_shard
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import DataError
 from gmail_align.evaluation.clipscore import ClipEncoder, clip_columns
 from gmail_align.recipe import shipped_models

@@ -14,7 +14,7 @@ from transformers import ViTConfig, ViTModel
 
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.images import admit, finish_images, shard_name, write_shard
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.merge import merged_model
 from gmail_align.encoders.route import Route
 from gmail_align.errors import DataError, UserError

@@ -29,9 +29,8 @@ from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, write_json
 from gmail_align.convert.config import ConvertConfig
 from gmail_align.convert.convert import convert
-from gmail_align.encoders.clip import GmailEncoder
-from gmail_align.encoders.config import LoraSettings
-from gmail_align.encoders.layout import EncoderLayout
+from gmail_align.encoders.config import EncoderLayout, LoraSettings
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, DataError, ModelError
 from gmail_align.export.config import ExportConfig

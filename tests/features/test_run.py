@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from gmail_align.artifacts import Artifact
 from gmail_align.data.captions import read_captions
 from gmail_align.data.images import ImageStore
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.features import run as module

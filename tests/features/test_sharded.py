@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from gmail_align.artifacts import load
 from gmail_align.cli.main import app
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.engine import Engine
 from gmail_align.errors import ModelError

@@ -17,7 +17,7 @@ from gmail_align.artifacts import Artifact, begin
 from gmail_align.cli.main import app
 from gmail_align.data.decode import encode
 from gmail_align.data.images import ImageRecord, ImageStore, finish_images, shard_name, write_shard
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError
 from gmail_align.recipe import shipped_models

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.long_clip import stretch_clip
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.tabletop.scenes import sample_scene

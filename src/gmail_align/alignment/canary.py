@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gmail_align.artifacts import Artifact
 from gmail_align.data.pairs import Pair
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError
 from gmail_align.metrics.zeroshot import class_weights, zeroshot_hits

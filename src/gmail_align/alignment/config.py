@@ -7,9 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat
 
 from gmail_align.config import Config
-from gmail_align.encoders.config import LoraSettings
-from gmail_align.encoders.layout import EncoderLayout
-from gmail_align.encoders.text_kind import TextKind
+from gmail_align.encoders.config import EncoderLayout, LoraSettings, TextKind
 from gmail_align.errors import ConfigError
 from gmail_align.training.config import OptimConfig
 

@@ -28,7 +28,7 @@ from gmail_align.alignment.terms import Embedded, adapted_tokens
 from gmail_align.alignment.text_loss import TextLoss, TextSide, text_loss_of
 from gmail_align.alignment.tokens import embed_tokens
 from gmail_align.data.batches import same_mask
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.features.pixels import Pixels
 

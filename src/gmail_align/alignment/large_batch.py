@@ -15,7 +15,7 @@ from torch import Tensor
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.pairset import Batch
 from gmail_align.alignment.terms import Embedded, embed_batch, gathered, terms_of
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.training.loop import PiecewiseLoss
 
 

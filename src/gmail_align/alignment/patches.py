@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, write_jsonl
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.features.pixels import Pixels
 from gmail_align.features.rows import fill_rows

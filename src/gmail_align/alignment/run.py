@@ -20,9 +20,9 @@ from gmail_align.alignment.task import Task, pair_ids, prepare
 from gmail_align.alignment.terms import learned_temperature, loss_terms
 from gmail_align.artifacts import MANIFEST, Artifact, Draft, begin, load, one_at_a_time, write_json
 from gmail_align.data.batches import Batches
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.config import EncoderLayout
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import find_folder, folder_fingerprint
-from gmail_align.encoders.layout import EncoderLayout
 from gmail_align.errors import ConfigError, TrainingError
 from gmail_align.features.prefetch import prefetch
 from gmail_align.progress import say, set_quiet

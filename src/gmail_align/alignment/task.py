@@ -29,7 +29,7 @@ from gmail_align.alignment.tokens import extract_tokens, read_tokens
 from gmail_align.artifacts import Artifact, begin, fingerprint
 from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.pairs import Pair, iter_pairs
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.long_clip import first_sentence
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError

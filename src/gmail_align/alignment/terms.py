@@ -21,7 +21,7 @@ from gmail_align.alignment.losses import (
 from gmail_align.alignment.pairset import Batch
 from gmail_align.alignment.text_loss import TextSide, text_loss_of
 from gmail_align.alignment.tokens import embed_tokens
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.training.distributed import ranks
 

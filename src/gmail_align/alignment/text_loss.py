@@ -10,10 +10,10 @@ from torch import Tensor
 from gmail_align.alignment.chunked import chunked_sigmoid_loss, chunked_text_loss
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.losses import Positives, contrastive_text_loss
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.config import TextKind
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.long_clip import long_short_loss
 from gmail_align.encoders.siglip import sigmoid_text_loss
-from gmail_align.encoders.text_kind import TextKind
 
 
 @dataclass(frozen=True)

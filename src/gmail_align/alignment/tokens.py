@@ -18,7 +18,7 @@ from transformers import SiglipModel
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.artifacts import Artifact, begin, fingerprint
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.features.rows import RowFile, fill_rows
 

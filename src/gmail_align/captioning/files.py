@@ -17,7 +17,7 @@ from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.origin import require_same_encoder
 from gmail_align.captioning.predict import Opened
 from gmail_align.data.decode import decode_rgb
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError, DataError
 

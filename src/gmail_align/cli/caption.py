@@ -48,7 +48,7 @@ def caption(
         shared.show_plan("caption", captioner, images=len(images), route=route, config=config)
         return
     from gmail_align.captioning.files import caption_files
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.runtime import resolve_device
 
     models = [

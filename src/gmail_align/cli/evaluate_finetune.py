@@ -66,7 +66,7 @@ def finetune(
     if shared.dry_run:
         shared.show_plan("evaluate finetune", out, **splits, labels=len(numbers), config=config)
         return
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.evaluation.finetune import Tuned, evaluate_finetune
     from gmail_align.evaluation.probe import ProbeOptions
 

@@ -97,7 +97,7 @@ def _of_artifacts(
         return
     import torch
 
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.evaluation.run import evaluate_zeroshot
 
     model = GmailEncoder.from_pretrained(model_of(encoder, "clip"))

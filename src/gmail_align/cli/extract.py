@@ -65,7 +65,7 @@ def extract(
         how = Extraction(folder, route, batch_size, dtype, device)
         show_part(shared, extract_on(where, artifact, how, out, part), part, out, "features")
         return
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.features.run import extract_images, extract_texts
     from gmail_align.runtime import resolve_device
 

@@ -50,7 +50,7 @@ def filter_images(
 
     model = None
     if encoder is not None:
-        from gmail_align.encoders.clip import GmailEncoder
+        from gmail_align.encoders.encoder import GmailEncoder
         from gmail_align.runtime import resolve_device
 
         model = GmailEncoder.from_pretrained(model_of(encoder, "clip")).to(resolve_device(device))

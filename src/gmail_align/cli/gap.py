@@ -16,7 +16,7 @@ from gmail_align.errors import ConfigError
 from gmail_align.progress import say
 
 if TYPE_CHECKING:
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.gap.files import Beside
     from gmail_align.gap.prepare import Prepared
 
@@ -149,7 +149,7 @@ def _of_folders(shared: Shared, given: _Given, how: dict[str, Any]) -> None:
 def _encoder(name: str | None, device: str) -> GmailEncoder | None:
     if name is None:
         return None
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.runtime import resolve_device
 
     return GmailEncoder.from_pretrained(model_of(name, "clip")).to(resolve_device(device))

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from gmail_align.encoders.class_token import class_token_and_patches, class_token_output
+from gmail_align.encoders.config import TextKind
 from gmail_align.encoders.folder import no_bars, read_config
 from gmail_align.encoders.probe import PROBE, compare, read_probe, said
 from gmail_align.encoders.text import (
@@ -31,7 +32,6 @@ from gmail_align.encoders.text import (
     tokenize,
     tokenize_full,
 )
-from gmail_align.encoders.text_kind import TextKind
 from gmail_align.errors import ModelError
 
 INITIAL_SCALE = 1 / 0.07

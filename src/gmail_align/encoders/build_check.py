@@ -13,7 +13,7 @@ from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
 
 if TYPE_CHECKING:
-    from gmail_align.encoders.clip import GmailEncoder
+    from gmail_align.encoders.encoder import GmailEncoder
 
 
 @torch.no_grad()

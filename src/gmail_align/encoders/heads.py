@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
-from gmail_align.encoders.layout import EncoderLayout
+from gmail_align.encoders.config import EncoderLayout
 from gmail_align.encoders.route import Route
 from gmail_align.runtime import stable_seed
 

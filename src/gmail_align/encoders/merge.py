@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from gmail_align.encoders.backbones import load_model
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
 

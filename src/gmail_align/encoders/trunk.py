@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from gmail_align.artifacts import write_bytes
 from gmail_align.encoders.backbones import Backbone, backbone_of
-from gmail_align.encoders.config import LoraSettings
-from gmail_align.encoders.layout import GENERATED, REAL, EncoderLayout
+from gmail_align.encoders.config import GENERATED, REAL, EncoderLayout, LoraSettings
 from gmail_align.encoders.lora import (
     adapter_tensors,
     copy_tensors,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmail_align.artifacts import load
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import DataError
 from gmail_align.features.arrays import load_features
 from gmail_align.metrics.bootstrap import Values

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, write_json
 from gmail_align.data.batches import batch_indices
 from gmail_align.encoders.backbones import backbone_of
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.merge import merged_model
 from gmail_align.encoders.route import Route
 from gmail_align.errors import UserError

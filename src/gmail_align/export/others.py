@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gmail_align.artifacts import write_bytes, write_json
 from gmail_align.convert.openai_format import encode_image, encode_text, to_openai
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
 from gmail_align.export.hugging_face import export_hf

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from gmail_align.encoders.backbones import VisionOnly, backbone_of
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import model_files
 from gmail_align.encoders.merge import merged_model
 from gmail_align.encoders.probe import compare, probe_ids, probe_pixels

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from gmail_align.artifacts import MANIFEST, Artifact, begin, load
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import find_folder, folder_fingerprint, read_card
 from gmail_align.encoders.probe import write_probe
 from gmail_align.errors import DataError

@@ -14,7 +14,7 @@ from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, write_jso
 from gmail_align.data.captions import iter_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.data.pairs import read_pairs
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.features.pixels import Pixels, chosen_ids, decoder

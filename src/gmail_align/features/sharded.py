@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gmail_align.artifacts import Artifact, Draft, atomic_file, load
 from gmail_align.data.images import ImageStore
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.engine import Engine, Job, Part, run_shards
 from gmail_align.errors import ModelError

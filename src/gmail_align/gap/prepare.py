@@ -15,7 +15,7 @@ from gmail_align.artifacts import MANIFEST, Artifact, begin, fingerprint, load, 
 from gmail_align.data.captions import CAPTIONS
 from gmail_align.data.images import INDEX, ImageStore
 from gmail_align.data.pairs import read_pairs
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.features.run import extract_images, extract_texts

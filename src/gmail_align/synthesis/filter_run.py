@@ -25,7 +25,7 @@ from gmail_align.data.images import (
     shard_name,
     write_shard,
 )
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.engine import Job, run_shards
 from gmail_align.errors import ArtifactError, ConfigError, DataError

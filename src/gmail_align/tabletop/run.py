@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin
-from gmail_align.encoders.clip import GmailEncoder
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.tabletop.classes import class_label, class_prompts, class_sets
 from gmail_align.tabletop.scenes import Scene
 from gmail_align.tabletop.world import write_coco

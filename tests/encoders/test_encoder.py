@@ -14,8 +14,8 @@ from PIL import Image
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from gmail_align.encoders.clip import GmailEncoder
 from gmail_align.encoders.config import LoraSettings
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route, parse_route
 from gmail_align.errors import ConfigError, DataError, ModelError
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from gmail_align.artifacts import fingerprint, write_bytes, write_json
 from gmail_align.encoders.backbones import backbone_of, load_model
 from gmail_align.encoders.build_check import check_build, probe
-from gmail_align.encoders.config import EncoderCard, LoraSettings
+from gmail_align.encoders.config import REAL, EncoderCard, EncoderLayout, LoraSettings, TextKind
 from gmail_align.encoders.folder import (
     CONFIG,
     copy_model,
@@ -30,12 +30,10 @@ from gmail_align.encoders.folder import (
     tensors_fingerprint,
 )
 from gmail_align.encoders.heads import HiddenLayers, first_weight
-from gmail_align.encoders.layout import REAL, EncoderLayout
 from gmail_align.encoders.lora import copy_tensors, read_tensors
 from gmail_align.encoders.open_image import open_image
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route, parse_route
-from gmail_align.encoders.text_kind import TextKind
 from gmail_align.encoders.text_tower import TextTower
 from gmail_align.encoders.trunk import ADAPTERS, Trunk
 from gmail_align.errors import ModelError
