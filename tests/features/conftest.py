@@ -1,3 +1,3 @@
-from worlds.encoders import build_clip, clip_folder, world
+from worlds.encoders import build_clip, clip_folder, siglip_folder, world
 
-__all__ = ["build_clip", "clip_folder", "world"]
+__all__ = ["build_clip", "clip_folder", "siglip_folder", "world"]

@@ -17,7 +17,7 @@ from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.features import run as module
 from gmail_align.features.pixels import prepare_pixels, read_pixels
-from gmail_align.features.run import extract_images, extract_pixels, extract_texts
+from gmail_align.features.run import extract_images, extract_texts
 from gmail_align.features.store import FEATURES, read_features
 
 
@@ -64,15 +64,6 @@ def test_the_file_is_a_safetensors_file_and_is_mapped(
         found.rows(["r1", "x", "y"])
 
 
-def test_before_the_projection(encoder: GmailEncoder, world: Any, tmp_path: Path) -> None:
-    made = extract_images(world.real, encoder, Route.REAL, tmp_path / "f", before_projection=True)
-    trunk = read_features(made).array
-    assert trunk.shape == (12, 32)
-    projected = encoder.project(trunk, Route.REAL)
-    assert torch.allclose(projected, _expected(encoder, world.real, Route.REAL), atol=1e-5)
-    assert made.manifest["config"]["what"] == "trunk"
-
-
 def test_half_precision_storage(encoder: GmailEncoder, world: Any, tmp_path: Path) -> None:
     full = extract_images(world.real, encoder, Route.REAL, tmp_path / "32")
     half = extract_images(world.real, encoder, Route.REAL, tmp_path / "16", dtype="float16")
@@ -85,9 +76,8 @@ def test_extraction_of_pixels_is_the_same_artifact(
     encoder: GmailEncoder, world: Any, tmp_path: Path
 ) -> None:
     ids = ["r5", "r1", "r11"]
-    prepared = prepare_pixels(world.real, encoder.preprocess, tmp_path / "p", ids=ids)
-    pixels = read_pixels(prepared)
-    made = extract_pixels(world.real, pixels, encoder, Route.FROZEN, tmp_path / "a")
+    pixels = read_pixels(prepare_pixels(world.real, encoder.preprocess, tmp_path / "p"))
+    made = extract_images(world.real, encoder, Route.FROZEN, tmp_path / "a", ids=ids, pixels=pixels)
     other = extract_images(world.real, encoder, Route.FROZEN, tmp_path / "b", ids=ids)
     assert made.fingerprint == other.fingerprint
     again = extract_images(world.real, encoder, Route.FROZEN, tmp_path / "a", ids=ids)

@@ -24,7 +24,6 @@ from gmail_align.alignment.pair_index import (
     index_pairs,
 )
 from gmail_align.alignment.pairset import Tables, TrainingPairs, hold_out
-from gmail_align.alignment.patches import extract_patches
 from gmail_align.alignment.tokens import extract_tokens, read_tokens
 from gmail_align.artifacts import Artifact, begin, fingerprint
 from gmail_align.data.captions import Caption, write_captions
@@ -34,7 +33,7 @@ from gmail_align.encoders.long_clip import first_sentence
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
 from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
-from gmail_align.features.run import extract_images, extract_pixels, extract_texts
+from gmail_align.features.run import extract_images, extract_patches, extract_texts
 from gmail_align.features.store import Features, read_features
 from gmail_align.runtime import stable_seed
 
@@ -168,14 +167,14 @@ def _real_tables(
     wanted = everyone if weights.needs_frozen else held
     folder = cache / _name(real, "frozen", encoder.base_fingerprint, wanted)
     batch = config.micro_batch or config.batch_size
-    if list(pixels.ids) == wanted:
-        made = extract_pixels(real, pixels, encoder, Route.FROZEN, folder, batch_size=batch)
-    else:
-        made = extract_images(real, encoder, Route.FROZEN, folder, ids=wanted, batch_size=batch)
+    known = pixels if list(pixels.ids) == wanted else None
+    made = extract_images(
+        real, encoder, Route.FROZEN, folder, ids=wanted, batch_size=batch, pixels=known
+    )
     if weights.patch == 0:
         return _Real(pixels, read_features(made), None)
     folder = cache / _name(real, "patches", encoder.base_fingerprint, wanted)
-    patches = extract_patches(real, pixels, encoder, folder, batch_size=batch)
+    patches = extract_patches(real, encoder, folder, ids=wanted, batch_size=batch, pixels=pixels)
     return _Real(pixels, read_features(made), read_features(patches))
 
 

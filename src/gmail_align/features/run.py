@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,7 +19,7 @@ from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.features.pixels import Pixels, chosen_ids, decoder
-from gmail_align.features.rows import fill_rows
+from gmail_align.features.rows import RowFile, fill_rows
 from gmail_align.features.store import IDS, feature_file
 
 StoredDtype = Literal["float32", "float16"]
@@ -32,15 +33,15 @@ def extract_images(
     *,
     ids: Sequence[str] | None = None,
     batch_size: int = 64,
-    before_projection: bool = False,
     dtype: StoredDtype = "float32",
+    pixels: Pixels | None = None,
 ) -> Artifact:
     """Extract image features, not normalised; returns an artifact of kind ``features``.
 
-    Its manifest's ``config`` names ``what`` (``image``, or ``trunk`` before the projection), the
-    ``encoder`` (fingerprint of the CLIP underneath), the ``weights`` (fingerprint of what the route
-    uses), the ``route`` and the ``preprocess`` fingerprint. A plain CLIP and any encoder built on
-    it have the same frozen features: an artifact made with the one is complete for the other.
+    Its manifest's ``config`` names ``what`` (``image``), the ``encoder`` (fingerprint of the CLIP
+    underneath), the ``weights`` (fingerprint of what the route uses), the ``route`` and the
+    ``preprocess`` fingerprint. A plain CLIP and any encoder built on it have the same frozen
+    features: an artifact made with the one is complete for the other.
 
     Args:
         images: The image store.
@@ -49,74 +50,95 @@ def extract_images(
         out: Folder of the artifact.
         ids: Images to extract, in this order; all of them when None.
         batch_size: Images in one forward pass.
-        before_projection: Keep the trunk's output instead of the projected features.
         dtype: How features are stored.
+        pixels: Decoded images, these among them; they are decoded here when None.
 
     Raises:
         DataError: an id is not in the store, comes twice or cannot be decoded.
         ArtifactError: ``out`` was made from something else.
     """
-    draft = begin_images(images, encoder, route, out, ids, before_projection, dtype)
+    draft = begin_images(images, encoder, route, out, ids, dtype)
     if draft.complete is not None:
         return draft.complete
-    store = ImageStore(images)
-    names = chosen_ids(store, ids)
 
-    def embed(batch: object) -> npt.NDArray[Any]:
-        pixels = cast("Tensor", batch).to(encoder.device)
-        return image_rows(encoder, pixels, route, before_projection, dtype)
+    def embed(batch: Tensor) -> npt.NDArray[Any]:
+        return image_rows(encoder, batch, route, dtype)
 
-    with decoder(store, encoder.preprocess) as decode:
-        fill_rows(
-            feature_file(
-                out, len(names), encoder.width if before_projection else encoder.dim, dtype
-            ),
-            batch_size,
-            lambda rows: decode([names[row] for row in rows]),
-            embed,
-            label=f"features ({route})",
-            unit="images",
-        )
-    return finish_rows(draft, names, "images")
+    with _reader(images, encoder, ids, pixels) as (names, read):
+        file = feature_file(out, len(names), encoder.dim, dtype)
+        return _embed_images(draft, file, names, batch_size, read, embed)
 
 
-def extract_pixels(
+def extract_patches(
     images: Artifact,
-    pixels: Pixels,
     encoder: GmailEncoder,
-    route: Route,
     out: Path,
     *,
+    ids: Sequence[str] | None = None,
     batch_size: int = 64,
+    pixels: Pixels | None = None,
 ) -> Artifact:
-    """Extract features of decoded pixels: the same artifact as :func:`extract_images` of their ids.
+    """Extract the mean of each image's frozen patch tokens before the last layer.
 
-    Args:
-        images: The image store that the pixels came from.
-        pixels: Its images, prepared with the encoder's preprocessing.
-        encoder: The encoder.
-        route: Which weights the images go through.
-        out: Folder of the artifact.
-        batch_size: Images in one forward pass.
-
-    Raises:
-        ArtifactError: ``out`` was made from something else.
+    Means, because a real and a generated image of one caption show things in different places.
+    Arguments and errors are those of :func:`extract_images`.
     """
-    names = list(pixels.ids)
-    draft = begin_images(images, encoder, route, out, names, False, "float32")
+    config = {
+        "what": "patch mean",
+        "encoder": encoder.base_fingerprint,
+        "preprocess": encoder.preprocess.fingerprint,
+        "ids": None if ids is None else fingerprint(list(ids)),
+    }
+    draft = begin(out, "features", config, {"images": images})
     if draft.complete is not None:
         return draft.complete
 
-    def embed(batch: object) -> npt.NDArray[Any]:
-        rows = cast("Tensor", batch).to(encoder.device)
-        return image_rows(encoder, rows, route, False, "float32")
+    @torch.no_grad()
+    def embed(batch: Tensor) -> npt.NDArray[Any]:
+        ready = encoder.preprocess.normalise(batch)
+        return _rows(encoder.trunk_and_patches(ready, Route.FROZEN)[1], "float32")
 
+    with _reader(images, encoder, ids, pixels) as (names, read):
+        file = feature_file(out, len(names), encoder.width, "float32")
+        return _embed_images(draft, file, names, batch_size, read, embed)
+
+
+@contextmanager
+def _reader(
+    images: Artifact, encoder: GmailEncoder, ids: Sequence[str] | None, pixels: Pixels | None
+) -> Iterator[tuple[Sequence[str], Callable[[range], Tensor]]]:
+    """Open the ids of images and a function from rows to their pixels on the encoder's device."""
+    if pixels is not None:
+        names = pixels.ids if ids is None else ids
+        places = None if names is pixels.ids else pixels.rows(names)
+
+        def copy(rows: range) -> Tensor:
+            part = slice(rows.start, rows.stop)
+            return pixels.array[part if places is None else places[part]].to(encoder.device)
+
+        yield names, copy
+        return
+    store = ImageStore(images)
+    names = chosen_ids(store, ids)
+    with decoder(store, encoder.preprocess) as decode:
+        yield names, lambda rows: decode([names[row] for row in rows]).to(encoder.device)
+
+
+def _embed_images(
+    draft: Draft,
+    file: RowFile,
+    names: Sequence[str],
+    batch_size: int,
+    read: Callable[[range], Tensor],
+    embed: Callable[[Tensor], npt.NDArray[Any]],
+) -> Artifact:
+    """Fill the file with what ``embed`` makes of each batch, and finish the artifact."""
     fill_rows(
-        feature_file(out, len(names), encoder.dim, "float32"),
+        file,
         batch_size,
-        lambda rows: pixels.array[rows.start : rows.stop],
-        embed,
-        label=f"features ({route})",
+        read,
+        lambda batch: embed(cast("Tensor", batch)),
+        label=f"features ({draft.identity['config'].get('route', 'patches')})",
         unit="images",
     )
     return finish_rows(draft, names, "images")
@@ -174,14 +196,13 @@ def begin_images(
     route: Route,
     out: Path,
     ids: Sequence[str] | None,
-    before_projection: bool,
     dtype: StoredDtype,
     part: str = "",
 ) -> Draft:
     """Open the artifact of :func:`extract_images` with these arguments, or a part's share of it."""
     weights = encoder.route_fingerprint(route)
     config = {
-        "what": "trunk" if before_projection else "image",
+        "what": "image",
         "encoder": encoder.base_fingerprint,
         "weights": weights,
         "route": str(route),
@@ -214,16 +235,14 @@ def begin_texts(
 
 @torch.no_grad()
 def image_rows(
-    encoder: GmailEncoder, pixels: Tensor, route: Route, before_projection: bool, dtype: StoredDtype
+    encoder: GmailEncoder, pixels: Tensor, route: Route, dtype: StoredDtype
 ) -> npt.NDArray[Any]:
     """Return one batch's rows as they are stored.
 
     Raises:
         DataError: a feature is not finite, or too large for the dtype.
     """
-    ready = encoder.preprocess.normalise(pixels)
-    embed = encoder.trunk if before_projection else encoder.embed_pixels
-    return _rows(embed(ready, route), dtype)
+    return _rows(encoder.embed_pixels(encoder.preprocess.normalise(pixels), route), dtype)
 
 
 @torch.no_grad()

@@ -121,7 +121,7 @@ def _begin(
     share = f"{part.number}-{part.of}" if part else ""
     if how.route is None:
         return begin_texts(source, encoder, out, Route.REAL, how.dtype, part=share)
-    return begin_images(source, encoder, how.route, out, None, False, how.dtype, part=share)
+    return begin_images(source, encoder, how.route, out, None, how.dtype, part=share)
 
 
 def _join(target: RowFile, parts: Sequence[Path]) -> None:
@@ -183,7 +183,6 @@ class _RowMaker:
                 encoder,
                 decode(names[rows.start : rows.stop]).to(encoder.device),
                 route,
-                False,
                 how.dtype,
             )
 

@@ -1,0 +1,223 @@
+"""What is frozen, kept once: decoded pixels and frozen features, shared by every stage.
+
+A cache is a folder. Each artifact in it lies in a folder that is named after its kind and a
+fingerprint of what it was made from: images or captions, weights and preprocessing. Two stages that
+need the same thing find the same folder, whichever of them comes first, and in which process.
+
+    cache = Cache(work / "cache")
+    cache.image_features(images, encoder)                     # decodes and embeds
+    cache.image_features(images, other_encoder)               # the same CLIP underneath: reads them
+    cache.extract_images(images, encoder, Route.FROZEN, out)  # links the features into ``out``
+    align(config, sources, base, out, cache=cache.folder)     # finds pixels and features
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from gmail_align.artifacts import MANIFEST, Artifact, fingerprint, one_at_a_time
+from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.preprocess import Preprocess
+from gmail_align.encoders.route import Route
+from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
+from gmail_align.features.run import (
+    StoredDtype,
+    begin_images,
+    extract_images,
+    extract_patches,
+    extract_texts,
+)
+
+_Frozen = Literal["image", "patches"]
+
+
+class Cache:
+    """A folder of decoded pixels and frozen features.
+
+    Several processes may use one cache at the same time: one of them makes an artifact, the others
+    wait and read it. A process that is killed loses at most one batch.
+
+    Where less than half of a store's images are asked for, and the cache does not hold the whole
+    store, those images alone are decoded and embedded.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder; it is created when something is written."""
+        self.folder = folder
+
+    def made(self, source: Artifact, parts: object, make: Callable[[Path], Artifact]) -> Artifact:
+        """Return an artifact that ``make`` makes in a folder of the cache, once.
+
+        Args:
+            source: What it is made from.
+            parts: Everything else that it depends on, as a JSON value.
+            make: Folder -> artifact; it returns at once where the folder is complete.
+        """
+        folder = self._folder(source, parts)
+        if (folder / MANIFEST).exists():
+            return make(folder)
+        with one_at_a_time(self.folder):
+            return make(folder)
+
+    def pixels(
+        self, images: Artifact, preprocess: Preprocess, ids: Sequence[str] | None = None
+    ) -> Pixels:
+        """Return the images decoded, resized and cropped: those of ``ids``, or more.
+
+        Args:
+            images: The image store.
+            preprocess: Resizing and cropping.
+            ids: The images that are needed; all of them when None.
+
+        Raises:
+            DataError: an id is not in the store, or cannot be decoded.
+        """
+        ids = self._chosen(images, ids, ["pixels", preprocess.fingerprint])
+        made = self.made(
+            images,
+            ["pixels", preprocess.fingerprint, ids],
+            lambda folder: prepare_pixels(images, preprocess, folder, ids=ids),
+        )
+        return read_pixels(made)
+
+    def image_features(
+        self,
+        images: Artifact,
+        encoder: GmailEncoder,
+        ids: Sequence[str] | None = None,
+        *,
+        batch_size: int = 64,
+    ) -> Artifact:
+        """Return frozen features of images, in float32: those of ``ids``, or more.
+
+        Args:
+            images: The image store.
+            encoder: An encoder on the CLIP whose features are needed, on the device to run on.
+            ids: The images that are needed; all of them when None.
+            batch_size: Images in one forward pass.
+
+        Raises:
+            DataError: an id is not in the store, or cannot be decoded.
+        """
+        return self._embedded("image", images, encoder, ids, batch_size)
+
+    def patch_features(
+        self,
+        images: Artifact,
+        encoder: GmailEncoder,
+        ids: Sequence[str] | None = None,
+        *,
+        batch_size: int = 64,
+    ) -> Artifact:
+        """Return means of the images' frozen patch tokens; see :meth:`image_features`."""
+        return self._embedded("patches", images, encoder, ids, batch_size)
+
+    def text_features(
+        self, captions: Artifact, encoder: GmailEncoder, *, batch_size: int = 256
+    ) -> Artifact:
+        """Return frozen features of captions, by caption id.
+
+        Args:
+            captions: An artifact of kind ``captions`` or ``pairs``.
+            encoder: An encoder on the CLIP whose features are needed, on the device to run on.
+            batch_size: Texts in one forward pass.
+
+        Raises:
+            DataError: there is no caption, or one id has two texts.
+            ModelError: the encoder has no usable tokenizer.
+        """
+
+        def make(folder: Path) -> Artifact:
+            return extract_texts(
+                captions, encoder, folder, route=Route.FROZEN, batch_size=batch_size
+            )
+
+        return self.made(captions, ["text", encoder.base_fingerprint], make)
+
+    def extract_images(
+        self,
+        images: Artifact,
+        encoder: GmailEncoder,
+        route: Route,
+        out: Path,
+        *,
+        batch_size: int = 64,
+        dtype: StoredDtype = "float32",
+    ) -> Artifact:
+        """Extract features of all images into ``out``: the artifact of ``features.run``'s function.
+
+        Images are decoded once for all routes. Frozen float32 features are linked from the cache,
+        or copied where ``out`` lies on another file system.
+
+        Raises:
+            DataError: an image cannot be decoded.
+            ArtifactError: ``out`` was made from something else.
+        """
+        if route is not Route.FROZEN or dtype != "float32":
+            pixels = self.pixels(images, encoder.preprocess)
+            return extract_images(
+                images, encoder, route, out, batch_size=batch_size, dtype=dtype, pixels=pixels
+            )
+        draft = begin_images(images, encoder, route, out, None, dtype)
+        if draft.complete is not None:
+            return draft.complete
+        made = self.image_features(images, encoder, batch_size=batch_size)
+        for name in made.manifest["files"]:
+            _link(made.path(name), draft.path(name))
+        return draft.finish(made.counts)
+
+    def _embedded(
+        self,
+        what: _Frozen,
+        images: Artifact,
+        encoder: GmailEncoder,
+        ids: Sequence[str] | None,
+        batch_size: int,
+    ) -> Artifact:
+        parts = [what, encoder.base_fingerprint, encoder.preprocess.fingerprint]
+        ids = self._chosen(images, ids, parts)
+        known = (self._folder(images, [*parts, ids]) / MANIFEST).exists()
+        pixels = None if known else self.pixels(images, encoder.preprocess, ids)
+
+        def make(folder: Path) -> Artifact:
+            if what == "patches":
+                return extract_patches(
+                    images, encoder, folder, ids=ids, batch_size=batch_size, pixels=pixels
+                )
+            return extract_images(
+                images,
+                encoder,
+                Route.FROZEN,
+                folder,
+                ids=ids,
+                batch_size=batch_size,
+                pixels=pixels,
+            )
+
+        return self.made(images, [*parts, ids], make)
+
+    def _chosen(
+        self, images: Artifact, ids: Sequence[str] | None, parts: list[str]
+    ) -> list[str] | None:
+        """Return None for the whole store where that is there, or where ``ids`` are half of it."""
+        if ids is None or 2 * len(ids) >= images.counts["images"]:
+            return None
+        if (self._folder(images, [*parts, None]) / MANIFEST).exists():
+            return None
+        return list(ids)
+
+    def _folder(self, source: Artifact, parts: object) -> Path:
+        return self.folder / f"{source.kind}-{fingerprint([source.fingerprint, parts])}"
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
