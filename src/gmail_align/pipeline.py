@@ -63,7 +63,7 @@ def prepare_data(recipe: Recipe, work: Path) -> Data:
     from gmail_align.data.leaks import find_leaks, refuse_leaks
     from gmail_align.data.pairs import make_pairs
     from gmail_align.data.subsets import choose_captions, choose_pairs
-    from gmail_align.importing.run import import_coco
+    from gmail_align.importing.run import import_data
     from gmail_align.synthesis.run import synthesize
     from gmail_align.tabletop.run import make_world
 
@@ -78,12 +78,13 @@ def prepare_data(recipe: Recipe, work: Path) -> Data:
     synthesis = recipe.synthesis.model_copy(update={"model": generator})
     real, captions, generated, pairs = {}, {}, {}, {}
     for split in counts:
-        captions[split], real[split] = import_coco(
-            world.path(f"captions_{split}.json"),
-            world.path("images"),
-            work / "real" / split,
-            split_name=split,
-        )
+        options = {
+            "annotations": world.path(f"captions_{split}.json"),
+            "images": [world.path("images")],
+            "split": split,
+        }
+        made = import_data("coco", options, work / "real" / split)
+        captions[split], real[split] = made["captions"], made["images"]
     judged = [real["val"], real["test"]]
     refuse_leaks(find_leaks(real["train"], judged, hashed=False), real["train"])
     for split in ("train", "val"):

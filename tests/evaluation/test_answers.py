@@ -14,8 +14,9 @@ from gmail_align.errors import DataError
 from gmail_align.evaluation.answer_files import question_of
 from gmail_align.evaluation.answers import Reading, answers_of_files
 from gmail_align.evaluation.items import ITEMS, read_items, write_items
-from gmail_align.importing.run import Options, write_import
-from gmail_align.importing.sources import scienceqa
+from gmail_align.importing.formats.questions import scienceqa
+from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.write import write_import
 from gmail_align.metrics.answers import Question
 
 from .test_caption_files import KEYS, write
@@ -121,7 +122,7 @@ def test_imported_questions_are_judged_as_their_files_are(tmp_path: Path) -> Non
     problems = {name: more | one for name, one in PROBLEMS.items()}
     write(tmp_path / "problems.json", problems)
     source = scienceqa(tmp_path / "problems.json", [])
-    made = write_import(source, tmp_path / "set", Options())["questions"]
+    made = write_import(source, tmp_path / "set", ImportOptions())["questions"]
     said = write(tmp_path / "said.json", SAID)
     found = answers_of_files(said, made.folder, protocol="own")[0]
     plain = score(tmp_path, SAID, problems)

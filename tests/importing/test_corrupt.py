@@ -19,8 +19,12 @@ from PIL import Image
 from gmail_align.artifacts import Artifact
 from gmail_align.data.images import ImageStore, admit
 from gmail_align.errors import DataError
-from gmail_align.importing import sources
-from gmail_align.importing.run import Options, write_import
+from gmail_align.importing.formats.captioned import karpathy
+from gmail_align.importing.formats.classes import folder as folder_source
+from gmail_align.importing.formats.shards import webdataset
+from gmail_align.importing.formats.tables import parquet
+from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.write import write_import
 
 Make = Callable[..., bytes]
 GOOD = ("a", "m", "z")
@@ -129,7 +133,7 @@ def test_every_broken_image_is_left_out_by_id_and_reason(
     files = everything(make_picture)
     place = pack(tmp_path / "in", files)
     made = write_import(
-        sources.folder([place]), tmp_path / "out", Options(limit_quarantine=0.9, shard_size=4)
+        folder_source([place]), tmp_path / "out", ImportOptions(limit_quarantine=0.9, shard_size=4)
     )
     store = ImageStore(made["images"])
     assert store.ids == list(GOOD)
@@ -148,7 +152,7 @@ def test_above_the_stated_rate_the_run_stops_with_one_sentence(
     with pytest.raises(
         DataError, match=r"12 of 15 images cannot be used, more than 50.00% \(the first is b_trunc"
     ) as caught:
-        write_import(sources.folder([place]), tmp_path / "out", Options(limit_quarantine=0.5))
+        write_import(folder_source([place]), tmp_path / "out", ImportOptions(limit_quarantine=0.5))
     assert "\n" not in str(caught.value)
 
 
@@ -186,8 +190,8 @@ def test_tars_with_links_escapes_and_duplicates(tmp_path: Path, make_picture: Ma
         info.type = tarfile.FIFOTYPE
         tar.addfile(info)
         add_member(tar, "x/z.jpg", make_picture(5))
-    source = sources.folder([tmp_path / "in/f.tar"])
-    made = write_import(source, tmp_path / "out", Options(limit_quarantine=0.9))
+    source = folder_source([tmp_path / "in/f.tar"])
+    made = write_import(source, tmp_path / "out", ImportOptions(limit_quarantine=0.9))
     store = ImageStore(made["images"])
     assert store.ids == ["a", "z"]
     assert store.read_bytes("a") == make_picture(1)
@@ -210,8 +214,8 @@ def test_a_tar_that_is_cut_off_gives_what_stands_before(
 ) -> None:
     place = as_tar(tmp_path / "in", {f"{n}.jpg": make_picture(n) for n in range(1, 9)})
     place.write_bytes(place.read_bytes()[:-10240][:-cut])
-    source = sources.folder([place])
-    made = write_import(source, tmp_path / "out", Options(limit_quarantine=0.9))
+    source = folder_source([place])
+    made = write_import(source, tmp_path / "out", ImportOptions(limit_quarantine=0.9))
     ids = ImageStore(made["images"]).ids
     assert ids == [str(n) for n in range(1, len(ids) + 1)]
     assert 3 <= len(ids) < 8
@@ -234,7 +238,9 @@ def test_zips_with_links_escapes_damage_and_duplicates(tmp_path: Path, make_pict
     whole = place.read_bytes()
     at = whole.index(make_picture(4)) + 200
     place.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-    made = write_import(sources.folder([place]), tmp_path / "out", Options(limit_quarantine=0.9))
+    made = write_import(
+        folder_source([place]), tmp_path / "out", ImportOptions(limit_quarantine=0.9)
+    )
     store = ImageStore(made["images"])
     assert store.ids == ["a", "z"]
     assert store.read_bytes("a") in (make_picture(1), make_picture(3))
@@ -267,8 +273,8 @@ def test_webdataset_shards_with_broken_samples(tmp_path: Path, make_picture: Mak
         add_member(tar, "008.json", b'{"caption": "a fish"}')
         add_member(tar, "009.jpg", make_picture(9))
         add_member(tar, "009.txt", b"\xff\xfe not utf-8")
-    source = sources.webdataset([tmp_path])
-    made = write_import(source, tmp_path / "out", Options(limit_quarantine=0.9))
+    source = webdataset([tmp_path])
+    made = write_import(source, tmp_path / "out", ImportOptions(limit_quarantine=0.9))
     assert ImageStore(made["images"]).ids == ["000", "001", "002", "003", "008", "009"]
     assert ImageStore(made["images"]).read_bytes("000") == make_picture(0)
     lines = made["captions"].path("captions.jsonl").read_text().splitlines()
@@ -292,11 +298,11 @@ def test_too_many_broken_captions_stop_the_run(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [{"image": f"{n}.jpg", "caption": "" if n % 2 else "a"} for n in range(10)]
     path.write_text("\n".join(map(json.dumps, rows)) + "\nnot json\n[1]\n")
-    columns = sources.Columns("image", "caption")
+    columns = {"image_column": "image", "caption_column": "caption"}
     with pytest.raises(DataError, match="7 of 12 captions cannot be used, more than 1.00%"):
-        write_import(sources.table([path], columns, []), tmp_path / "out", Options())
+        write_import(parquet([path], [], **columns), tmp_path / "out", ImportOptions())
     made = write_import(
-        sources.table([path], columns, []), tmp_path / "two", Options(limit_quarantine=0.6)
+        parquet([path], [], **columns), tmp_path / "two", ImportOptions(limit_quarantine=0.6)
     )
     reasons = quarantine(made["captions"])
     assert reasons["row-10"] == "is no JSON"
@@ -307,11 +313,13 @@ def test_too_many_broken_captions_stop_the_run(tmp_path: Path) -> None:
 def test_names_that_are_no_text_are_left_out(tmp_path: Path, make_picture: Make) -> None:
     folder = as_folder(tmp_path / "in", {"a.jpg": make_picture(1), "b.jpg": make_picture(2)})
     (folder / "x" / "c\udcff.jpg").write_bytes(make_picture(3))
-    made = write_import(sources.folder([folder]), tmp_path / "o", Options(limit_quarantine=0.5))
+    made = write_import(
+        folder_source([folder]), tmp_path / "o", ImportOptions(limit_quarantine=0.5)
+    )
     assert ImageStore(made["images"]).ids == ["a", "b"]
     assert list(quarantine(made["images"]).values()) == ["has a name that is not UTF-8"]
     path = tmp_path / "dataset_coco.json"
     entry = {"filename": "x\ud800.jpg", "split": "test", "sentences": [{"sentid": 1, "raw": "a"}]}
     path.write_text(json.dumps({"images": [entry]}))
-    made = write_import(sources.karpathy(path, []), tmp_path / "k", Options())
+    made = write_import(karpathy(path, []), tmp_path / "k", ImportOptions())
     assert made["captions"].counts["captions"] == 1

@@ -9,8 +9,8 @@ import pytest
 from gmail_align.data.captions import Caption, read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import ArtifactError, DataError
-from gmail_align.importing import run as import_run
-from gmail_align.importing.run import import_coco
+from gmail_align.importing import write as import_run
+from worlds.files import import_coco
 
 Coco = tuple[Path, Path, dict[str, Any]]
 

@@ -13,8 +13,10 @@ PROGRAM = """
 import json, resource, sys
 from pathlib import Path
 from gmail_align import progress
-from gmail_align.importing import sources
-from gmail_align.importing.run import Options, write_import
+from gmail_align.importing.formats.captioned import cc
+from gmail_align.importing.formats.coco import coco
+from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.write import write_import
 
 kind, count, work = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 progress.set_quiet(True)
@@ -33,8 +35,8 @@ with path.open("w") as file:
     else:
         for n in range(count):
             file.write(f"some words about picture {n}\\thttp://x.org/{n}\\n")
-source = sources.coco(path, []) if kind == "coco" else sources.conceptual(path, [])
-made = write_import(source, work / f"out-{kind}-{count}", Options())
+source = coco(path, []) if kind == "coco" else cc(path, [])
+made = write_import(source, work / f"out-{kind}-{count}", ImportOptions())
 assert made["captions"].counts["captions"] == count
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

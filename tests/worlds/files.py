@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gmail_align.artifacts import Artifact
+from gmail_align.importing.formats.coco import coco as coco_source
+from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.write import write_import
+
 
 def picture(seed: int, form: str = "JPEG", size: tuple[int, int] = (24, 16)) -> bytes:
     """Return an encoded image of noise."""
@@ -58,3 +63,12 @@ def shared_data() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+def import_coco(
+    annotations: Path, images: Path, out: Path, *, split_name: str, **write: Any
+) -> tuple[Artifact, Artifact]:
+    """Import a COCO split without a receipt; return its captions and images."""
+    source = coco_source(annotations, [images], split_name)
+    made = write_import(source, out, ImportOptions(**write))
+    return made["captions"], made["images"]

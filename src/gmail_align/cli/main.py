@@ -9,6 +9,7 @@ import typer
 
 from gmail_align import __version__
 from gmail_align.cli.lazy import Entry, Group, LazyGroup
+from gmail_align.importing.table import IMPORTERS
 
 COMMANDS: dict[str, Entry | Group] = {
     "demo": Entry("demo:demo", "Run the whole pipeline on the tabletop world: CPU, offline."),
@@ -23,23 +24,7 @@ COMMANDS: dict[str, Entry | Group] = {
     ),
     "import": Group(
         "Bring data sets in, read in place from folders, zips, tars, tables and shards.",
-        {
-            "coco": Entry("import_coco:coco", "COCO-style caption annotations and images."),
-            "karpathy": Entry("import_coco:karpathy", "Karpathy's splits of COCO and Flickr."),
-            "flickr30k": Entry("import_captions:flickr30k", "Flickr30k's token file, all of it."),
-            "cc": Entry("import_captions:cc", "CC3M or CC12M: TSV, or img2dataset's shards."),
-            "sharegpt4v": Entry("import_captions:sharegpt4v", "ShareGPT4V's long captions."),
-            "urban1k": Entry("import_captions:urban1k", "Urban-1k, or images with .txt beside."),
-            "folder": Entry("import_classes:folder", "Folders of images named by their class."),
-            "cifake": Entry("import_classes:cifake", "The real or the generated side of CIFAKE."),
-            "classification": Entry(
-                "import_classes:classification", "DTD, Cars, SUN397, Food-101, ... ImageNet."
-            ),
-            "webdataset": Entry("import_tables:webdataset", "Any WebDataset shards."),
-            "parquet": Entry("import_tables:parquet", "Parquet, JSON lines or CSV by columns."),
-            "scienceqa": Entry("import_questions:scienceqa", "ScienceQA's questions and images."),
-            "mmmu": Entry("import_questions:mmmu", "MMMU's questions and images."),
-        },
+        {name: Entry(f"imports:{name}", row.help) for name, row in IMPORTERS.items()},
     ),
     "leaks": Entry("leaks:leaks", "Find training images that an evaluation also has."),
     "choose": Entry("choose:choose", "Keep some of the captions, or of the pairs."),

@@ -138,6 +138,18 @@ def find_protocol(name: str, task: Task | None = None) -> Protocol:
     raise DataError(f"no protocol{f' of {task}' if task else ''} is named {name!r}; {hint}")
 
 
+def require_dataset(protocol: Protocol | None, *datasets: str) -> None:
+    """Check that a protocol, where there is one, is of one of the data sets.
+
+    Raises:
+        DataError: it is of another.
+    """
+    if protocol is not None and protocol.dataset not in datasets:
+        raise DataError(
+            f"{protocol.name} is a protocol of {protocol.dataset}: import that data set"
+        )
+
+
 def checked_name(protocol: Protocol, counts: Mapping[str, int], *, subset: bool = False) -> str:
     """Return the name that numbers on a set of these counts may carry.
 

@@ -1,373 +1,212 @@
-"""Imports: what a format lists becomes artifacts of images, captions, classes and questions."""
+"""The stage: import a data set by the name of its importer and that importer's options.
+
+``import.json`` beside the artifacts records the options, the size and time of change of every
+input, and what was made. Where all of it is still the same, the import is done and nothing is read.
+Otherwise the inputs are read again; no artifact's identity depends on this file.
+"""
 
 from __future__ import annotations
 
+import difflib
+import hashlib
+import inspect
 import json
 import os
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
-from gmail_align.artifacts import Artifact, atomic_file, begin, read_jsonl, write_json, write_jsonl
-from gmail_align.data.captions import Caption, write_captions
-from gmail_align.data.classes import fill
-from gmail_align.data.images import (
-    QUARANTINE,
-    Quarantined,
-    Sample,
-    admit,
-    check_quarantine,
-    finish_images,
-    read_shard,
-    shard_name,
-    write_shard,
-)
-from gmail_align.data.protocols import checked_name, find_protocol
-from gmail_align.data.questions import QUESTIONS, Question
-from gmail_align.errors import DataError
-from gmail_align.importing.formats.coco import list_coco
-from gmail_align.importing.members import Members, open_members
-from gmail_align.importing.staging import Listed, Stage
-from gmail_align.progress import progress
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
-LABELS, CLASSES = "labels.json", "classes.json"
+from gmail_align.artifacts import Artifact, canonical_json, load, write_json
+from gmail_align.data.protocols import find_protocol
+from gmail_align.errors import ArtifactError, ConfigError
+from gmail_align.importing.source import ImportOptions, Source
+from gmail_align.importing.table import find_importer
+from gmail_align.importing.write import write_import
+from gmail_align.runtime import versions
 
-_WINDOW: Final = 32  # images that are read ahead of the one that is written
+RECEIPT: Final = "import.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """What a format found.
-
-    ``config`` and ``inputs`` become part of every manifest: what was asked for, and the hashes of
-    the files that say what there is. Without ``members`` there are captions and no images.
-    ``names`` are the classes' (key -> name) and ``templates`` their prompts. ``origin`` is kept
-    with every image.
-    """
-
-    config: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    stage: Stage
-    members: Members | None = None
-    names: Mapping[str, str] | None = None
-    templates: Sequence[str] = ()
-    origin: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How any source is written.
-
-    ``limit_quarantine`` is the largest share of images, or captions, that may be left out;
-    ``convert`` takes images that need a conversion (see :func:`gmail_align.data.images.admit`);
-    ``protocol`` names the evaluation whose counts the result must have, ``subset`` allows less.
-    """
-
-    limit_quarantine: float = 0.01
-    shard_size: int = 1000
-    convert: bool = False
-    protocol: str | None = None
-    subset: bool = False
-
-
-def import_coco(
-    annotations: Path,
-    images: Path,
+def import_data(
+    importer: str,
+    options: Mapping[str, Any],
     out: Path,
-    *,
-    split_name: str,
-    limit_quarantine: float = 0.01,
-    shard_size: int = 1000,
-) -> tuple[Artifact, Artifact]:
-    """Import COCO captions and their images (COCO 2014, 2017, or any json of that format).
+    write: ImportOptions | None = None,
+) -> dict[str, Artifact]:
+    """Import a data set; what is made lies in ``out/captions``, ``out/images`` and so on.
 
-    Images are ordered by id, captions by image id and then annotation id. An image that does not
-    decode is left out and listed in ``quarantine.jsonl``; its captions stay.
+    Example:
+        >>> made = import_data(
+        ...     "coco",
+        ...     {"annotations": "captions_val2017.json", "images": ["val2017.zip"]},
+        ...     Path("coco"),
+        ... )  # doctest: +SKIP
+        >>> made["captions"].counts  # doctest: +SKIP
 
     Args:
-        annotations: COCO's ``captions_*.json``.
-        images: Folder, zip or tar with the files that the json names.
-        out: Output folder; the artifacts are ``out/captions`` and ``out/images``.
-        split_name: Name of the split (``"val2017"``), kept in both manifests.
-        limit_quarantine: Largest share of images, and of captions, that may be left out.
-        shard_size: Images a shard.
+        importer: A name in :data:`gmail_align.importing.table.IMPORTERS`.
+        options: The importer's own options. ``source`` names the first one for every importer, and
+            one path may stand where a list of paths is expected.
+        out: Folder of the artifacts.
+        write: What every importer takes: conversion, protocol, limit of what is left out.
 
     Returns:
-        The captions and the images.
+        Kind (``captions``, ``images``, ``classes``, ``questions``) -> artifact.
 
     Raises:
-        DataError: a file is missing, malformed or of another kind, or too much is broken.
-        ArtifactError: the output folders belong to other inputs.
+        ConfigError: the importer or an option does not exist, or a value is wrong.
+        DataError: a source is missing, damaged or of another kind, or too much is unusable.
+        ArtifactError: ``out`` belongs to other inputs.
     """
-    stage, members = Stage(), open_members(images)
-    digest = list_coco(stage, annotations, members)
-    source = Source(
-        config={"format": "coco", "split": split_name},
-        inputs={"annotations": digest},
-        stage=stage,
-        members=members,
-    )
-    options = Options(limit_quarantine=limit_quarantine, shard_size=shard_size)
-    made = write_import(source, out, options)
-    return made["captions"], made["images"]
-
-
-def write_import(source: Source, out: Path, options: Options) -> dict[str, Artifact]:
-    """Write what a source holds: ``out/captions``, ``out/images``, and so on, each where it is.
-
-    Captions of images that were left out stay, so that images can be generated from them; under a
-    protocol they go, so that its counts are those of what can be evaluated.
-
-    Raises:
-        DataError: a share above the limit cannot be used, or the counts are not the protocol's.
-        ArtifactError: the output folders belong to other inputs.
-    """
-    stage, members, files = source.stage, source.members, ""
-    config = {
-        **source.config,
-        **({"protocol": options.protocol} if options.protocol else {}),
-        **({"subset": True} if options.subset else {}),
-    }
-    if members is not None:
-        if members.serial:
-            stage.sort_by_place(members)
-        files = stage.drop_missing(members)
-        _refuse_nothing(stage)
-    if options.protocol:
-        _apply_protocol(source, options)
-    made: dict[str, Artifact] = {}
-    left_out: set[str] = set()
-    if members is not None and stage.count("images"):
-        made["images"] = _write_images(source, config, files, out / "images", options)
-        left_out = _left_out(stage, made["images"])
-    dropped = left_out if options.protocol else set()
-    if stage.count("captions") or stage.left_out_count("captions"):
-        made["captions"] = _write_captions(source, config, out / "captions", options, dropped)
-    if source.names is not None:
-        made["classes"] = _write_classes(source, config, out / "classes", left_out)
-    if stage.count("questions") or stage.left_out_count("questions"):
-        made["questions"] = _write_questions(source, config, out / "questions", options, left_out)
-    if not made:
-        raise DataError("the source lists neither images nor captions: there is nothing to import")
+    write = write or ImportOptions()
+    function = find_importer(importer).load()
+    checked = check_options(importer, function, options)
+    receipt = ImportReceipt.of(importer, out, {**checked, **asdict(write)})
+    made = receipt.made()
+    if made is None:
+        source = _list_source(importer, function, checked, write)
+        made = write_import(source, out, _completed(write, source))
+        receipt.write(made)
     return made
 
 
-def _left_out(stage: Stage, images: Artifact) -> set[str]:
-    """Return the images that are not in the store; not those of which only a copy was left out."""
-    broken = Counter(row["id"] for row in read_jsonl(images.path(QUARANTINE)))
-    broken.subtract(fault.id for fault in stage.left_out("images"))
-    return {name for name, times in broken.items() if times > 0} | stage.gone()
+def option_fields(function: Callable[..., Source]) -> dict[str, inspect.Parameter]:
+    """Return an importer's options: the parameters that have a pydantic ``Field``.
+
+    The annotation of each is resolved, so that ``Annotated[type, Field(...)]`` can be read off it.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    return {
+        name: parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(function).parameters.items()
+        if get_origin(hints[name]) is Annotated
+        and any(isinstance(one, FieldInfo) for one in get_args(hints[name]))
+    }
 
 
-def _refuse_nothing(stage: Stage) -> None:
-    faults = stage.left_out_count("images")
-    if faults and not stage.count("images"):
-        first = next(stage.left_out("images"))
-        raise DataError(
-            f"none of the {faults} listed images can be used (the first is {first.id}: "
-            f"{first.reason}): give the folder, zip or tar that holds them"
-        )
+def check_options(
+    importer: str, function: Callable[..., Source], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Validate an importer's options and fill in the defaults.
+
+    Raises:
+        ConfigError: an option is unknown, missing or of a wrong type; the message names it.
+    """
+    fields = option_fields(function)
+    given = dict(options)
+    first = next(iter(fields))
+    if "source" in given and "source" not in fields and first not in given:
+        given[first] = given.pop("source")
+    for name in given:
+        if name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(fields)}"
+            raise ConfigError(f"import {importer} has no option {name!r}; {hint}")
+    checked = {}
+    for name, parameter in fields.items():
+        if name in given:
+            checked[name] = _checked(importer, name, parameter.annotation, given[name])
+        elif parameter.default is inspect.Parameter.empty:
+            raise ConfigError(f"import {importer} needs the option {name!r}")
+        else:
+            checked[name] = parameter.default
+    return checked
 
 
-def _apply_protocol(source: Source, options: Options) -> None:
-    """Keep the captions that a protocol uses, and check the counts before anything is written."""
-    stage, protocol = source.stage, find_protocol(options.protocol or "")
-    if protocol.captions_each:
-        stage.keep_captions(protocol.captions_each)
-    if source.members is not None and "captions" in protocol.counts:
-        stage.drop_strangers()
-    counts = {kind: stage.count(kind) for kind in ("captions", "images", "questions")}
-    checked_name(protocol, counts | _class_count(source), subset=options.subset)
-
-
-def _write_images(
-    source: Source, config: Mapping[str, Any], files: str, out: Path, options: Options
-) -> Artifact:
-    stage = source.stage
-    total, missing = stage.count("images"), stage.left_out_count("images")
-    draft = begin(
-        out,
-        "images",
-        {
-            **config,
-            "shard_size": options.shard_size,
-            **({"convert": True} if options.convert else {}),
-        },
-        {**source.inputs, "files": files},
-    )
-    if draft.complete:
-        return draft.complete
-    left_out: list[Quarantined] = []
-    listed = stage.images()
-    with progress("import", total, "images") as bar:
-        for index, chunk in enumerate(_chunks(listed, options.shard_size)):
-            path = draft.path(shard_name(index))
-            done = read_shard(path)
-            faults = list(stage.left_out("images")) if index == 0 else []
-            left_out += done[1] if done else _write_shard(path, chunk, source, options, faults)
-            bar.advance(len(chunk))
-            check_quarantine(left_out, total + missing, options.limit_quarantine)
-    notes: dict[str, Any] = {}
-    counts = {"images": total + missing - len(left_out), **_class_count(source)}
-    if options.protocol and "captions" not in find_protocol(options.protocol).counts:
-        notes = _protocol_note(options, counts | {"questions": stage.count("questions")})
-    return finish_images(draft, limit_quarantine=options.limit_quarantine, **notes)
-
-
-def _write_shard(
-    path: Path,
-    images: Sequence[Listed],
-    source: Source,
-    options: Options,
-    faults: Sequence[Quarantined],
-) -> list[Quarantined]:
-    """Write one shard while it is read, with ``faults`` among what was left out."""
-    left_out = list(faults)
-
-    def samples() -> Iterator[Sample]:
-        for read in _read_ahead(images, source, options.convert):
-            if isinstance(read, Quarantined):
-                left_out.append(read)
-            else:
-                yield read
-
-    write_shard(path, samples(), left_out)
-    return left_out
-
-
-def _read_ahead(
-    images: Sequence[Listed], source: Source, convert: bool
-) -> Iterator[Sample | Quarantined]:
-    """Yield the images in order; some are read and decoded ahead in threads."""
-    members = source.members
-    assert members is not None
-
-    def load(image: Listed, data: bytes | DataError | None) -> Sample | Quarantined:
-        try:
-            if isinstance(data, DataError):
-                raise data
-            found = members.read(image.place) if data is None else data
-            record, kept = admit(image.image_id, found, name=image.place, convert=convert)
-        except DataError as error:
-            return Quarantined(image.image_id, str(error))
-        return replace(record, prompt=image.prompt, **dict(source.origin)), kept  # type: ignore[arg-type]
-
-    waiting: deque[Future[Sample | Quarantined]] = deque()
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for image in images:
-            data = _read_now(members, image) if members.serial else None
-            waiting.append(pool.submit(load, image, data))
-            if len(waiting) == _WINDOW:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _read_now(members: Members, image: Listed) -> bytes | DataError:
+def _checked(importer: str, name: str, annotation: Any, value: Any) -> Any:
+    kind = get_args(annotation)[0]
+    many = get_origin(kind) is not None and issubclass(get_origin(kind), Sequence)
+    if many and isinstance(value, str | Path):
+        value = [value]
     try:
-        return members.read(image.place)
-    except DataError as error:
-        return error
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"]
+        reason = said[:1].lower() + said[1:]
+        raise ConfigError(f"import {importer}: {name}: {reason} (got {value!r})") from error
 
 
-def _write_captions(
-    source: Source, config: Mapping[str, Any], out: Path, options: Options, dropped: set[str]
-) -> Artifact:
-    stage = source.stage
-    draft = begin(out, "captions", config, source.inputs)
-    if draft.complete:
-        return draft.complete
-    faults = list(stage.left_out("captions"))
-    total = stage.count("captions") + len(faults)
-    check_quarantine(faults, total, options.limit_quarantine, "captions")
-    images, last = 0, ""
-
-    def rows() -> Iterator[Caption]:
-        nonlocal images, last
-        for caption in stage.captions():
-            if caption.image_id not in dropped:
-                images += caption.image_id != last  # an image's captions come together
-                last = caption.image_id
-                yield caption
-
-    count = write_captions(draft, rows())
-    if faults:
-        write_jsonl(draft.path(QUARANTINE), [asdict(fault) for fault in faults])
-    counts = {"captions": count, "images": images}
-    notes: dict[str, Any] = {}
-    if options.protocol and "captions" in find_protocol(options.protocol).counts:
-        notes = _protocol_note(options, counts)
-    left_out = {"quarantined": len(faults)} if faults else {}
-    return draft.finish(counts | left_out, **notes)
+def _list_source(
+    importer: str, function: Callable[..., Source], options: Mapping[str, Any], write: ImportOptions
+) -> Source:
+    """Call the importer; one that has protocols is told which is asked for."""
+    if "protocol" in inspect.signature(function).parameters:
+        protocol = None if write.protocol is None else find_protocol(write.protocol)
+        return function(**options, protocol=protocol)
+    if write.protocol is not None:
+        raise ConfigError(f"import {importer} has no protocols: leave out {write.protocol!r}")
+    return function(**options)
 
 
-def _write_classes(
-    source: Source, config: Mapping[str, Any], out: Path, left_out: set[str]
-) -> Artifact:
-    """Write ``labels.json`` (image id -> class) and ``classes.json`` (class -> prompts)."""
-    names, templates = source.names or {}, list(source.templates)
-    draft = begin(
-        out, "classes", {**config, "names": dict(names), "templates": templates}, source.inputs
-    )
-    if draft.complete:
-        return draft.complete
-    write_json(draft.path(CLASSES), fill(names, tuple(templates)))
-    count = 0
-    with atomic_file(draft.path(LABELS)) as file:
-        for image in source.stage.images():
-            if image.image_id not in left_out:
-                row = f"{json.dumps(image.image_id)}: {json.dumps(image.label, ensure_ascii=False)}"
-                file.write(("," if count else "{").encode() + f"\n{row}".encode())
+def _completed(write: ImportOptions, source: Source) -> ImportOptions:
+    """Put in what the importer's own defaults say where the options say nothing."""
+    convert = source.convert if write.convert is None else write.convert
+    return replace(write, convert=convert, protocol=write.protocol or source.protocol)
+
+
+@dataclass(frozen=True)
+class ImportReceipt:
+    """The record of one import: its options and the state of its inputs before they are read."""
+
+    out: Path
+    options: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, importer: str, out: Path, options: Mapping[str, Any]) -> ImportReceipt:
+        """Record the options; every path among them, alone or in a list, is an input."""
+        inputs: dict[str, Any] = {}
+        plain: dict[str, Any] = {"import": importer, "version": versions().get("gmail-align")}
+        for name, value in options.items():
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(one, Path):
+                    inputs[str(one.absolute())] = _state(one)
+            plain[name] = json.loads(json.dumps(value, default=lambda path: str(path.absolute())))
+        return cls(out, plain, inputs)
+
+    def made(self) -> dict[str, Artifact] | None:
+        """Return what the same import made before; None when there is none or anything changed."""
+        try:
+            before = json.loads((self.out / RECEIPT).read_text(encoding="utf-8"))
+            if before["options"] != self.options or before["inputs"] != self.inputs:
+                return None
+            made = {name: load(self.out / name) for name in before["made"]}
+        except (OSError, ValueError, KeyError, TypeError, ArtifactError):
+            return None
+        same = all(made[name].fingerprint == was for name, was in before["made"].items())
+        return made if same and made and None not in self.inputs.values() else None
+
+    def write(self, made: Mapping[str, Artifact]) -> None:
+        """Write the record of a finished import."""
+        prints = {name: artifact.fingerprint for name, artifact in made.items()}
+        row = {"options": self.options, "inputs": self.inputs, "made": prints}
+        write_json(self.out / RECEIPT, row)
+
+
+def _state(path: Path) -> list[Any] | None:
+    """Return what changes with a file, or with any file in a folder; None when unknown."""
+    try:
+        if path.is_dir():
+            digest, count = hashlib.sha256(), 0
+            for row in _walk(str(path)):
+                digest.update(canonical_json(row).encode(errors="surrogateescape"))
                 count += 1
-        file.write(b"\n}\n" if count else b"{}\n")
-    return draft.finish({"images": count, "classes": len(names)})
+            return [count, digest.hexdigest()[:16]]
+        state = path.stat()
+    except (OSError, RecursionError):  # links in a circle
+        return None
+    return [state.st_size, state.st_mtime_ns]
 
 
-def _write_questions(
-    source: Source, config: Mapping[str, Any], out: Path, options: Options, left_out: set[str]
-) -> Artifact:
-    """Write ``questions.jsonl``; a question goes when one of its images was left out."""
-    draft = begin(out, "questions", config, source.inputs)
-    if draft.complete:
-        return draft.complete
-    faults = list(source.stage.left_out("questions"))
-    count = 0
-
-    def rows() -> Iterator[dict[str, Any]]:
-        nonlocal count
-        for row in source.stage.questions():
-            question = Question.from_row(row)
-            gone = [name for name in question.image_ids if name in left_out]
-            if gone:
-                faults.append(Quarantined(question.question_id, f"image {gone[0]} was left out"))
-            else:
-                count += 1
-                yield asdict(question)
-
-    write_jsonl(draft.path(QUESTIONS), rows())
-    check_quarantine(faults, count + len(faults), options.limit_quarantine, "questions")
-    if faults:
-        write_jsonl(draft.path(QUARANTINE), [asdict(fault) for fault in faults])
-    counts = {"questions": count}
-    notes = _protocol_note(options, counts) if options.protocol else {}
-    return draft.finish({**counts, **({"quarantined": len(faults)} if faults else {})}, **notes)
-
-
-def _protocol_note(options: Options, counts: Mapping[str, int]) -> dict[str, str]:
-    """Return the name that numbers on this set may carry, as a note of the manifest."""
-    assert options.protocol is not None
-    protocol = find_protocol(options.protocol)
-    return {"protocol": checked_name(protocol, counts, subset=options.subset)}
-
-
-def _class_count(source: Source) -> dict[str, int]:
-    return {} if source.names is None else {"classes": len(source.names)}
-
-
-def _chunks(images: Iterator[Listed], size: int) -> Iterator[list[Listed]]:
-    while chunk := list(islice(images, size)):
-        yield chunk
+def _walk(folder: str) -> Iterator[list[Any]]:
+    """Yield name, size and time of change of every file in a folder and those inside it."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _walk(entry.path)
+        elif entry.is_file():
+            state = entry.stat()
+            yield [entry.path, state.st_size, state.st_mtime_ns]

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from gmail_align.artifacts import canonical_json
-from gmail_align.data.captions import Caption, safe_id, tidy
+from gmail_align.data.captions import Caption, name_id, safe_id, tidy
 from gmail_align.data.images import Quarantined
 from gmail_align.data.questions import Question
 from gmail_align.data.unique import temporary_database
@@ -33,7 +33,7 @@ _BY_NUMBER: Final = "CAST(id AS INTEGER), id"
 
 
 @dataclass(frozen=True)
-class Listed:
+class StagedImage:
     """One listed image: its id, where its bytes are, its class and what it was generated from."""
 
     image_id: str
@@ -42,7 +42,7 @@ class Listed:
     prompt: str = ""
 
 
-class Stage:
+class Staging:
     """Images, captions and faults of one import."""
 
     def __init__(self) -> None:
@@ -168,11 +168,11 @@ class Stage:
         there = " WHERE NOT gone" if kind == "images" else ""
         return self._one(f"SELECT COUNT(*) FROM {_checked(kind)}{there}")
 
-    def images(self) -> Iterator[Listed]:
+    def images(self) -> Iterator[StagedImage]:
         """Yield the listed images in order."""
         sql = "SELECT id, place, label, prompt FROM images WHERE NOT gone ORDER BY rank, n"
         for row in self._database.execute(sql):
-            yield Listed(*row)
+            yield StagedImage(*row)
 
     def captions(self) -> Iterator[Caption]:
         """Yield the captions in the order of their images, then in their own."""
@@ -252,3 +252,26 @@ def _checked(kind: str) -> str:
     if kind not in ("images", "captions", "questions"):
         raise ValueError(kind)
     return kind
+
+
+def add(staging: Staging, image_id: str, place: str, captions: list[tuple[str, Any]]) -> None:
+    """List an image, if it is new, and its captions; one that comes twice is left out."""
+    staging.add_image(image_id, place)
+    for caption_id, text in captions:
+        if not isinstance(text, str):
+            staging.refuse("captions", caption_id, "is no text")
+        elif not staging.add_caption(caption_id, text, image_id):
+            staging.refuse("captions", caption_id, "comes twice; the first is kept")
+
+
+def located(members: Members | None, *names: str) -> str:
+    """Return the first name under which a file is there, else the first name."""
+    found: Iterator[str | None] = (members.find(name) for name in names) if members else iter(())
+    return next((name for name in found if name), names[0])
+
+
+def refuse_faults(staging: Staging, members: Members) -> None:
+    """Leave out what a folder or archive itself cannot give."""
+    for name, fault in members.listing():
+        if fault:
+            staging.refuse("images", name_id(name), f"{name} {fault}")

@@ -12,8 +12,9 @@ import pytest
 from gmail_align.data.images import ImageStore
 from gmail_align.data.pairs import make_pairs, read_pairs
 from gmail_align.errors import DataError
-from gmail_align.importing import sources
-from gmail_align.importing.run import Options, write_import
+from gmail_align.importing.formats.classes import cifake, classification, folder
+from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.write import write_import
 
 Make = Callable[..., bytes]
 
@@ -99,8 +100,8 @@ def test_each_set_is_read_in_the_layout_of_its_authors(
     tmp_path: Path, make_picture: Make, name: str
 ) -> None:
     labels = layout(name, tmp_path / "in", make_picture)
-    options = Options(protocol=name, subset=True, convert=True)
-    made = write_import(sources.classification(name, [tmp_path / "in"]), tmp_path / "out", options)
+    options = ImportOptions(protocol=name, subset=True, convert=True)
+    made = write_import(classification(name, [tmp_path / "in"]), tmp_path / "out", options)
     assert json.loads(made["classes"].path("labels.json").read_text()) == labels
     assert sorted(ImageStore(made["images"]).ids) == sorted(labels)
     prompts = json.loads(made["classes"].path("classes.json").read_text())
@@ -110,9 +111,9 @@ def test_each_set_is_read_in_the_layout_of_its_authors(
     assert said.startswith(f"{name} (subset: 2 of ")
     with pytest.raises(DataError, match=rf"{name} has \d+ images and \d+ classes, but here are 2"):
         write_import(
-            sources.classification(name, [tmp_path / "in"]),
+            classification(name, [tmp_path / "in"]),
             tmp_path / "whole",
-            Options(protocol=name),
+            ImportOptions(protocol=name),
         )
 
 
@@ -120,21 +121,21 @@ def test_a_set_is_read_from_a_packed_tar(tmp_path: Path, make_picture: Make) -> 
     labels = layout("dtd", tmp_path / "in", make_picture)
     with tarfile.open(tmp_path / "dtd.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "in/dtd", "dtd")
-    source = sources.classification("dtd", [tmp_path / "dtd.tar.gz"])
-    made = write_import(source, tmp_path / "out", Options())
+    source = classification("dtd", [tmp_path / "dtd.tar.gz"])
+    made = write_import(source, tmp_path / "out", ImportOptions())
     assert json.loads(made["classes"].path("labels.json").read_text()).keys() == labels.keys()
 
 
 def test_unknown_classes_sets_and_missing_lists_are_refused(
     tmp_path: Path, make_picture: Make
 ) -> None:
-    with pytest.raises(DataError, match="no classification set is named 'cifar'"):
-        sources.classification("cifar", [tmp_path])
+    with pytest.raises(DataError, match="named 'cifar'"):
+        classification("cifar", [tmp_path])
     with pytest.raises(DataError, match=r"has no labels/test1.txt, which lists the images"):
-        sources.classification("dtd", [tmp_path])
+        classification("dtd", [tmp_path])
     put(tmp_path, {"labels/test1.txt": "silk/a.jpg\n", "images/silk/a.jpg": make_picture(1)})
     with pytest.raises(DataError, match="is of class 'silk', which dtd does not have"):
-        sources.classification("dtd", [tmp_path])
+        classification("dtd", [tmp_path])
 
 
 def test_class_folders_below_a_shared_one(tmp_path: Path, make_picture: Make) -> None:
@@ -142,22 +143,22 @@ def test_class_folders_below_a_shared_one(tmp_path: Path, make_picture: Make) ->
         f"set/train/{name}/{n}.jpg": make_picture(n) for name in ("red_fox", "owl") for n in (1, 2)
     }
     put(tmp_path / "in", {**files, "set/train/readme.txt": "no image"})
-    source = sources.folder([tmp_path / "in"], template="this is a {}")
-    made = write_import(source, tmp_path / "out", Options())
+    source = folder([tmp_path / "in"], template="this is a {}")
+    made = write_import(source, tmp_path / "out", ImportOptions())
     assert ImageStore(made["images"]).ids == ["owl--1", "owl--2", "red_fox--1", "red_fox--2"]
     prompts = json.loads(made["classes"].path("classes.json").read_text())
     assert prompts == {"owl": ["this is a owl"], "red_fox": ["this is a red fox"]}
     put(tmp_path / "in", {"set/train/loose.jpg": make_picture(9)})
     with pytest.raises(DataError, match="loose.jpg is in no class folder"):
-        sources.folder([tmp_path / "in"])
+        folder([tmp_path / "in"])
 
 
 def test_images_in_one_folder_have_no_class(tmp_path: Path, make_picture: Make) -> None:
     put(tmp_path / "in", {f"x/{n}.png": make_picture(n, "PNG") for n in range(3)})
-    made = write_import(sources.folder([tmp_path / "in"]), tmp_path / "out", Options())
+    made = write_import(folder([tmp_path / "in"]), tmp_path / "out", ImportOptions())
     assert list(made) == ["images"]
     with pytest.raises(DataError, match="the source holds no image"):
-        sources.folder([put(tmp_path / "empty", {"a.txt": "a"})])
+        folder([put(tmp_path / "empty", {"a.txt": "a"})])
 
 
 def test_cifake_both_layouts_and_pairs_by_class(tmp_path: Path, make_picture: Make) -> None:
@@ -167,9 +168,9 @@ def test_cifake_both_layouts_and_pairs_by_class(tmp_path: Path, make_picture: Ma
             file.writestr(f"train/FAKE/{number + 1000}{mark}.jpg", make_picture(number + 10))
     sides = {
         side: write_import(
-            sources.cifake([tmp_path / "archive.zip"], generated=side == "generated"),
+            cifake([tmp_path / "archive.zip"], generated=side == "generated", real=side == "real"),
             tmp_path / side,
-            Options(),
+            ImportOptions(),
         )
         for side in ("real", "generated")
     }
@@ -189,10 +190,8 @@ def test_cifake_both_layouts_and_pairs_by_class(tmp_path: Path, make_picture: Ma
         (name, f"{name}-0-0") for name in real.ids
     ]
     put(tmp_path / "k", {"5_dog/0.jpg": make_picture(1), "9_truck/1.jpg": make_picture(2)})
-    made = write_import(
-        sources.cifake([tmp_path / "k"], generated=False), tmp_path / "o", Options()
-    )
+    made = write_import(cifake([tmp_path / "k"], real=True), tmp_path / "o", ImportOptions())
     assert ImageStore(made["images"]).ids == ["dog-00000", "truck-00000"]
     put(tmp_path / "bad", {"x/1 (11).jpg": make_picture(1)})
     with pytest.raises(DataError, match="names no class of CIFAKE"):
-        sources.cifake([tmp_path / "bad"], generated=False)
+        cifake([tmp_path / "bad"], real=True)

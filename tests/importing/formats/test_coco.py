@@ -9,15 +9,15 @@ import pytest
 
 from gmail_align.errors import DataError
 from gmail_align.importing.formats.coco import list_coco
-from gmail_align.importing.run import import_coco
-from gmail_align.importing.staging import Stage
+from gmail_align.importing.staging import Staging
+from worlds.files import import_coco
 
 Coco = tuple[Path, Path, dict[str, Any]]
 Change = Callable[[dict[str, Any]], None]
 
 
-def read_coco(path: Path) -> Stage:
-    stage = Stage()
+def read_coco(path: Path) -> Staging:
+    stage = Staging()
     list_coco(stage, path)
     return stage
 

@@ -12,8 +12,10 @@ import pytest
 from gmail_align.data.images import ImageStore
 from gmail_align.data.questions import Question, read_questions
 from gmail_align.errors import ArtifactError, DataError
-from gmail_align.importing import sources
-from gmail_align.importing.run import Options, write_import
+from gmail_align.importing.formats.classes import folder
+from gmail_align.importing.formats.questions import mmmu, scienceqa
+from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.write import write_import
 
 Make = Callable[..., bytes]
 
@@ -46,7 +48,7 @@ def test_scienceqa_as_json_with_its_image_folders(tmp_path: Path, make_picture: 
         path.parent.mkdir(parents=True)
         path.write_bytes(make_picture(int(name), "PNG") if name != "5" else b"broken")
     made = write_import(
-        sources.scienceqa(tmp_path, []), tmp_path / "out", Options(limit_quarantine=0.5)
+        scienceqa(tmp_path, []), tmp_path / "out", ImportOptions(limit_quarantine=0.5)
     )
     assert list(read_questions(made["questions"])) == [
         Question(
@@ -67,17 +69,17 @@ def test_scienceqa_as_json_with_its_image_folders(tmp_path: Path, make_picture: 
         "4": "is no question of ScienceQA: answer 7 of 2 choices",
         "5": "image 5 was left out",
     }
-    only = sources.scienceqa(tmp_path / "problems.json", [], with_image=True)
-    made = write_import(only, tmp_path / "text", Options(limit_quarantine=0.5))
+    only = scienceqa(tmp_path / "problems.json", [], with_image=True)
+    made = write_import(only, tmp_path / "text", ImportOptions(limit_quarantine=0.5))
     assert [one.question_id for one in read_questions(made["questions"])] == ["2", "5"]
     with pytest.raises(DataError, match="holds no question of the split 'val'"):
-        sources.scienceqa(tmp_path / "problems.json", [], split="val")
+        scienceqa(tmp_path / "problems.json", [], split="val")
     with pytest.raises(ArtifactError, match="holds images, but questions are needed"):
         list(
             read_questions(
-                write_import(
-                    sources.folder([tmp_path / "images/test/2"]), tmp_path / "i", Options()
-                )["images"]
+                write_import(folder([tmp_path / "images/test/2"]), tmp_path / "i", ImportOptions())[
+                    "images"
+                ]
             )
         )
 
@@ -89,7 +91,7 @@ def test_scienceqa_as_parquet(tmp_path: Path, make_picture: Make) -> None:
         picture = {"bytes": make_picture(number, "PNG"), "path": "image.png"}
         rows.append(row | {"image": picture if number != 1 else None})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test-00000-of-00001.parquet")
-    made = write_import(sources.scienceqa(tmp_path, []), tmp_path / "out", Options())
+    made = write_import(scienceqa(tmp_path, []), tmp_path / "out", ImportOptions())
     questions = list(read_questions(made["questions"]))
     assert [one.image_ids for one in questions] == [("test-0-0",), (), ("test-0-2",)]
     assert ImageStore(made["images"]).read_bytes("test-0-2") == make_picture(2, "PNG")
@@ -127,8 +129,8 @@ def test_mmmu_as_parquet_of_two_subjects(tmp_path: Path, make_picture: Make) -> 
         table = pa.Table.from_pylist(rows, schema=schema)
         pq.write_table(table, home / subject / "validation-00000-of-00001.parquet")
         pq.write_table(table, home / subject / "dev-00000-of-00001.parquet")
-    source = sources.mmmu(home, [])
-    made = write_import(source, tmp_path / "out", Options(protocol="mmmu_val", subset=True))
+    source = mmmu(home, [])
+    made = write_import(source, tmp_path / "out", ImportOptions(protocol="mmmu_val", subset=True))
     questions = {one.question_id: one for one in read_questions(made["questions"])}
     assert len(questions) == 4
     first = questions["validation_Math_1"]
@@ -146,4 +148,4 @@ def test_mmmu_as_parquet_of_two_subjects(tmp_path: Path, make_picture: Make) -> 
         "mmmu_val (subset: 4 of 900 questions)"
     )
     with pytest.raises(DataError, match="none of the 4 files is of the split 'test'"):
-        sources.mmmu(home, [], split="test")
+        mmmu(home, [], split="test")

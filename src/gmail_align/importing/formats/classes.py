@@ -7,19 +7,26 @@ import json
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from dataclasses import replace
+from typing import Annotated, Any, Final
+
+from pydantic import Field
 
 from gmail_align.data.captions import name_id
 from gmail_align.data.classes import class_set
 from gmail_align.data.decode import SUFFIXES
+from gmail_align.data.protocols import Protocol, find_protocol, require_dataset
 from gmail_align.errors import DataError
 from gmail_align.extras import require
-from gmail_align.importing.formats.captioned import add, refuse_faults
-from gmail_align.importing.members import Members, base_name, suffix
-from gmail_align.importing.staging import Stage
+from gmail_align.importing.members import Members, base_name, open_several, suffix
+from gmail_align.importing.source import TEMPLATE, Places, Source, Template
+from gmail_align.importing.staging import Staging, add, refuse_faults
 
 Row = tuple[str, str, str]
 """Image id, place, class as the files name it."""
+
+GENERATOR: Final = "CompVis/stable-diffusion-v1-4"
+"""What made the generated images of CIFAKE, by its paper."""
 
 CIFAR10: Final = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -27,7 +34,7 @@ CIFAR10: Final = (
 )
 
 
-def list_folders(stage: Stage, members: Members, template: str) -> dict[str, str]:
+def list_folders(staging: Staging, members: Members, template: str) -> dict[str, str]:
     """List class folders: the class of ``[.../]dog/1.jpg`` is the first folder that divides them.
 
     Images that all lie in one folder have no class, and get no captions.
@@ -38,7 +45,7 @@ def list_folders(stage: Stage, members: Members, template: str) -> dict[str, str
     Raises:
         DataError: there is no image, or some are in class folders and others are not.
     """
-    refuse_faults(stage, members)
+    refuse_faults(staging, members)
     above: list[str] | None = None
     for name in _images(members):
         folders = name.split("/")[:-1]
@@ -55,9 +62,9 @@ def list_folders(stage: Stage, members: Members, template: str) -> dict[str, str
         (name_id(name[start:]), name, name[start:].rpartition("/")[0]) for name in _images(members)
     )
     if classes:
-        _list(stage, (_in_class(*row) for row in rows), classes, template)
+        _list(staging, (_in_class(*row) for row in rows), classes, template)
     else:
-        _list(stage, rows, {}, "")
+        _list(staging, rows, {}, "")
     return classes
 
 
@@ -74,7 +81,7 @@ def _in_class(image_id: str, place: str, folder: str) -> Row:
 
 
 def list_cifake(
-    stage: Stage, members: Members, *, generated: bool, template: str
+    staging: Staging, members: Members, *, generated: bool, template: str
 ) -> dict[str, str]:
     """List one side of CIFAKE: ``K_class/N.jpg``, or ``{REAL,FAKE}/N (C).jpg`` as published.
 
@@ -89,7 +96,7 @@ def list_cifake(
     """
     side = "FAKE" if generated else "REAL"
     counts = dict.fromkeys(CIFAR10, 0)
-    refuse_faults(stage, members)
+    refuse_faults(staging, members)
     for name, fault in members.listing():
         folders = name.split("/")[:-1]
         other = {"REAL", "FAKE"} & set(folders)
@@ -100,10 +107,10 @@ def list_cifake(
         counts[label] += 1
         text = template.replace("{}", label)
         if generated:
-            stage.add_image(f"{image_id}-0-0", name, label=label, prompt=text)
+            staging.add_image(f"{image_id}-0-0", name, label=label, prompt=text)
         else:
-            stage.add_image(image_id, name, label=label)
-            stage.add_caption(f"{image_id}-0", text, image_id)
+            staging.add_image(image_id, name, label=label)
+            staging.add_caption(f"{image_id}-0", text, image_id)
     if not any(counts.values()):
         raise DataError(f"the source holds no {side.lower()} image of CIFAKE")
     return {label: label for label in CIFAR10}
@@ -121,12 +128,12 @@ def _cifake_class(name: str) -> str:
 
 
 def list_classification(
-    stage: Stage, name: str, members: Members, split: str, template: str
+    staging: Staging, name: str, members: Members, split: str, template: str
 ) -> dict[str, str]:
     """List one of the eight sets in the layout of its authors, which is also torchvision's.
 
     Args:
-        stage: Gets the images, and one caption each by ``template``.
+        staging: Gets the images, and one caption each by ``template``.
         name: One of :data:`gmail_align.data.classes.CLASS_SETS`.
         members: Folder, zip or tar that holds the set; both its lists and its images.
         split: Split as the set's files name it (``test``, ``train``, ``val``).
@@ -139,8 +146,8 @@ def list_classification(
         DataError: the files of the set are not there, or name an unknown class.
     """
     own = class_set(name)
-    _list(stage, _known(name, members, split), own.names, template)
-    if not stage.count("images"):
+    _list(staging, _known(name, members, split), own.names, template)
+    if not staging.count("images"):
         raise DataError(f"the source lists no image of {name} {split}")
     return dict(own.names)
 
@@ -155,13 +162,13 @@ def _known(name: str, members: Members, split: str) -> Iterator[Row]:
         yield image_id, place, key
 
 
-def _list(stage: Stage, rows: Iterable[Row], names: Mapping[str, str], template: str) -> None:
+def _list(staging: Staging, rows: Iterable[Row], names: Mapping[str, str], template: str) -> None:
     for image_id, place, label in rows:
-        if not stage.add_image(image_id, place, label=label):
-            stage.refuse("images", image_id, f"{place} comes twice; the first is kept")
+        if not staging.add_image(image_id, place, label=label):
+            staging.refuse("images", image_id, f"{place} comes twice; the first is kept")
             continue
         if label:
-            add(stage, image_id, place, [(f"{image_id}-0", template.replace("{}", names[label]))])
+            add(staging, image_id, place, [(f"{image_id}-0", template.replace("{}", names[label]))])
 
 
 def _root(members: Members, marker: str, *roots: str) -> str:
@@ -276,3 +283,63 @@ _LAYOUTS: Final[Mapping[str, Callable[[Members, str], Iterator[Row]]]] = {
     "caltech101": _caltech101,
     "imagenet": _imagenet,
 }
+
+
+def folder(source: Places, template: Template = TEMPLATE) -> Source:
+    """Import folders of images named by their class; each image's caption is the template."""
+    staging, members = Staging(), open_several(source)
+    names = list_folders(staging, members, template)
+    config = {"format": "folder", "template": template}
+    return _whole(config, staging, members, names=names or None, templates=[template])
+
+
+def cifake(
+    source: Places,
+    real: Annotated[bool, Field(description="Import the real images.")] = False,
+    generated: Annotated[bool, Field(description="Import the generated images.")] = False,
+    split: Annotated[str, Field(description="Name of the split.")] = "train",
+    template: Template = TEMPLATE,
+) -> Source:
+    """Import the real or the generated images of CIFAKE, with ids by which `pair` joins them."""
+    if real == generated:
+        raise DataError("CIFAKE has two kinds of images: give --real or --generated, not both")
+    staging, members = Staging(), open_several(source)
+    names = list_cifake(staging, members, generated=generated, template=template)
+    kind = "generated" if generated else "real"
+    config = {"format": "cifake", "side": kind, "split": split, "template": template}
+    record = {"source": "generated", "generator": GENERATOR} if generated else {}
+    return _whole(config, staging, members, names=names, templates=[template], record=record)
+
+
+def classification(
+    name: Annotated[
+        str,
+        Field(
+            description="dtd, stanford_cars, sun397, food101, fgvc_aircraft, oxford_pets, "
+            "caltech101 or imagenet.",
+            json_schema_extra={"argument": "SET"},
+        ),
+    ],
+    source: Places,
+    split: Annotated[
+        str | None, Field(description="Split; by default the one that the set is scored on.")
+    ] = None,
+    template: Template = TEMPLATE,
+    protocol: Protocol | None = None,
+) -> Source:
+    """Import a classification set in the layout of its authors, with OpenAI's prompts."""
+    own = class_set(name)
+    require_dataset(protocol, name)
+    scored = find_protocol(name).split
+    split = split or scored
+    staging, members = Staging(), open_several(source)
+    names = list_classification(staging, name, members, split, template)
+    config = {"format": name, "split": split, "template": template}
+    listed = _whole(config, staging, members, names=names, templates=own.templates)
+    return replace(listed, convert=True, protocol=name if split == scored else None)
+
+
+def _whole(config: dict[str, Any], staging: Staging, members: Members, **more: Any) -> Source:
+    """Make a source of a folder or archive that holds everything."""
+    inputs = {"listed": staging.fingerprint()}
+    return Source(config=config, inputs=inputs, staging=staging, members=members, **more)

@@ -6,27 +6,30 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import Field
 
 from gmail_align.data.captions import name_id
+from gmail_align.data.protocols import Protocol, require_dataset
 from gmail_align.data.questions import Question, letter
 from gmail_align.errors import DataError
-from gmail_align.importing.formats.captioned import located
 from gmail_align.importing.formats.streams import file_digest, json_items, json_pairs
 from gmail_align.importing.formats.tables import Tables, table_rows
-from gmail_align.importing.members import Members
-from gmail_align.importing.staging import Stage
+from gmail_align.importing.members import Members, open_several
+from gmail_align.importing.source import Images, Source, files_in, files_of_split, image_places
+from gmail_align.importing.staging import Staging, located
 
 _MMMU_IMAGES: Final = 7  # image_1 .. image_7
 
 
 def list_scienceqa(
-    stage: Stage, problems: Path, members: Members | None, split: str, *, with_image: bool
+    staging: Staging, problems: Path, members: Members | None, split: str, *, with_image: bool
 ) -> str:
     """List ScienceQA's ``problems.json``; images are ``[images/]<split>/<id>/image.png``.
 
     Args:
-        stage: Gets the questions and images.
+        staging: Gets the questions and images.
         problems: The json, ``{id: problem}``; each problem names its split.
         members: Where the images are; None lists questions alone.
         split: ``train``, ``val`` or ``test``.
@@ -46,17 +49,17 @@ def list_scienceqa(
             continue
         count += 1
         images = (number,) if problem.get("image") else ()
-        question = _scienceqa(stage, number, problem, images, split)
+        question = _scienceqa(staging, number, problem, images, split)
         if question and images:
             tail = f"{split}/{number}/{problem['image']}"
-            stage.add_image(number, located(members, f"images/{tail}", tail))
+            staging.add_image(number, located(members, f"images/{tail}", tail))
     if not count:
         raise DataError(f"{problems} holds no question of the split {split!r}")
     return file_digest(problems)
 
 
 def list_scienceqa_table(
-    stage: Stage, paths: Sequence[Path], split: str, *, with_image: bool
+    staging: Staging, paths: Sequence[Path], split: str, *, with_image: bool
 ) -> Members:
     """List ScienceQA in Parquet, its images inside; a question's id is its split and row."""
     for number, path in enumerate(paths):
@@ -66,14 +69,14 @@ def list_scienceqa_table(
                 continue
             name = f"{split}-{number}-{row}"
             images = (name,) if has_image[row] else ()
-            question = _scienceqa(stage, name, values, images, split)
+            question = _scienceqa(staging, name, values, images, split)
             if question and images:
-                stage.add_image(name, f"{number}:{row}:image")
+                staging.add_image(name, f"{number}:{row}:image")
     return Tables(paths, "image")
 
 
 def _scienceqa(
-    stage: Stage, name: str, problem: Mapping[str, Any], images: tuple[str, ...], split: str
+    staging: Staging, name: str, problem: Mapping[str, Any], images: tuple[str, ...], split: str
 ) -> bool:
     try:
         choices = tuple(str(choice) for choice in problem["choices"])
@@ -92,12 +95,12 @@ def _scienceqa(
             split=split,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        stage.refuse("questions", name, f"is no question of ScienceQA: {error}")
+        staging.refuse("questions", name, f"is no question of ScienceQA: {error}")
         return False
-    return _add(stage, question)
+    return _add(staging, question)
 
 
-def list_mmmu(stage: Stage, paths: Sequence[Path], members: Members | None) -> Members | None:
+def list_mmmu(staging: Staging, paths: Sequence[Path], members: Members | None) -> Members | None:
     """List MMMU: the Parquet files of its subjects, or JSON (lines) whose images are files.
 
     The images ``image_1`` to ``image_7`` of a question get the ids ``{question id}-1`` to ``-7``.
@@ -114,7 +117,7 @@ def list_mmmu(stage: Stage, paths: Sequence[Path], members: Members | None) -> M
         present = [_rows_with(path, (name,)) for name in names] if inside else []
         for row, values in _mmmu_rows(path):
             if not isinstance(values, dict) or "id" not in values:
-                stage.refuse("questions", f"row-{number}-{row}", "is no question of MMMU")
+                staging.refuse("questions", f"row-{number}-{row}", "is no question of MMMU")
                 continue
             places, stem = {}, name_id(f"{values['id']}.x")
             for k, name in enumerate(names, 1):
@@ -122,10 +125,10 @@ def list_mmmu(stage: Stage, paths: Sequence[Path], members: Members | None) -> M
                     places[f"{stem}-{k}"] = f"{number}:{row}:{name}"
                 elif not inside and isinstance(values.get(name), str) and values[name]:
                     places[f"{stem}-{k}"] = located(members, values[name])
-            if _mmmu(stage, values, tuple(places)):
+            if _mmmu(staging, values, tuple(places)):
                 for image_id, place in places.items():
-                    stage.add_image(image_id, place)
-    if not stage.count("questions") + stage.left_out_count("questions"):
+                    staging.add_image(image_id, place)
+    if not staging.count("questions") + staging.left_out_count("questions"):
         raise DataError(f"{paths[0]} holds no question of MMMU: give its Parquet or JSON")
     return Tables(paths, "image_1") if inside else members
 
@@ -137,7 +140,7 @@ def _mmmu_rows(path: Path) -> Iterator[tuple[int, Any]]:
         yield from table_rows(path)
 
 
-def _mmmu(stage: Stage, values: Mapping[str, Any], images: tuple[str, ...]) -> bool:
+def _mmmu(staging: Staging, values: Mapping[str, Any], images: tuple[str, ...]) -> bool:
     name = name_id(f"{values['id']}.x")
     try:
         choices = _literal_list(values.get("options"))
@@ -156,9 +159,9 @@ def _mmmu(stage: Stage, values: Mapping[str, Any], images: tuple[str, ...]) -> b
             split=str(values["id"]).partition("_")[0],
         )
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
-        stage.refuse("questions", name, f"is no question of MMMU: {error}")
+        staging.refuse("questions", name, f"is no question of MMMU: {error}")
         return False
-    return _add(stage, question)
+    return _add(staging, question)
 
 
 def _literal_list(value: Any) -> tuple[str, ...]:
@@ -184,8 +187,54 @@ def _rows_with(path: Path, columns: Sequence[str]) -> list[bool]:
         return found or [False] * file.metadata.num_rows
 
 
-def _add(stage: Stage, question: Question) -> bool:
-    if stage.add_question(question):
+def _add(staging: Staging, question: Question) -> bool:
+    if staging.add_question(question):
         return True
-    stage.refuse("questions", question.question_id, "comes twice; the first is kept")
+    staging.refuse("questions", question.question_id, "comes twice; the first is kept")
     return False
+
+
+def scienceqa(
+    source: Annotated[Path, Field(description="problems.json, its folder, or Parquet.")],
+    images: Images = (),
+    split: Annotated[str | None, Field(description="train, val or test (the default).")] = None,
+    with_image: Annotated[
+        bool, Field(description="Keep only questions that have an image.")
+    ] = False,
+    protocol: Protocol | None = None,
+) -> Source:
+    """Import ScienceQA's questions, and their images where they are."""
+    require_dataset(protocol, "scienceqa")
+    split = protocol.split if protocol else split or "test"
+    with_image = with_image or (protocol is not None and protocol.name == "scienceqa_img_test")
+    staging, members = Staging(), image_places(images)
+    config = {"format": "scienceqa", "split": split, "with_image": with_image}
+    if source.is_dir() and (source / "problems.json").exists():
+        members = members or open_several([source])
+        source = source / "problems.json"
+    if source.name.endswith((".json", ".json.gz")):
+        digest = list_scienceqa(staging, source, members, split, with_image=with_image)
+    else:
+        paths = files_of_split(files_in([source], (".parquet",)), split)
+        members = list_scienceqa_table(staging, paths, split, with_image=with_image)
+        digest = staging.fingerprint()
+    inputs = {"problems": digest}
+    return Source(config=config, inputs=inputs, staging=staging, members=members, convert=True)
+
+
+def mmmu(
+    source: Annotated[Path, Field(description="Folder of the subjects' Parquet, or .jsonl.")],
+    images: Images = (),
+    split: Annotated[
+        str | None, Field(description="dev, validation (the default) or test.")
+    ] = None,
+    protocol: Protocol | None = None,
+) -> Source:
+    """Import MMMU's questions with their images."""
+    require_dataset(protocol, "mmmu")
+    split = protocol.split if protocol else split or "validation"
+    staging = Staging()
+    paths = files_of_split(files_in([source], (".parquet", ".jsonl", ".json")), split)
+    members = list_mmmu(staging, paths, image_places(images))
+    config, inputs = {"format": "mmmu", "split": split}, {"problems": staging.fingerprint()}
+    return Source(config=config, inputs=inputs, staging=staging, members=members, convert=True)

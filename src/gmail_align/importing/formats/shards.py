@@ -10,14 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+from pydantic import Field
+
+from gmail_align.artifacts import fingerprint
 from gmail_align.data.captions import name_id
 from gmail_align.data.decode import SUFFIXES
 from gmail_align.errors import DataError
-from gmail_align.importing.formats.captioned import add
 from gmail_align.importing.members import read_part, scan_tar
-from gmail_align.importing.staging import Stage
+from gmail_align.importing.source import Source, files_in
+from gmail_align.importing.staging import Staging, add
 
 
 class Shards:
@@ -78,7 +81,7 @@ class _Sample:
 
 
 def list_webdataset(
-    stage: Stage, paths: Sequence[Path], *, caption: str = "caption", shard_keys: bool = False
+    staging: Staging, paths: Sequence[Path], *, caption: str = "caption", shard_keys: bool = False
 ) -> None:
     """List WebDataset shards, such as img2dataset writes: ``key.jpg``, ``key.txt``, ``key.json``.
 
@@ -86,7 +89,7 @@ def list_webdataset(
     Nothing else is opened, and nothing is unpickled.
 
     Args:
-        stage: Gets the images and captions.
+        staging: Gets the images and captions.
         paths: The shards in order.
         caption: Field of the json that holds the caption.
         shard_keys: Put the shard's name before each key, where keys begin again in every shard.
@@ -96,7 +99,7 @@ def list_webdataset(
         with tarfile.open(path) as tar:
             file = cast(BufferedIOBase, tar.fileobj)
             for sample in _samples(path, number, file, caption):
-                _add_sample(stage, sample, prefix)
+                _add_sample(staging, sample, prefix)
 
 
 def _samples(path: Path, shard: int, file: BufferedIOBase, field: str) -> Iterator[_Sample]:
@@ -139,11 +142,41 @@ def _read_text(
         sample.text = sample.text or ""
 
 
-def _add_sample(stage: Stage, sample: _Sample, prefix: str) -> None:
+def _add_sample(staging: Staging, sample: _Sample, prefix: str) -> None:
     image_id = name_id(f"{prefix}{sample.key}.x")
     if sample.fault or not sample.image:
-        stage.refuse("images", image_id, sample.fault or f"{sample.key} has no image")
-    elif not stage.add_image(image_id, sample.image):
-        stage.refuse("images", image_id, f"the key {sample.key} comes twice; the first is kept")
+        staging.refuse("images", image_id, sample.fault or f"{sample.key} has no image")
+    elif not staging.add_image(image_id, sample.image):
+        staging.refuse("images", image_id, f"the key {sample.key} comes twice; the first is kept")
     elif sample.text is not None:
-        add(stage, image_id, sample.image, [(f"{image_id}-0", sample.text)])
+        add(staging, image_id, sample.image, [(f"{image_id}-0", sample.text)])
+
+
+def webdataset(
+    source: Annotated[
+        Sequence[Path],
+        Field(description="Shards, or folders of them; may be repeated.", min_length=1),
+    ],
+    caption: Annotated[
+        str, Field(description="Field of .json that holds the caption where there is no .txt.")
+    ] = "caption",
+    shard_keys: Annotated[
+        bool, Field(description="Put the shard's name before each key: keys begin again in each.")
+    ] = False,
+) -> Source:
+    """Import WebDataset shards; only images, texts and json are read, nothing is unpickled."""
+    return shard_source(source, "webdataset", caption=caption, shard_keys=shard_keys)
+
+
+def shard_source(
+    places: Sequence[Path], name: str, *, caption: str = "caption", shard_keys: bool = False
+) -> Source:
+    """List WebDataset shards under the name of a format."""
+    staging, paths = Staging(), files_in(places, (".tar",))
+    list_webdataset(staging, paths, caption=caption, shard_keys=shard_keys)
+    config = {"format": name, "caption": caption, **({"shard_keys": True} if shard_keys else {})}
+    inputs = {
+        "shards": fingerprint([[path.name, path.stat().st_size] for path in paths]),
+        "listed": staging.fingerprint(),
+    }
+    return Source(config=config, inputs=inputs, staging=staging, members=Shards(paths))

@@ -7,17 +7,19 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
+from gmail_align.artifacts import fingerprint
 from gmail_align.data.captions import name_id
 from gmail_align.errors import DataError
-from gmail_align.importing.formats.captioned import add, located
 from gmail_align.importing.formats.streams import json_items, json_lines, opened
 from gmail_align.importing.members import Members
-from gmail_align.importing.staging import Stage
+from gmail_align.importing.source import Images, Source, files_in, image_places
+from gmail_align.importing.staging import Staging, add, located
 
 _BATCH: Final = 64  # rows that are decoded at a time where images are inside
 
@@ -158,7 +160,7 @@ class Columns:
 
 
 def list_table(
-    stage: Stage, paths: Sequence[Path], columns: Columns, members: Members | None
+    staging: Staging, paths: Sequence[Path], columns: Columns, members: Members | None
 ) -> Members | None:
     """List the rows of tables whose images are inside (Parquet) or files that the rows name.
 
@@ -167,7 +169,7 @@ def list_table(
     of its file's name, else file and row.
 
     Args:
-        stage: Gets the images and captions.
+        staging: Gets the images and captions.
         paths: The tables in order.
         columns: Their columns.
         members: Where files that rows name are; None when they are inside, or for captions alone.
@@ -186,7 +188,7 @@ def list_table(
         for row, values in table_rows(path, wanted):
             name = f"{number}-{row}" if len(paths) > 1 else str(row)
             if isinstance(values, DataError):
-                stage.refuse("captions", f"row-{name}", str(values))
+                staging.refuse("captions", f"row-{name}", str(values))
                 continue
             place = f"{number}:{row}:{columns.image}"
             said = values.get(columns.image)
@@ -194,12 +196,12 @@ def list_table(
             if isinstance(file, str) and not inside:
                 place = located(members, file)
             image_id = _row_id(values, columns, file, name)
-            listed = stage.place(image_id)
+            listed = staging.place(image_id)
             if members is not None and listed not in (None, place):
                 reason = f"the id {image_id} comes twice, with another file; the first is kept"
-                stage.refuse("images", image_id, reason)
+                staging.refuse("images", image_id, reason)
             else:
-                _add_row(stage, image_id, listed or place, values.get(columns.caption))
+                _add_row(staging, image_id, listed or place, values.get(columns.caption))
     return Tables(paths, columns.image) if inside else members
 
 
@@ -209,7 +211,34 @@ def _row_id(values: dict[str, Any], columns: Columns, file: Any, name: str) -> s
     return name_id(posixpath.normpath(file)) if isinstance(file, str) and file else f"row-{name}"
 
 
-def _add_row(stage: Stage, image_id: str, place: str, said: Any) -> None:
+def _add_row(staging: Staging, image_id: str, place: str, said: Any) -> None:
     texts = said if isinstance(said, list) else [said]
-    first = stage.number_captions(image_id, len(texts))
-    add(stage, image_id, place, [(f"{image_id}-{k}", one) for k, one in enumerate(texts, first)])
+    first = staging.number_captions(image_id, len(texts))
+    add(staging, image_id, place, [(f"{image_id}-{k}", one) for k, one in enumerate(texts, first)])
+
+
+def parquet(
+    source: Annotated[
+        Sequence[Path],
+        Field(description="Tables, or folders of them; may be repeated.", min_length=1),
+    ],
+    images: Images = (),
+    image_column: Annotated[
+        str, Field(description="Column of image bytes (Parquet) or file names.")
+    ] = "image",
+    caption_column: Annotated[
+        str, Field(description="Column of captions: a text, or a list of them.")
+    ] = "caption",
+    id_column: Annotated[str | None, Field(description="Column of image ids.")] = None,
+) -> Source:
+    """Import tables with named columns: .parquet, .json, .jsonl, .csv or .tsv."""
+    staging = Staging()
+    columns = Columns(image_column, caption_column, id_column)
+    paths = files_in(source, (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv", ".jsonl.gz"))
+    members = list_table(staging, paths, columns, image_places(images))
+    config = {"format": "table", "columns": [columns.image, columns.caption, columns.id]}
+    inputs = {
+        "tables": fingerprint([[path.name, path.stat().st_size] for path in paths]),
+        "listed": staging.fingerprint(),
+    }
+    return Source(config=config, inputs=inputs, staging=staging, members=members)

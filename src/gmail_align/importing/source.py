@@ -1,0 +1,121 @@
+"""What an importer takes and returns: its shared options, and the source that it lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import Field
+
+from gmail_align.errors import DataError
+from gmail_align.importing.members import Members, open_several
+from gmail_align.importing.staging import Staging
+
+TEMPLATE: Final = "a photo of a {}."
+"""Caption of an image that has a class and nothing else."""
+
+Images = Annotated[
+    Sequence[Path],
+    Field(
+        description="Folder, zip or tar of the images, read in place; may be repeated. Without "
+        "it, captions alone are imported."
+    ),
+]
+Places = Annotated[
+    Sequence[Path],
+    Field(description="Folder, zip or tar, read in place; may be repeated.", min_length=1),
+]
+Template = Annotated[
+    str, Field(description="Caption of an image of a class; {} stands for the class.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """How any source is written; every importer takes these options."""
+
+    convert: Annotated[
+        bool | None,
+        Field(
+            description="Convert CMYK, 16-bit, animated and misnamed images instead of leaving "
+            "them out. Evaluation sets convert by default, other sets do not."
+        ),
+    ] = None
+    limit_quarantine: Annotated[
+        float, Field(ge=0, le=1, description="Largest share that may be left out as unusable.")
+    ] = 0.01
+    protocol: Annotated[
+        str | None, Field(description="Keep what this evaluation uses, and check its counts.")
+    ] = None
+    subset: Annotated[
+        bool,
+        Field(description="Allow less than the protocol defines; the result's name records this."),
+    ] = False
+    shard_size: Annotated[int, Field(ge=1, description="Images in one tar shard.")] = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What an importer lists.
+
+    Attributes:
+        config: What the user asked for; part of every manifest.
+        inputs: Hashes of the files that say what there is; part of every manifest.
+        staging: The images, captions, questions and faults.
+        members: Where the images are; None for captions alone.
+        names: Classes of the images, key -> name; None where images have none.
+        templates: Prompts of the classes.
+        record: What every image's record says besides, such as its generator.
+        convert: Whether images are converted where the options do not say.
+        protocol: The protocol whose counts are checked where the options name none.
+    """
+
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    staging: Staging
+    members: Members | None = None
+    names: Mapping[str, str] | None = None
+    templates: Sequence[str] = ()
+    record: Mapping[str, str] = field(default_factory=dict)
+    convert: bool = False
+    protocol: str | None = None
+
+
+def image_places(images: Sequence[Path]) -> Members | None:
+    """Open the places of ``--images``; None without any."""
+    return open_several(images) if images else None
+
+
+def files_in(places: Sequence[Path], suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files themselves, and those in folders that have one of the suffixes, sorted.
+
+    Raises:
+        DataError: a place does not exist, or there is no such file.
+    """
+    files: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            inside = [path for path in place.rglob("*") if path.name.endswith(suffixes)]
+            files += sorted(inside, key=lambda path: path.as_posix())
+        elif place.is_file():
+            files.append(place)
+        else:
+            raise DataError(f"there is no file or folder at {place}")
+    if not files:
+        raise DataError(f"{places[0]} holds no file that ends in {' or '.join(suffixes)}")
+    return files
+
+
+def files_of_split(paths: list[Path], split: str) -> list[Path]:
+    """Keep the files whose names begin with the split, where any does (as on the hub).
+
+    Raises:
+        DataError: the files are those of other splits.
+    """
+    own = [path for path in paths if path.name.startswith(split)]
+    others = [path for path in paths if path.name.startswith(("dev", "test", "train", "valid"))]
+    if not own and others:
+        raise DataError(f"none of the {len(paths)} files is of the split {split!r}: name another")
+    return own or paths
