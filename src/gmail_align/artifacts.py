@@ -1,37 +1,53 @@
 """Folders that stages hand to each other: fingerprints, atomic files, manifests written last.
 
-A stage calls :func:`begin` on its output folder. Either the artifact is already complete (then
-there is nothing to do), or a :class:`Draft` comes back; the stage writes its files through the
-draft, skips those that exist, and calls :meth:`Draft.finish`, which writes ``manifest.json``
-last. A folder with a manifest is complete. A folder whose draft or manifest was made from other
-inputs is refused, and the differing field is named.
+A stage calls :func:`begin` on its output folder. If the artifact is complete, there is nothing to
+do. Otherwise a :class:`Draft` comes back: the stage writes its files through the draft, skips
+those that exist, and calls :meth:`Draft.finish`, which writes ``manifest.json`` last.
+
+A folder with a manifest is complete, and nothing is written into it any more. A folder that was
+made from other inputs is refused, and the differing field is named. One process writes at a time:
+it holds the folder's lease. The next run removes what a killed one left.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from gmail_align.errors import ArtifactError, DiskFullError
+from gmail_align.errors import (
+    ArtifactError,
+    damage_explained,
+    full_disk_explained,
+    unwritable_explained,
+)
+from gmail_align.leases import (
+    LEASE,
+    close,
+    is_mark,
+    lock,
+    open_temporary,
+    share,
+    sweep,
+    take_leases,
+)
 from gmail_align.runtime import versions
 
 MANIFEST = "manifest.json"
 DRAFT = "draft.json"
-_LEASE = ".lease"
 _PRIVATE = {MANIFEST, DRAFT}
-_UNFINISHED = ".tmp"
-_MANIFEST_FIELDS = {"kind", "config", "seed", "inputs", "counts", "files"}
+_AGAIN = "delete the folder and run again"
+_MANIFEST_FIELDS = {"kind": str, "seed": int} | dict.fromkeys(
+    ("config", "inputs", "counts", "files"), dict
+)
 
 
 def canonical_json(value: Any) -> str:
@@ -56,36 +72,25 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
     Raises:
         DiskFullError: no space is left.
+        ArtifactError: ``path`` lies in an artifact that is finished, or cannot be written.
     """
-    with full_disk_explained(path):
+    if path.name != MANIFEST and (path.parent / MANIFEST).exists():
+        raise ArtifactError(f"{path.parent} is finished: write {path.name} to another folder")
+    with unwritable_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        encoding = None if "b" in mode else "utf-8"
-        handle, temporary = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent
-        )
-        try:
-            with os.fdopen(handle, mode, encoding=encoding) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def full_disk_explained(path: Path | str) -> Iterator[None]:
-    """Turn "no space left" inside the block into a :class:`DiskFullError` that names ``path``."""
+        handle, temporary = open_temporary(path)
     try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFullError(
-            f"no space is left to write {path}: free some and run the same command again"
-        ) from error
+        with (
+            full_disk_explained(path),
+            os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file,
+        ):
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -107,10 +112,16 @@ def write_jsonl(path: Path, rows: Iterator[Any] | list[Any]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
-    """Yield the values of a JSON-lines file."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+    """Yield the values of a JSON-lines file.
+
+    Raises:
+        ArtifactError: a line does not hold JSON.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            with damage_explained(f"line {number} of {path}", ArtifactError, _AGAIN):
+                value = json.loads(line)
+            yield value
 
 
 @dataclass(frozen=True)
@@ -148,40 +159,43 @@ class Draft:
     folder: Path
     identity: Mapping[str, Any]
     complete: Artifact | None = None
-    _lease: int | None = None
+    _lease: int = -1
     _release: Callable[[], Any] | None = None
-    _start: float = field(default_factory=time.monotonic)
 
     def path(self, name: str) -> Path:
         """Return the path of the file ``name`` inside the folder."""
         return self.folder / name
 
+    def files(self) -> list[str]:
+        """Return the names of the files made so far, sorted; temporaries do not count."""
+        return sorted(str(path.relative_to(self.folder)) for path in _files(self.folder))
+
     def claim(self) -> bool:
         """Wait until no other part is at work here; False when one of them has finished it."""
-        if self._lease is not None:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(self._lease, fcntl.LOCK_EX)
-        return not self.path(MANIFEST).exists()
+        lock(self._lease, self.path(LEASE), fcntl.LOCK_EX)
+        if _is_complete(self.folder):
+            return False
+        sweep(self.folder)
+        return True
 
     def finish(self, counts: Mapping[str, int], **notes: Any) -> Artifact:
         """Hash every file, write the manifest last and return the artifact.
 
-        ``notes`` are kept in the manifest and are no part of the fingerprint.
+        ``notes`` are kept in the manifest and are no part of the fingerprint. ``seconds`` counts
+        every attempt: a killed one up to its last write.
         """
-        for leftover in self.folder.rglob(f".*{_UNFINISHED}"):
-            leftover.unlink()
+        sweep(self.folder)
+        draft = _read_object(self.path(DRAFT))
         manifest = {
             **self.identity,
             "counts": dict(counts),
-            "files": _hash_files(self.folder),
+            "files": {name: sha256_file(self.path(name)) for name in self.files()},
             "versions": versions(),
-            "seconds": round(time.monotonic() - self._start, 3),
+            "seconds": round(draft["seconds"] + max(0.0, time.time() - draft["begun"]), 3),
             **({"notes": notes} if notes else {}),
         }
-        write_json(self.folder / MANIFEST, manifest)
-        self.path(DRAFT).unlink(missing_ok=True)
-        for lease in self.folder.glob(f"{_LEASE}*"):
-            lease.unlink(missing_ok=True)
+        write_json(self.path(MANIFEST), manifest)
+        _remove_marks(self.folder)
         if self._release is not None:
             self._release()
         return load(self.folder)
@@ -207,8 +221,8 @@ def begin(
             same time; before :meth:`Draft.finish` one of them must :meth:`Draft.claim` it.
 
     Raises:
-        ArtifactError: the folder holds something else, belongs to other inputs, or is being
-            written.
+        ArtifactError: the folder holds something else, belongs to other inputs, cannot be written,
+            or another process is writing it.
     """
     identity = {
         "kind": kind,
@@ -219,46 +233,93 @@ def begin(
             for name, value in (inputs or {}).items()
         },
     }
-    if (folder / MANIFEST).exists():
-        artifact = load(folder)
-        _refuse_difference(folder, artifact.manifest, identity)
-        return Draft(folder, identity, complete=artifact)
-    if (folder / DRAFT).exists():
-        try:
-            _refuse_difference(folder, _read_json(folder / DRAFT), identity)
-        except ArtifactError:
-            if _holds_something(folder):
-                raise
-            _close([_take_lease(folder, _LEASE)])  # a run that failed before it made anything
-    elif folder.exists() and not _is_blank(folder):
-        raise ArtifactError(f"{folder} is not empty and not an unfinished {kind}: choose another")
-    write_json(folder / DRAFT, identity)
-    leases = [_take_lease(folder, f"{_LEASE}-{part}")] if part else []
+    with unwritable_explained(folder):
+        draft = None if _is_complete(folder) else _open_draft(folder, identity, part)
+    if draft is not None:
+        return draft
+    artifact = load(folder)
+    _refuse_difference(folder, artifact.manifest, identity)
+    _remove_leftovers(folder)
+    return Draft(folder, identity, complete=artifact)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Tell whether a stage has begun to write ``folder`` and has not finished it."""
+    return (folder / DRAFT).exists() and not _is_complete(folder)
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / MANIFEST).exists()
+
+
+def _open_draft(folder: Path, identity: Mapping[str, Any], part: str) -> Draft | None:
+    """Take the lease, then write a draft or go on with the one that is there.
+
+    Returns:
+        The draft, or None when another process finished the artifact meanwhile.
+
+    Raises:
+        ArtifactError: the folder holds something else or another process is writing it.
+    """
+    _refuse_foreign(folder, identity["kind"])
+    folder.mkdir(parents=True, exist_ok=True)
+    leases, alone = take_leases(folder, part)
     try:
-        leases.append(_take_lease(folder, _LEASE, shared=bool(part)))
-    except ArtifactError:
-        _close(leases)
+        if _is_complete(folder):
+            close(leases)
+            return None
+        if alone:
+            sweep(folder)
+        _write_draft(folder, identity, alone=alone)
+        if part and alone:
+            share(leases[-1], folder)
+    except BaseException:
+        close(leases)
         raise
     draft = Draft(folder, identity, _lease=leases[-1])
-    draft._release = weakref.finalize(draft, _close, leases)
+    draft._release = weakref.finalize(draft, close, leases)
     return draft
+
+
+def _write_draft(folder: Path, identity: Mapping[str, Any], *, alone: bool) -> None:
+    """Note what is being made, and how long earlier attempts at it worked.
+
+    Raises:
+        ArtifactError: the folder belongs to another run, which made something or is at work.
+    """
+    path, spent = folder / DRAFT, 0.0
+    if path.exists() and (not alone or any(file.stat().st_size for file in _files(folder))):
+        draft = _read_object(path)
+        _refuse_difference(folder, draft, identity)
+        if not alone:
+            return
+        with damage_explained(path, ArtifactError, _AGAIN):
+            last = max(file.stat().st_mtime for file in _files(folder))
+            spent = draft.get("seconds", 0.0) + max(0.0, last - draft.get("begun", last))
+    write_json(path, {**identity, "seconds": spent, "begun": time.time()})
 
 
 def load(folder: Path, kind: str | None = None) -> Artifact:
     """Open a complete artifact.
 
     Raises:
-        ArtifactError: the folder is missing, unfinished or of another kind.
+        ArtifactError: the folder is missing, unfinished, damaged or of another kind.
     """
     path = folder / MANIFEST
     if not path.exists():
-        state = "is unfinished" if (folder / DRAFT).exists() else "is no artifact"
+        state = "is unfinished" if is_unfinished(folder) else "is not an artifact"
         raise ArtifactError(
-            f"{folder} {state}: it holds no {MANIFEST}; run the stage that makes it"
+            f"{folder} {state}: it does not have a {MANIFEST}; run the stage that makes it"
         )
-    manifest = _read_json(path)
-    if not _MANIFEST_FIELDS.issubset(manifest):
-        raise ArtifactError(f"{path} is no manifest of gmail-align: {folder} is no artifact")
+    manifest = _read_object(path)
+    for key, kind_of_value in _MANIFEST_FIELDS.items():
+        if not isinstance(manifest.get(key), kind_of_value):
+            raise ArtifactError(
+                f"{path} is not a manifest of gmail-align ({key} is missing or of another type): "
+                f"{folder} is not an artifact"
+            )
+    if not all(isinstance(count, int) for count in manifest["counts"].values()):
+        raise ArtifactError(f"{path} is damaged: a count is not a whole number; {_AGAIN}")
     artifact = Artifact(folder, manifest)
     if kind is not None and artifact.kind != kind:
         raise ArtifactError(f"{folder} holds {artifact.kind}, but {kind} are needed here")
@@ -273,9 +334,9 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
-            found = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-            if found:
-                return found
+            inner = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            if inner:
+                return inner
         return None
     return None if old == new else f"{path} was {old!r} and is now {new!r}"
 
@@ -286,73 +347,49 @@ def _refuse_difference(folder: Path, old: Mapping[str, Any], new: Mapping[str, A
         raise ArtifactError(f"{folder} belongs to another run: {difference}; choose another folder")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(
-            f"{path} is damaged: {error}; delete the folder and run again"
-        ) from error
-    if not isinstance(value, dict):
-        raise ArtifactError(
-            f"{path} is damaged: it holds no object; delete the folder and run again"
-        )
-    return value
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object of ours.
 
-
-def _take_lease(folder: Path, name: str, shared: bool = False) -> int:
-    """Lock a lease of the folder and return its descriptor; the lock ends with the process."""
-    lease = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lease, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lease)
-        raise ArtifactError(f"{folder} is being written by another process: wait for it") from error
-    except OSError:  # a file system without locks: nothing guards against a second writer there
-        pass
-    return lease
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait until no other process is inside this block for ``folder``, then enter it.
-
-    For what several processes need and one of them should make, such as a cache.
+    Raises:
+        ArtifactError: the file does not hold one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / f"{_LEASE}-turn", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+    with damage_explained(path, ArtifactError, _AGAIN):
+        value = json.loads(path.read_bytes())
+        canonical_json(value).encode()  # half a surrogate cannot be written again
+        if not isinstance(value, dict):
+            raise ValueError("it does not hold an object")
+        return value
 
 
-def _close(leases: list[int]) -> None:
-    for lease in leases:
-        os.close(lease)
+def _refuse_foreign(folder: Path, kind: str) -> None:
+    """Refuse a folder that holds anything but the traces of a start that was killed at once."""
+    if (folder / DRAFT).exists() or _is_complete(folder) or not folder.exists():
+        return
+    if folder.is_dir() and all(is_mark(path.name) for path in folder.iterdir()):
+        return
+    raise ArtifactError(f"{folder} is not empty and not an unfinished {kind}: choose another")
 
 
-def _is_blank(folder: Path) -> bool:
-    """Whether nothing stands in the way: an empty folder, or a start that was killed at once."""
-    return folder.is_dir() and all(
-        path.name.startswith(_LEASE)
-        or (path.name.startswith(".") and path.name.endswith(_UNFINISHED))
-        for path in folder.iterdir()
-    )
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files of an artifact, without drafts, manifests, leases and temporaries."""
+    for path in folder.rglob("*"):
+        marked = any(map(is_mark, path.relative_to(folder).parts))
+        if not marked and path.name not in _PRIVATE and path.is_file():
+            yield path
 
 
-def _holds_something(folder: Path) -> bool:
-    """Whether an unfinished folder holds a byte of what is being made."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return any(path.name != DRAFT and path.stat().st_size for path in files)
+def _remove_marks(folder: Path) -> None:
+    """Remove leases and, last, the draft of a complete artifact."""
+    for lease in folder.glob(f"{LEASE}*"):
+        lease.unlink(missing_ok=True)
+    (folder / DRAFT).unlink(missing_ok=True)
 
 
-def _hash_files(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {
-        str(path.relative_to(folder)): sha256_file(path)
-        for path in files
-        if path.name not in _PRIVATE and not path.name.startswith(_LEASE)
-    }
+def _remove_leftovers(folder: Path) -> None:
+    """Tidy a complete artifact whose process was killed right after it wrote the manifest."""
+    if not (folder / DRAFT).exists() and not any(folder.glob(f"{LEASE}*")):
+        return
+    with suppress(OSError, ArtifactError):  # read-only, or its process is about to do it
+        leases, _ = take_leases(folder)
+        _remove_marks(folder)
+        close(leases)

@@ -15,6 +15,20 @@ Each message is one sentence: what is wrong, where, and what to do.
 
 from __future__ import annotations
 
+import errno
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNWRITABLE = {
+    *(errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+}
+
 
 class GmailAlignError(Exception):
     """Base class of every error this package raises on purpose."""
@@ -55,3 +69,76 @@ class TrainingError(GmailAlignError):
         super().__init__(message)
         self.step = step
         """The step that broke, where one did."""
+
+
+@contextmanager
+def damage_explained(
+    path: Path | str, error: type[UserError] = DataError, advice: str = "get it again"
+) -> Iterator[None]:
+    """Turn whatever a parser raises about ``path`` into "PATH is damaged: REASON; ADVICE".
+
+    Errors of this package pass, and so do a lack of memory and the operating system's errors: a
+    file that may not be read is not damaged.
+
+    Raises:
+        UserError: of class ``error``, when the file cannot be parsed.
+    """
+    try:
+        yield
+    except (GmailAlignError, MemoryError):
+        raise
+    except Exception as cause:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise
+        raise error(f"{path} is damaged: {first_line(cause)}; {advice}") from cause
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 200 characters, or its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextmanager
+def full_disk_explained(path: Path | str) -> Iterator[None]:
+    """Turn "no space left" into one sentence that names ``path``, or the temporary folder.
+
+    Raises:
+        DiskFullError: no space is left, the quota is used up, or a file is larger than allowed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DiskFullError(
+            f"no space is left to write {path} ({error.strerror}): free some and run the same "
+            "command again"
+        ) from error
+    except sqlite3.OperationalError as error:
+        if "full" not in str(error):
+            raise
+        folder = os.environ.get("SQLITE_TMPDIR") or tempfile.gettempdir()
+        raise DiskFullError(
+            f"no space is left for temporary files in {folder}: free some, or set TMPDIR to "
+            "another folder"
+        ) from error
+
+
+@contextmanager
+def unwritable_explained(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write ``path`` into one sentence.
+
+    Raises:
+        ArtifactError: it is read-only, not permitted, too long a name, or no folder can be there.
+        DiskFullError: no space is left.
+    """
+    try:
+        with full_disk_explained(path):
+            yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        where = path if error.filename is None else error.filename
+        raise ArtifactError(
+            f"{where} cannot be written ({error.strerror}): choose another folder"
+        ) from error

@@ -39,6 +39,8 @@ def test_no_model(tmp_path: Path) -> None:
 def test_an_unfinished_artifact(broken: Path) -> None:
     (broken / "draft.json").write_text("{}")
     _refused(broken, "is unfinished")
+    (broken / "manifest.json").write_text("{}")
+    assert GmailEncoder.from_pretrained(broken).dim
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is damaged"), ("[]", "holds no object")])

@@ -124,6 +124,21 @@ def test_a_line_that_was_cut_by_a_kill_is_written_again(tmp_path: Path) -> None:
     assert _bytes(tmp_path / "cut") == _bytes(tmp_path / "whole")
 
 
+def test_a_log_that_a_crash_damaged_does_not_stop_the_training(tmp_path: Path) -> None:
+    whole, victim = Toy(), Toy()
+    report = _run(whole, tmp_path / "whole")
+    victim.die_at = 10
+    with pytest.raises(KeyboardInterrupt):
+        _run(victim, tmp_path / "damaged")
+    path = tmp_path / "damaged" / EVENTS
+    data = bytearray(path.read_bytes())
+    data[5:20] = bytes(15)
+    path.write_bytes(data)
+    assert _run(Toy(), tmp_path / "damaged").scores[-1] == report.scores[-1]
+    rows = list(read_jsonl(tmp_path / "whole" / EVENTS))
+    assert list(read_jsonl(path)) == rows[1:]
+
+
 @pytest.mark.parametrize("harm", [lambda whole: whole[: len(whole) // 2], lambda whole: b""])
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, harm: Callable[[bytes], bytes]) -> None:
     victim = Toy()

@@ -18,13 +18,14 @@ from gmail_align.alignment.pairset import Batch, Wanted, gather
 from gmail_align.alignment.strength import choose_strength
 from gmail_align.alignment.task import Task, pair_ids, prepare
 from gmail_align.alignment.terms import learned_temperature, loss_terms
-from gmail_align.artifacts import MANIFEST, Artifact, Draft, begin, load, one_at_a_time, write_json
+from gmail_align.artifacts import MANIFEST, Artifact, Draft, begin, load, write_json
 from gmail_align.data.batches import Batches
 from gmail_align.encoders.config import EncoderLayout
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import find_folder, folder_fingerprint
 from gmail_align.errors import ConfigError, TrainingError
 from gmail_align.features.prefetch import prefetch
+from gmail_align.leases import one_at_a_time
 from gmail_align.progress import say, set_quiet
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.distributed import ranks

@@ -180,9 +180,9 @@ def read_shard(path: Path) -> tuple[list[ImageRecord], list[Quarantined]] | None
         rows = list(read_jsonl(sidecar))
         records = [ImageRecord(**row) for row in rows if "reason" not in row]
         left_out = [Quarantined(**row) for row in rows if "reason" in row]
-    except (ValueError, TypeError):
+        end = max((record.offset + record.size for record in records), default=0)
+    except (ArtifactError, TypeError):
         return None
-    end = max((record.offset + record.size for record in records), default=0)
     return (records, left_out) if path.stat().st_size > end else None
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from gmail_align.artifacts import DRAFT, MANIFEST, fingerprint, sha256_file
+from gmail_align.artifacts import DRAFT, MANIFEST, fingerprint, is_unfinished, sha256_file
 from gmail_align.config import build
 from gmail_align.encoders.config import EncoderCard
 from gmail_align.encoders.probe import PROBE
@@ -52,7 +52,7 @@ def read_config(folder: Path) -> dict[str, object]:
     Raises:
         ModelError: it is missing or damaged, or the folder is an unfinished artifact.
     """
-    if (folder / DRAFT).exists():
+    if is_unfinished(folder):
         raise ModelError(f"{folder} is unfinished: run the stage that makes it again")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

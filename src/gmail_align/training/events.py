@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from gmail_align.artifacts import write_jsonl
+from gmail_align.progress import say
 
 EVENTS = "events.jsonl"
 
@@ -52,6 +54,19 @@ class EventLog:
 
 
 def _whole_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log whose last line may have been cut by a kill."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """Return the rows of a log that can be read.
+
+    A kill cuts the last line. A crash of the machine may damage others, which a run does not need
+    in order to go on: it says how many are lost.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    rows = []
+    for line in filter(None, lines):
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int | float):
+                rows.append(row)
+    lost = sum(map(bool, lines)) - len(rows)
+    if lost:
+        say(f"{path} is damaged: {lost} of its rows are left out, and the training goes on")
+    return rows
