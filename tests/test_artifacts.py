@@ -27,7 +27,6 @@ from gmail_align.artifacts import (
     read_jsonl,
     sha256_file,
     write_bytes,
-    write_json,
     write_jsonl,
 )
 from gmail_align.errors import ArtifactError, DiskFullError

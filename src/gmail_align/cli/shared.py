@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from gmail_align import progress
-from gmail_align.artifacts import Artifact, full_disk_explained
-from gmail_align.errors import UserError
+from gmail_align.artifacts import Artifact
+from gmail_align.errors import UserError, full_disk_explained
 
 if TYPE_CHECKING:
     from gmail_align.config import Config

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from gmail_align.artifacts import MANIFEST, Artifact, fingerprint, one_at_a_time
+from gmail_align.artifacts import MANIFEST, Artifact, fingerprint
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
@@ -31,6 +31,7 @@ from gmail_align.features.run import (
     extract_patches,
     extract_texts,
 )
+from gmail_align.leases import one_at_a_time
 
 _Frozen = Literal["image", "patches"]
 
