@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gmail_align.alignment.config import AlignConfig, align_preset
+from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import load
 from gmail_align.config import apply_overrides, build
@@ -69,7 +69,8 @@ def cells() -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     for alignment, heads, tuned, data in product(
         ("on", "off"), ("two", "one"), trained, ("synthetic", "real", "mixed")
     ):
-        preset = align_preset("gmail" if alignment == "on" else "lora_only", select="align")
+        name = "gmail" if alignment == "on" else "lora_only"
+        preset = AlignConfig.from_preset(name, {"select": "align"})
         changes = preset.model_dump(mode="json") | trained[tuned]
         changes |= {"dual_heads": heads == "two", "data": data}
         yield (alignment, heads, tuned, data), changes

@@ -31,7 +31,6 @@ from gmail_align.synthesis.architectures import ARCHITECTURES, Part
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.cost import count_cost
 from gmail_align.synthesis.pipelines import load_pipeline
-from gmail_align.synthesis.presets import preset_settings
 from gmail_align.synthesis.run import synthesize
 from gmail_align.synthesis.sampler import Pixels, Request, Sampler
 
@@ -153,13 +152,13 @@ def drift(count: int) -> dict[str, Any]:
         shown = [Image.fromarray(rows.numpy()) for rows in Pixels(images).wait()[0]]
         return images, encoder.encode_images(shown, "frozen")
 
-    reference, features = draw(**{**preset_only("sd2"), "steps": 50})
+    reference, features = draw(**preset_only("sd2"))
     found = {}
     for name, changes in {
         "another seed, 50 steps": {**preset_only("sd2"), "seed": 1},
-        "--fast of sd2: dpmpp, 20 steps": preset_only("sd2", fast=True),
-        "dpmpp, 10 steps": {**preset_only("sd2", fast=True), "steps": 10},
-        "dpmpp, 5 steps": {**preset_only("sd2", fast=True), "steps": 5},
+        "--fast of sd2: dpmpp, 20 steps": preset_only("sd2_fast"),
+        "dpmpp, 10 steps": {**preset_only("sd2_fast"), "steps": 10},
+        "dpmpp, 5 steps": {**preset_only("sd2_fast"), "steps": 5},
     }.items():
         images, others = draw(**changes)
         found[name] = {
@@ -173,16 +172,17 @@ def drift(count: int) -> dict[str, Any]:
     return {"images": count, "ddim, 50 steps (reference)": first, **found}
 
 
-def preset_only(name: str, *, fast: bool = False) -> dict[str, Any]:
+def preset_only(name: str) -> dict[str, Any]:
     """Return a preset without its size, which the tabletop generator has of its own."""
-    settings = preset_settings(name, fast=fast)
+    settings = SynthesisConfig.preset_keys(name)
     return {key: value for key, value in settings.items() if key not in ("height", "width")}
 
 
 def device(batches: list[int], tiny: bool) -> dict[str, Any]:
     """Time Stable Diffusion v2's shape with random weights, eager and compiled."""
     cuda = not tiny
-    settings = preset_settings("sd2") | ({"height": 64, "width": 64, "steps": 3} if tiny else {})
+    small = {"height": 64, "width": 64, "steps": 3} if tiny else {}
+    settings = {**SynthesisConfig.preset_keys("sd2"), **small}
     base = SynthesisConfig(model="random", device="cuda" if cuda else "cpu", **settings)
     shape = ARCHITECTURES["sd2"]
     if tiny:

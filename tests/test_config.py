@@ -1,9 +1,13 @@
+import tomllib
+from pathlib import Path
+from typing import ClassVar
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
-from gmail_align.config import Config, apply_overrides, build, load_toml, parse_value
+from gmail_align.config import Config, apply_overrides, build, keys, load_toml, parse_value, to_toml
 from gmail_align.errors import ConfigError
 
 
@@ -14,13 +18,27 @@ class Inner(Config):
     """Rate."""
 
 
+class Item(Config):
+    width: int | None = 3
+    """Width."""
+    lr: float = 0.1
+    """Rate."""
+
+
 class Outer(Config):
+    presets: ClassVar = {"fast": {"optim": {"steps": 2}, "name": "fast"}}
     optim: Inner = Inner()
     """Optimisation."""
     extra: Inner | None = None
     """Perhaps."""
     name: str = "x"
     """Name."""
+    place: Path | None = None
+    """Where."""
+    items: dict[str, Item] = {}
+    """Named tables."""
+    sizes: tuple[float, ...] = (1.5, 2.0)
+    """Sizes."""
 
     @model_validator(mode="after")
     def _check(self):
@@ -46,10 +64,22 @@ def test_values_are_built():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"optim": {"stps": 3}}, "f.toml: unknown key 'optim.stps'; did you mean 'steps'?"),
-        ({"extra": {"rte": 3}}, "f.toml: unknown key 'extra.rte'; did you mean 'rate'?"),
+        ({"optim": {"stps": 3}}, "f.toml: unknown key 'optim.stps'; did you mean 'optim.steps'?"),
+        ({"extra": {"rte": 3}}, "f.toml: unknown key 'extra.rte'; did you mean 'extra.rate'?"),
         ({"opim": {}}, "f.toml: unknown key 'opim'; did you mean 'optim'?"),
-        ({"zzz": 1}, "f.toml: unknown key 'zzz'; known keys are optim, extra, name"),
+        (
+            {"zzz": 1},
+            "f.toml: unknown key 'zzz'; known keys are optim, extra, name, place, items, sizes",
+        ),
+        (
+            {"learning_rate": 1},
+            "f.toml: unknown key 'learning_rate'; did you mean 'items.NAME.lr'?",
+        ),
+        ({"rat": 1}, "f.toml: unknown key 'rat'; did you mean 'optim.rate'?"),
+        (
+            {"steps": 1},
+            "f.toml: unknown key 'steps'; did you mean 'optim.steps' or 'extra.steps'?",
+        ),
         ({"name": "forbidden"}, "f.toml: the name is forbidden"),
         (
             {"optim": {"steps": -1}},
@@ -100,7 +130,7 @@ def test_a_bad_override_is_quoted(override):
 
 @pytest.mark.parametrize("value", [3, None, [1]])
 def test_an_override_cannot_go_through_a_value(value):
-    with pytest.raises(ConfigError, match="'steps', which is no table"):
+    with pytest.raises(ConfigError, match="'steps', which holds a value"):
         apply_overrides({"steps": value}, ["steps.x=1"])
 
 
@@ -128,3 +158,45 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
             load_toml(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_toml(tmp_path)
+
+
+class Required(Config):
+    model: str
+    """Folder of ``x``."""
+
+
+def test_a_missing_key_is_named_with_its_meaning():
+    with pytest.raises(ConfigError, match="'model' is missing: Folder of x"):
+        build(Required, {})
+
+
+def test_every_key_is_listed():
+    assert [key for key, _ in keys(Outer)] == [
+        *("optim", "optim.steps", "optim.rate", "extra", "extra.steps", "extra.rate", "name"),
+        *("place", "items", "items.NAME.width", "items.NAME.lr", "sizes"),
+    ]
+
+
+def test_presets_belong_to_the_class():
+    built = Outer.from_preset("fast", {"optim": {"rate": 0.5}})
+    assert (built.optim.steps, built.optim.rate, built.name) == (2, 0.5, "fast")
+    assert Outer.from_preset("fast", {"optim": Inner(steps=7)}).optim.steps == 7
+    with pytest.raises(ConfigError, match="'fats'; did you mean 'fast'"):
+        Outer.from_preset("fats")
+
+
+@given(
+    st.text(st.characters(codec="utf-8")),
+    st.floats(allow_nan=False),
+    st.none() | st.integers(-9, 9),
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=3),
+)
+def test_a_configuration_written_as_toml_is_read_as_the_same(name, rate, width, key):
+    config = Outer(
+        name="x" if name == "forbidden" else name,
+        optim=Inner(rate=rate),
+        place=Path("/a b"),
+        items={key: Item(width=width), "plain": Item()},
+        sizes=(rate,),
+    )
+    assert build(Outer, tomllib.loads(to_toml(config))) == config

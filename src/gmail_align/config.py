@@ -1,26 +1,84 @@
-"""Strict configuration: frozen models, TOML files and ``--set a.b=value``."""
+"""Strict configuration: frozen models, presets, TOML files and ``--set a.b=value``."""
 
 from __future__ import annotations
 
 import copy
 import difflib
 import json
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from gmail_align.errors import ConfigError
 
+_SYNONYMS: Mapping[str, str] = {
+    "learning_rate": "lr",
+    "num_inference_steps": "steps",
+    "num_steps": "steps",
+    "max_steps": "steps",
+    "num_epochs": "epochs",
+    "epochs": "steps",
+    "lora_r": "rank",
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "cfg": "guidance_scale",
+    "bs": "batch_size",
+}
+"""Names that other programs give to keys -> the last part of the key here."""
+
 
 class Config(BaseModel):
-    """Base of every stage's configuration: immutable, and unknown keys are errors."""
+    """Base of every stage's configuration: immutable, and unknown keys are errors.
+
+    The text ``none`` stands for no value wherever a key may be left without one, because TOML
+    cannot write it.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
     )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Name of a preset -> the keys that it sets; all other keys keep their defaults."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, data: Any) -> Any:
+        """Replace the text ``none`` by no value, for keys that may be without one."""
+        if not isinstance(data, Mapping):
+            return data
+        absent = {
+            key
+            for key, value in data.items()
+            if isinstance(value, str) and value == "none" and _may_be_none(cls, key)
+        }
+        return {key: None if key in absent else value for key, value in data.items()}
+
+    @classmethod
+    def preset_keys(cls, name: str) -> Mapping[str, Any]:
+        """Return the keys that a preset sets, with their values.
+
+        Raises:
+            ConfigError: the class does not have this preset.
+        """
+        if name not in cls.presets:
+            raise ConfigError(
+                f"unknown preset {name!r}; {_nearest(name, list(cls.presets), 'presets')}"
+            )
+        return cls.presets[name]
+
+    @classmethod
+    def from_preset(cls, name: str, changes: Mapping[str, Any] | None = None) -> Self:
+        """Build a preset with ``changes`` on top, which replace its keys one by one.
+
+        Raises:
+            ConfigError: the class does not have this preset, or a change is wrong.
+        """
+        return build(cls, merge(cls.preset_keys(name), changes or {}), f"preset {name}")
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -54,23 +112,33 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def merge(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``data`` with ``changes`` on top; nested tables are merged key by key."""
+    result = dict(data)
+    for key, value in changes.items():
+        old = result.get(key)
+        tables = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = merge(result[key], value) if tables else value
+    return result
+
+
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Return a copy of ``data`` with every ``a.b=value`` of ``overrides`` put in.
 
     Raises:
-        ConfigError: an override without ``=`` or through a key that holds no table.
+        ConfigError: an override lacks ``=``, or leads through a key that holds a value.
     """
     result: dict[str, Any] = copy.deepcopy(dict(data))
     for override in overrides:
         dotted, equals, text = override.partition("=")
         keys = [key.strip() for key in dotted.split(".")]
         if not equals or not all(keys):
-            raise ConfigError(f"--set {override!r} is not of the form key.subkey=value")
+            raise ConfigError(f"--set {override!r} does not have the form key.subkey=value")
         table = result
         for key in keys[:-1]:
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
-                raise ConfigError(f"--set {override!r} goes through {key!r}, which is no table")
+                raise ConfigError(f"--set {override!r} leads through {key!r}, which holds a value")
         table[keys[-1]] = parse_value(text)
     return result
 
@@ -88,29 +156,112 @@ def build(model: type[ConfigT], data: Mapping[str, Any], source: str = "configur
         raise ConfigError(_explain(error, model, source)) from error
 
 
-def _explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
+def keys(stage: type[BaseModel], above: Sequence[str] = ()) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every key of a configuration as ``a.b`` with its field; tables come before their keys.
+
+    ``NAME`` stands for a name that the user chooses.
+    """
+    for name, field in stage.model_fields.items():
+        path = (*above, name)
+        yield ".".join(path), field
+        table = table_of(field.annotation)
+        if table is not None:
+            named = getattr(field.annotation, "__origin__", None) is dict
+            yield from keys(table, (*path, "NAME") if named else path)
+
+
+def table_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the model that a key of this type holds; None for a plain value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    tables = (table_of(part) for part in get_args(annotation))
+    return next((table for table in tables if table is not None), None)
+
+
+def to_toml(config: Config) -> str:
+    """Write a configuration as TOML that builds the same configuration when it is read."""
+    return "\n".join(_toml_lines(config.model_dump(mode="json"), config, ())) + "\n"
+
+
+def _toml_lines(data: Mapping[str, Any], owner: Any, path: tuple[str, ...]) -> Iterator[str]:
+    """Yield the lines of one table, which ``owner`` was dumped as: values, then tables."""
+    named = {_toml_key(key): value for key, value in data.items()}
+    known = type(owner).model_fields if isinstance(owner, BaseModel) else {}
+    for key, value in named.items():
+        if value is None and key in known and known[key].get_default() is not None:
+            yield f'{key} = "none"'
+        elif value is not None and not isinstance(value, Mapping):
+            yield f"{key} = {_toml_value(value)}"
+    for (name, table), key in zip(data.items(), named, strict=True):
+        if isinstance(table, Mapping):
+            yield f"\n[{'.'.join((*path, key))}]"
+            below = owner.get(name) if isinstance(owner, Mapping) else getattr(owner, name, None)
+            yield from _toml_lines(table, below, (*path, key))
+
+
+def _toml_key(key: str) -> str:
+    """Quote a key unless it is a bare one."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
+def _toml_value(value: Any) -> str:
+    """Write a plain value; JSON's texts, numbers and lists are TOML's, except for infinity."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _explain(error: ValidationError, stage: type[BaseModel], source: str) -> str:
+    """Say in one sentence what the first mistake is, and where."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     where = ".".join(path)
-    if first["type"] != "extra_forbidden":
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        if not where:
-            return f"{source}: {message}"
-        return f"{source}: {where}: {message} (got {first.get('input')!r})"
-    known = _fields_at(model, path[:-1])
-    close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"
-    return f"{source}: unknown key {where!r}; {hint}"
+    if first["type"] == "extra_forbidden":
+        return f"{source}: unknown key {where!r}; {_suggest(stage, path)}"
+    if first["type"] == "missing":
+        described = dict(keys(stage)).get(where)
+        meaning = (described.description or "").replace("``", "") if described else ""
+        return f"{source}: the key {where!r} is missing: {' '.join(meaning.split())}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return (
+        f"{source}: {where}: {message} (got {first.get('input')!r})"
+        if where
+        else (f"{source}: {message}")
+    )
 
 
-def _fields_at(model: type[BaseModel], path: Iterable[str]) -> list[str]:
-    """Return the field names of the nested model that ``path`` leads to."""
-    for key in path:
-        field = model.model_fields.get(key)
-        annotation = field.annotation if field else None
-        for candidate in (annotation, *get_args(annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                model = candidate
-                break
-    return list(model.model_fields)
+def _suggest(stage: type[BaseModel], path: Sequence[str]) -> str:
+    """Name the key that an unknown one most likely means, of any table, or list the table's."""
+    known = [key for key, _ in keys(stage)]
+    *above, wrong = path
+    prefix = "".join(f"{part}." for part in above)
+    own = {key.removeprefix(prefix): key for key in known if key.startswith(prefix)}
+    own = {name: key for name, key in own.items() if "." not in name}
+    by_name: dict[str, list[str]] = {}
+    for key in known:
+        by_name.setdefault(key.rpartition(".")[2], []).append(key)
+    for name in (wrong, _SYNONYMS.get(wrong, "")):
+        if name in by_name:
+            return f"did you mean {' or '.join(map(repr, by_name[name][:3]))}?"
+    for names, cutoff in ((own, 0.7), (by_name, 0.7), (own, 0.4)):
+        close = difflib.get_close_matches(wrong, names, n=1, cutoff=cutoff)
+        if close:
+            return f"did you mean {(own.get(close[0]) or by_name[close[0]][0])!r}?"
+    return f"known keys are {', '.join(own or known)}"
+
+
+def _nearest(name: str, known: Sequence[str], what: str) -> str:
+    """Suggest the closest of ``known``, or list them all."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"{what}: {', '.join(known) or 'none'}"
+
+
+def _may_be_none(stage: type[BaseModel], key: str) -> bool:
+    """Tell whether a key may be left without a value."""
+    field = stage.model_fields.get(key)
+    return field is not None and type(None) in get_args(field.annotation)

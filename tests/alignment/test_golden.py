@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gmail_align.alignment.config import ALIGN_PRESETS, align_preset
+from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
 from gmail_align.data.pairs import PAIRS, read_pairs
@@ -22,7 +22,7 @@ from gmail_align.training.config import OptimConfig
 GOLDEN = Path(__file__).with_name("golden_curves.json")
 OPTIM = OptimConfig(steps=20, lr=1e-3, restart_every=8, evaluate_every=10, checkpoint_every=100)
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {"preset": name} for name in ALIGN_PRESETS},
+    **{name: {"preset": name} for name in AlignConfig.presets},
     "learned temperature, summed positives": {"learn_temperature": True, "positives": "sum"},
     "both directions": {"direction": "both"},
     "mixed data": {"data": "mixed"},
@@ -60,9 +60,9 @@ def test_the_curve_of_every_preset_is_as_it_was(
     base = request.getfixturevalue(changes.pop("base", "clip_folder"))
     long = changes.pop("pairs", "") == "long"
     pairs = request.getfixturevalue("long_pairs") if long else world.pairs
-    config = align_preset(
-        changes.pop("preset", "gmail"), batch_size=6, holdout=0.25, optim=OPTIM, **changes
-    )
+    preset = changes.pop("preset", "gmail")
+    small = {"batch_size": 6, "holdout": 0.25, "optim": OPTIM}
+    config = AlignConfig.from_preset(preset, {**small, **changes})
     sources = (pairs, world.real, world.generated)
     made = align(config, Sources(*sources), base, tmp_path / "encoder", seed=3, cache=cache)
     rows = list(read_jsonl(made.path("events.jsonl")))

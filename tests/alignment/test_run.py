@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gmail_align.alignment import run as module
-from gmail_align.alignment.config import AlignConfig, AlignWeights, align_preset
+from gmail_align.alignment.config import AlignConfig, AlignWeights
 from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
 from gmail_align.data.pairs import read_pairs
@@ -23,7 +23,8 @@ from gmail_align.errors import ArtifactError, ConfigError, DataError, TrainingEr
 from gmail_align.training.config import OptimConfig
 
 OPTIM = OptimConfig(steps=12, lr=2e-3, schedule="constant", checkpoint_every=5, evaluate_every=4)
-CONFIG = AlignConfig(batch_size=6, holdout=0.25, optim=OPTIM)
+SMALL = {"batch_size": 6, "holdout": 0.25, "optim": OPTIM}
+CONFIG = AlignConfig(**SMALL)
 Run = Callable[..., Artifact]
 
 
@@ -129,7 +130,8 @@ def test_the_guard_refuses_training_that_hurts(
     write_jsonl(draft.path("pairs.jsonl"), rows)
     pairs = draft.finish({"pairs": len(rows)})
     wild = OPTIM.model_copy(update={"lr": 30.0, "steps": 4, "evaluate_every": 1})
-    config = align_preset(preset, batch_size=6, holdout=0.25, optim=wild, select="align")
+    changes = {"batch_size": 6, "holdout": 0.25, "optim": wild, "select": "align"}
+    config = AlignConfig.from_preset(preset, changes)
     made = align(
         config, Sources(pairs, world.real, world.real), clip_folder, tmp_path / "encoder", seed=3
     )
@@ -183,12 +185,12 @@ def test_without_real_terms_no_real_image_is_trained_on(
         return gather(tables, rows, wanted)
 
     monkeypatch.setattr(module, "gather", spy)
-    made = run(align_preset("lora_only", batch_size=6, holdout=0.25, optim=OPTIM), "control")
+    made = run(AlignConfig.from_preset("lora_only", SMALL), "control")
     assert all(row == ({"real": False, "frozen": False}, 3, 3) for row in seen)
     encoder = GmailEncoder.from_pretrained(made.folder)
     assert torch.equal(encoder.real_head, encoder.clip.visual_projection.weight)
     seen.clear()
-    run(align_preset("eq1_only", batch_size=6, holdout=0.25, optim=OPTIM), "eq1")
+    run(AlignConfig.from_preset("eq1_only", SMALL), "eq1")
     assert all(row == ({"real": False, "frozen": True}, 3, 12) for row in seen)
 
 

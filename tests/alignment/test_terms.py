@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from gmail_align.alignment.config import AlignConfig, AlignWeights, align_preset
+from gmail_align.alignment.config import AlignConfig, AlignWeights
 from gmail_align.alignment.guard import EASE, HeldOut, guard_metrics
 from gmail_align.alignment.losses import (
     alignment_loss,
@@ -24,7 +24,6 @@ from gmail_align.alignment.pairset import Batch, Tables
 from gmail_align.alignment.terms import learned_temperature, loss_terms
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
-from gmail_align.errors import ConfigError
 from gmail_align.features.pixels import Pixels
 from gmail_align.features.store import Features
 
@@ -137,7 +136,7 @@ def test_positives_and_a_learned_temperature_reach_the_terms(
 def test_presets_compute_only_what_they_need(
     preset: str, names: set[str], untouched: set[str], encoder: GmailEncoder, batch: Batch
 ) -> None:
-    config = align_preset(preset)
+    config = AlignConfig.from_preset(preset)
     if not config.weights.needs_real:
         batch = Batch(batch.generated, None, batch.frozen, batch.texts, batch.same)
     if config.weights.align == 0:
@@ -160,15 +159,12 @@ def test_bfloat16_stays_near_fp32_and_losses_are_fp32(encoder: GmailEncoder, bat
 
 
 def test_presets_and_what_they_guard() -> None:
-    assert align_preset("gmail") == AlignConfig()
-    assert align_preset("gmail", batch_size=7).batch_size == 7
-    assert align_preset("eq1_only").guarded == "align"
-    assert align_preset("lora_only").guarded == "text_generated"
-    assert align_preset("gmail", select="objective").guarded == "objective"
+    assert AlignConfig.from_preset("gmail") == AlignConfig()
+    assert AlignConfig.from_preset("eq1_only").guarded == "align"
+    assert AlignConfig.from_preset("lora_only").guarded == "text_generated"
+    assert AlignConfig(select="objective").guarded == "objective"
     only = AlignWeights(align=0, text_generated=0, text_real=0, distill_real=1)
     assert AlignConfig(weights=only).guarded == "objective"
-    with pytest.raises(ConfigError, match="'gmal' is no alignment preset; use one of gmail"):
-        align_preset("gmal")
 
 
 def _held(batch: Batch) -> tuple[HeldOut, Tables]:

@@ -97,11 +97,6 @@ def test_a_training_goes_on_and_mixes(work: Path) -> None:
             " --out {w}/x --set mode=mix",
             "give features of generated images",
         ),
-        (
-            "train ifcap --captions {w}/real/captions --texts {w}/texts --gpt2 tabletop"
-            " --out {w}/x --preset ifcup",
-            "'ifcup' is no preset",
-        ),
         ("convert-clipcap {w}/bad.png --gpt2 {w}/clipcap/gpt2 --out {w}/x", "is damaged"),
     ],
 )

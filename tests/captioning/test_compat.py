@@ -14,7 +14,7 @@ from gmail_align.captioning.clipcap import run
 from gmail_align.captioning.clipcap.clipcap import ClipCap, Scaling
 from gmail_align.captioning.clipcap.folder import load_captioner, load_gpt2
 from gmail_align.captioning.clipcap.run import train_clipcap
-from gmail_align.captioning.config import ClipCapConfig, Compat, PredictConfig, preset
+from gmail_align.captioning.config import ClipCapConfig, Compat, PredictConfig
 from gmail_align.captioning.language import Prompt
 from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.tokens import tokenise
@@ -238,16 +238,14 @@ def test_cider_picks_the_step_when_it_is_asked_to(
 
 
 def test_presets_are_the_published_variants(capsys: pytest.CaptureFixture[str]) -> None:
-    config = build(ClipCapConfig, preset("clipcap"))
+    config = ClipCapConfig.from_preset("clipcap")
     optim = config.optim.over(566_747, config.batch_size)
     assert (optim.steps, optim.warmup, optim.lr, optim.schedule) == (141_687, 5000, 2e-5, "linear")
-    config = build(ClipCapConfig, preset("clipcap_transformer"))
+    config = ClipCapConfig.from_preset("clipcap_transformer")
     shape = config.shape
     assert (shape.kind, shape.prefix_length, shape.clip_length) == ("transformer", 40, 40)
     assert (shape.layers, shape.heads, config.trains_gpt2) == (8, 8, False)
-    assert build(ClipCapConfig, preset("clipcap_original")).compat is not None
-    with pytest.raises(ConfigError, match="'clipcup' is no preset"):
-        preset("clipcup")
+    assert ClipCapConfig.from_preset("clipcap_original").compat is not None
     with pytest.raises(ConfigError, match="steps and epochs are both given"):
         build(ClipCapConfig, {"optim": {"epochs": 2, "steps": 7}})
     with pytest.raises(ConfigError, match="belong to mapper = 'transformer'"):

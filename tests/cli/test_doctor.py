@@ -44,7 +44,7 @@ def test_a_missing_extra_says_what_it_disables_and_how_to_get_it(hide):
     ran = doctor()
     assert ran.exit_code == 0
     (line,) = (line for line in ran.stdout.splitlines() if line.startswith("[report]"))
-    assert "without matplotlib, jinja2, which disables" in line
+    assert "matplotlib, jinja2 missing, which disables" in line
     assert "pip install 'gmail-align[report]'" in line
 
 
@@ -63,4 +63,4 @@ def test_no_java_says_what_is_off(monkeypatch):
         raise MissingExtraError("there is no Java")
 
     monkeypatch.setattr(java, "java_command", none)
-    assert "none, which disables METEOR" in doctor().stdout
+    assert "missing, which disables METEOR" in doctor().stdout

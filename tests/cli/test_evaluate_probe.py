@@ -122,7 +122,7 @@ def test_fine_tuning_is_planned_without_being_run(tmp_path):
     words = ("evaluate", "finetune", "--train", images, "--test", images, "--encoder", "tabletop")
     words += ("--labels", tmp_path / "labels.json", "--out", tmp_path / "out", "--dry-run")
     ran = CliRunner().invoke(app, [str(word) for word in (*words, "--set", "epochs=30")])
-    assert ran.exit_code == 0 and '"epochs": 30' in ran.stdout, ran.output
+    assert ran.exit_code == 0 and "epochs = 30.0" in ran.stdout, ran.output
     assert not (tmp_path / "out").exists()
     ran = CliRunner().invoke(app, [str(word) for word in (*words, "--set", "epochs=3")])
     assert ran.exit_code == 2 and "have to be fewer than epochs" in ran.stderr

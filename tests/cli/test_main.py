@@ -12,9 +12,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from gmail_align import __version__
-from gmail_align.cli import recipes
-from gmail_align.cli.lazy import Entry
-from gmail_align.cli.main import COMMANDS, app
+from gmail_align.cli import runs
+from gmail_align.cli.main import COMMANDS, Entry, app
 from gmail_align.errors import DataError, TrainingError
 
 GMAIL_ALIGN = [sys.executable, "-m", "gmail_align"]
@@ -114,7 +113,8 @@ def test_help_lists_every_command_and_imports_none():
     heavy = {"torch", "transformers", "numpy", "pydantic", "PIL", "pyarrow", "rich", "sklearn"}
     assert not heavy & loaded
     ours = {name for name in loaded if name.startswith("gmail_align.cli.")}
-    assert ours == {"gmail_align.cli.main", "gmail_align.cli.lazy"}
+    assert ours == {"gmail_align.cli.main"}
+    assert "..." not in ran.stdout.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize("words", [["recipes", "list"], ["recipes", "show", "demo"]])
@@ -164,7 +164,7 @@ def test_what_is_raised_becomes_a_sentence_and_an_exit_code(monkeypatch, raised,
         raised.__notes__ = ["in shard 3"]
         raise raised
 
-    monkeypatch.setattr(recipes, "_text", fail)
+    monkeypatch.setattr(runs, "_recipe_text", fail)
     ran = call("recipes", "show", "demo")
     assert ran.exit_code == code
     assert sentence in ran.stderr.splitlines()[-1]
@@ -228,7 +228,7 @@ def test_recipes_are_listed_shown_and_copied(tmp_path):
 def test_a_command_without_configuration_refuses_one():
     ran = call("recipes", "list", "--set", "a=1")
     assert ran.exit_code == 2
-    assert "leave out --config and --set" in ran.stderr
+    assert "--config and --set" in ran.stderr
 
 
 def test_quiet_leaves_nothing_but_errors(tmp_path):

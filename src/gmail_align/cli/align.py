@@ -1,62 +1,130 @@
-"""``gmail-align align``: an encoder for generated images."""
+"""``gmail-align align`` and ``extract``: an encoder for generated images, and its features."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from gmail_align.alignment.config import AlignConfig
 from gmail_align.artifacts import load
-from gmail_align.cli.shared import Out, Seed, Shared, command, model_of
+from gmail_align.cli.options import Device, EncoderName, Out, Place, Seed
+from gmail_align.cli.shared import Shared, command, model_of
+from gmail_align.encoders.route import Route
+from gmail_align.engine import Engine
 from gmail_align.errors import ConfigError
 
 
-@command
-def align(
-    shared: Shared,
-    pairs: Annotated[Path, typer.Option(metavar="DIR", help="What pair made.")],
-    real: Annotated[Path, typer.Option(metavar="DIR", help="The real images.")],
-    generated: Annotated[Path, typer.Option(metavar="DIR", help="The generated images.")],
-    base: Annotated[
-        str, typer.Option(metavar="MODEL", help="Folder or hub id of a CLIP; tabletop is shipped.")
-    ],
-    out: Out,
+@dataclass(frozen=True)
+class Pairs:
+    """Folders of what an encoder is aligned on."""
+
+    pairs: Annotated[Path, typer.Option(metavar="DIR", help="What pair made.")]
+    real: Annotated[Path, typer.Option(metavar="DIR", help="The real images.")]
+    generated: Annotated[Path, typer.Option(metavar="DIR", help="The generated images.")]
     classes: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             help="Classes of the real images, from an import, for the guard's zero-shot accuracy.",
         ),
-    ] = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="gmail, eq1_only, lora_only, distilled, full, heads_only, separate or llava; "
-            "--config and --set go on top."
-        ),
-    ] = "gmail",
+    ] = None
+
+
+@dataclass(frozen=True)
+class Forward:
+    """How features are computed and stored."""
+
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of one forward pass.")] = 64
+    dtype: Annotated[
+        Literal["float32", "float16"], typer.Option(help="Number type of stored features.")
+    ] = "float32"
+    device: Device = "auto"
+
+
+@command
+def align(
+    shared: Shared,
+    data: Pairs,
+    base: Annotated[
+        str, typer.Option(metavar="MODEL", help="Folder or hub id of a CLIP; tabletop is shipped.")
+    ],
+    out: Out,
+    config: AlignConfig,
     seed: Seed = 0,
 ) -> None:
     """Align generated images to the frozen features of the real images of their captions.
 
-    Held-out pairs pick the step that is kept. Where no step helps, the encoder says so and is the
+    Held-out pairs pick the step that is kept. If no step helps, the encoder says so and is the
     plain CLIP.
     """
-    from gmail_align.alignment.config import ALIGN_PRESETS, AlignConfig
-
-    if preset not in ALIGN_PRESETS:
-        raise ConfigError(f"{preset!r} is no preset; use one of {', '.join(ALIGN_PRESETS)}")
-    config = shared.build(AlignConfig, ALIGN_PRESETS[preset])
-    inputs = (load(pairs, "pairs"), load(real, "images"), load(generated, "images"))
-    known = None if classes is None else load(classes, "classes")
+    inputs = load(data.pairs, "pairs"), load(data.real, "images"), load(data.generated, "images")
+    classes = None if data.classes is None else load(data.classes, "classes")
     if shared.dry_run:
         count = inputs[0].counts["pairs"]
-        shared.show_plan("align", out, pairs=count, base=base, seed=seed, config=config)
+        shared.show_plan("align", out, config, pairs=count, base=base, seed=seed)
         return
     from gmail_align.alignment.run import Sources, align
     from gmail_align.training.distributed import ranks
 
-    made = align(config, Sources(*inputs, known), model_of(base, "clip"), out, seed=seed)
+    made = align(config, Sources(*inputs, classes), model_of(base, "clip"), out, seed=seed)
     if ranks().first:
         shared.show_artifact(made)
+
+
+@command
+def extract(
+    shared: Shared,
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Images, captions or pairs (for their captions).")
+    ],
+    encoder: EncoderName,
+    out: Out,
+    forward: Forward,
+    place: Place,
+    route: Annotated[
+        Route | None, typer.Option(help="Which weights images go through; required for images.")
+    ] = None,
+) -> None:
+    """Compute features of images through one route, or of captions, and keep them.
+
+    Parts of a SLURM array (--shard-of slurm) share --out; the one that ends last, or the same
+    command without --shard-of, finishes it.
+    """
+    artifact = load(source)
+    is_images = artifact.kind == "images"
+    if is_images and route is None:
+        raise ConfigError(f"{source} holds images: name a --route ({', '.join(Route)})")
+    if not is_images and route is not None:
+        raise ConfigError(f"{source} holds {artifact.kind}, which no --route applies to")
+    if shared.dry_run:
+        shared.show_plan("extract", out, source=source, encoder=encoder, route=route or "text")
+        return
+    engine, part = place.open()
+    folder = model_of(encoder, "clip")
+    size, dtype, device = forward.batch_size, forward.dtype, forward.device
+    if part is not None or _needs_workers(engine, device):
+        from gmail_align.features.sharded import Extraction, extract_on
+
+        how = Extraction(folder, route, size, dtype, device)
+        shared.show_part(extract_on(engine, artifact, how, out, part), part, out, "features")
+        return
+    from gmail_align.encoders.encoder import GmailEncoder
+    from gmail_align.features.run import extract_images, extract_texts
+    from gmail_align.runtime import resolve_device
+
+    model = GmailEncoder.from_pretrained(folder).to(resolve_device(device))
+    shared.show_artifact(
+        extract_texts(artifact, model, out, batch_size=size, dtype=dtype)
+        if route is None
+        else extract_images(artifact, model, route, out, batch_size=size, dtype=dtype)
+    )
+
+
+def _needs_workers(engine: Engine, device: str) -> bool:
+    """Tell whether other processes than this one do the work."""
+    if engine.on_ray or (engine.workers or 1) > 1:
+        return True
+    return engine.workers is None and device == "auto" and engine.gpus() > 1

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from gmail_align.artifacts import load
-from gmail_align.cli.predict_captions import AnyEncoder, Beam, Method, PredictDevice, PredictSeed
-from gmail_align.cli.shared import EncoderName, Shared, command, model_of
+from gmail_align.captioning.config import PredictConfig
+from gmail_align.cli.options import EncoderName
+from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.encoders.route import Route
 
 
@@ -21,6 +22,7 @@ def caption(
         Path, typer.Option(metavar="DIR", help="What train clipcap or train ifcap made.")
     ],
     encoder: EncoderName,
+    config: PredictConfig,
     route: Annotated[
         Route, typer.Option(help="Which of the encoder's weights the images go through.")
     ] = Route.FROZEN,
@@ -28,24 +30,14 @@ def caption(
         str | None,
         typer.Option(metavar="MODEL", help="What an IFCap looks captions up with, if another."),
     ] = None,
-    method: Method = None,
-    beam: Beam = None,
-    seed: PredictSeed = None,
-    any_encoder: AnyEncoder = None,
-    device: PredictDevice = None,
 ) -> None:
     """Caption image files with a trained captioner and the encoder that it was trained on.
 
     Prints a line for each: the file, a tab, its caption. Nothing is kept.
     """
-    from gmail_align.captioning.config import PredictConfig
-
-    config = shared.build(
-        PredictConfig, method=method, beam=beam, seed=seed, any_encoder=any_encoder, device=device
-    )
     artifact = load(captioner, "captioner")
     if shared.dry_run:
-        shared.show_plan("caption", captioner, images=len(images), route=route, config=config)
+        shared.show_plan("caption", captioner, config, images=len(images), route=route)
         return
     from gmail_align.captioning.files import caption_files
     from gmail_align.encoders.encoder import GmailEncoder

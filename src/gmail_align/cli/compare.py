@@ -12,7 +12,8 @@ import typer
 from gmail_align.cli.evaluate_answers import Compat, Rule, reading_of
 from gmail_align.cli.evaluate_captions import Metrics, Vectors, chosen_metrics, word_vectors
 from gmail_align.cli.on_files import OutOrNot, Subset
-from gmail_align.cli.shared import Seed, Shared, command
+from gmail_align.cli.options import Seed
+from gmail_align.cli.shared import Shared, command
 from gmail_align.errors import ConfigError
 
 if TYPE_CHECKING:

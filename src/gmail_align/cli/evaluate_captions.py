@@ -11,7 +11,8 @@ import typer
 
 from gmail_align.artifacts import load
 from gmail_align.cli.on_files import OutOrNot, keep_answer, show_answer
-from gmail_align.cli.shared import Protocol, Seed, Shared, command
+from gmail_align.cli.options import Protocol, Seed
+from gmail_align.cli.shared import Shared, command
 from gmail_align.errors import ConfigError
 from gmail_align.progress import say
 

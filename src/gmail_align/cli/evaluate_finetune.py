@@ -9,18 +9,10 @@ import typer
 
 from gmail_align.artifacts import load
 from gmail_align.cli.evaluate_probe import numbered_classes
-from gmail_align.cli.on_files import Subset
-from gmail_align.cli.shared import (
-    Device,
-    EncoderName,
-    Out,
-    Protocol,
-    Seed,
-    Shared,
-    command,
-    model_of,
-)
+from gmail_align.cli.options import EncoderName, Out, Protocol, Seed, Subset
+from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.encoders.route import Route
+from gmail_align.evaluation.config import FinetuneConfig
 
 
 @command
@@ -38,6 +30,7 @@ def finetune(
     ],
     encoder: EncoderName,
     out: Out,
+    config: FinetuneConfig,
     validation: Annotated[
         Path | None,
         typer.Option(
@@ -50,21 +43,17 @@ def finetune(
     protocol: Protocol = "fine_tune",
     subset: Subset = False,
     seed: Seed = 0,
-    device: Device = "auto",
 ) -> None:
     """Fine-tune an encoder's whole vision tower on labelled images, and classify test images.
 
     SynCLR's recipe; --set epochs=20 and the like change it. The epoch that does best on validation
     images is judged.
     """
-    from gmail_align.evaluation.config import FinetuneConfig
-
-    config = shared.build(FinetuneConfig, device=None if device == "auto" else device)
     splits = {"train": train, "validation": validation, "test": test}
     images = {name: load(path, "images") for name, path in splits.items() if path is not None}
     numbers = numbered_classes(labels)
     if shared.dry_run:
-        shared.show_plan("evaluate finetune", out, **splits, labels=len(numbers), config=config)
+        shared.show_plan("evaluate finetune", out, config, **splits, labels=len(numbers))
         return
     from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.evaluation.finetune import Tuned, evaluate_finetune

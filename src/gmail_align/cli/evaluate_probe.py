@@ -11,7 +11,8 @@ import typer
 from gmail_align.artifacts import load
 from gmail_align.cli.evaluate_zeroshot import read_object
 from gmail_align.cli.on_files import OutOrNot, Subset, refuse_other, show_answer
-from gmail_align.cli.shared import Protocol, Seed, Shared, command
+from gmail_align.cli.options import Protocol, Seed
+from gmail_align.cli.shared import Shared, command
 from gmail_align.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

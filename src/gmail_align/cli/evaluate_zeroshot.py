@@ -11,7 +11,8 @@ import typer
 
 from gmail_align.artifacts import load
 from gmail_align.cli.on_files import OutOrNot, Subset, one_door, refuse_other, show_answer
-from gmail_align.cli.shared import Protocol, Seed, Shared, command, model_of
+from gmail_align.cli.options import Protocol, Seed
+from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.errors import ConfigError, DataError
 
 

@@ -11,8 +11,10 @@ import typer
 
 from gmail_align.artifacts import load
 from gmail_align.cli.on_files import OutOrNot, answer_lines, refuse_other
-from gmail_align.cli.shared import Device, Seed, Shared, command, model_of
+from gmail_align.cli.options import Device, Seed
+from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.errors import ConfigError
+from gmail_align.gap.config import GapConfig
 from gmail_align.progress import say
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ def gap(
     generated_classes: GeneratedClasses = None,
     generators: Generators = None,
     text_features: TextFeatures = None,
+    *,
+    config: GapConfig,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -81,7 +85,6 @@ def gap(
     are read as classes, and above those as generators; captions are found in captions.jsonl or in a
     .txt beside each image. OUT/report/index.html is a page of its own.
     """
-    from gmail_align.gap.config import GapConfig
     from gmail_align.gap.files import Beside
 
     beside = Beside(real_classes, generated_classes, generators, text_features)
@@ -89,7 +92,7 @@ def gap(
     sides = _both("--real", real, "--generated", generated)
     if sides is not None and sides[0].suffix == sides[1].suffix == ".npy":
         files, sides = sides, None
-    how = {"config": shared.build(GapConfig), "seed": seed}
+    how = {"config": config, "seed": seed}
     if files is not None:
         if sides or pairs or encoder:
             raise ConfigError("features in files need no --real, --generated, --pairs, --encoder")
@@ -131,7 +134,7 @@ def _of_folders(shared: Shared, given: _Given, how: dict[str, Any]) -> None:
         check_side(side, encoder is not None)
     if shared.dry_run:
         said = {"real": given.real, "generated": given.generated, "pairs": given.pairs}
-        shared.show_plan("gap", given.out, **said, config=how["config"])
+        shared.show_plan("gap", given.out, how["config"], **said)
         return
     source = Source(
         given.real,

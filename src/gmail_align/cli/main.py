@@ -1,44 +1,68 @@
-"""``gmail-align``: the table of commands and the entry point."""
+"""``gmail-align``: the table of commands, loaded when they are used, and the entry point."""
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from gmail_align import __version__
-from gmail_align.cli.lazy import Entry, Group, LazyGroup
 from gmail_align.importing.table import IMPORTERS
 
+
+@dataclass(frozen=True)
+class Entry:
+    """A command: where its function is, and its line in ``--help``."""
+
+    target: str
+    """``module:function`` below ``gmail_align.cli``."""
+    help: str
+    made_from: str | None = None
+    """What the function makes a command from; None for a function that is one."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands under one word, and the word's line in ``--help``."""
+
+    help: str
+    commands: Mapping[str, Entry] = field(default_factory=dict)
+
+
 COMMANDS: dict[str, Entry | Group] = {
-    "demo": Entry("demo:demo", "Run the whole pipeline on the tabletop world: CPU, offline."),
-    "run": Entry("run:run", "Run the stages of a recipe, skipping what is complete."),
+    "demo": Entry("runs:demo", "Run the whole method on a small world: CPU, offline."),
+    "run": Entry("runs:run", "Run a recipe, and skip what is complete."),
     "recipes": Group(
         "List, show and copy the shipped recipes.",
         {
-            "list": Entry("recipes:list_", "List the shipped recipes."),
-            "show": Entry("recipes:show", "Print a recipe."),
-            "copy": Entry("recipes:copy", "Copy a recipe to a file of your own."),
+            "list": Entry("runs:list_recipes", "List the shipped recipes."),
+            "show": Entry("runs:show_recipe", "Print a recipe."),
+            "copy": Entry("runs:copy_recipe", "Copy a recipe to a file of your own."),
         },
     ),
     "import": Group(
-        "Bring data sets in, read in place from folders, zips, tars, tables and shards.",
-        {name: Entry(f"imports:{name}", row.help) for name, row in IMPORTERS.items()},
+        "Import data sets from folders, archives and tables.",
+        {name: Entry("data:import_command", row.help, name) for name, row in IMPORTERS.items()},
     ),
-    "leaks": Entry("leaks:leaks", "Find training images that an evaluation also has."),
-    "choose": Entry("choose:choose", "Keep some of the captions, or of the pairs."),
-    "plan": Entry("plan:plan", "Count what generating images will cost, before anything runs."),
+    "leaks": Entry("data:leaks", "Find training images that an evaluation contains."),
+    "choose": Entry("data:choose", "Keep some of the captions or pairs."),
+    "plan": Entry("runs:plan", "Say what generating images will cost."),
     "synthesize": Entry("synthesize:synthesize", "Generate images from captions."),
-    "filter": Entry("filter_images:filter_images", "Leave out poor, double or copied images."),
-    "pair": Entry("pair:pair", "Pair real and generated images of the same caption."),
-    "extract": Entry("extract:extract", "Compute features of images or captions once."),
+    "filter": Entry("synthesize:filter_images", "Leave out poor, duplicate or copied images."),
+    "pair": Entry("data:pair", "Pair real and generated images of the same caption."),
+    "extract": Entry("align:extract", "Compute features of images or captions."),
     "gap": Entry("gap:gap", "Measure the gap between real and generated images."),
-    "convert": Entry("convert:convert", "Bring a CLIP's weights into Hugging Face's format."),
+    "convert": Entry("exchange:convert", "Convert a CLIP's weights to Hugging Face's format."),
     "align": Entry("align:align", "Align an encoder to generated images."),
-    "export": Entry("export:export", "Write an encoder for other people's code."),
+    "export": Entry("exchange:export", "Write an encoder for other libraries."),
     "train": Group(
-        "Train a model on (aligned) features.",
+        "Train a captioner, or a CLIP.",
         {
             "clip": Entry("train_clip:clip", "Train a CLIP from scratch on images and captions."),
             "clipcap": Entry("train_clipcap:clipcap", "Train a ClipCap captioner."),
@@ -46,15 +70,13 @@ COMMANDS: dict[str, Entry | Group] = {
         },
     ),
     "predict": Group(
-        "Write predictions of a trained model.",
+        "Predict captions with a trained model.",
         {"captions": Entry("predict_captions:captions", "Caption images with a captioner.")},
     ),
     "caption": Entry("caption:caption", "Caption image files with a trained captioner."),
-    "convert-clipcap": Entry(
-        "convert_clipcap:convert_clipcap", "Bring ClipCap's released weights in."
-    ),
+    "convert-clipcap": Entry("exchange:convert_clipcap", "Convert ClipCap's released weights."),
     "evaluate": Group(
-        "Score encoders and predictions, with confidence intervals.",
+        "Score encoders and predictions, with intervals.",
         {
             "retrieval": Entry("evaluate_retrieval:retrieval", "Image-text retrieval, R@K."),
             "zeroshot": Entry("evaluate_zeroshot:zeroshot", "Zero-shot classification."),
@@ -64,18 +86,85 @@ COMMANDS: dict[str, Entry | Group] = {
             "answers": Entry("evaluate_answers:answers", "Answers to ScienceQA or MMMU."),
         },
     ),
-    "compare": Entry("compare:compare", "Paired differences between two results."),
-    "track": Entry("track:track", "Show a training in TensorBoard, W&B or trackio."),
-    "report": Entry("report:report", "Write a run's tables, figures and page again."),
+    "compare": Entry("compare:compare", "Say how much better one result is than another."),
+    "track": Entry("tools:track", "Show a training in TensorBoard, W&B or trackio."),
+    "report": Entry("runs:report", "Write a run's tables, figures and page again."),
     "tabletop": Group(
-        "The small world that is shipped with the package.",
+        "Draw the small world, and train its models.",
         {
-            "write": Entry("tabletop_write:write", "Draw a set of its scenes to disk."),
-            "train": Entry("tabletop_train:train", "Train its models from scratch."),
+            "write": Entry("tools:tabletop_write", "Draw a set of its scenes to disk."),
+            "train": Entry("tools:tabletop_train", "Train its models from scratch."),
         },
     ),
-    "doctor": Entry("doctor:doctor", "Say what is installed and what each missing thing disables."),
+    "doctor": Entry("tools:doctor", "Say what is installed and what is missing."),
 }
+
+
+class _Command(TyperCommand):
+    """A command whose options are listed in sections, by the panel of each."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments, the command's own options, then the sections that options name."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            argument = parameter.param_type_name == "argument"
+            section = getattr(parameter, "rich_help_panel", None)
+            if parameter.name == "help":
+                section = next(reversed(sections))
+            title = "Arguments" if argument else section or "Options"
+            sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+class _Placeholder(TyperCommand):
+    """Stands for a command in listings, until it is used."""
+
+    def __init__(self, name: str, entry: Entry) -> None:
+        super().__init__(name, help=entry.help, rich_markup_mode=None)
+        self.entry = entry
+
+    def load(self) -> TyperCommand:
+        """Import the command's function and build the command."""
+        module, _, function = self.entry.target.partition(":")
+        app = typer.Typer(
+            add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+        )
+        home = importlib.import_module(f"gmail_align.cli.{module}")
+        run = getattr(home, function)
+        if self.entry.made_from is not None:
+            run = run(self.entry.made_from)
+        app.command(self.name, cls=_Command)(run)
+        command = get_command(app)
+        assert isinstance(command, TyperCommand)
+        return command
+
+
+class _LazyGroup(TyperGroup):
+    """A group of placeholders, each replaced by its command on use."""
+
+    def add(self, table: Mapping[str, Entry | Group]) -> _LazyGroup:
+        """Add the commands and groups of ``table``, and return the group itself."""
+        for name, row in table.items():
+            if isinstance(row, Entry):
+                self.commands[name] = _Placeholder(name, row)
+            else:
+                group = _LazyGroup(
+                    name=name, help=row.help, no_args_is_help=True, rich_markup_mode=None
+                )
+                self.commands[name] = group.add(row.commands)
+        return self
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that ``args`` names; import it when it is a placeholder."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, _Placeholder) else command, rest
+
 
 _HELP = (
     "Generated images as a modality of their own: measure the gap, align encoders, use the result."
@@ -97,7 +186,7 @@ def _root(
     pass
 
 
-class _Root(LazyGroup):
+class _Root(_LazyGroup):
     """The group of all commands."""
 
     def __init__(self, **settings: Any) -> None:

@@ -6,33 +6,22 @@ import inspect
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from gmail_align import progress
 from gmail_align.artifacts import Artifact
+from gmail_align.cli.options import EVERYWHERE, Expanded, expand, group_options, option_names
+from gmail_align.config import Config, load_toml, to_toml
 from gmail_align.errors import UserError, full_disk_explained
 
 if TYPE_CHECKING:
-    from gmail_align.config import Config
-
-    ConfigT = TypeVar("ConfigT", bound=Config)
-
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of what is made.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Protocol = Annotated[str, typer.Option("--protocol", help="Name that the numbers are kept under.")]
-EncoderName = Annotated[
-    str,
-    typer.Option(
-        "--encoder", metavar="MODEL", help="Aligned encoder, or a CLIP; tabletop is shipped."
-    ),
-]
+    from gmail_align.engine import Part
 
 
 @dataclass(frozen=True)
@@ -41,49 +30,48 @@ class Shared:
 
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="Configuration, as TOML."),
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Read the configuration from a TOML file.",
+            rich_help_panel=EVERYWHERE,
+        ),
     ] = None
     overrides: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            metavar="K=V",
-            help="Override one key, for example optim.steps=2000; may be repeated.",
+            metavar="KEY=VALUE",
+            help="Replace one key, for example optim.steps=2000; may be repeated.",
+            rich_help_panel=EVERYWHERE,
         ),
     ] = None
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and print what would be done.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Check the inputs and print the plan.", rich_help_panel=EVERYWHERE
+        ),
     ] = False
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = (
-        False
-    )
-    quiet: Annotated[bool, typer.Option("--quiet", help="Write errors only, and JSON.")] = False
-
-    def build(
-        self, stage: type[ConfigT], preset: Mapping[str, Any] | None = None, **given: Any
-    ) -> ConfigT:
-        """Validate a stage's configuration.
-
-        What stands later wins, key by key: ``preset``, ``--config``, ``given`` (unless None),
-        ``--set``.
-        """
-        from gmail_align.config import apply_overrides, build
-
-        data = apply_overrides(preset or {}, self.config_overrides())
-        data |= {name: value for name, value in given.items() if value is not None}
-        source = str(self.config) if self.config else "configuration"
-        return build(stage, apply_overrides(data, self.overrides or []), source)
-
-    def config_overrides(self) -> list[str]:
-        """Return what ``--config`` says in the form of ``--set``."""
-        from gmail_align.config import load_toml
-
-        return list(_flatten(load_toml(self.config), ())) if self.config else []
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print the result as JSON on stdout.", rich_help_panel=EVERYWHERE
+        ),
+    ] = False
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", help="Print nothing but errors and JSON.", rich_help_panel=EVERYWHERE
+        ),
+    ] = False
 
     def refuse_configuration(self) -> None:
-        """Say so when ``--config`` or ``--set`` is given to a command that has nothing to set."""
-        if self.config or self.overrides:
-            raise UserError("this command has no configuration: leave out --config and --set")
+        """Do nothing: commands without a configuration refuse one by themselves."""
+
+    def dotted_overrides(self) -> list[str]:
+        """Return ``--config`` and then ``--set``, each as ``a.b=value``."""
+        table = load_toml(self.config) if self.config else {}
+        return [*_flatten(table, ()), *(self.overrides or [])]
 
     def show(self, value: Mapping[str, Any], lines: str) -> None:
         """Print a result: ``value`` under ``--json``, else ``lines`` unless quiet."""
@@ -92,20 +80,102 @@ class Shared:
         elif not self.quiet:
             typer.echo(lines)
 
-    def show_plan(self, stage: str, out: Path, **details: Any) -> None:
-        """Print what a stage would do (``--dry-run``)."""
-        plain = json.loads(json.dumps(details, default=_plain))
-        lines = [f"would {stage} into {out}"]
+    def show_plan(
+        self, stage: str, out: Path | None, config: Config | None = None, /, **details: Any
+    ) -> None:
+        """Print what a stage would do (``--dry-run``).
+
+        Without ``--json`` this is a TOML file: comments, then the configuration for ``--config``.
+        """
+        plain = json.loads(json.dumps(details, default=str))
+        target = "standard output" if out is None else str(out)
+        lines = [f"# would {stage} into {target}"]
         for name, value in plain.items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            lines.append(f"  {name}: {text}")
-        self.show({"stage": stage, "out": str(out), **plain}, "\n".join(lines))
+            lines.append(f"#   {name}: {text}")
+        if config is not None:
+            plain["config"] = config.model_dump(mode="json")
+            lines.append(to_toml(config).rstrip())
+        self.show({"stage": stage, "out": target, **plain}, "\n".join(lines))
+
+    def show_part(self, made: Artifact | None, part: Part | None, out: Path, what: str) -> None:
+        """Print an artifact, or that one part of its shards is done."""
+        if made is not None:
+            self.show_artifact(made)
+        elif part is not None:
+            done = f"{out}: part {part} is done; {what} are complete when all {part.of} parts are"
+            self.show({"folder": str(out), "part": str(part), "complete": False}, done)
 
     def show_artifact(self, *artifacts: Artifact) -> None:
         """Print where artifacts are and what they hold; a result is printed whole."""
         described = [_describe(artifact) for artifact in artifacts]
         value = described[0] if len(described) == 1 else {"artifacts": described}
         self.show(value, "\n".join(_lines(one) for one in described))
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn ``function(shared, ...)`` into a command: options of its parameters, and exit codes."""
+    hints = get_type_hints(function, include_extras=True)
+    own = list(inspect.signature(function).parameters.values())[1:]
+    taken = frozenset(name for p in own for name in option_names(p.name, hints[p.name]))
+    parts = {p.name: expand(p.name, hints[p.name], p.default, taken) for p in own}
+    return make_command(function, parts)
+
+
+def make_command(
+    function: Callable[..., None], parts: Mapping[str, Expanded]
+) -> Callable[..., None]:
+    """Make a command that calls ``function(shared, ...)`` with each of its ``parts``.
+
+    Args:
+        function: Its docstring is the command's help.
+        parts: Parameter of ``function`` -> what it becomes on the command line.
+    """
+    shared_options = group_options(Shared)
+    options = [option for part in parts.values() for option in part.options] + shared_options
+    configurable = any(part.configurable for part in parts.values())
+
+    def run(**values: Any) -> None:
+        with exit_codes():
+            shared = Shared(**{option.name: values[option.name] for option in shared_options})
+            progress.set_quiet(shared.quiet)
+            if not configurable and (shared.config or shared.overrides):
+                raise UserError(
+                    "this command does not have a configuration: leave out --config and --set"
+                )
+            function(shared, **{name: part.read(values, shared) for name, part in parts.items()})
+
+    run.__doc__ = function.__doc__
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn what is raised inside into one line on stderr and an exit code.
+
+    2 is the user's mistake, 1 a failure of ours (with its traceback), 130 an interruption.
+    """
+    try:
+        with full_disk_explained("the output"):
+            yield
+    except KeyboardInterrupt:
+        _complain("interrupted; run the same command again to go on")
+        raise typer.Exit(130) from None
+    except (UserError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        _complain(_sentence(error))
+        raise typer.Exit(2) from None
+    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+        raise
+    except Exception as error:
+        if "No space left on device" in str(error):
+            _complain("no space is left to write the output: free some and run again")
+            raise typer.Exit(2) from None
+        progress.end_line()
+        sys.stderr.write("".join(traceback.format_exception(error)))
+        _complain(f"this is a failure of gmail-align: {type(error).__name__}: {_sentence(error)}")
+        raise typer.Exit(1) from None
 
 
 def model_of(name: str, part: str) -> Path:
@@ -115,18 +185,13 @@ def model_of(name: str, part: str) -> Path:
     return model_path(name, part)
 
 
-def _flatten(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+def _flatten(table: Mapping[str, Any], path: Sequence[str]) -> Iterator[str]:
     """Yield ``a.b=value`` for every value of nested tables."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, (*path, key))
         else:
             yield f"{'.'.join((*path, key))}={json.dumps(value, default=str)}"
-
-
-def _plain(value: Any) -> Any:
-    """Turn a configuration into its keys and values, and anything else into text."""
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
 
 
 def _describe(artifact: Artifact) -> dict[str, Any]:
@@ -156,64 +221,6 @@ def _number(estimate: Mapping[str, Any]) -> str:
     value, low, high = (estimate[key] for key in ("value", "low", "high"))
     interval = "" if low is None or high is None else f"  ({low:.4f} to {high:.4f})"
     return ("undefined" if value is None else f"{value:.4f}") + interval
-
-
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Give ``function(shared, ...)`` the shared options and the exit codes."""
-    hints = get_type_hints(function, include_extras=True)
-    own = [
-        parameter.replace(annotation=hints[parameter.name])
-        for parameter in list(inspect.signature(function).parameters.values())[1:]
-    ]
-    shared_hints = get_type_hints(Shared, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=shared_hints[field.name],
-        )
-        for field in fields(Shared)
-    ]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
-
-    def wrapped(**values: Any) -> None:
-        with exit_codes():
-            options = Shared(**{field.name: values.pop(field.name) for field in fields(Shared)})
-            progress.set_quiet(options.quiet)
-            function(options, **values)
-
-    wrapped.__doc__ = function.__doc__
-    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
-    return wrapped
-
-
-@contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn what is raised inside into one line on stderr and an exit code.
-
-    2 is the user's mistake, 1 a failure of ours (with its traceback), 130 an interruption.
-    """
-    try:
-        with full_disk_explained("the output"):
-            yield
-    except KeyboardInterrupt:
-        _complain("interrupted; run the same command again to go on")
-        raise typer.Exit(130) from None
-    except (UserError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
-        _complain(_sentence(error))
-        raise typer.Exit(2) from None
-    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
-        raise
-    except Exception as error:
-        if "No space left on device" in str(error):
-            _complain("no space is left to write the output: free some and run again")
-            raise typer.Exit(2) from None
-        progress.end_line()
-        sys.stderr.write("".join(traceback.format_exception(error)))
-        _complain(f"this is a failure of gmail-align: {type(error).__name__}: {_sentence(error)}")
-        raise typer.Exit(1) from None
 
 
 def _sentence(error: BaseException) -> str:

@@ -1,25 +1,19 @@
-"""``gmail-align synthesize``: captions become generated images."""
+"""``gmail-align synthesize`` and ``filter``: captions become generated images, the poor ones go."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from gmail_align.artifacts import load
-from gmail_align.cli.parts import ShardOf, show_part
-from gmail_align.cli.shared import Out, Shared, command, model_of
-from gmail_align.engine import Engine, Part
+from gmail_align.artifacts import load, read_jsonl
+from gmail_align.cli.options import Device, Out, Place, Settings
+from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.errors import ConfigError
-
-Place = Annotated[
-    str, typer.Option("--engine", metavar="WHERE", help="local, ray, or ray://HOST of a cluster.")
-]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", help="Processes; one for each visible GPU when not given."),
-]
+from gmail_align.synthesis.config import HUB_COPIES, SynthesisConfig
+from gmail_align.synthesis.filter_config import FilterConfig
 
 
 @command
@@ -27,79 +21,107 @@ def synthesize(
     shared: Shared,
     captions: Annotated[Path, typer.Option(metavar="DIR", help="The captions.")],
     out: Out,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", help="Folder or hub id of a diffusers pipeline; tabletop is shipped."
-        ),
-    ] = None,
+    settings: Settings[SynthesisConfig],
+    place: Place,
     model_path: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of a diffusers pipeline.")
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="Settings of sd2, sd_turbo, sdxl, sd3, flux or flux_schnell."),
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of a diffusers pipeline, in place of --model."),
     ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="The preset's faster, lossy form: other images.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
-    engine: Place = "local",
-    workers: Workers = None,
-    shard_of: ShardOf = None,
 ) -> None:
     """Generate images from captions, shard by shard; a stopped run goes on where it was.
 
     Each visible GPU gets a process. Parts of a SLURM array (--shard-of slurm) share --out; the one
-    that ends last, or the same command without --shard-of, finishes it. `gmail-align plan` tells
-    beforehand what a run costs.
+    that ends last, or the same command without --shard-of, finishes it. `gmail-align plan` says
+    what a run costs before it starts.
     """
-    from gmail_align.synthesis.config import SynthesisConfig
-
-    settings = _settings(shared, preset, fast, _model(model, model_path))
-    config = shared.build(SynthesisConfig, settings, seed=seed)
+    config = generator_config(settings, model_path, fast=fast)
     source = load(captions, "captions")
-    where = Engine(engine, workers)
-    part = None if shard_of is None else Part.parse(shard_of)
+    engine, part = place.open()
     if shared.dry_run:
         images = source.counts["captions"] * config.images_per_caption
-        shared.show_plan("synthesize", out, captions=captions, images=images, config=config)
+        shared.show_plan("synthesize", out, config, captions=captions, images=images)
         return
     from gmail_align.synthesis.run import synthesize, synthesize_part
 
     if part is None:
-        shared.show_artifact(synthesize(config, source, out, where))
+        shared.show_artifact(synthesize(config, source, out, engine))
+    else:
+        shared.show_part(synthesize_part(config, source, out, part, engine), part, out, "images")
+
+
+@command
+def filter_images(
+    shared: Shared,
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="The generated images.")],
+    out: Out,
+    config: FilterConfig,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="CLIP for scores and feature distances; tabletop is shipped."
+        ),
+    ] = None,
+    photos: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="Photos that no image may copy, such as a test set; repeatable."
+        ),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Score generated images and write them again without those that fail, each with a reason.
+
+    OUT/scores.parquet holds the scores of all images. OUT/quarantine.jsonl says why some were left
+    out.
+    """
+    images = load(source, "images")
+    others = [load(folder, "images") for folder in photos or []]
+    if shared.dry_run:
+        shared.show_plan("filter", out, config, images=source, photos=photos or [])
         return
-    show_part(shared, synthesize_part(config, source, out, part, where), part, out, "images")
+    from gmail_align.data.images import QUARANTINE
+    from gmail_align.synthesis.filter_run import filter_images
+
+    model = None
+    if encoder is not None:
+        from gmail_align.encoders.encoder import GmailEncoder
+        from gmail_align.runtime import resolve_device
+
+        model = GmailEncoder.from_pretrained(model_of(encoder, "clip")).to(resolve_device(device))
+    made = filter_images(config, images, others, out, model)
+    rows = read_jsonl(made.path(QUARANTINE))
+    reasons = Counter(str(row["reason"]).partition(" of ")[0].partition(":")[0] for row in rows)
+    lines = [f"{out}: {made.counts['images']} images kept, {made.counts['quarantined']} left out"]
+    lines += [f"  {count} {reason}" for reason, count in reasons.most_common()]
+    shared.show({"folder": str(out), "counts": made.counts, "reasons": reasons}, "\n".join(lines))
 
 
-def _model(model: str | None, folder: Path | None) -> str | None:
-    """Return the generator that was named, by one option or the other."""
-    if model is not None and folder is not None:
-        raise ConfigError("--model and --model-path name one generator each: leave out one of them")
+def generator_config(
+    settings: Settings[SynthesisConfig], folder: Path | None, *, fast: bool
+) -> SynthesisConfig:
+    """Build the configuration of a generator that was named in one of the possible ways.
+
+    Raises:
+        ConfigError: no generator is named, or two are, or ``fast`` is asked of no preset.
+    """
+    preset, model = settings.preset, settings.given.get("model")
+    if fast and preset is None:
+        raise ConfigError("--fast is a form of a preset: name one with --preset")
+    if folder is not None and model is not None:
+        raise ConfigError("--model and --model-path both name a generator: leave out one")
     if folder is not None and not folder.is_dir():
         raise ConfigError(
             f"there is no folder {folder}: give the folder that holds model_index.json"
         )
-    if folder is not None:
-        return str(folder)
-    return None if model is None else str(model_of(model, "diffusion"))
-
-
-def _settings(shared: Shared, preset: str | None, fast: bool, model: str | None) -> dict[str, Any]:
-    """Return what stands below --config and --set: the preset and the generator."""
-    from gmail_align.synthesis.presets import preset_settings, refuse_without_model
-
-    if preset is None and fast:
-        raise ConfigError("--fast is a form of a preset: name one with --preset")
-    named = [*shared.config_overrides(), *(shared.overrides or [])]
-    if model is None and not any(text.startswith("model=") for text in named):
-        if preset is not None:
-            preset_settings(preset)
-            refuse_without_model(preset)
+    if folder is None and model is None:
+        copies = HUB_COPIES.get((preset or "").removesuffix("_fast"))
+        seen = f" (copies of {preset} were seen at {copies}; trust them or not)" if copies else ""
         raise ConfigError(
             "no generator is named: use --model tabletop (shipped), --model-path FOLDER, or "
-            "--model OWNER/NAME of a diffusers pipeline on the Hugging Face hub"
+            f"--model OWNER/NAME of a diffusers pipeline on the Hugging Face hub{seen}"
         )
-    settings = {} if preset is None else preset_settings(preset, fast=fast)
-    return settings if model is None else {**settings, "model": model}
+    path = folder or model_of(str(model), "diffusion")
+    return settings.build(f"{preset}_fast" if fast else None, {"model": str(path)})

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from gmail_align.alignment.config import ScratchConfig
 from gmail_align.artifacts import load
-from gmail_align.cli.shared import Out, Seed, Shared, command, model_of
+from gmail_align.cli.options import Out, Seed
+from gmail_align.cli.shared import Shared, command, model_of
 
 
 @command
@@ -24,19 +26,17 @@ def clip(
         ),
     ],
     out: Out,
+    config: ScratchConfig,
     seed: Seed = 0,
 ) -> None:
     """Train a CLIP from random weights on images and captions.
 
     What comes out is a plain Hugging Face CLIP, a --base for align.
     """
-    from gmail_align.alignment.config import ScratchConfig
-
     inputs = (load(captions, "captions"), load(images, "images"))
-    config = shared.build(ScratchConfig)
     if shared.dry_run:
         count = inputs[0].counts["captions"]
-        shared.show_plan("train", out, captions=count, base=base, seed=seed, config=config)
+        shared.show_plan("train", out, config, captions=count, base=base, seed=seed)
         return
     from gmail_align.alignment.scratch import train_clip
     from gmail_align.training.distributed import ranks

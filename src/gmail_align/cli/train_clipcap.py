@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from gmail_align.artifacts import MANIFEST, Artifact, load
-from gmail_align.cli.shared import Out, Seed, Shared, command, model_of
+from gmail_align.captioning.config import ClipCapConfig
+from gmail_align.cli.options import Out, Seed
+from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.progress import say
 
@@ -33,12 +35,7 @@ def clipcap(
         ),
     ],
     out: Out,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="clipcap, clipcap_transformer or clipcap_original; --config and --set go on top."
-        ),
-    ] = None,
+    config: ClipCapConfig,
     validation_features: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Held-out features, to pick the step.")
     ] = None,
@@ -52,10 +49,6 @@ def clipcap(
     Features are matched with captions by image: real images by their own id, generated images by
     the caption that they were generated from.
     """
-    from gmail_align.captioning.config import ClipCapConfig
-    from gmail_align.captioning.config import preset as settings_of
-
-    config = shared.build(ClipCapConfig, settings_of(preset))
     if (validation_features is None) != (validation_captions is None):
         raise ConfigError("--validation-features and --validation-captions are given together")
     if len(features) != len(captions):
@@ -66,7 +59,7 @@ def clipcap(
         held_out = labelled(validation_features, validation_captions)
     if shared.dry_run:
         count = sum(len(rows) for _, rows in [first, *more])
-        shared.show_plan("train clipcap", out, captions=count, gpt2=gpt2, config=config)
+        shared.show_plan("train clipcap", out, config, captions=count, gpt2=gpt2)
         return
     from gmail_align.captioning.clipcap.run import train_clipcap
 

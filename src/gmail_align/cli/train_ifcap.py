@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from gmail_align.artifacts import Artifact, load
-from gmail_align.cli.shared import Out, Seed, Shared, command, model_of
+from gmail_align.captioning.ifcap.config import IFCapConfig
+from gmail_align.cli.options import Out, Seed
+from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.cli.train_clipcap import caption_rows
 from gmail_align.errors import ConfigError
 
@@ -24,6 +26,7 @@ def ifcap(
         str, typer.Option(metavar="DIR", help="Folder of a GPT-2; tabletop is shipped.")
     ],
     out: Out,
+    config: IFCapConfig,
     retrieval_texts: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The same by the encoder that looks captions up."),
@@ -41,24 +44,15 @@ def ifcap(
     validation_captions: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Captions of the held-out images.")
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="ifcap_coco or ifcap_flickr30k; --config and --set go on top."),
-    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Train IFCap on captions alone, or with generated images (--set mode=gen_embed or mix)."""
-    from gmail_align.captioning.ifcap.config import IFCAP_PRESETS, IFCapConfig
-
-    if preset is not None and preset not in IFCAP_PRESETS:
-        raise ConfigError(f"{preset!r} is no preset; use one of {', '.join(IFCAP_PRESETS)}")
-    config = shared.build(IFCapConfig, IFCAP_PRESETS[preset] if preset else None)
     if (validation_features is None) != (validation_captions is None):
         raise ConfigError("--validation-features and --validation-captions are given together")
     rows = _texts(load(captions))
     source = load(texts, "features")
     if shared.dry_run:
-        shared.show_plan("train ifcap", out, captions=len(rows), gpt2=gpt2, config=config)
+        shared.show_plan("train ifcap", out, config, captions=len(rows), gpt2=gpt2)
         return
     from gmail_align.captioning.ifcap.run import CaptionSource, ImageSource, train_ifcap
 

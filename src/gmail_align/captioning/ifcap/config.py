@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -64,6 +64,11 @@ class IFCapConfig(Config):
     """``auto``, ``cpu`` or ``cuda``; no part of what makes two runs the same."""
     optim: CaptionerOptim = CaptionerOptim(epochs=5)
     """Steps, rates and intervals; by default IFCap's 5 epochs."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # The published settings for COCO and for Flickr30k.
+        "ifcap_coco": {"optim": {"epochs": 5}},
+        "ifcap_flickr30k": {"noun_captions": 7, "noun_count": 3, "optim": {"epochs": 30}},
+    }
 
     @field_validator("optim", mode="before")
     @classmethod
@@ -84,10 +89,3 @@ class IFCapConfig(Config):
     def captions_needed(self) -> int:
         """Captions that are looked up for an image."""
         return max(self.retrieved, self.noun_captions)
-
-
-IFCAP_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "ifcap_coco": {"optim": {"epochs": 5}},
-    "ifcap_flickr30k": {"noun_captions": 7, "noun_count": 3, "optim": {"epochs": 30}},
-}
-"""The published settings for COCO and for Flickr30k."""

