@@ -29,6 +29,7 @@ from gmail_align.captioning.ifcap.run import CaptionSource, ImageSource, train_i
 from gmail_align.data.captions import read_captions
 from gmail_align.data.pairs import Pair, read_pairs
 from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.route import Route
 from gmail_align.evaluation.seeds import evaluate_seeds
 from gmail_align.features.run import extract_texts
 from gmail_align.recipe import model_path
@@ -69,7 +70,9 @@ def open_work(work: Path, out: Path) -> Inputs:
     """Open a work folder, and embed its training captions once."""
     models = json.loads((work / "recipe.json").read_text())["recipe"]["models"]
     clip = GmailEncoder.from_pretrained(model_path(models["clip"], "clip"))
-    texts = extract_texts(load(work / "pairs" / "train"), clip, out / "texts-train")
+    texts = extract_texts(
+        load(work / "pairs" / "train"), clip, out / "texts-train", route=Route.FROZEN
+    )
     pairs = {split: read_pairs(load(work / "pairs" / split)) for split in ("train", "val")}
     return Inputs(work, pairs, texts, model_path(models["gpt2"], "gpt2"))
 

@@ -111,7 +111,7 @@ def extract_shared(recipe: Recipe, data: Data, work: Path) -> None:
         extract_images(images, clip, Route.FROZEN, folder / f"real-{split}")
     for split, images in data.generated.items():
         extract_images(images, clip, Route.FROZEN, folder / f"generated-{split}")
-    extract_texts(data.captions["test"], clip, folder / "texts-test")
+    extract_texts(data.captions["test"], clip, folder / "texts-test", route=Route.FROZEN)
     _measure_gap(data, work, folder / "generated-val", work / "gap" / "before")
     _score_encoder(clip, data, folder / "real-test", folder / "texts-test", work / "scores/frozen")
 
@@ -181,7 +181,7 @@ def _align_row(recipe: Recipe, data: Data, work: Path, row: Row) -> None:
         texts = work / "features" / "frozen" / "texts-test"
         if encoder.adapts_texts:
             texts = folder / "texts-test"
-            extract_texts(data.captions["test"], encoder, texts)
+            extract_texts(data.captions["test"], encoder, texts, route=Route.REAL)
         _score_encoder(encoder, data, folder / "real-test", texts, home / "scores")
 
 

@@ -17,6 +17,7 @@ from gmail_align.artifacts import Artifact, begin, write_json, write_jsonl
 from gmail_align.data.pairs import PAIRS, Pair, read_pairs
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError
 from gmail_align.training.config import OptimConfig
 
@@ -46,7 +47,7 @@ def _class_pairs(world: Any, folder: Path) -> Artifact:
 def test_accuracy_by_hand(clip_folder: Path) -> None:
     encoder = GmailEncoder.from_clip(clip_folder, LoraSettings(towers="text"))
     prompts = (("a red image", "red tone"), ("a blue image", "blue tone"))
-    rows = [[encoder.embed_texts([text])[0] for text in own] for own in prompts]
+    rows = [[encoder.embed_texts([text], Route.REAL)[0] for text in own] for own in prompts]
     weights = torch.stack([sum(normalize(row, dim=0) for row in own) / 2 for own in rows])
     red, blue = normalize(weights, dim=-1)
     classes = HeldClasses(torch.tensor([0, 1, 1, -1]), prompts, torch.stack([red, blue]))
@@ -55,7 +56,7 @@ def test_accuracy_by_hand(clip_folder: Path) -> None:
     assert found == {"zeroshot": pytest.approx(2 / 3), "zeroshot_generated": 0.5}
     for parameter in encoder.trainable().values():
         parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    moved = torch.stack([encoder.embed_texts([prompts[0][0]])[0]] * 4)
+    moved = torch.stack([encoder.embed_texts([prompts[0][0]], Route.REAL)[0]] * 4)
     again = zero_shot(
         encoder, replace(classes, prompts=(("a red image",), ("a blue image",))), {"real": moved},
         torch.arange(4),

@@ -110,7 +110,7 @@ def test_a_batch_holds_the_rows_of_its_pairs(clip_folder: Path, world: Any, tmp_
         read_pixels(prepare_pixels(world.generated, pre, tmp_path / "g")),
         read_pixels(prepare_pixels(world.real, pre, tmp_path / "r", ids=some)),
         read_features(extract_images(world.real, encoder, Route.FROZEN, tmp_path / "f")),
-        read_features(extract_texts(world.pairs, encoder, tmp_path / "t")),
+        read_features(extract_texts(world.pairs, encoder, tmp_path / "t", route=Route.REAL)),
     )
     pairs = read_pairs(world.pairs)
     index = index_pairs(world.pairs, tmp_path / "index")

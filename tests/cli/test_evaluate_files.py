@@ -13,6 +13,7 @@ from gmail_align.cli.evaluate_zeroshot import class_prompts, known_set, read_lab
 from gmail_align.cli.main import app
 from gmail_align.data.classes import CLASS_SETS, class_set
 from gmail_align.data.protocols import PROTOCOLS
+from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError, DataError
 
 KEYS = {"metrics", "intervals", "n", "protocol", "unavailable", "seconds"}
@@ -204,7 +205,9 @@ def test_a_protocol_brings_its_prompts(tmp_path):
 
     encoder = GmailEncoder.from_pretrained(model_path("tabletop", "clip"))
     prompts = class_set("oxford_pets").prompts()
-    rows = torch.stack([encoder.embed_texts(own)[0] for own in list(prompts.values())[:3]])
+    rows = torch.stack(
+        [encoder.embed_texts(own, Route.REAL)[0] for own in list(prompts.values())[:3]]
+    )
     draft = begin(tmp_path / "seen", "features", {"encoder": "clip", "route": "frozen"})
     write_jsonl(draft.path("ids.jsonl"), ["a", "b", "c"])
     write_bytes(draft.path("features.safetensors"), tensors({"features": rows.contiguous()}))

@@ -22,8 +22,8 @@ from gmail_align.artifacts import Artifact
 from gmail_align.convert.config import ConvertConfig
 from gmail_align.convert.convert import convert
 from gmail_align.convert.openai_format import to_openai
+from gmail_align.encoders.backbones.clip import stretch_positions
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.long_clip import stretch_positions
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ModelError, UserError
 from gmail_align.training.config import OptimConfig
@@ -115,7 +115,7 @@ def test_stretching_weights_and_folders_is_the_same(tmp_path: Path) -> None:
     one, two = (load_file(made.folder / "model.safetensors") for made in (first, second))
     assert all(torch.equal(one[name], two[name]) for name in {*one, *two})
     table = "text_model.embeddings.position_embedding.weight"
-    assert torch.equal(one[table], stretch_positions(model.positional_embedding.detach()))
+    assert torch.equal(one[table], stretch_positions(model.positional_embedding.detach(), 248))
 
 
 def test_a_stretched_clip_keeps_its_short_texts(clip_folder: Path, tmp_path: Path) -> None:

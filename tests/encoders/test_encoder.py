@@ -257,7 +257,7 @@ def test_a_plain_clip_folder_is_frozen_by_every_route(
         features = plain.get_image_features(pixels).pooler_output
     assert all(torch.equal(embed(encoder, pixels, route), features) for route in ALL)
     assert encoder.fingerprint == GmailEncoder.from_clip(clip_folder).base_fingerprint
-    with pytest.raises(ModelError, match="plain CLIP"):
+    with pytest.raises(ModelError, match="from_clip"):
         encoder.trainable()
 
 
@@ -271,7 +271,7 @@ def test_every_route_has_its_own_fingerprint(clip_folder: Path) -> None:
 def test_an_unknown_route_is_refused(clip_folder: Path, photos: list[Image.Image]) -> None:
     assert parse_route("real_head") is Route.REAL_HEAD
     encoder = GmailEncoder.from_pretrained(clip_folder)
-    with pytest.raises(ConfigError, match="'genrated' is no route; use one of frozen, generated"):
+    with pytest.raises(ConfigError, match="genrated"):
         encoder.encode_images(photos, route="genrated")
 
 
@@ -288,28 +288,28 @@ def test_parts_that_do_not_belong_together_are_refused(clip_folder: Path, tmp_pa
     GmailEncoder.from_clip(clip_folder).save(folder)
     card = json.loads((folder / "config.json").read_text())
     for change, message in [
-        ({"base_fingerprint": "0" * 16}, "another base model"),
-        ({"lora": {"rank": 3, "alpha": 8.0}}, "has shape"),
-        ({"lora": {"rank": 4, "targets": r"vision_model\..*\.q_proj"}}, "does not fit"),
-        ({"aplied": True}, "unknown key 'aplied'"),
-        ({"base": "nowhere/at/all"}, "no model folder"),
+        ({"base_fingerprint": "0" * 16}, str(folder)),
+        ({"lora": {"rank": 3, "alpha": 8.0}}, "lora_A"),
+        ({"lora": {"rank": 4, "targets": r"vision_model\..*\.q_proj"}}, "adapter_model"),
+        ({"aplied": True}, "aplied"),
+        ({"base": "nowhere/at/all"}, "nowhere/at/all"),
     ]:
         (folder / "config.json").write_text(json.dumps({**card, **change}))
         with pytest.raises(ModelError, match=message):
             GmailEncoder.from_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(card))
     (folder / "heads.safetensors").write_bytes(b"short")
-    with pytest.raises(ModelError, match=r"heads\.safetensors is missing or damaged"):
+    with pytest.raises(ModelError, match=r"heads\.safetensors"):
         GmailEncoder.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (r".*\.(q_proj|v_proj)", "outside the vision tower"),
-        (r"vision_model\..*\.query", "no module"),
-        (r"vision_model\.(", "no regular expression"),
-        (r"vision_model\..*layer_norm1", "takes no LoRA"),
+        (r".*\.(q_proj|v_proj)", "text_model"),
+        (r"vision_model\..*\.query", "query"),
+        (r"vision_model\.(", "vision_model"),
+        (r"vision_model\..*layer_norm1", "layer_norm1"),
     ],
 )
 def test_targets_that_do_not_fit_are_refused(targets: str, message: str, clip_folder: Path) -> None:

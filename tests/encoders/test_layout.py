@@ -87,7 +87,7 @@ def test_heads_of_every_kind_by_hand(clip_folder: Path) -> None:
         encoder = GmailEncoder.from_clip(clip_folder, layout=EncoderLayout(head=kind))
         _move(encoder)
         pooled = torch.randn(3, encoder.width)
-        layer = encoder.hidden.layers["generated"]
+        layer = encoder.heads.layers["generated"]
         hidden = gelu(pooled @ layer.inner.T)
         outer = encoder.generated_head if kind == "mlp" else layer.outer
         expected = hidden @ outer.T
@@ -110,5 +110,5 @@ def test_first_weights_of_heads(clip_folder: Path) -> None:
 
 
 def test_a_plain_model_has_nothing_to_train(clip_folder: Path) -> None:
-    with pytest.raises(ModelError, match="build it by from_clip"):
+    with pytest.raises(ModelError, match="from_clip"):
         GmailEncoder.from_pretrained(clip_folder).trainable()

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from gmail_align.encoders.backbones.clip import stretch_positions
 from gmail_align.encoders.long_clip import (
     first_sentence,
     long_short_loss,
     principal_part,
-    stretch_positions,
 )
 from gmail_align.errors import ModelError
 
@@ -30,7 +30,7 @@ def released_rule(table: np.ndarray) -> np.ndarray:
 
 def test_77_positions_become_248_by_the_released_rule() -> None:
     table = torch.randn(77, 6, generator=torch.Generator().manual_seed(0))
-    stretched = stretch_positions(table)
+    stretched = stretch_positions(table, 248)
     assert stretched.shape == (248, 6)
     assert torch.equal(stretched[:20], table[:20])
     expected = released_rule(table.double().numpy())

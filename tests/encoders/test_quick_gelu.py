@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.activations import QuickGELUActivation
 
-from gmail_align.encoders.quick_gelu import quick_gelu
+from gmail_align.encoders.backbones.clip import quick_gelu
 
 
 @settings(deadline=None, max_examples=40)

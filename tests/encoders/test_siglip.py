@@ -71,7 +71,7 @@ def test_padding_is_to_the_full_length(siglip_folder: Path) -> None:
     assert torch.allclose(encoder.encode_texts([TEXTS[2]])[0], beside, atol=1e-6)
     short = encoder.tokenizer([TEXTS[2]], return_tensors="pt")
     with torch.no_grad():
-        bare = encoder.embed_text_ids(short["input_ids"], short["attention_mask"])
+        bare = encoder.embed_text_ids(short["input_ids"], short["attention_mask"], Route.REAL)
     assert not torch.allclose(normalize(bare[0], dim=-1), beside, atol=1e-3)
 
 
@@ -165,7 +165,7 @@ def test_a_sentencepiece_tokenizer_is_read(siglip_folder: Path, tmp_path: Path) 
         json.dumps({"tokenizer_class": "SiglipTokenizer", "model_max_length": 12})
     )
     encoder = GmailEncoder.from_pretrained(folder)
-    ids = encoder._backbone.tokenize(encoder.tokenizer, ["A red image!", "a red image"])[0]
+    ids = encoder.tokenize(["A red image!", "a red image"])[0]
     assert ids.shape == (2, 12)
     assert torch.equal(ids[0], ids[1])  # SigLIP's texts lose case and punctuation
     assert int(ids[0, -1]) == encoder.tokenizer.eos_token_id
@@ -195,11 +195,11 @@ def test_a_siglip_without_its_pooling_head_is_refused(siglip_folder: Path, tmp_p
 
 def test_the_sigmoid_loss_is_that_of_transformers(siglip_folder: Path, plain: SiglipModel) -> None:
     encoder = GmailEncoder.from_pretrained(siglip_folder)
-    ids, mask = encoder._backbone.tokenize(encoder.tokenizer, TEXTS)
+    ids, mask = encoder.tokenize(TEXTS)
     pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         expected = plain(ids, pixels, return_loss=True).loss
-        images, texts = encoder.embed_pixels(pixels), encoder.embed_text_ids(ids, mask)
+        images, texts = encoder.embed_pixels(pixels), encoder.embed_text_ids(ids, mask, Route.REAL)
     scale, bias = encoder.logit_scale, encoder.logit_bias
     assert float(sigmoid_text_loss(images, texts, scale, bias)) == pytest.approx(
         float(expected), rel=1e-5

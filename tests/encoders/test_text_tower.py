@@ -34,9 +34,10 @@ def test_texts_move_on_adapted_routes_alone(
 ) -> None:
     folder = request.getfixturevalue(fixture)
     plain = GmailEncoder.from_pretrained(folder)
-    expected = plain.embed_texts(TEXTS)
+    expected = plain.embed_texts(TEXTS, Route.REAL)
     assert torch.equal(
-        GmailEncoder.from_clip(folder, LoraSettings(towers="both")).embed_texts(TEXTS), expected
+        GmailEncoder.from_clip(folder, LoraSettings(towers="both")).embed_texts(TEXTS, Route.REAL),
+        expected,
     )
     encoder = _moved(folder, towers="both")
     for route in (Route.REAL, Route.GENERATED, Route.FROZEN, Route.REAL_HEAD, Route.REAL):
@@ -45,14 +46,15 @@ def test_texts_move_on_adapted_routes_alone(
         assert (encoder.text_fingerprint(route) == plain.base_fingerprint) == same
     encoder.save(tmp_path / "encoder")
     again = GmailEncoder.from_pretrained(tmp_path / "encoder")
-    assert torch.equal(again.embed_texts(TEXTS), encoder.embed_texts(TEXTS))
+    assert torch.equal(again.embed_texts(TEXTS, Route.REAL), encoder.embed_texts(TEXTS, Route.REAL))
     assert torch.equal(again.encode_texts(TEXTS), encoder.encode_texts(TEXTS))
+    assert torch.equal(encoder.encode_texts(TEXTS, "frozen"), plain.encode_texts(TEXTS))
     assert torch.equal(
         again.embed_pixels(PIXELS, Route.REAL), encoder.embed_pixels(PIXELS, Route.REAL)
     )
     assert again.fingerprint == encoder.fingerprint
     encoder.applied = False
-    assert torch.equal(encoder.embed_texts(TEXTS), expected)
+    assert torch.equal(encoder.embed_texts(TEXTS, Route.REAL), expected)
 
 
 @torch.no_grad()
@@ -68,7 +70,7 @@ def test_the_update_is_b_a_beside_the_frozen_weight(clip_folder: Path) -> None:
         clip.get_submodule(place).weight.add_(2.0 * update)
     ids, mask = encoder.tokenize(TEXTS)
     expected = clip.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
-    assert torch.allclose(encoder.embed_texts(TEXTS), expected, atol=1e-5)
+    assert torch.allclose(encoder.embed_texts(TEXTS, Route.REAL), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("towers", "count"), [("vision", 8), ("text", 8), ("both", 16)])
@@ -82,7 +84,7 @@ def test_what_is_trained(towers: str, count: int, clip_folder: Path) -> None:
     for route in (Route.FROZEN, Route.REAL):  # a frozen pass leaves what is trained trainable
         encoder.embed_texts(TEXTS, route)
         encoder.embed_pixels(PIXELS, route)
-    features = encoder.embed_texts(TEXTS).sum() + encoder.embed_pixels(PIXELS).sum()
+    features = encoder.embed_texts(TEXTS, Route.REAL).sum() + encoder.embed_pixels(PIXELS).sum()
     features.backward()
     touched = {name for name, p in encoder.named_parameters() if p.grad is not None}
     assert touched == set(encoder.trainable()) - {"generated_head"}

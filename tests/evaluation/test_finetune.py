@@ -15,7 +15,7 @@ from transformers import ViTConfig, ViTModel
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.images import admit, finish_images, shard_name, write_shard
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.merge import merged_model
+from gmail_align.encoders.merge import merge
 from gmail_align.encoders.route import Route
 from gmail_align.errors import DataError, UserError
 from gmail_align.evaluation.augment import mixed, random_crops, smoothed
@@ -141,7 +141,7 @@ def test_fine_tuning_starts_at_the_weights_of_the_route(route: Route) -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
         pixels = torch.randn(2, 3, 64, 64)
         wanted = {one: encoder.trunk(pixels, one) for one in (Route.REAL, Route.FROZEN)}
-        classifier = Classifier(merged_model(encoder, route), encoder, 3)
+        classifier = Classifier(merge(encoder, route), encoder, 3)
         found = classifier.backbone.trunk(pixels)
         assert classifier.logits(pixels).tolist() == torch.zeros(2, 3).tolist()
     torch.testing.assert_close(found, wanted[route], atol=1e-4, rtol=1e-4)

@@ -118,7 +118,7 @@ def test_an_adapted_text_tower_goes_along(towers: Any, clip_folder: Path, tmp_pa
     source = disturbed(clip_folder, tmp_path / "e", lora=LoraSettings(towers=towers))
     encoder = GmailEncoder.from_pretrained(source)
     ids, mask = encoder.tokenize(TEXTS)
-    expected = encoder.embed_texts(TEXTS)
+    expected = encoder.embed_texts(TEXTS, Route.REAL)
     frozen = encoder.embed_texts(TEXTS, Route.FROZEN)
     assert not torch.allclose(expected, frozen, atol=1e-2)
     plain = CLIPModel.from_pretrained(made(source, tmp_path / "hf", "hf").folder).eval()
@@ -230,9 +230,9 @@ def test_siglip(siglip_folder: Path, pixels: torch.Tensor, tmp_path: Path) -> No
     session = onnxruntime.InferenceSession(str(graph.path("model.onnx")))
     found = session.run(None, {"pixel_values": pixels.numpy()})[0]
     assert np.abs(found - expected.numpy()).max() < 1e-4
-    with pytest.raises(ModelError, match="SigLIP has no projection"):
+    with pytest.raises(ModelError, match="onnx or peft"):
         made(folder, tmp_path / "hf", "hf")
-    with pytest.raises(ModelError, match="for CLIP, but the encoder is built on SiglipModel"):
+    with pytest.raises(ModelError, match="llava"):
         made(folder, tmp_path / "llava", "llava")
     plain = made(siglip_folder, tmp_path / "plain", "hf", Route.FROZEN)
     again = features(plain.folder, pixels, Route.FROZEN)
@@ -257,7 +257,7 @@ def test_syn_clr(pixels: torch.Tensor, tmp_path: Path) -> None:
         assert torch.allclose(model(pixels).logits, expected, atol=1e-4)
         pooled = loaded.base_model.model(pixels).last_hidden_state[:, 0]
     assert torch.allclose(pooled @ head.T, expected, atol=1e-4)
-    with pytest.raises(ModelError, match="for CLIP, but the encoder is built on ViTModel"):
+    with pytest.raises(ModelError, match="open_clip"):
         made(folder, tmp_path / "open_clip", "open_clip")
 
 

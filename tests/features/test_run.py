@@ -85,17 +85,17 @@ def test_extraction_of_pixels_is_the_same_artifact(
 
 
 def test_texts_of_captions_and_of_pairs(encoder: GmailEncoder, world: Any, tmp_path: Path) -> None:
-    made = extract_texts(world.captions, encoder, tmp_path / "c", batch_size=7)
+    made = extract_texts(world.captions, encoder, tmp_path / "c", batch_size=7, route=Route.REAL)
     found = read_features(made)
     captions = read_captions(world.captions)
     assert list(found.ids) == [caption.caption_id for caption in captions]
     with torch.no_grad():
-        expected = encoder.embed_texts([caption.text for caption in captions])
+        expected = encoder.embed_texts([caption.text for caption in captions], Route.REAL)
     assert torch.allclose(found.array, expected, atol=1e-5)
-    of_pairs = read_features(extract_texts(world.pairs, encoder, tmp_path / "p"))
+    of_pairs = read_features(extract_texts(world.pairs, encoder, tmp_path / "p", route=Route.REAL))
     assert torch.allclose(of_pairs.array[of_pairs.rows(found.ids)], expected, atol=1e-5)
     with pytest.raises(ArtifactError, match="holds images"):
-        extract_texts(world.real, encoder, tmp_path / "x")
+        extract_texts(world.real, encoder, tmp_path / "x", route=Route.REAL)
 
 
 def test_a_killed_extraction_ends_with_the_same_bytes(

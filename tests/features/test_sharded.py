@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from gmail_align.artifacts import load
 from gmail_align.cli.main import app
+from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.engine import Engine
@@ -17,6 +19,7 @@ from gmail_align.features import sharded
 from gmail_align.features.rows import RowFile
 from gmail_align.features.run import extract_images, extract_texts
 from gmail_align.features.sharded import Extraction, extract_on
+from gmail_align.features.store import read_features
 
 
 def test_worker_processes_give_the_same_artifact(
@@ -43,7 +46,9 @@ def test_captions_in_parts_give_the_same_artifact(
 ) -> None:
     monkeypatch.setattr(sharded, "_BATCHES", 1)
     encoder = GmailEncoder.from_pretrained(clip_folder)
-    whole = extract_texts(world.captions, encoder, tmp_path / "whole", batch_size=2)
+    whole = extract_texts(
+        world.captions, encoder, tmp_path / "whole", batch_size=2, route=Route.REAL
+    )
     out = tmp_path / "out"
     words = ["extract", str(world.captions.folder), "--encoder", str(clip_folder), "--json"]
     words += ["--batch-size", "2", "--out", str(out), "--device", "cpu", "--shard-of"]
@@ -55,6 +60,31 @@ def test_captions_in_parts_give_the_same_artifact(
     assert json.loads(second.stdout)["fingerprint"] == whole.fingerprint
     assert load(out).manifest["files"] == whole.manifest["files"]
     assert CliRunner().invoke(app, [*words, "2/2"]).stdout == second.stdout
+
+
+def test_captions_are_extracted_by_the_route_of_their_images(
+    clip_folder: Path, world: Any, tmp_path: Path
+) -> None:
+    """Where the text tower is adapted, frozen texts belong to frozen images."""
+    encoder = GmailEncoder.from_clip(clip_folder, LoraSettings(towers="both"))
+    with torch.no_grad():
+        for parameter in encoder.trainable().values():
+            parameter.add_(0.1)
+    encoder.save(tmp_path / "encoder")
+    words = ["extract", str(world.captions.folder), "--encoder", str(tmp_path / "encoder")]
+    for way in (Route.REAL, Route.FROZEN):
+        expected = extract_texts(world.captions, encoder, tmp_path / way, route=way)
+        for workers in ("1", "2"):
+            out = tmp_path / f"{way}-{workers}"
+            more = ["--route", way, "--workers", workers, "--device", "cpu", "--out", str(out)]
+            result = CliRunner().invoke(app, [*words, *more])
+            assert result.exit_code == 0, result.output
+            assert load(out).fingerprint == expected.fingerprint
+    plain = GmailEncoder.from_pretrained(clip_folder)
+    of_plain = extract_texts(world.captions, plain, tmp_path / "plain", route=Route.FROZEN)
+    rows = [read_features(one).array for one in (of_plain, load(tmp_path / "frozen"))]
+    assert torch.equal(*rows)
+    assert not torch.equal(rows[0], read_features(load(tmp_path / "real")).array)
 
 
 def test_a_killed_extraction_goes_on_with_the_shard_that_is_missing(

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from gmail_align.encoders.backbones.clip import ClipBackbone
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.long_clip import stretch_clip
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.tabletop.scenes import sample_scene
 from gmail_align.tabletop.text import captions, long_caption
@@ -55,7 +55,7 @@ def test_a_siglip_learns_and_loads_as_one(corpus: Corpus, tmp_path: Path) -> Non
 def test_a_long_clip_learns_from_long_captions(corpus: Corpus, tmp_path: Path) -> None:
     tokenizer = train_clip_tokenizer([text for row in corpus.captions for text in row])
     torch.manual_seed(0)
-    model = stretch_clip(siblings.build_short_clip(tokenizer), siblings.LONG_LENGTH)
+    model = ClipBackbone(siblings.build_short_clip(tokenizer)).stretch(siblings.LONG_LENGTH).module
     assert model.config.text_config.max_position_embeddings == 132 == 4 * 48 - 3 * 20
     report = siblings.train_long_clip(model, tokenizer, (corpus, corpus), OPTIM, tmp_path)
     assert report.losses[-1]["total"] < report.losses[0]["total"]

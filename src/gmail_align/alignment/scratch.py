@@ -28,7 +28,7 @@ from gmail_align.artifacts import MANIFEST, Artifact, begin, load
 from gmail_align.data.batches import Batches, same_mask
 from gmail_align.data.captions import Caption, read_captions
 from gmail_align.data.images import ImageStore
-from gmail_align.encoders.class_token import class_token_output
+from gmail_align.encoders.backbones.clip import ClipBackbone
 from gmail_align.encoders.folder import (
     find_folder,
     folder_fingerprint,
@@ -37,7 +37,6 @@ from gmail_align.encoders.folder import (
     read_config,
 )
 from gmail_align.encoders.preprocess import Preprocess
-from gmail_align.encoders.text import load_tokenizer, tokenize
 from gmail_align.errors import DataError, ModelError
 from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
 from gmail_align.features.prefetch import prefetch
@@ -168,9 +167,8 @@ def _prepare(
     names = list(dict.fromkeys(row.image_id for row in rows))
     made = prepare_pixels(images, Preprocess.from_folder(folder), work / "pixels", ids=names)
     pixels = read_pixels(made)
-    length = cast("Any", model.config.text_config).max_position_embeddings
-    texts = [row.text for row in rows]
-    ids, mask = tokenize(load_tokenizer(folder, model.config), texts, length)
+    texts, backbone = [row.text for row in rows], ClipBackbone(model)
+    ids, mask = backbone.tokenize(backbone.tokenizer(folder), texts)
     numbers: dict[str, int] = {}
     text = [numbers.setdefault(line, len(numbers)) for line in texts]
     image = pixels.rows([row.image_id for row in rows]).numpy()
@@ -262,6 +260,6 @@ def embed_both(
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
     """Return image and text features of a CLIP, with gradient, not normalised."""
     tower = cast("Any", model)
-    images: Tensor = tower.visual_projection(class_token_output(tower.vision_model, pixels))
+    images: Tensor = tower.visual_projection(ClipBackbone(model).lean_trunk(pixels))
     texts: Tensor = tower.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
     return images, texts

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import SiglipModel
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.artifacts import Artifact, begin, fingerprint
@@ -73,8 +72,8 @@ def read_tokens(artifact: Artifact) -> Int32[Tensor, "n row"]:
 def pack(encoder: GmailEncoder, texts: Sequence[str]) -> Int32[Tensor, "m row"]:
     """Return one row a text."""
     ids, mask = encoder.tokenize(texts)
-    whole = isinstance(encoder.clip, SiglipModel)  # pools at the last position, padded or not
-    counts = torch.full((len(ids),), ids.shape[1]) if whole else mask.sum(dim=1)
+    whole = torch.full((len(ids),), ids.shape[1])
+    counts = whole if encoder.backbone.full_length else mask.sum(dim=1)
     padded = pad(ids, (0, _length(encoder) - ids.shape[1]), value=int(ids[0, -1]))
     return torch.cat([counts[:, None], padded], dim=1).to(torch.int32)
 
@@ -98,7 +97,7 @@ def embed_tokens(
 
 
 def _length(encoder: GmailEncoder) -> int:
-    return int(cast("Any", encoder.clip.config).text_config.max_position_embeddings)
+    return encoder.backbone.text_length
 
 
 def _file(folder: Path, count: int, length: int) -> RowFile:

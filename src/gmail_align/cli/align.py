@@ -85,7 +85,11 @@ def extract(
     forward: Forward,
     place: Place,
     route: Annotated[
-        Route | None, typer.Option(help="Which weights images go through; required for images.")
+        Route | None,
+        typer.Option(
+            help="Which weights images go through; required for images. Of captions: the route of "
+            "the images that they are compared with, real when not given."
+        ),
     ] = None,
 ) -> None:
     """Compute features of images through one route, or of captions, and keep them.
@@ -94,13 +98,12 @@ def extract(
     command without --shard-of, finishes it.
     """
     artifact = load(source)
-    is_images = artifact.kind == "images"
-    if is_images and route is None:
+    texts = artifact.kind != "images"
+    if route is None and not texts:
         raise ConfigError(f"{source} holds images: name a --route ({', '.join(Route)})")
-    if not is_images and route is not None:
-        raise ConfigError(f"{source} holds {artifact.kind}, which no --route applies to")
+    way = route or Route.REAL
     if shared.dry_run:
-        shared.show_plan("extract", out, source=source, encoder=encoder, route=route or "text")
+        shared.show_plan("extract", out, source=source, encoder=encoder, route=way)
         return
     engine, part = place.open()
     folder = model_of(encoder, "clip")
@@ -108,7 +111,7 @@ def extract(
     if part is not None or _needs_workers(engine, device):
         from gmail_align.features.sharded import Extraction, extract_on
 
-        how = Extraction(folder, route, size, dtype, device)
+        how = Extraction(folder, way, texts, size, dtype, device)
         shared.show_part(extract_on(engine, artifact, how, out, part), part, out, "features")
         return
     from gmail_align.encoders.encoder import GmailEncoder
@@ -117,9 +120,9 @@ def extract(
 
     model = GmailEncoder.from_pretrained(folder).to(resolve_device(device))
     shared.show_artifact(
-        extract_texts(artifact, model, out, batch_size=size, dtype=dtype)
-        if route is None
-        else extract_images(artifact, model, route, out, batch_size=size, dtype=dtype)
+        extract_texts(artifact, model, out, route=way, batch_size=size, dtype=dtype)
+        if texts
+        else extract_images(artifact, model, way, out, batch_size=size, dtype=dtype)
     )
 
 

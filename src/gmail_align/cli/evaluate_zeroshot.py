@@ -102,7 +102,8 @@ def _of_artifacts(
     from gmail_align.evaluation.run import evaluate_zeroshot
 
     model = GmailEncoder.from_pretrained(model_of(encoder, "clip"))
-    rows = torch.stack([model.encode_texts(own) for own in prompts.values()])
+    route = features.manifest["config"]["route"]  # texts of the weights that the images went by
+    rows = torch.stack([model.encode_texts(own, route) for own in prompts.values()])
     shared.show_artifact(evaluate_zeroshot(features, numbers, rows, out, **how))
 
 

@@ -11,20 +11,22 @@ import gzip
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel, CLIPTokenizer, PreTrainedModel, ViTModel
+from transformers import AutoTokenizer, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from gmail_align.artifacts import MANIFEST, Artifact, begin, sha256_file, write_json
 from gmail_align.convert import openai_format, timm_format
 from gmail_align.convert.config import Activation, ConvertConfig
 from gmail_align.convert.weights import read_weights
-from gmail_align.encoders.backbones import VisionOnly, backbone_of, load_model
+from gmail_align.encoders.backbones import load_backbone
+from gmail_align.encoders.backbones.backbone import Backbone
+from gmail_align.encoders.backbones.clip import KEPT, ClipBackbone, stretch_positions
+from gmail_align.encoders.backbones.vit import VitBackbone
 from gmail_align.encoders.folder import find_folder, folder_fingerprint, no_bars
-from gmail_align.encoders.long_clip import KEPT, stretch_clip, stretch_positions
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.probe import compare, probe_ids, probe_pixels, write_probe
 from gmail_align.errors import ModelError
@@ -43,7 +45,7 @@ _MERGES = 49152 - 256 - 2
 class Converted:
     """A model, and what its features are by the weights that it was made from."""
 
-    model: PreTrainedModel
+    backbone: Backbone
     probe: dict[str, Tensor]
     """``pixels``, ``image_features`` and, with a text tower, ``input_ids``, ``text_features``."""
     preprocessor: dict[str, Any]
@@ -86,15 +88,15 @@ def convert(
         return draft.complete
     assert made is not None, "begin would have found the manifest"
     with no_bars():
-        made.model.save_pretrained(out)
+        made.backbone.plain.save_pretrained(out)
     write_json(out / PREPROCESSOR, made.preprocessor)
     has_tokenizer = _write_tokenizer(tokenizer or folder, out, made.positions)
     difference = _check(made, out)
     write_probe(out, made.probe)
-    parameters = sum(p.numel() for p in made.model.parameters())
+    parameters = sum(p.numel() for p in made.backbone.plain.parameters())
     return draft.finish(
         {"parameters": parameters},
-        model=type(made.model).__name__,
+        model=type(made.backbone.plain).__name__,
         tokenizer=has_tokenizer,
         largest_difference=difference,
         **made.notes,
@@ -136,7 +138,7 @@ def _open_ai(
     long = openai_format.RESIDUAL in state
     notes = {"format": "Long-CLIP" if long else "OpenAI", "activation": activation}
     preprocessor = preprocessor_config(shape.image_size, described.get("preprocess_cfg"))
-    return Converted(model, probe, preprocessor, shape.positions, notes)
+    return Converted(ClipBackbone(model), probe, preprocessor, shape.positions, notes)
 
 
 def _syn_clr(state: dict[str, Tensor], config: ConvertConfig) -> Converted:
@@ -147,7 +149,9 @@ def _syn_clr(state: dict[str, Tensor], config: ConvertConfig) -> Converted:
     pixels = probe_pixels(model.config.image_size)
     probe = {"pixels": pixels, "image_features": timm_format.encode_image(plain, pixels)}
     notes = {"format": "timm", "activation": "gelu", "left_behind": len(state) - len(plain)}
-    return Converted(model, probe, preprocessor_config(model.config.image_size), None, notes)
+    return Converted(
+        VitBackbone.of(model), probe, preprocessor_config(model.config.image_size), None, notes
+    )
 
 
 def _stretched(folder: Path, config: ConvertConfig) -> Converted:
@@ -156,25 +160,20 @@ def _stretched(folder: Path, config: ConvertConfig) -> Converted:
         raise ModelError(
             f"{folder} is in Hugging Face's format already: all that can be done is to --stretch it"
         )
-    short = load_model(folder)
-    if not isinstance(short, CLIPModel):
-        raise ModelError(f"{folder} holds no CLIP, and only CLIP's text positions can be stretched")
-    model = stretch_clip(short, config.stretch)
-    vocabulary = model.config.text_config.vocab_size
-    before, after = backbone_of(short), backbone_of(model)
-    pixels = probe_pixels(model.config.vision_config.image_size)
-    ids, kept = (probe_ids(vocabulary, length) for length in (config.stretch, KEPT))
-    mask = torch.ones_like(ids)
+    before = load_backbone(folder)
+    after = before.stretch(config.stretch)
+    inputs = after.probe_inputs()
+    kept = probe_ids(after.text_config.vocab_size, KEPT)
     with torch.no_grad():
-        features = before.image_features(pixels)
+        features = before.image_features(inputs["pixels"])
         old, new = (b.text_features(kept, torch.ones_like(kept)) for b in (before, after))
         compare(new, old, f"texts of up to {KEPT} tokens after stretching")
-        texts = after.text_features(ids, mask)
-    probe = {"pixels": pixels, "image_features": features, "input_ids": ids, "text_features": texts}
-    activation = model.config.text_config.hidden_act
+        texts = after.text_features(inputs["input_ids"], torch.ones_like(inputs["input_ids"]))
+    probe = {**inputs, "image_features": features, "text_features": texts}
+    activation = after.text_config.hidden_act
     notes = {"format": "Hugging Face", "activation": activation}
     config_file = json.loads((folder / PREPROCESSOR).read_text(encoding="utf-8"))
-    return Converted(model, probe, config_file, config.stretch, notes)
+    return Converted(after, probe, config_file, config.stretch, notes)
 
 
 def _activation(
@@ -254,10 +253,7 @@ def preprocessor_config(size: int, described: dict[str, Any] | None = None) -> d
 @torch.no_grad()
 def _check(made: Converted, out: Path) -> float:
     """Load what was written and return the largest difference of its features on the probe."""
-    settings = {"add_pooling_layer": False} if isinstance(made.model, ViTModel) else {}
-    with no_bars():
-        loaded = cast("Any", type(made.model)).from_pretrained(out, **settings).eval()
-    backbone = backbone_of(VisionOnly(loaded) if isinstance(loaded, ViTModel) else loaded)
+    backbone = type(made.backbone).load(out)
     probe, what = made.probe, "what was converted, loaded again"
     found = backbone.image_features(probe["pixels"])
     worst = compare(found, probe["image_features"], what)

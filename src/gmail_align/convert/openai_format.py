@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_pro
 from transformers import CLIPConfig, CLIPModel
 
 from gmail_align.convert.config import Activation
-from gmail_align.encoders.long_clip import KEPT
+from gmail_align.encoders.backbones.clip import KEPT
 from gmail_align.errors import ModelError
 
 State = Mapping[str, Tensor]

@@ -1,8 +1,8 @@
-"""One CLIP trunk, a LoRA adapter and two heads, reached by routes (GMAIL Sec. 3).
+"""One trunk, a LoRA adapter and two heads, reached by routes (GMAIL Sec. 3).
 
-``FROZEN`` is the plain CLIP at any time, bit for bit; before training, every other route equals it.
-Long-CLIP, SigLIP and SynCLR stand in CLIP's place alike; where a model has no projection behind its
-trunk (the latter two), the heads are added to it and begin as the identity.
+``FROZEN`` is the plain model at any time, bit for bit; before training, every other route equals
+it. A model without a projection behind its trunk (SigLIP, SynCLR) gets heads that begin as the
+identity.
 """
 
 from __future__ import annotations
@@ -13,37 +13,33 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
-from gmail_align.artifacts import fingerprint, write_bytes, write_json
-from gmail_align.encoders.backbones import backbone_of, load_model
-from gmail_align.encoders.build_check import check_build, probe
+from gmail_align.artifacts import fingerprint, write_json
+from gmail_align.encoders.backbones import load_backbone
+from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.config import REAL, EncoderCard, EncoderLayout, LoraSettings, TextKind
 from gmail_align.encoders.folder import (
     CONFIG,
     copy_model,
     find_folder,
+    hub_id,
     read_card,
+    reading,
     tensors_fingerprint,
 )
-from gmail_align.encoders.heads import HiddenLayers, first_weight
-from gmail_align.encoders.lora import copy_tensors, read_tensors
-from gmail_align.encoders.open_image import open_image
-from gmail_align.encoders.preprocess import Preprocess
+from gmail_align.encoders.heads import Heads
+from gmail_align.encoders.preprocess import Preprocess, open_image
 from gmail_align.encoders.route import Route, parse_route
 from gmail_align.encoders.text_tower import TextTower
-from gmail_align.encoders.trunk import ADAPTERS, Trunk
+from gmail_align.encoders.trunk import Trunk
 from gmail_align.errors import ModelError
 
-HEADS = "heads.safetensors"
-HIDDEN = "head_layers.safetensors"
-ADAPTER = ADAPTERS["default"]
 BASE = "base"
 COPY_BELOW_BYTES = 100_000_000
-"""Base models smaller than this are copied into the encoder's folder."""
+"""Base models from the hub that are smaller than this are copied into the encoder's folder."""
 
 
 class GmailEncoder(nn.Module):
@@ -55,7 +51,7 @@ class GmailEncoder(nn.Module):
 
     def __init__(
         self,
-        clip: nn.Module,
+        backbone: Backbone,
         folder: Path,
         *,
         lora: LoraSettings | None,
@@ -64,31 +60,30 @@ class GmailEncoder(nn.Module):
         layout: EncoderLayout | None = None,
     ) -> None:
         super().__init__()
-        self.clip = clip
-        self._backbone = backbone_of(clip)
-        self.text_kind: TextKind = self._backbone.text_kind
-        """The loss of images and texts that the base model was trained by."""
+        self.clip = backbone.module
+        self.backbone = backbone
+        """What is special about the base model."""
         self.base_folder = folder
         self.lora = lora
         self.dual_heads = dual_heads
         self.layout = layout or EncoderLayout()
         self.applied = lora is not None or layout is not None
-        """Whether routes differ from ``FROZEN``; False for a plain CLIP."""
+        """Whether routes differ from ``FROZEN``; False for a plain model."""
         self.best_step = 0
         self.preprocess = Preprocess.from_folder(folder)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._base_fingerprint: str | None = None
-        before = probe(self._backbone)
-        self._trunk = Trunk(clip, lora, self.layout, seed)
-        self._texts = TextTower(clip, lora, seed)
-        head = self._backbone.head
-        size = self._backbone.vision_config.hidden_size
-        plain = torch.eye(size) if head is None else head.detach()
-        weight = first_weight(plain, self.layout, seed)
-        self.real_head = nn.Parameter(weight.clone())
-        self.generated_head = nn.Parameter(weight.clone()) if dual_heads else self.real_head
-        self.hidden = HiddenLayers(plain, self.layout, dual_heads, seed)
-        check_build(self, *before)
+        pixels = backbone.probe_inputs()["pixels"]
+        with torch.no_grad(), reading(folder / CONFIG, "describes a model that cannot run"):
+            before = backbone.image_features(pixels)
+        self._trunk = Trunk(backbone, lora, self.layout, seed)
+        self._texts = TextTower(backbone, lora, seed)
+        head = backbone.head
+        own = torch.eye(backbone.vision_config.hidden_size) if head is None else head.detach()
+        heads = Heads(own, self.layout, dual_heads, seed)
+        self.real_head, self.generated_head = heads.real, heads.generated
+        self.heads = heads
+        self._check_build(pixels, before)
         self.eval()
 
     @classmethod
@@ -101,26 +96,27 @@ class GmailEncoder(nn.Module):
         seed: int = 0,
         layout: EncoderLayout | None = None,
     ) -> GmailEncoder:
-        """Build an untrained encoder on a plain Hugging Face CLIP: every route equals that CLIP.
+        """Build an untrained encoder on a plain Hugging Face model: every route equals that model.
 
         Args:
-            path_or_id: Folder or hub id of a ``CLIPModel``, ``SiglipModel`` or ``ViTModel``.
+            path_or_id: Folder or hub id (``OWNER/NAME@REVISION``) of a ``CLIPModel``,
+                ``SiglipModel`` or ``ViTModel``.
             lora: The adapter; the default settings when None.
             dual_heads: Whether real and generated images have heads of their own.
             seed: Seed of the adapter's A matrices.
             layout: Which weights are trained and shared; the default when None.
 
         Raises:
-            ModelError: no CLIP, incomplete weights, or targets that do not fit.
+            ModelError: the model cannot be a base, lacks weights, or does not fit the targets.
         """
         folder, settings = find_folder(path_or_id), lora or LoraSettings()
         adapter = settings if layout is None or layout.tune == "lora" else None
-        model = load_model(folder)
-        return cls(model, folder, lora=adapter, dual_heads=dual_heads, seed=seed, layout=layout)
+        base = load_backbone(folder)
+        return cls(base, folder, lora=adapter, dual_heads=dual_heads, seed=seed, layout=layout)
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path) -> GmailEncoder:
-        """Load an encoder folder of ours, or a plain CLIP on which every route is ``FROZEN``.
+        """Load an encoder folder of ours, or a plain model on which every route is ``FROZEN``.
 
         Raises:
             ModelError: the folder is neither, or its parts do not belong together.
@@ -128,40 +124,31 @@ class GmailEncoder(nn.Module):
         folder = find_folder(path_or_id)
         card = read_card(folder)
         if card is None:
-            return cls(load_model(folder), folder, lora=None)
+            return cls(load_backbone(folder), folder, lora=None)
         inside = folder / card.base
         base = inside if inside.is_dir() else find_folder(card.base)
-        model, dual = load_model(base), card.dual_heads
-        encoder = cls(model, base, lora=card.lora, dual_heads=dual, layout=card.layout)
+        backbone, dual = load_backbone(base), card.dual_heads
+        encoder = cls(backbone, base, lora=card.lora, dual_heads=dual, layout=card.layout)
         if encoder.base_fingerprint != card.base_fingerprint:
             raise ModelError(f"{folder} was made on another base model than the one at {base}")
         encoder.applied, encoder.best_step = card.applied, card.best_step
-        encoder._trunk.load(folder)
-        encoder._texts.load(folder)
-        heads = {"real": encoder.real_head, "generated": encoder.generated_head}
-        for name, found in ((HEADS, heads), (HIDDEN, encoder.hidden.tensors())):
-            if found:
-                copy_tensors(found, read_tensors(folder / name, set(found)), folder / name)
+        for part in (encoder._trunk, encoder._texts, encoder.heads):
+            part.load(folder)
         return encoder
 
     def save(self, folder: Path) -> None:
-        """Write adapter, heads and ``config.json`` to ``folder``, and a small base model.
+        """Write adapter, heads, ``config.json`` and the base model to ``folder``.
 
-        Raises:
-            ModelError: a small base model holds no safetensors.
+        A large base model from the hub is not copied: its id and commit are noted instead.
         """
-        small = sum(p.nbytes for p in self.clip.parameters()) < COPY_BELOW_BYTES
-        if small:
-            copy_model(self.base_folder, folder / BASE)
-        self._trunk.save(folder)
-        self._texts.save(folder)
-        heads = {"real": self.real_head, "generated": self.generated_head}
-        for name, found in ((HEADS, heads), (HIDDEN, self.hidden.tensors())):
-            tensors = {key: value.detach().cpu().clone() for key, value in found.items()}
-            if tensors:
-                write_bytes(folder / name, save_tensors(tensors, {"format": "pt"}))
+        size = sum(parameter.nbytes for parameter in self.clip.parameters())
+        source = hub_id(self.base_folder) if size >= COPY_BELOW_BYTES else None
+        if source is None:
+            copy_model(self.base_folder, folder / BASE, self.base_state())
+        for part in (self._trunk, self._texts, self.heads):
+            part.save(folder)
         card = EncoderCard(
-            base=BASE if small else str(self.base_folder.resolve()),
+            base=source or BASE,
             base_fingerprint=self.base_fingerprint,
             lora=self.lora,
             dual_heads=self.dual_heads,
@@ -191,12 +178,17 @@ class GmailEncoder(nn.Module):
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
         """The base model's own trained scale of cosines, exponentiated."""
-        return self._backbone.logit_scale
+        return self.backbone.logit_scale
 
     @property
     def logit_bias(self) -> Float[Tensor, ""]:
         """What SigLIP adds to scaled cosines; 0 for other models."""
-        return self._backbone.logit_bias
+        return self.backbone.logit_bias
+
+    @property
+    def text_kind(self) -> TextKind:
+        """The loss of images and texts that the base model was trained by."""
+        return self.backbone.text_kind
 
     @property
     def adapts_texts(self) -> bool:
@@ -206,7 +198,7 @@ class GmailEncoder(nn.Module):
     @property
     def has_texts(self) -> bool:
         """Whether there is a text tower; SynCLR has none."""
-        return self._backbone.has_texts
+        return self.backbone.has_texts
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -216,20 +208,23 @@ class GmailEncoder(nn.Module):
             ModelError: it is missing, or ends texts with another token than the tower pools at.
         """
         if self._tokenizer is None:
-            self._tokenizer = self._backbone.tokenizer(self.base_folder)
+            self._tokenizer = self.backbone.tokenizer(self.base_folder)
         return self._tokenizer
 
     @property
     def base_fingerprint(self) -> str:
         """Fingerprint of the frozen CLIP's weights, which never change."""
         if self._base_fingerprint is None:
-            plain = {
-                name.replace(".base_layer.", "."): tensor
-                for name, tensor in self.clip.state_dict().items()
-                if ".lora_" not in name
-            }
-            self._base_fingerprint = tensors_fingerprint(plain)
+            self._base_fingerprint = tensors_fingerprint(self.base_state())
         return self._base_fingerprint
+
+    def base_state(self) -> dict[str, Tensor]:
+        """Return the frozen model's weights by their names in :attr:`backbone`'s module."""
+        return {
+            name.replace(".base_layer.", "."): tensor.detach()
+            for name, tensor in self.clip.state_dict().items()
+            if ".lora_" not in name
+        }
 
     @property
     def fingerprint(self) -> str:
@@ -244,11 +239,11 @@ class GmailEncoder(nn.Module):
         if route is Route.FROZEN:
             return self.base_fingerprint
         tensors = self._trunk.tensors(self._trunk.adapter_of(route))
-        tensors["head"] = self.generated_head if route is Route.GENERATED else self.real_head
-        tensors |= self.hidden.tensors(route)
+        tensors["head"] = self.heads.matrix(route)
+        tensors |= self.heads.hidden(route)
         return fingerprint([self.base_fingerprint, tensors_fingerprint(tensors)])
 
-    def text_fingerprint(self, route: Route = Route.REAL) -> str:
+    def text_fingerprint(self, route: Route) -> str:
         """Fingerprint of the weights that texts go through; the base's where they are frozen."""
         adapted = self._effective(route).adapted
         return self._texts.fingerprint(self.base_fingerprint) if adapted else self.base_fingerprint
@@ -261,17 +256,17 @@ class GmailEncoder(nn.Module):
                 there is only one head.
 
         Raises:
-            ModelError: this is a plain CLIP without an adapter.
+            ModelError: this is a plain model without an adapter.
         """
         if self.lora is None and self.layout == EncoderLayout():
-            raise ModelError("this encoder is a plain CLIP: build it by from_clip to train it")
+            raise ModelError("this encoder is a plain model: build it by from_clip to train it")
         adapters = {**self._trunk.own(), **self._texts.own()}
         found = dict(self._own_tensors()) if self.layout.train_heads else adapters
         if real_head:
             return found
         alone = list(self._trunk.tensors(REAL).values()) if self.separate else []
         if self.dual_heads:
-            alone += [self.real_head, *self.hidden.tensors(Route.REAL).values()]
+            alone += [self.real_head, *self.heads.hidden(Route.REAL).values()]
         gone = {id(parameter) for parameter in alone}
         return {name: p for name, p in found.items() if id(p) not in gone}
 
@@ -310,8 +305,8 @@ class GmailEncoder(nn.Module):
     ) -> Float[Tensor, "b dim"]:
         """Apply the head of ``route`` to the trunk's output."""
         route = self._effective(route)
-        head = self._head(route)
-        return pooled if head is None else self.hidden.apply_head(pooled, head, route)
+        head = self.head(route)
+        return pooled if head is None else self.heads(pooled, head, route)
 
     def embed_pixels(
         self, pixels: Float[Tensor, "b 3 h w"], route: Route = Route.REAL
@@ -323,21 +318,19 @@ class GmailEncoder(nn.Module):
         self,
         input_ids: Int[Tensor, "m t"],
         attention_mask: Int[Tensor, "m t"],
-        route: Route = Route.REAL,
+        route: Route,
     ) -> Float[Tensor, "m dim"]:
-        """Return projected text features, not normalised, as images by ``route`` have beside them.
+        """Return projected text features, not normalised, to be compared with images of ``route``.
 
-        All routes are one where the text tower is frozen.
+        All routes are the same where the text tower is frozen.
         """
         return self._texts.features(input_ids, attention_mask, self._effective(route))
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "m t"], Int[Tensor, "m t"]]:
         """Return token ids and attention mask, padded as the text tower wants it."""
-        return self._backbone.tokenize(self.tokenizer, texts)
+        return self.backbone.tokenize(self.tokenizer, texts)
 
-    def embed_texts(
-        self, texts: Sequence[str], route: Route = Route.REAL
-    ) -> Float[Tensor, "m dim"]:
+    def embed_texts(self, texts: Sequence[str], route: Route) -> Float[Tensor, "m dim"]:
         """Tokenize and embed one batch of texts, not normalised."""
         ids, mask = self.tokenize(texts)
         return self.embed_text_ids(ids.to(self.device), mask.to(self.device), route)
@@ -359,40 +352,64 @@ class GmailEncoder(nn.Module):
 
         Raises:
             ConfigError: there is no such route.
-            DataError: a file is missing or no image.
+            DataError: a file is missing or is not an image.
         """
-        way = parse_route(route)
-        found = [torch.empty(0, self.dim)]
+        way, features = parse_route(route), [torch.empty(0, self.dim)]
         for start in range(0, len(images), batch_size):
             batch = [open_image(image) for image in images[start : start + batch_size]]
             pixels = self.preprocess(batch).to(self.device)
-            found.append(normalize(self.embed_pixels(pixels, way).float(), dim=-1).cpu())
-        return torch.cat(found)
+            features.append(normalize(self.embed_pixels(pixels, way).float(), dim=-1).cpu())
+        return torch.cat(features)
 
     @torch.no_grad()
     def encode_texts(
-        self, texts: Sequence[str], *, batch_size: int = 256
+        self, texts: Sequence[str], route: str = "real", *, batch_size: int = 256
     ) -> Float[Tensor, "m dim"]:
         """Return L2-normalised fp32 features of texts.
 
+        Args:
+            texts: The texts.
+            route: Route of the images that they are compared with; it matters where the text
+                tower is adapted.
+            batch_size: Texts in one forward pass.
+
         Raises:
+            ConfigError: there is no such route.
             ModelError: the base model's tokenizer is missing or does not fit.
         """
-        found = [torch.empty(0, self.dim)]
+        way, features = parse_route(route), [torch.empty(0, self.dim)]
         for start in range(0, len(texts), batch_size):
-            raw = self.embed_texts(texts[start : start + batch_size]).float()
-            found.append(normalize(raw, dim=-1).cpu())
-        return torch.cat(found)
+            raw = self.embed_texts(texts[start : start + batch_size], way).float()
+            features.append(normalize(raw, dim=-1).cpu())
+        return torch.cat(features)
 
     def _effective(self, route: Route) -> Route:
         return route if self.applied else Route.FROZEN
 
-    def _head(self, route: Route) -> nn.Parameter | None:
-        if route is Route.FROZEN:
-            return self._backbone.head
-        return self.generated_head if route is Route.GENERATED else self.real_head
+    def head(self, route: Route) -> nn.Parameter | None:
+        """Return the matrix that ``route`` has behind the trunk; None where it has none."""
+        return self.backbone.head if route is Route.FROZEN else self.heads.matrix(route)
 
     def _own_tensors(self) -> Mapping[str, nn.Parameter]:
-        heads = {"real_head": self.real_head, "generated_head": self.generated_head}
-        own = heads if self.dual_heads else {"real_head": self.real_head}
-        return {**self._trunk.own(), **self._texts.own(), **own, **self.hidden.tensors()}
+        return {**self._trunk.own(), **self._texts.own(), **self.heads.own()}
+
+    @torch.no_grad()
+    def _check_build(self, pixels: Float[Tensor, "b c h w"], plain: Float[Tensor, "b dim"]) -> None:
+        """Assert that every route equals the plain model and that only what should train can.
+
+        Raises:
+            ModelError: a route differs, or another parameter can be trained.
+        """
+        for route in Route if self.layout.starts_plain else [Route.FROZEN]:
+            if not torch.equal(self.embed_pixels(pixels, route), plain):
+                raise ModelError(f"route {route} differs from the plain model before training")
+        self._trunk.backbone(Route.GENERATED)
+        own = {id(parameter): name for name, parameter in self._own_tensors().items()}
+        trainable = {id(p): name for name, p in self.named_parameters() if p.requires_grad}
+        odd = [
+            name for key, name in (own | trainable).items() if (key in own) != (key in trainable)
+        ]
+        odd += sorted(set(self._trunk.own()) ^ self._trunk.expected())
+        odd += sorted(set(self._texts.own()) ^ self._texts.expected())
+        if odd:
+            raise ModelError(f"{odd[0]} is trainable where it should not be, or the reverse")

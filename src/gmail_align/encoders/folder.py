@@ -1,4 +1,4 @@
-"""Folders of models: finding, loading and copying a plain Hugging Face CLIP; hashing weights."""
+"""Folders of models: where they are, here or on the hub; reading, copying and hashing them."""
 
 from __future__ import annotations
 
@@ -12,38 +12,113 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors.torch import save
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from gmail_align.artifacts import DRAFT, MANIFEST, fingerprint, is_unfinished, sha256_file
+from gmail_align.artifacts import (
+    DRAFT,
+    MANIFEST,
+    fingerprint,
+    is_unfinished,
+    sha256_file,
+    write_bytes,
+)
 from gmail_align.config import build
 from gmail_align.encoders.config import EncoderCard
 from gmail_align.encoders.probe import PROBE
-from gmail_align.errors import ConfigError, ModelError
+from gmail_align.errors import ConfigError, ModelError, UserError
+from gmail_align.progress import say
 
 CONFIG = "config.json"
+PUBLISHERS = frozenset({"apple", "facebook", "google", "laion", "openai", "timm"})
+"""Owners on the hub whose models are asked for without a revision: those that the docs name."""
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin")
+_WEIGHTS = (".safetensors", ".bin")
 
 
 def find_folder(path_or_id: str | Path) -> Path:
     """Return the folder of a model: a local one, or the local copy of a hub repository.
 
+    A hub id is ``OWNER/NAME`` or ``OWNER/NAME@REVISION``. A copy that this machine holds already is
+    taken without asking the hub. A mistyped folder looks like a hub id, and its owner would be a
+    stranger: so without a revision, the hub is asked for models of :data:`PUBLISHERS` alone.
+
     Raises:
         ModelError: there is no such folder and it cannot be downloaded.
     """
-    folder = Path(path_or_id)
+    folder, (name, _, revision) = Path(path_or_id), str(path_or_id).partition("@")
     if folder.is_dir():
         return folder
-    name = str(path_or_id)
-    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    owner = name.partition("/")[0]
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(f"there is no model folder at {folder}: give a folder or a hub id")
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_FILES)))
-    except Exception as error:
+    if Path(owner).is_dir():
         raise ModelError(
-            f"{name!r} is no folder and no download from the hub ({type(error).__name__}): "
-            "check the name and the network, or give a local folder"
+            f"the folder {owner} holds no {name.partition('/')[2]}, and so {name} is not asked for "
+            "on the Hugging Face hub: correct the name"
+        )
+    copy = _download(name, revision or None, local_files_only=True)
+    if copy is not None and any(path.suffix in _WEIGHTS for path in model_files(copy)):
+        return copy
+    if not revision and owner not in PUBLISHERS:
+        raise ModelError(
+            f"there is no model folder at {name}: correct it or, if {name} is a model on the "
+            f"Hugging Face hub, name its revision, as in {name}@main"
+        )
+    say(f"asking the Hugging Face hub for {name}, revision {revision or 'main'}")
+    found = _download(name, revision or None, local_files_only=False)
+    assert found is not None, "what is not found raises"
+    return found
+
+
+def _download(name: str, revision: str | None, *, local_files_only: bool) -> Path | None:
+    """Return the local copy of a hub repository; None where this machine has none.
+
+    Raises:
+        ModelError: it cannot be downloaded.
+    """
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(_FILES),
+                local_files_only=local_files_only,
+            )
+        )
+    except Exception as error:
+        if local_files_only:
+            return None
+        raise ModelError(
+            f"{name} is not a folder and cannot be downloaded from the Hugging Face hub "
+            f"({type(error).__name__}): check the name and the network, or give a local folder"
         ) from error
+
+
+def hub_id(folder: Path) -> str | None:
+    """Return ``OWNER/NAME@COMMIT`` of a folder inside the hub's cache; None for another folder."""
+    snapshots, repository = folder.absolute().parent.name, folder.absolute().parent.parent.name
+    parts = repository.split("--", 2)
+    if snapshots != "snapshots" or len(parts) != 3 or parts[0] != "models":
+        return None
+    return f"{parts[1]}/{parts[2]}@{folder.name}"
+
+
+@contextmanager
+def reading(path: Path, fault: str = "is damaged") -> Iterator[None]:
+    """Turn whatever a library raises over a file into one sentence that names the file.
+
+    Raises:
+        ModelError: something was raised.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # libraries raise what they like, plain Exception included
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise ModelError(f"{path} {fault}: {line or type(error).__name__}") from error
 
 
 def read_config(folder: Path) -> dict[str, object]:
@@ -57,11 +132,11 @@ def read_config(folder: Path) -> dict[str, object]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{folder} is no model folder: it holds no {CONFIG}") from error
+        raise ModelError(f"{folder} is not a model folder: it does not hold {CONFIG}") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / CONFIG} is damaged: get the model again") from error
     if not isinstance(config, dict):
-        raise ModelError(f"{folder / CONFIG} holds no object: get the model again")
+        raise ModelError(f"{folder / CONFIG} is damaged: it does not hold an object")
     return config
 
 
@@ -82,8 +157,8 @@ def read_card(folder: Path) -> EncoderCard | None:
 
 def model_files(folder: Path) -> list[Path]:
     """Return a model folder's configuration, tokenizer and weight files, sorted."""
-    found = {path for pattern in _FILES for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.name not in (MANIFEST, DRAFT, PROBE))
+    files = {path for pattern in _FILES for path in folder.glob(pattern)}
+    return sorted(path for path in files if path.name not in (MANIFEST, DRAFT, PROBE))
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -91,20 +166,22 @@ def folder_fingerprint(folder: Path) -> str:
     return fingerprint({path.name: sha256_file(path) for path in model_files(folder)})
 
 
-def copy_model(source: Path, target: Path) -> None:
+def copy_model(source: Path, target: Path, state: Mapping[str, Tensor]) -> None:
     """Copy the configuration, tokenizer and weight files of a model folder.
 
-    Raises:
-        ModelError: the source holds no safetensors weights.
+    Args:
+        source: The folder.
+        target: The copy.
+        state: The model's weights, written where the source holds none as safetensors.
     """
     files = [path for path in model_files(source) if path.suffix != ".bin"]
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise ModelError(
-            f"{source} holds no safetensors: save the model with save_pretrained first"
-        )
     target.mkdir(parents=True, exist_ok=True)
     for path in files:
-        shutil.copyfile(path, target / path.name)
+        if not path.name.endswith(".bin.index.json"):
+            shutil.copyfile(path, target / path.name)
+    if not any(path.suffix == ".safetensors" for path in files):
+        tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+        write_bytes(target / "model.safetensors", save(tensors, {"format": "pt"}))
 
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Float
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
+from gmail_align.artifacts import write_bytes
 from gmail_align.encoders.config import EncoderLayout
+from gmail_align.encoders.lora import copy_tensors, read_tensors
 from gmail_align.encoders.route import Route
 from gmail_align.runtime import stable_seed
+
+HEADS = "heads.safetensors"
+HIDDEN = "head_layers.safetensors"
 
 
 class HiddenLayer(nn.Module):
@@ -49,21 +57,25 @@ def first_weight(
     return noise
 
 
-class HiddenLayers(nn.Module):
-    """What the heads of both modalities have beside their matrices; nothing for linear ones."""
+class Heads(nn.Module):
+    """The heads of both modalities, which is one where they are shared."""
 
     def __init__(
         self, plain: Float[Tensor, "dim width"], layout: EncoderLayout, dual: bool, seed: int
     ) -> None:
         super().__init__()
+        weight = first_weight(plain, layout, seed)
+        self.real = nn.Parameter(weight.clone())
+        self.generated = nn.Parameter(weight.clone()) if dual else self.real
         self.layers = nn.ModuleDict()
+        """What heads that are not linear have beside their matrices."""
         if layout.head != "linear":
             dim, width = plain.shape
             for name in ("real", "generated")[: 2 if dual else 1]:
                 start = stable_seed(seed, "head", "hidden")
                 self.layers[name] = HiddenLayer(layout.head, width, dim, start)
 
-    def apply_head(
+    def forward(
         self, pooled: Float[Tensor, "b width"], weight: Float[Tensor, "dim width"], route: Route
     ) -> Float[Tensor, "b dim"]:
         """Apply the head of ``route`` with W = ``weight``."""
@@ -73,15 +85,43 @@ class HiddenLayers(nn.Module):
         features: Tensor = layer(pooled, weight)
         return features
 
-    def tensors(self, route: Route | None = None) -> dict[str, nn.Parameter]:
-        """Return the parameters by name: all of them, or those of one route's head."""
+    def matrix(self, route: Route) -> nn.Parameter:
+        """Return W of a route that is not frozen."""
+        return self.generated if route is Route.GENERATED else self.real
+
+    def hidden(self, route: Route | None = None) -> dict[str, nn.Parameter]:
+        """Return the hidden layers' parameters by name: all of them, or those of one route."""
         if route is None:
             return dict(self.layers.named_parameters(prefix="hidden"))
         layer = self._layer(route)
         return {} if layer is None else dict(layer.named_parameters(prefix="hidden"))
 
+    def own(self) -> dict[str, nn.Parameter]:
+        """Return every parameter by its name in the encoder."""
+        heads = {"real_head": self.real, "generated_head": self.generated}
+        return (heads if self.generated is not self.real else {"real_head": self.real}) | (
+            self.hidden()
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the heads to an encoder's folder."""
+        for path, parameters in self._files(folder).items():
+            tensors = {name: value.detach().cpu().clone() for name, value in parameters.items()}
+            write_bytes(path, save(tensors, {"format": "pt"}))
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ModelError: a file is missing, damaged or of another shape.
+        """
+        for path, parameters in self._files(folder).items():
+            copy_tensors(parameters, read_tensors(path, set(parameters)), path)
+
+    def _files(self, folder: Path) -> dict[Path, dict[str, nn.Parameter]]:
+        files = {folder / HEADS: {"real": self.real, "generated": self.generated}}
+        return files | ({folder / HIDDEN: self.hidden()} if self.layers else {})
+
     def _layer(self, route: Route) -> nn.Module | None:
         name = "generated" if route is Route.GENERATED and "generated" in self.layers else "real"
-        if name not in self.layers:
-            return None
-        return self.layers[name]
+        return self.layers[name] if name in self.layers else None  # noqa: SIM401

@@ -10,67 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import CLIPConfig, CLIPModel
 
-from gmail_align.errors import ModelError
-
-KEPT = 20
-"""Positions that are kept as they are: CLIP has hardly been trained beyond them (Sec. 3.1)."""
-LONG = 248
-"""Positions of the released Long-CLIPs: 20 kept, the other 57 of CLIP's 77 stretched by 4."""
 COMPONENTS = 32
 """Principal components that stand for an image beside a short caption."""
 _NO_VARIANCE = 1e-5
 """Share of the largest singular value below which there is none but rounding."""
 SMOOTHING = 0.1
 """Label smoothing of the released training code."""
-
-
-def stretch_positions(
-    table: Float[Tensor, "old width"], length: int = LONG, kept: int = KEPT
-) -> Float[Tensor, "new width"]:
-    """Stretch a position table: the first rows are kept, the others interpolated (Sec. 3.1).
-
-    Row ``kept + j`` is read at ``kept + j / s`` of the old table, linearly, where ``s`` is
-    ``(length - kept) / (old - kept)``; behind its last row, the slope of its last two goes on.
-
-    Args:
-        table: The old table.
-        length: Rows of the new one.
-        kept: Rows that stay.
-
-    Raises:
-        ModelError: the new table would be shorter, or fewer than two rows could be interpolated.
-    """
-    old = len(table)
-    if length < old or old < kept + 2:
-        raise ModelError(
-            f"a table of {old} text positions cannot be stretched to {length} with {kept} kept: "
-            "only longer tables can be made, of more than the kept rows"
-        )
-    steps = torch.arange(length - kept, dtype=torch.float64)
-    places = kept + steps * ((old - kept) / (length - kept))
-    left = places.floor().long().clamp(max=old - 2)
-    share = (places - left)[:, None]
-    wide = table.double()
-    rows = (1 - share) * wide[left] + share * wide[left + 1]
-    return torch.cat([table[:kept], rows.to(table.dtype)])
-
-
-def stretch_clip(model: CLIPModel, length: int = LONG, kept: int = KEPT) -> CLIPModel:
-    """Return a CLIP that is equal but for its text positions, stretched to ``length``.
-
-    Raises:
-        ModelError: the table cannot be stretched to that length.
-    """
-    name = "text_model.embeddings.position_embedding.weight"
-    state = dict(model.state_dict())
-    state[name] = stretch_positions(state[name], length, kept)
-    config = CLIPConfig.from_dict(model.config.to_dict())
-    config.text_config.max_position_embeddings = length
-    longer = CLIPModel(config)
-    longer.load_state_dict(state)
-    return longer.to(model.dtype).eval()
 
 
 def principal_part(

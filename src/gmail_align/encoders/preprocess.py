@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from gmail_align.artifacts import fingerprint
-from gmail_align.data.decode import to_rgb
+from gmail_align.data.decode import decode_rgb, to_rgb
 from gmail_align.encoders.resize import planes, resized_centre
-from gmail_align.errors import ModelError
+from gmail_align.errors import DataError, ModelError
 
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic"]
 
@@ -119,6 +119,20 @@ class Preprocess:
         wide = image.width > image.height
         size = (other, target) if wide else (target, other)
         return resized_centre(image, size, self.size, method)
+
+
+def open_image(image: Image.Image | str | Path) -> Image.Image:
+    """Return an RGB image of a file, or of an image that is open already.
+
+    Raises:
+        DataError: the file is missing or is not an image.
+    """
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    try:
+        return decode_rgb(Path(image).read_bytes())
+    except (OSError, DataError) as error:
+        raise DataError(f"{image} cannot be read as an image: {error}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

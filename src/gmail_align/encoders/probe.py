@@ -63,16 +63,16 @@ def read_probe(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, made
 
 
-def compare(found: Tensor, wanted: Tensor, what: str, tolerance: float = TOLERANCE) -> float:
+def compare(features: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> float:
     """Return the largest difference of two batches of features, in parts of the largest entry.
 
     Raises:
         ModelError: the shapes differ, an entry is not finite, or the difference is too large.
     """
-    if found.shape != wanted.shape:
-        shapes = f"{tuple(found.shape)} instead of {tuple(wanted.shape)}"
+    if features.shape != expected.shape:
+        shapes = f"{tuple(features.shape)} instead of {tuple(expected.shape)}"
         raise ModelError(f"{what}: features of the probe have shape {shapes}")
-    wide, target = found.detach().cpu().double(), wanted.detach().cpu().double()
+    wide, target = features.detach().cpu().double(), expected.detach().cpu().double()
     difference = float((wide - target).abs().max() / target.abs().max())
     if not difference <= tolerance:
         raise ModelError(
@@ -82,7 +82,7 @@ def compare(found: Tensor, wanted: Tensor, what: str, tolerance: float = TOLERAN
     return difference
 
 
-def said(made: dict[str, str]) -> str:
-    """Name the versions that a probe was made with."""
+def named_versions(made: dict[str, str]) -> str:
+    """Name the versions that a probe was made with, for an error."""
     names = ("gmail-align", "transformers", "torch")
     return ", ".join(f"{name} {made[name]}" for name in names if name in made)

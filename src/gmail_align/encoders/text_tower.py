@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from gmail_align.artifacts import fingerprint
-from gmail_align.encoders.backbones import Backbone, backbone_of
+from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.folder import tensors_fingerprint
 from gmail_align.encoders.lora import (
@@ -31,13 +31,13 @@ FOLDER = "adapter_text"
 class TextTower:
     """Texts to features; by an adapted route through the adapter, by others past it."""
 
-    def __init__(self, model: nn.Module, lora: LoraSettings | None, seed: int) -> None:
-        self._model, self._lora = model, lora if lora is not None and lora.adapts_texts else None
-        self._backbone: Backbone = backbone_of(model)
+    def __init__(self, backbone: Backbone, lora: LoraSettings | None, seed: int) -> None:
+        self._backbone, self._model = backbone, backbone.module
+        self._lora = lora if lora is not None and lora.adapts_texts else None
         self._layers: list[LoraLayer] = []
         self._active = True
         if self._lora is not None:
-            self._layers = inject(model, self._lora, seed, TEXT, TEXT_TOWER)
+            self._layers = inject(self._model, self._lora, seed, TEXT, TEXT_TOWER)
 
     @property
     def adapted(self) -> bool:

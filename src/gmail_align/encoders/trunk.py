@@ -1,4 +1,4 @@
-"""The trunk: a frozen vision tower, and beside it LoRA adapters or trained copies of it."""
+"""The trunk: a frozen vision tower with LoRA adapters, or with trained copies beside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gmail_align.artifacts import write_bytes
-from gmail_align.encoders.backbones import Backbone, backbone_of
+from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.config import GENERATED, REAL, EncoderLayout, LoraSettings
 from gmail_align.encoders.lora import (
     adapter_tensors,
@@ -33,11 +33,11 @@ class Trunk(nn.Module):
     """What the routes of one encoder have in common, and apart."""
 
     def __init__(
-        self, model: nn.Module, lora: LoraSettings | None, layout: EncoderLayout, seed: int
+        self, backbone: Backbone, lora: LoraSettings | None, layout: EncoderLayout, seed: int
     ) -> None:
         super().__init__()
         lora = lora if lora is not None and lora.adapts_images else None
-        self._plain, self._model, self._lora = backbone_of(model), (model,), lora
+        self._plain, self._lora = backbone, lora
         self.layout = layout
         self.tuned = nn.ModuleDict()
         """Trained copies of the vision tower."""
@@ -46,9 +46,9 @@ class Trunk(nn.Module):
         self._active: str | None = None
         for name in layout.adapters:
             if layout.tune == "full":
-                self._add_copy(model, name)
+                self._add_copy(name)
             elif lora is not None:
-                self._layers = inject(model, lora, seed, name)
+                self._layers = inject(backbone.module, lora, seed, name)
         self._use(GENERATED)
 
     def backbone(self, route: Route) -> Backbone:
@@ -73,7 +73,7 @@ class Trunk(nn.Module):
             return {}
         if name in self._copies:
             return dict(self.tuned[name].named_parameters(prefix="vision_model"))
-        return adapter_tensors(self._model[0], name)
+        return adapter_tensors(self._plain.module, name)
 
     def own(self) -> dict[str, nn.Parameter]:
         """Return every parameter that is not the frozen model's, by name."""
@@ -87,7 +87,9 @@ class Trunk(nn.Module):
         """Return the names that :meth:`own` has to have."""
         if self._lora is None or self.layout.tune != "lora":
             return set(self.own())
-        names = (expected_names(self._model[0], self._lora, name) for name in self.layout.adapters)
+        names = (
+            expected_names(self._plain.module, self._lora, name) for name in self.layout.adapters
+        )
         return {f"clip.{name}" for found in names for name in found}
 
     def save(self, folder: Path) -> None:
@@ -98,7 +100,7 @@ class Trunk(nn.Module):
                 named = self.tensors(name).items()
                 copies |= {f"{name}.{key}": value.detach().cpu() for key, value in named}
             elif self._lora is not None:
-                save_adapter(self._model[0], self._lora, folder / ADAPTERS[name], name)
+                save_adapter(self._plain.module, self._lora, folder / ADAPTERS[name], name)
         if copies:
             plain = {key: value.contiguous() for key, value in copies.items()}
             write_bytes(folder / TUNED, save(plain, {"format": "pt"}))
@@ -114,18 +116,19 @@ class Trunk(nn.Module):
             if name in self._copies:
                 wanted |= {f"{name}.{key}": value for key, value in self.tensors(name).items()}
             elif self._lora is not None:
-                load_adapter(self._model[0], folder / ADAPTERS[name], name)
+                load_adapter(self._plain.module, folder / ADAPTERS[name], name)
         if wanted:
             copy_tensors(wanted, read_tensors(folder / TUNED, set(wanted)), folder / TUNED)
 
-    def _add_copy(self, model: nn.Module, name: str) -> None:
+    def _add_copy(self, name: str) -> None:
         """Copy the vision tower, to be trained whole; all else is shared with the frozen model."""
+        model = self._plain.module
         clone = copy.copy(model)
         clone._modules = dict(model._modules)
         tower = copy.deepcopy(model.get_submodule("vision_model")).requires_grad_(True)
         clone._modules["vision_model"] = tower
         self.tuned[name] = tower
-        self._copies[name] = backbone_of(clone)
+        self._copies[name] = type(self._plain)(clone)
 
     def _use(self, name: str | None) -> None:
         """Switch to one adapter, or to none; all of them stay trainable."""

@@ -123,6 +123,7 @@ def _of_encoder(
     for start in range(0, len(ids), _BATCH):
         batch = [store.read(name) for name in ids[start : start + _BATCH]]
         found.append(model.encode_images(batch, route=source.route).numpy().astype(np.float64))
-    captions = model.encode_texts([PROMPT + predicted[name] for name in ids])
-    references = model.encode_texts([PROMPT + text for some in human.values() for text in some])
+    written = [PROMPT + text for some in human.values() for text in some]
+    captions = model.encode_texts([PROMPT + predicted[name] for name in ids], source.route)
+    references = model.encode_texts(written, source.route)
     return np.concatenate(found), captions.double().numpy(), references.double().numpy()

@@ -21,9 +21,9 @@ from torch.nn.functional import cross_entropy
 
 from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, write_json
 from gmail_align.data.batches import batch_indices
-from gmail_align.encoders.backbones import backbone_of
+from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.merge import merged_model
+from gmail_align.encoders.merge import merge
 from gmail_align.encoders.route import Route
 from gmail_align.errors import UserError
 from gmail_align.evaluation.augment import mixed, random_crops, smoothed
@@ -96,7 +96,7 @@ def evaluate_finetune(
     splits = _splits(images, labels, start.encoder, out / _WORK, options.seed)
     classes = max(labels.values()) + 1
     name = options.name(splits["test"].labels, classes)
-    classifier = Classifier(merged_model(start.encoder, start.route), start.encoder, classes)
+    classifier = Classifier(merge(start.encoder, start.route), start.encoder, classes)
     classifier.to(resolve_device(config.device))
     report = _fit(classifier, splits, config, options, out)
     test = splits["test"]
@@ -161,14 +161,14 @@ def _splits(
 class Classifier(nn.Module):
     """A vision tower and a linear head behind its pooled output; the head begins at zero."""
 
-    def __init__(self, model: nn.Module, encoder: GmailEncoder, classes: int) -> None:
+    def __init__(self, backbone: Backbone, encoder: GmailEncoder, classes: int) -> None:
         super().__init__()
-        self.model, self.backbone = model, backbone_of(model)
+        self.model, self.backbone = backbone.module, backbone
         self.head = nn.Linear(encoder.width, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.normalise = encoder.preprocess.normalise
-        tower = model.get_submodule("vision_model").requires_grad_(True)
+        tower = self.model.get_submodule("vision_model").requires_grad_(True)
         self.tower = dict(tower.named_parameters())
 
     def trained(self, layer_decay: float) -> Layerwise:

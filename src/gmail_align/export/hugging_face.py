@@ -9,20 +9,16 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
-    CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
-    SiglipModel,
-    ViTConfig,
-    ViTForImageClassification,
 )
 from transformers.utils import logging as transformers_logging
 
 from gmail_align.artifacts import write_bytes
-from gmail_align.encoders.backbones import VisionOnly, load_model
+from gmail_align.encoders.backbones import load_backbone
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.folder import copy_model, no_bars
 from gmail_align.encoders.lora import TEXT_TOWER, WEIGHTS, save_adapter
@@ -31,6 +27,7 @@ from gmail_align.encoders.text_tower import TEXT
 from gmail_align.errors import ModelError
 from gmail_align.export.ready import Ready
 
+_PEFT = "base_model.model."
 HEAD = "head.safetensors"
 """The head behind an adapter, where the base has no place for it."""
 
@@ -39,23 +36,18 @@ def export_hf(ready: Ready, out: Path) -> dict[str, float]:
     """Write a plain ``CLIPModel``; of a ViT, one for classification whose logits are the features.
 
     Raises:
-        ModelError: a SigLIP's head has been trained, and there is no place for it.
+        ModelError: a head has been trained for which the model has no place.
     """
-    model: Any = ready.model
-    if isinstance(model, SiglipModel) and head_weight(ready.encoder, ready.route) is not None:
-        raise ModelError(
-            "a SigLIP has no projection into which the trained head could be baked: export it as "
-            "onnx or peft"
-        )
-    if isinstance(model, VisionOnly):
-        model = _with_classes(ready, model)
+    merged = ready.merged
+    baked = merged.projection is not None
+    model = merged.exported(None if baked else head_weight(ready.encoder, ready.route))
     _save(model, out)
     ready.copy_processors(out)
     loaded = _load(type(model), out)
-    if isinstance(loaded, ViTForImageClassification):
-        return {"image": ready.check("the ViT, loaded again", lambda x: loaded(x).logits)}
     what = f"the {type(model).__name__}, loaded again"
-    image = ready.check(what, lambda x: loaded.get_image_features(x).pooler_output)
+    image = ready.check(what, lambda pixels: merged.exported_features(loaded, pixels))
+    if not merged.has_texts:
+        return {"image": image}
     texts = ready.check_texts(what, lambda ids: loaded.get_text_features(ids).pooler_output)
     return {"image": image, "text": texts}
 
@@ -69,28 +61,26 @@ def export_peft(ready: Ready, out: Path) -> dict[str, float]:
     Raises:
         ModelError: there is no adapter on this route.
     """
-    encoder = ready.encoder
+    encoder, backbone = ready.encoder, ready.encoder.backbone
     if encoder.lora is None or not adapted_tensors(encoder, ready.route):
         raise ModelError(f"the route {ready.route} of this encoder has no adapter: export it as hf")
-    copy_model(encoder.base_folder, out / "base")
+    copy_model(encoder.base_folder, out / "base", encoder.base_state())
     head = head_weight(encoder, ready.route)
     assert head is not None, "an adapted route has a head"
-    tensors = _write_adapters(ready, encoder.lora, out)
+    written = _write_adapters(ready, encoder.lora, out)
+    tensors = {
+        _PEFT + backbone.plain_name(name.removeprefix(_PEFT)): tensor
+        for name, tensor in written.items()
+    }
     config = cast("Any", LoraConfig.from_pretrained(out))
     config.base_model_name_or_path = "base"
-    if isinstance(encoder.clip, CLIPModel):
-        tensors["base_model.model.visual_projection.weight"] = head
-        config.modules_to_save = ["visual_projection"]
+    if backbone.projection is not None:
+        tensors[_PEFT + backbone.projection] = head
+        config.modules_to_save = [backbone.projection.removesuffix(".weight")]
     else:
         write_bytes(out / HEAD, save({"weight": head.contiguous()}, {"format": "pt"}))
-    if isinstance(encoder.clip, VisionOnly):
-        tensors = {key.replace(".vision_model.", ".", 1): value for key, value in tensors.items()}
-    if isinstance(encoder.clip, VisionOnly) or encoder.adapts_texts:
-        config.target_modules = {
-            key.removeprefix("base_model.model.").partition(".lora_")[0]
-            for key in tensors
-            if ".lora_" in key
-        }
+    names = (name.removeprefix(_PEFT) for name in tensors if ".lora_" in name)
+    config.target_modules = {name.partition(".lora_")[0] for name in names}
     config.save_pretrained(out)
     write_bytes(out / WEIGHTS, save(tensors, {"format": "pt"}))
     return _check_peft(ready, out, head)
@@ -111,27 +101,22 @@ def _write_adapters(ready: Ready, lora: LoraSettings, out: Path) -> dict[str, Te
 
 def _check_peft(ready: Ready, out: Path, head: Tensor) -> dict[str, float]:
     """Load the adapter by peft and compare."""
-    base = load_model(out / "base")
-    is_vit, is_clip = isinstance(base, VisionOnly), isinstance(base, CLIPModel)
-    plain: Any = base.vision_model if isinstance(base, VisionOnly) else base
+    base = load_backbone(out / "base")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peft about transformers
-        model: Any = PeftModel.from_pretrained(plain, str(out)).eval()
-    inner = model.base_model.model
+        model: Any = PeftModel.from_pretrained(base.plain, str(out)).eval()
+    loaded, what = type(base).of(model.base_model.model), "the adapter, loaded by peft"
 
     def features(pixels: Tensor) -> Tensor:
-        if is_vit:
-            pooled: Tensor = inner(pixels).last_hidden_state[:, 0]
-        else:
-            pooled = inner.get_image_features(pixels).pooler_output
-        return pooled if is_clip else pooled @ head.T
+        own = loaded.image_features(pixels)
+        return own if base.projection is not None else own @ head.T
 
-    found = {"image": ready.check("the adapter, loaded by peft", features)}
-    if not is_vit:
-        found["text"] = ready.check_texts(
-            "the adapter, loaded by peft", lambda ids: inner.get_text_features(ids).pooler_output
+    differences = {"image": ready.check(what, features)}
+    if base.has_texts:
+        differences["text"] = ready.check_texts(
+            what, lambda ids: loaded.text_features(ids, torch.ones_like(ids))
         )
-    return found
+    return differences
 
 
 def export_llava(ready: Ready, out: Path) -> dict[str, float]:
@@ -141,7 +126,7 @@ def export_llava(ready: Ready, out: Path) -> dict[str, float]:
     noise, with no more than a warning. What LLaVA reads (the patches before the last layer) is
     compared by the class that LLaVA loads.
     """
-    clip: Any = ready.clip
+    clip: Any = ready.merged.plain
     config = CLIPVisionConfig.from_dict(clip.config.vision_config.to_dict())
     config.projection_dim = clip.config.projection_dim
     tower = CLIPVisionModelWithProjection(config)
@@ -158,20 +143,6 @@ def export_llava(ready: Ready, out: Path) -> dict[str, float]:
         return hidden[:, 1:].mean(dim=1)
 
     return {"image": image, "patches": ready.check_patches("LLaVA's patches", patches)}
-
-
-def _with_classes(ready: Ready, tower: VisionOnly) -> nn.Module:
-    """Return a ViT that has the head as its classifier, or nothing there when there is no head."""
-    head = head_weight(ready.encoder, ready.route)
-    if head is None:
-        head = torch.eye(tower.vision_model.config.hidden_size)
-    config = ViTConfig.from_dict(tower.vision_model.config.to_dict())
-    config.num_labels = len(head)
-    model: nn.Module = ViTForImageClassification(config)
-    state = {f"vit.{name}": tensor for name, tensor in tower.vision_model.state_dict().items()}
-    state |= {"classifier.weight": head, "classifier.bias": torch.zeros(len(head))}
-    model.load_state_dict(state)
-    return model.eval()
 
 
 def _save(model: Any, out: Path) -> None:

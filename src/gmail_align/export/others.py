@@ -37,7 +37,7 @@ def export_open_clip(ready: Ready, out: Path) -> dict[str, float]:
     open_clip is no dependency: what is written is run from its bare tensors by the names that
     open_clip gives them.
     """
-    clip: Any = ready.clip
+    clip: Any = ready.merged.plain
     state = to_openai({name: value.float() for name, value in clip.state_dict().items()})
     path = out / "open_clip_model.safetensors"
     write_bytes(path, save(state, {"format": "pt"}))
@@ -60,7 +60,7 @@ def open_clip_config(ready: Ready) -> dict[str, Any]:
     Raises:
         ModelError: open_clip has no name for the activation.
     """
-    config: Any = ready.clip.config
+    config: Any = ready.merged.plain.config
     vision, text, pixels = config.vision_config, config.text_config, ready.encoder.preprocess
     if {vision.hidden_act, text.hidden_act} not in ({"quick_gelu"}, {"gelu"}):
         raise ModelError(f"open_clip has no CLIP with the activation {vision.hidden_act}")

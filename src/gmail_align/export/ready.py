@@ -6,19 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from transformers import CLIPModel
+from torch import Tensor
 
-from gmail_align.encoders.backbones import VisionOnly, backbone_of
+from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import model_files
-from gmail_align.encoders.merge import merged_model
-from gmail_align.encoders.probe import compare, probe_ids, probe_pixels
+from gmail_align.encoders.merge import merge
+from gmail_align.encoders.probe import compare
 from gmail_align.encoders.route import Route
-from gmail_align.errors import ModelError
 
 _WEIGHTS = (".safetensors", ".bin", ".index.json")
 
@@ -33,47 +30,21 @@ class Ready:
     @cached_property
     def probe(self) -> dict[str, Tensor]:
         """``pixels``, ``image_features`` (not normalised), ``patches``, and what texts give."""
-        encoder = self.encoder
-        vision = backbone_of(encoder.clip).vision_config
-        pixels = probe_pixels(vision.image_size, vision.num_channels)
+        encoder, route = self.encoder, self.route
+        found = encoder.backbone.probe_inputs()
+        pixels = found["pixels"]
         with torch.no_grad():
-            found = {"pixels": pixels, "image_features": encoder.embed_pixels(pixels, self.route)}
-            found["patches"] = encoder.trunk_and_patches(pixels, self.route)[1]
-            if encoder.has_texts:
-                text = cast("Any", encoder.clip.config).text_config
-                ids = probe_ids(text.vocab_size, text.max_position_embeddings)
-                if isinstance(encoder.clip, CLIPModel):
-                    ids[ids == text.vocab_size - 1] = _end(text)
-                found["input_ids"] = ids
-                found["text_features"] = encoder.embed_text_ids(
-                    ids, torch.ones_like(ids), self.route
-                )
+            found["image_features"] = encoder.embed_pixels(pixels, route)
+            found["patches"] = encoder.trunk_and_patches(pixels, route)[1]
+            if "input_ids" in found:
+                ids = found["input_ids"]
+                found["text_features"] = encoder.embed_text_ids(ids, torch.ones_like(ids), route)
         return found
 
     @cached_property
-    def model(self) -> nn.Module:
+    def merged(self) -> Backbone:
         """The route as a plain model of the base's own class."""
-        return merged_model(self.encoder, self.route)
-
-    @property
-    def clip(self) -> CLIPModel:
-        """The route as a plain CLIP.
-
-        Raises:
-            ModelError: the base is no CLIP.
-        """
-        if not isinstance(self.model, CLIPModel):
-            raise ModelError(
-                f"this format is for CLIP, but the encoder is built on {self.base_name}: export it "
-                "as onnx or peft"
-            )
-        return self.model
-
-    @property
-    def base_name(self) -> str:
-        """The class of the base model."""
-        model = self.encoder.clip
-        return type(model.vision_model if isinstance(model, VisionOnly) else model).__name__
+        return merge(self.encoder, self.route)
 
     def copy_processors(self, out: Path) -> None:
         """Copy the base's tokenizer and preprocessing."""
@@ -101,8 +72,3 @@ class Ready:
         if "input_ids" not in self.probe:
             return 0.0
         return compare(text(self.probe["input_ids"]), self.probe["text_features"], what)
-
-
-def _end(text: Any) -> int:
-    """Return the id at which CLIP's text tower pools."""
-    return int(text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id)

@@ -10,7 +10,7 @@ from gmail_align.artifacts import MANIFEST, Artifact, begin, load
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import find_folder, folder_fingerprint, read_card
 from gmail_align.encoders.probe import write_probe
-from gmail_align.errors import DataError
+from gmail_align.errors import DataError, ModelError
 from gmail_align.export.card import write_card
 from gmail_align.export.config import ExportConfig
 from gmail_align.export.hugging_face import export_hf, export_llava, export_peft
@@ -75,10 +75,13 @@ def export(
     }
     inputs |= {f"data.{number}": one for number, one in enumerate(data)}
     inputs |= {f"results.{number}": one for number, one in enumerate(results)}
+    ready = None  # read before the folder is begun, so that what cannot be exported leaves nothing
+    if not (out / MANIFEST).exists():
+        ready = _ready(folder, config)
     draft = begin(out, "export", config.model_dump(mode="json"), inputs)
     if draft.complete is not None:
         return draft.complete
-    ready = Ready(GmailEncoder.from_pretrained(folder), config.route)
+    assert ready is not None, "begin would have found the manifest"
     differences = WRITERS[config.format](ready, out)
     write_probe(out, ready.probe)
     names = {"transformers", "torch", _LOADERS.get(config.format, "transformers")}
@@ -99,3 +102,19 @@ def _check_data(encoder: Artifact | None, data: Sequence[Artifact]) -> None:
                 f"{artifact.folder} is nothing that the encoder was made of: leave it out, or give "
                 "the artifact that it was"
             )
+
+
+def _ready(folder: Path, config: ExportConfig) -> Ready:
+    """Load what is exported.
+
+    Raises:
+        ModelError: the format has no place for such a model.
+    """
+    encoder = GmailEncoder.from_pretrained(folder)
+    backbone = encoder.backbone
+    if config.format not in backbone.formats:
+        raise ModelError(
+            f"the format {config.format} has no place for a {backbone.name}, on which the encoder "
+            f"is built: use one of {', '.join(sorted(backbone.formats))}"
+        )
+    return Ready(encoder, config.route)

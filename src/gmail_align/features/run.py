@@ -149,7 +149,7 @@ def extract_texts(
     encoder: GmailEncoder,
     out: Path,
     *,
-    route: Route = Route.REAL,
+    route: Route,
     batch_size: int = 256,
     dtype: StoredDtype = "float32",
 ) -> Artifact:
@@ -161,7 +161,8 @@ def extract_texts(
         captions: An artifact of kind ``captions`` or ``pairs``.
         encoder: The encoder, on the device where it shall run.
         out: Folder of the artifact.
-        route: The route of the images beside them; all are one where the text tower is frozen.
+        route: Route of the images that they are compared with; it matters where the text tower
+            is adapted.
         batch_size: Texts in one forward pass.
         dtype: How features are stored.
 

@@ -44,16 +44,18 @@ class Extraction:
 
     encoder: Path
     """Folder that every worker loads the encoder from."""
-    route: Route | None
-    """Which weights images go through; None extracts captions."""
+    route: Route
+    """Which weights images go through; of captions, the route of the images beside them."""
+    texts: bool = False
+    """Whether captions are extracted, not images."""
     batch_size: int = 64
     dtype: StoredDtype = "float32"
     device: str = "auto"
 
     def weights(self, encoder: GmailEncoder) -> str:
         """Return the fingerprint of what the features depend on in an encoder."""
-        if self.route is None:
-            return encoder.text_fingerprint(Route.REAL)
+        if self.texts:
+            return encoder.text_fingerprint(self.route)
         return encoder.route_fingerprint(self.route)
 
 
@@ -86,8 +88,8 @@ def extract_on(
     draft = _begin(source, encoder, how, out, part)
     if draft.complete is not None:
         return draft.complete
-    names = ImageStore(source).ids if how.route else list(read_texts(source))
-    unit = "images" if how.route else "captions"
+    names = list(read_texts(source)) if how.texts else ImageStore(source).ids
+    unit = "captions" if how.texts else "images"
     target = feature_file(out, len(names), encoder.dim, how.dtype)
     size = how.batch_size * _BATCHES
     maker = _RowMaker(source.folder, how, how.weights(encoder), out, target, size)
@@ -96,7 +98,7 @@ def extract_on(
         maker,
         maker.done,
         size=lambda start: len(maker.span(start)),
-        label=f"features ({how.route or 'text'})",
+        label=f"features ({'text' if how.texts else how.route})",
         unit=unit,
         gpu=how.device == "cuda" or (how.device == "auto" and engine.gpus() > 0),
     )
@@ -119,8 +121,8 @@ def _begin(
     source: Artifact, encoder: GmailEncoder, how: Extraction, out: Path, part: Part | None
 ) -> Draft:
     share = f"{part.number}-{part.of}" if part else ""
-    if how.route is None:
-        return begin_texts(source, encoder, out, Route.REAL, how.dtype, part=share)
+    if how.texts:
+        return begin_texts(source, encoder, out, how.route, how.dtype, part=share)
     return begin_images(source, encoder, how.route, out, None, how.dtype, part=share)
 
 
@@ -172,12 +174,12 @@ class _RowMaker:
     @contextmanager
     def _embedder(self) -> Iterator[Callable[[range], npt.NDArray[Any]]]:
         """Open a function from a batch's rows to its features."""
-        encoder, how = self._encoder, self.how
-        if how.route is None:
+        encoder, how, route = self._encoder, self.how, self.how.route
+        if how.texts:
             lines, dtype = self._lines, how.dtype
-            yield lambda rows: text_rows(encoder, lines[rows.start : rows.stop], Route.REAL, dtype)
+            yield lambda rows: text_rows(encoder, lines[rows.start : rows.stop], route, dtype)
             return
-        route, names = how.route, self._store.ids
+        names = self._store.ids
         with decoder(self._store, encoder.preprocess) as decode:
             yield lambda rows: image_rows(
                 encoder,

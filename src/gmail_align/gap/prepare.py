@@ -233,20 +233,20 @@ def _with_texts(
     out = source.home / "texts"
     try:
         if source.pairs is not None:
-            texts = extract_texts(source.pairs, encoder, out)
+            texts = extract_texts(source.pairs, encoder, out, route=Route.FROZEN)
             return replace(known, texts=texts, captions=captions)
         if any(said):
             ids = [{image: fingerprint(text) for image, text in own.items()} for own in said]
             lines = {fingerprint(text): text for own in said for text in own.values()}
             own_captions = _captions(lines, "beside", source.home / "captions")
-            texts = extract_texts(own_captions, encoder, out)
+            texts = extract_texts(own_captions, encoder, out, route=Route.FROZEN)
             return replace(known, texts=texts, real_texts=ids[0], generated_texts=ids[1])
         names = sorted({*known.real_classes.values(), *known.generated_classes.values()})
         if not names:
             return known
         prompts = {name: class_prompt(name) for name in names}
         classes = _captions(prompts, "classes", source.home / "class-prompts")
-        return replace(known, texts=extract_texts(classes, encoder, out))
+        return replace(known, texts=extract_texts(classes, encoder, out, route=Route.FROZEN))
     except ModelError as error:  # an encoder of images alone, such as SynCLR
         say(f"no text recall: {error}")
         return known

@@ -178,7 +178,7 @@ def _clip_scores(store: ImageStore, features: Tensor, encoder: GmailEncoder) -> 
     for chunk in _chunks(store.ids, _TEXTS):
         prompts = [store.record(image_id).prompt for image_id in chunk]
         with torch.no_grad():
-            texts = encoder.embed_texts(prompts).cpu()
+            texts = encoder.embed_texts(prompts, Route.FROZEN).cpu()
         yield from clip_score(features[done : done + len(chunk)], texts).tolist()
         done += len(chunk)
 

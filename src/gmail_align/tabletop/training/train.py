@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gmail_align.artifacts import write_json
-from gmail_align.encoders.long_clip import stretch_clip
+from gmail_align.encoders.backbones.clip import ClipBackbone
 from gmail_align.progress import say
 from gmail_align.runtime import stable_seed, versions
 from gmail_align.tabletop.ceiling import retrieval_ceiling
@@ -147,7 +147,7 @@ def make_long_clip(
     home = _folder(work, "long_clip")
     first = siblings.optimisation(budget.long_clip[0])
     reports = clip.train_clip(short, tokenizer, corpora, [first], home / "short", seed=seed)
-    model = stretch_clip(short, siblings.LONG_LENGTH)
+    model = ClipBackbone(short).stretch(siblings.LONG_LENGTH).module
     tokenizer.model_max_length = siblings.LONG_LENGTH
     torch.manual_seed(stable_seed(seed, "long"))
     second = siblings.optimisation(budget.long_clip[1], 1e-3)

@@ -28,7 +28,7 @@ def test_old_configurations_pool_at_the_largest_id(
 
 def test_argmax_pooling_needs_the_largest_id(build_clip: BuildClip, tmp_path: Path) -> None:
     folder = build_clip(tmp_path, eos_last=False, config_eos=2)
-    with pytest.raises(ModelError, match="pools at the largest id"):
+    with pytest.raises(ModelError, match="eos_token_id"):
         _texts(folder)
 
 
@@ -38,7 +38,7 @@ def test_an_end_that_is_not_the_largest_id_works(build_clip: BuildClip, tmp_path
 
 
 def test_pooling_at_another_token_is_refused(build_clip: BuildClip, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="pools at token 5"):
+    with pytest.raises(ModelError, match="eos_token_id"):
         _texts(build_clip(tmp_path, config_eos=5))
 
 
@@ -47,7 +47,7 @@ def test_a_tokenizer_without_an_end_is_refused(build_clip: BuildClip, tmp_path: 
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["post_processor"] = None
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ModelError, match="no end-of-text token"):
+    with pytest.raises(ModelError, match="end-of-text"):
         _texts(folder)
 
 
@@ -56,12 +56,12 @@ def test_no_tokenizer_matters_only_for_texts(build_clip: BuildClip, tmp_path: Pa
     for path in folder.glob("tokenizer*"):
         path.unlink()
     encoder = GmailEncoder.from_pretrained(folder)
-    with pytest.raises(ModelError, match="holds no tokenizer"):
+    with pytest.raises(ModelError, match="tokenizer"):
         encoder.encode_texts(["a"])
 
 
 def test_a_damaged_tokenizer_is_refused(build_clip: BuildClip, tmp_path: Path) -> None:
     folder = build_clip(tmp_path)
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelError, match="damaged tokenizer"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
         GmailEncoder.from_pretrained(folder).encode_texts(["a"])

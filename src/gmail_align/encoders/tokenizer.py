@@ -1,0 +1,60 @@
+"""Tokenizers of text towers: how they are loaded, and how texts become token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from gmail_align.encoders.folder import reading
+from gmail_align.errors import ModelError
+
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+"""One of these holds a vocabulary; without any, transformers would make up an empty tokenizer."""
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a folder's tokenizer.
+
+    Raises:
+        ModelError: it is missing or damaged, or adds no padding or no end of text.
+    """
+    path = next((folder / name for name in _VOCABULARIES if (folder / name).exists()), None)
+    if path is None:
+        raise ModelError(f"{folder} holds no tokenizer: copy the model's own there")
+    with reading(path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True
+        )
+        ids = tokenizer("a")["input_ids"]
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer of {folder} has no padding token")
+    if tokenizer.eos_token_id is None or tokenizer.eos_token_id not in ids:
+        raise ModelError(f"the tokenizer of {folder} puts no end-of-text token behind a text")
+    return tokenizer
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, *, full_length: bool
+) -> tuple[Int[Tensor, "m t"], Int[Tensor, "m t"]]:
+    """Return ids and attention mask, cut at ``length`` tokens.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: The texts.
+        length: The most tokens.
+        full_length: Pad every text to ``length``, instead of to the longest one.
+    """
+    batch = tokenizer(
+        list(texts),
+        padding="max_length" if full_length else True,
+        truncation=True,
+        max_length=length,
+        return_tensors="pt",
+    )
+    ids = batch["input_ids"]
+    return ids, batch.get("attention_mask", torch.ones_like(ids))  # SigLIP's makes no mask
