@@ -132,7 +132,6 @@ def test_a_result_is_printed_with_intervals(world):
         ("align", ["--pairs", "{real}/captions"], "holds captions, but pairs are needed here"),
         ("gap", ["--real", "{pairs}"], "holds pairs, but images or features are needed here"),
         ("extract", ["--device", "gpu"], "'gpu' is no device"),
-        ("texts", ["--route", "real"], "--route"),
         ("train", ["--captions", "{w}"], "--features and --captions come in pairs"),
         ("predict", ["--features", "{gap}"], "holds result, but features are needed here"),
         ("captions", ["x={gap}"], "holds result, but predictions are needed here"),
