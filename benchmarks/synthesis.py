@@ -136,7 +136,7 @@ def by_the_stage(config: SynthesisConfig, prompts: list[str], folder: Path) -> t
 def drift(count: int) -> dict[str, Any]:
     """Compare images of fewer steps with those of 50, from the same noise and captions."""
     from gmail_align.encoders.encoder import GmailEncoder
-    from gmail_align.synthesis.filters import clip_score, cosines
+    from gmail_align.metrics.clipscore import clip_score
 
     requests = [Request(str(n), 0, text) for n, text in enumerate((WORDS * count)[:count])]
     encoder = GmailEncoder.from_pretrained(shipped_models() / "clip")
@@ -165,10 +165,18 @@ def drift(count: int) -> dict[str, Any]:
             "mean pixel difference of 255": round(
                 float((images - reference).abs().mean()) * 255, 2
             ),
-            "cosine of CLIP features": round(float(cosines(features, others).mean()), 4),
-            "CLIP score": round(float(clip_score(others, texts).mean()), 4),
+            "cosine of CLIP features": round(
+                float(torch.cosine_similarity(features, others).mean()), 4
+            ),
+            "CLIP score": round(
+                float(clip_score(others.double().numpy(), texts.double().numpy()).mean()), 4
+            ),
         }
-    first = {"CLIP score": round(float(clip_score(features, texts).mean()), 4)}
+    first = {
+        "CLIP score": round(
+            float(clip_score(features.double().numpy(), texts.double().numpy()).mean()), 4
+        )
+    }
     return {"images": count, "ddim, 50 steps (reference)": first, **found}
 
 

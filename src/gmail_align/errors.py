@@ -78,7 +78,7 @@ def damage_explained(
     """Turn whatever a parser raises about ``path`` into "PATH is damaged: REASON; ADVICE".
 
     Errors of this package pass, and so do a lack of memory and the operating system's errors: a
-    file that may not be read is not damaged.
+    file that may not be read is not damaged, and one that is not there is missing.
 
     Raises:
         UserError: of class ``error``, when the file cannot be parsed.
@@ -87,6 +87,10 @@ def damage_explained(
         yield
     except (GmailAlignError, MemoryError):
         raise
+    except FileNotFoundError as cause:
+        raise error(f"{path} is missing; {advice}") from cause
+    except ImportError as cause:
+        raise error(f"{path} cannot be read here: {first_line(cause)}") from cause
     except Exception as cause:
         if isinstance(cause, OSError) and cause.errno is not None:
             raise

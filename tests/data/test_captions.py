@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.captions import (
     Caption,
+    CaptionShard,
+    cut_captions,
     iter_captions,
     name_id,
     read_captions,
@@ -102,4 +104,24 @@ def test_other_and_damaged_artifacts_are_refused(tmp_path: Path) -> None:
     artifact = store(tmp_path / "c", [Caption("1", "a", "a")])
     artifact.path("captions.jsonl").write_text('{"caption_id": "1"')
     with pytest.raises(ArtifactError, match="damaged"):
+        read_captions(artifact)
+
+
+@given(st.lists(st.text("aé\u3000 b", min_size=1), max_size=12), st.integers(1, 5))
+def test_shards_of_captions_hold_each_caption_once(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], size: int
+) -> None:
+    captions = [Caption(str(n), text, str(n)) for n, text in enumerate(texts)]
+    artifact = store(tmp_path_factory.mktemp("captions") / "c", captions)
+    shards = cut_captions(artifact, size)
+    assert [caption for shard in shards for caption in shard.read(artifact)] == captions
+    assert [shard.index for shard in shards] == list(range(-(-len(captions) // size)))
+
+
+def test_a_shard_of_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    artifact = store(tmp_path / "c", [Caption("1", "a", "a")])
+    with pytest.raises(ArtifactError, match=r"captions\.jsonl"):
+        CaptionShard(0, 3, 1).read(artifact)
+    artifact.path("captions.jsonl").unlink()
+    with pytest.raises(ArtifactError, match=r"captions\.jsonl"):
         read_captions(artifact)

@@ -79,7 +79,7 @@ def test_folders_that_cannot_be_counted(tmp_path: Path) -> None:
         read_architecture(tmp_path)
     index["unet"] = ["diffusers", "UNet2DConditionModel"]
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match=r"config\.json is missing or damaged"):
+    with pytest.raises(ModelError, match=r"config\.json"):
         read_architecture(tmp_path)
 
 

@@ -23,7 +23,7 @@ from gmail_align.errors import ArtifactError, ConfigError, DataError
 from gmail_align.recipe import shipped_models
 from gmail_align.synthesis.filter_config import FilterConfig
 from gmail_align.synthesis.filter_run import filter_images
-from gmail_align.synthesis.filters import clip_score, duplicates, spread
+from gmail_align.synthesis.filters import duplicates, spread
 
 
 def picture(seed: int) -> Image.Image:
@@ -156,10 +156,23 @@ def test_no_near_duplicate_is_missed(bits: int, seed: int) -> None:
     assert {row: match.row for row, match in found.items()} == expected
 
 
-def test_scores_by_hand() -> None:
-    images = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
-    texts = torch.tensor([[6.0, 8.0], [-1.0, 0.0]])
-    assert clip_score(images, texts).tolist() == pytest.approx([2.5, 0.0])
+def test_spread_by_hand() -> None:
     checker = np.zeros((2, 2, 3), dtype=np.uint8)
     checker[0] = 255
     assert spread(checker) == pytest.approx(127.5)
+
+
+def test_captions_go_through_the_weights_that_images_go_through(
+    generated: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = GmailEncoder.from_pretrained(shipped_models() / "clip")
+    routes: list[Route] = []
+    embed = encoder.embed_texts
+
+    def noted(texts: Sequence[str], route: Route = Route.REAL) -> torch.Tensor:
+        routes.append(route)
+        return embed(texts, route)
+
+    monkeypatch.setattr(encoder, "embed_texts", noted)
+    filter_images(FilterConfig(), generated, [], tmp_path / "out", encoder)
+    assert set(routes) == {Route.FROZEN}

@@ -205,11 +205,11 @@ def test_a_batch_that_does_not_fit_says_what_does(config: Build) -> None:
 def test_a_pipeline_that_cannot_be_loaded_is_named(config: Build, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(config().model, tmp_path / "copy"))
     shutil.rmtree(copy / "vae")
-    with pytest.raises(ModelError, match="copy cannot be loaded: "):
+    with pytest.raises(ModelError, match="copy is damaged: "):
         load_pipeline(copy, config())
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps({**index, "_class_name": "NoSuchPipeline"}))
-    with pytest.raises(ModelError, match="copy cannot be loaded: .*NoSuchPipeline"):
+    with pytest.raises(ModelError, match="copy is damaged: .*NoSuchPipeline"):
         load_pipeline(copy, config())
 
 

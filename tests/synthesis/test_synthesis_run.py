@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gmail_align.artifacts import Artifact, begin
+from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.images import (
     ImageRecord,
     ImageStore,
@@ -22,12 +23,12 @@ from gmail_align.data.images import (
 from gmail_align.data.pairs import make_pairs, read_pairs
 from gmail_align.engine import Engine, Part
 from gmail_align.errors import ArtifactError, DataError, ModelError
-from gmail_align.synthesis import shards
+from gmail_align.synthesis import run, shards
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.noise import image_seed
 from gmail_align.synthesis.run import synthesize, synthesize_part
 from gmail_align.synthesis.sampler import Pixels, Sampler
-from gmail_align.synthesis.shards import read_part, split_captions, to_image
+from gmail_align.synthesis.shards import read_part, to_image
 from gmail_align.synthesis.weights import weights_fingerprint
 
 Build = Callable[..., SynthesisConfig]
@@ -202,14 +203,39 @@ def test_a_plain_run_finishes_what_parts_have_begun(
     assert synthesize(config(), captions, tmp_path / "parts").fingerprint == whole.fingerprint
 
 
-def test_shards_are_cut_by_place_in_the_file(captions: Artifact) -> None:
-    cut = split_captions(captions, 3)
-    assert [(shard.index, shard.captions) for shard in cut] == [(0, 3), (1, 3), (2, 1)]
-    lines = captions.path("captions.jsonl").read_bytes()
-    assert [lines[shard.start :].partition(b",")[0][-5:] for shard in cut] == [
-        *(b'"100"', b'"103"', b'"106"')
+def test_a_run_begun_on_a_gpu_goes_on_on_a_cpu(
+    config: Build, captions: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_a_gpu(config: SynthesisConfig, engine: Engine) -> SynthesisConfig:
+        return config.model_copy(update={"device": "cpu", "dtype": "bfloat16"})
+
+    with monkeypatch.context() as gpu:
+        gpu.setattr(run, "_settled", on_a_gpu)
+        assert synthesize_part(config(), captions, tmp_path / "out", Part(1, 2)) is None
+    images = synthesize(config(), captions, tmp_path / "out")
+    assert images.counts["images"] == 7
+    with pytest.raises(ArtifactError, match=r"config\.dtype"):
+        synthesize(config(dtype="float32"), captions, tmp_path / "out")
+
+
+def test_prompts_that_the_text_encoder_does_not_read_to_their_end_are_counted(
+    config: Build, captions: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = synthesize(config(), captions, tmp_path / "whole")
+    assert whole.manifest["notes"]["prompts_cut"] == 0
+    draft = begin(tmp_path / "long", "captions", {})
+    rows = [
+        Caption("1", "a " * 14, "1"),
+        Caption("2", "a " * 15, "2"),
+        Caption("3", "b " * 20, "3"),
     ]
-    assert [shard.captions for shard in split_captions(captions, 7)] == [7]
+    long = draft.finish({"captions": write_captions(draft, rows)})
+    images = synthesize(config(), long, tmp_path / "out")
+    store = ImageStore(images)
+    assert [store.record(name).tokens_cut for name in store.ids] == [None, 1, 6]
+    assert images.manifest["notes"]["prompts_cut"] == 2
+    assert "| prompts cut | 2" in images.path("README.md").read_text()
+    assert "2 of 3 prompts" in capsys.readouterr().err
 
 
 def test_provenance_is_in_every_record_and_in_the_card(
@@ -226,15 +252,6 @@ def test_provenance_is_in_every_record_and_in_the_card(
     assert f"| weights | fingerprint `{record.weights}` |" in card
     sidecar = images.path("shards/00000.jsonl").read_text().splitlines()[0]
     assert json.loads(sidecar)["weights"] == record.weights
-
-
-def test_an_artifact_from_before_the_safety_setting_is_still_complete(
-    config: Build, captions: Artifact, tmp_path: Path
-) -> None:
-    images = synthesize(config(), captions, tmp_path / "out")
-    assert "safety" not in images.manifest["config"]
-    with pytest.raises(ArtifactError, match=r"config\.safety was None and is now 'drop'"):
-        synthesize(config(safety="drop"), captions, tmp_path / "out")
 
 
 def test_another_generator_on_a_worker_is_refused(

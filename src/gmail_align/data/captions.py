@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from gmail_align.artifacts import Artifact, Draft, read_jsonl, write_jsonl
+from gmail_align.artifacts import Artifact, Draft, write_jsonl
 from gmail_align.data.unique import UniqueIds
-from gmail_align.errors import ArtifactError, DataError
+from gmail_align.errors import ArtifactError, DataError, damage_explained
 
 CAPTIONS: Final = "captions.jsonl"
 MAX_CHARACTERS: Final = 20_000
@@ -116,18 +119,8 @@ def iter_captions(artifact: Artifact) -> Iterator[Caption]:
     Raises:
         ArtifactError: the artifact holds something else, or its file is damaged.
     """
-    if artifact.kind != "captions":
-        raise ArtifactError(
-            f"{artifact.folder} holds {artifact.kind}, but captions are needed here"
-        )
-    try:
-        for row in read_jsonl(artifact.path(CAPTIONS)):
-            yield Caption(row["caption_id"], row["text"], row["image_id"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{artifact.path(CAPTIONS)} is damaged ({error}): delete {artifact.folder} and import "
-            "again"
-        ) from error
+    with _damage_explained(artifact), _file_of(artifact).open("rb") as file:
+        yield from map(_parse, file)
 
 
 def read_captions(artifact: Artifact) -> list[Caption]:
@@ -137,3 +130,61 @@ def read_captions(artifact: Artifact) -> list[Caption]:
         ArtifactError: the artifact holds something else, or its file is damaged.
     """
     return list(iter_captions(artifact))
+
+
+@dataclass(frozen=True)
+class CaptionShard:
+    """Captions that stand next to each other in the file of an artifact."""
+
+    index: int
+    """Number of the shard, from 0."""
+    start: int
+    """Byte at which the first caption begins."""
+    count: int
+    """Captions in the shard."""
+
+    def read(self, artifact: Artifact) -> list[Caption]:
+        """Return the captions of the shard; the rest of the file is not read.
+
+        Raises:
+            ArtifactError: the artifact holds something else, or its file is damaged.
+        """
+        with _damage_explained(artifact), _file_of(artifact).open("rb") as file:
+            file.seek(self.start)
+            return [_parse(file.readline()) for _ in range(self.count)]
+
+
+def cut_captions(artifact: Artifact, size: int) -> list[CaptionShard]:
+    """Cut a ``captions`` artifact into shards of ``size`` captions, by their place in its file.
+
+    Raises:
+        ArtifactError: the artifact holds something else.
+    """
+    shards: list[CaptionShard] = []
+    start = end = count = 0
+    with _file_of(artifact).open("rb") as file:
+        for line in file:
+            end += len(line)
+            count += 1
+            if count == size:
+                shards.append(CaptionShard(len(shards), start, count))
+                start, count = end, 0
+    return [*shards, CaptionShard(len(shards), start, count)] if count else shards
+
+
+def _file_of(artifact: Artifact) -> Path:
+    if artifact.kind != "captions":
+        raise ArtifactError(
+            f"{artifact.folder} holds {artifact.kind}, but captions are needed here"
+        )
+    return artifact.path(CAPTIONS)
+
+
+def _damage_explained(artifact: Artifact) -> AbstractContextManager[None]:
+    advice = f"delete {artifact.folder} and import again"
+    return damage_explained(artifact.path(CAPTIONS), ArtifactError, advice)
+
+
+def _parse(line: bytes) -> Caption:
+    row = json.loads(line)
+    return Caption(row["caption_id"], row["text"], row["image_id"])

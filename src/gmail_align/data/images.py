@@ -60,6 +60,7 @@ _SCHEMA: Final = pa.schema(
         pa.field("steps", pa.int32()),
         pa.field("guidance_scale", pa.float64()),
         pa.field("unsafe", pa.bool_()),
+        pa.field("tokens_cut", pa.int32()),
     ]
 )
 
@@ -71,7 +72,8 @@ class ImageRecord:
     ``shard``, ``offset``, ``size`` (bytes) and ``sha256`` (of the encoded bytes) are filled in by
     :func:`write_shard`; ``width`` and ``height`` are pixels. Real images have no generator,
     revision (commit on the hub, or fingerprint of the weights), seed, prompt, fingerprint of the
-    weights, scheduler, denoising steps, guidance and verdict of a safety checker.
+    weights, scheduler, denoising steps, guidance, verdict of a safety checker and number of the
+    prompt's tokens that the generator did not read (None where it read them all).
     """
 
     id: str
@@ -87,6 +89,7 @@ class ImageRecord:
     steps: int | None = None
     guidance_scale: float | None = None
     unsafe: bool | None = None
+    tokens_cut: int | None = None
     shard: int = -1
     offset: int = -1
     size: int = -1
@@ -345,7 +348,7 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return offset
 
 
-_OPTIONAL: Final = {"weights", "scheduler", "steps", "guidance_scale", "unsafe"}
+_OPTIONAL: Final = {"weights", "scheduler", "steps", "guidance_scale", "unsafe", "tokens_cut"}
 _ORIGIN: Final = [
     field.name
     for field in fields(ImageRecord)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from gmail_align.errors import ModelError
 from gmail_align.extras import require
-from gmail_align.synthesis.weights import read_index
+from gmail_align.synthesis.weights import read_index, read_object
 
 _DENOISERS: Final = {"unet", "transformer"}
 _CLASSES: Final = {
@@ -131,18 +130,8 @@ def read_architecture(folder: Path) -> Architecture:
             continue
         if entry[1] not in _CLASSES:
             raise ModelError(f"{folder} has a {name} of class {entry[1]}, which cannot be counted")
-        config = _read_config(folder / name / "config.json")
+        config = read_object(folder / name / "config.json")
         parts["vae" if name == "vae" else "denoiser"] = Part(entry[1], config)
     if set(parts) != {"vae", "denoiser"}:
         raise ModelError(f"{folder} has no denoiser and VAE of its own: its cost cannot be counted")
     return Architecture(**parts)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is missing or damaged: copy the pipeline again") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} is damaged, it holds no object: copy the pipeline again")
-    return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -34,15 +35,42 @@ The shards are in WebDataset's layout (`{id}.jpg` or `.png`, and `{id}.json` wit
 of the above). Whether the images may be used for a purpose is up to the licences of the generator
 and of the captions.
 """
+_PRECISION: Final = "float16 on a GPU, float32 on a CPU"
 
 
-def dataset_card(config: SynthesisConfig, captions: Artifact, shards: Path) -> str:
+@dataclass
+class Survey:
+    """What a set of shards holds."""
+
+    first: ImageRecord | None = None
+    images: int = 0
+    left_out: int = 0
+    flagged: int = 0
+    """Images that a safety checker objects to."""
+    cut: int = 0
+    """Images whose prompt is longer than the generator's text encoder reads."""
+
+
+def survey_shards(shards: Path) -> Survey:
+    """Count what the shards of a folder hold."""
+    survey = Survey()
+    for path in sorted(shards.glob("*.tar")):
+        records, left_out = read_shard(path) or ([], [])
+        survey.first = survey.first or next(iter(records), None)
+        survey.images += len(records)
+        survey.left_out += len(left_out)
+        survey.flagged += sum(record.unsafe is True for record in records)
+        survey.cut += sum(record.tokens_cut is not None for record in records)
+    return survey
+
+
+def dataset_card(config: SynthesisConfig, captions: Artifact, survey: Survey) -> str:
     """Describe a finished set of shards in Markdown; the same set gives the same text."""
-    record, count, flagged, left_out = _survey(shards)
+    record = survey.first
     rows = {
-        "images": f"{count}, of {captions.counts['captions']} captions "
+        "images": f"{survey.images}, of {captions.counts['captions']} captions "
         f"({config.images_per_caption} a caption)",
-        "left out": f"{left_out} (`quarantine.jsonl`)",
+        "left out": f"{survey.left_out} (`quarantine.jsonl`)",
         "captions": f"fingerprint `{captions.fingerprint}`",
     }
     if record is not None:
@@ -52,24 +80,15 @@ def dataset_card(config: SynthesisConfig, captions: Artifact, shards: Path) -> s
             "size": f"{record.width} x {record.height} pixels",
             "sampler": f"{record.scheduler or 'of the pipeline'}, {record.steps} steps",
             "guidance": f"{record.guidance_scale}",
-            "safety checker": "none" if flagged is None else f"objects to {flagged} images",
+            "safety checker": "none"
+            if record.unsafe is None
+            else f"objects to {survey.flagged} images",
+            "prompts cut": f"{survey.cut}, which are longer than the text encoder reads",
         }
     rows |= {
-        "precision": config.dtype,
+        "precision": _PRECISION if config.dtype == "auto" else config.dtype,
         "seed": f"{config.seed}",
         "stored as": "PNG" if config.image_format == "png" else f"JPEG, quality {config.quality}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"{_HEAD}\n| | |\n| --- | --- |\n{table}\n{_FOOT}"
-
-
-def _survey(shards: Path) -> tuple[ImageRecord | None, int, int | None, int]:
-    """Return the first record, and how many images there are, are flagged and were left out."""
-    first: ImageRecord | None = None
-    count = flagged = left_out = 0
-    for path in sorted(shards.glob("*.tar")):
-        records, missing = read_shard(path) or ([], [])
-        first = first or next(iter(records), None)
-        count, left_out = count + len(records), left_out + len(missing)
-        flagged += sum(record.unsafe is True for record in records)
-    return first, count, None if first is None or first.unsafe is None else flagged, left_out

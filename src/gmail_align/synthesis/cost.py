@@ -29,7 +29,9 @@ data sheet's."""
 USUAL_SHARE: Final = 0.34
 """Share of the limit that plain batched pipelines reach: the paper's own rates, and a public
 example, are 1.26 to 1.30 images/s of Stable Diffusion v2 on an A100."""
-_TEXT_TOKENS: Final = {"SD3Transformer2DModel": 333, "FluxTransformer2DModel": 512}
+_SD3_TOKENS: Final = 333
+_FLUX_TOKENS: Final = 512
+_SCHNELL_TOKENS: Final = 256
 _BYTES_PER_PIXEL: Final = {"jpeg": 0.45, "png": 1.7}
 """Of a stored image, about; JPEG at quality 95."""
 
@@ -161,12 +163,11 @@ def _inputs(denoiser: Any, vae: Any, latent: tuple[int, int]) -> dict[str, Any]:
     def empty(*shape: int) -> Tensor:
         return torch.empty(*shape, device="meta")
 
-    tokens = _TEXT_TOKENS.get(kind, 77)
     if kind == "UNet2DConditionModel":
         arguments: dict[str, Any] = {
             "sample": empty(1, config.in_channels, *latent),
             "timestep": empty(1),
-            "encoder_hidden_states": empty(1, tokens, config.cross_attention_dim),
+            "encoder_hidden_states": empty(1, 77, config.cross_attention_dim),
         }
         if config.addition_embed_type == "text_time":
             pooled = config.projection_class_embeddings_input_dim
@@ -176,6 +177,8 @@ def _inputs(denoiser: Any, vae: Any, latent: tuple[int, int]) -> dict[str, Any]:
                 "time_ids": empty(1, 6),
             }
         return arguments
+    tokens = _FLUX_TOKENS if getattr(config, "guidance_embeds", False) else _SCHNELL_TOKENS
+    tokens = _SD3_TOKENS if kind == "SD3Transformer2DModel" else tokens
     text = {
         "encoder_hidden_states": empty(1, tokens, config.joint_attention_dim),
         "pooled_projections": empty(1, config.pooled_projection_dim),

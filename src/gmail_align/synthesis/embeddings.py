@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -27,14 +28,14 @@ _SPLITS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "FluxPipeline": ("prompt_embeds", "pooled_prompt_embeds"),
 }
-"""Pipeline class -> what the first values are that its ``encode_prompt`` returns."""
+"""Pipeline class -> names of the first values that its ``encode_prompt`` returns."""
 
 
 def splits(pipeline: Any) -> str | None:
     """Return the class of :data:`_SPLITS` that a pipeline is; None when it takes prompts only."""
     diffusers: Any = require("diffusers", "synthesis")
-    found = (name for name in _SPLITS if isinstance(pipeline, getattr(diffusers, name)))
-    return next(found, None)
+    names = (name for name in _SPLITS if isinstance(pipeline, getattr(diffusers, name)))
+    return next(names, None)
 
 
 class Embedder:
@@ -48,7 +49,7 @@ class Embedder:
 
         Args:
             pipeline: The pipeline.
-            kind: What :func:`splits` said of it.
+            kind: Its class, as :func:`splits` names it.
             batch_size: Prompts embedded at once.
             guided: Whether the empty prompt is needed too.
         """
@@ -76,7 +77,7 @@ class Embedder:
         return arguments | nothing
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Embed a batch; the rows of the empty prompt are kept aside, one of each."""
+        """Embed a batch; keep one row of each embedding of the empty prompt."""
         encode = self._pipeline.encode_prompt
         if self._kind == "StableDiffusionPipeline":
             if self._guided and not self._nothing:
@@ -90,12 +91,43 @@ class Embedder:
             "device": self._pipeline.device,
             "num_images_per_prompt": 1,
             "do_classifier_free_guidance": self._guided,
+            "max_sequence_length": text_limit(self._pipeline),
         }
-        wanted = inspect.signature(encode).parameters
-        values = encode(**{name: value for name, value in arguments.items() if name in wanted})
-        found = dict(zip(_SPLITS[self._kind], values, strict=False))
-        for name in [name for name in found if name.startswith("negative")]:
-            empty = found.pop(name)
+        taken = inspect.signature(encode).parameters
+        values = encode(**{name: value for name, value in arguments.items() if name in taken})
+        embedded = dict(zip(_SPLITS[self._kind], values, strict=False))
+        for name in [name for name in embedded if name.startswith("negative")]:
+            empty = embedded.pop(name)
             if empty is not None and name not in self._nothing:
                 self._nothing[name] = empty[:1].clone()
-        return found
+        return embedded
+
+
+def text_limit(pipeline: Any) -> int | None:
+    """Return how many tokens a pipeline gives its long text encoder; None when it has none.
+
+    It is the pipeline's own default, but 256 for a FLUX that was distilled without guidance
+    (schnell), which was trained on no more.
+    """
+    network: Any = getattr(pipeline, "transformer", None)
+    for function in (getattr(pipeline, "encode_prompt", None), pipeline.__call__):
+        limit = function and inspect.signature(function).parameters.get("max_sequence_length")
+        if limit is not None and isinstance(limit.default, int):
+            distilled = "Flux" in type(network).__name__ and not network.config.guidance_embeds
+            return min(limit.default, 256) if distilled else int(limit.default)
+    return None
+
+
+def tokens_cut(pipeline: Any, prompts: Sequence[str]) -> list[int]:
+    """Count, for each prompt, the tokens at its end that none of the text encoders reads."""
+    unread: list[list[int]] = []
+    for number in ("", "_2", "_3"):
+        tokenizer = getattr(pipeline, f"tokenizer{number}", None)
+        encoder = getattr(pipeline, f"text_encoder{number}", None)
+        if tokenizer is None or encoder is None:
+            continue
+        positions = getattr(encoder.config, "max_position_embeddings", None)  # T5 does not have it
+        limit = min(tokenizer.model_max_length, positions or text_limit(pipeline) or math.inf)
+        rows = tokenizer(list(prompts), truncation=False, padding=False).input_ids
+        unread.append([max(0, len(row) - limit) for row in rows])
+    return [min(one) for one in zip(*unread, strict=True)] or [0] * len(prompts)

@@ -31,9 +31,10 @@ from gmail_align.engine import Job, run_shards
 from gmail_align.errors import ArtifactError, ConfigError, DataError
 from gmail_align.features.run import extract_images
 from gmail_align.features.store import read_features
+from gmail_align.metrics.clipscore import clip_score
 from gmail_align.progress import track
 from gmail_align.synthesis.filter_config import FilterConfig
-from gmail_align.synthesis.filters import clip_score, copies, duplicates, spread
+from gmail_align.synthesis.filters import copies, duplicates, spread
 
 SCORES: Final = "scores.parquet"
 _SHARD: Final = 1000
@@ -178,8 +179,8 @@ def _clip_scores(store: ImageStore, features: Tensor, encoder: GmailEncoder) -> 
     for chunk in _chunks(store.ids, _TEXTS):
         prompts = [store.record(image_id).prompt for image_id in chunk]
         with torch.no_grad():
-            texts = encoder.embed_texts(prompts, Route.FROZEN).cpu()
-        yield from clip_score(features[done : done + len(chunk)], texts).tolist()
+            texts = encoder.embed_texts(prompts, Route.FROZEN).cpu().double().numpy()
+        yield from clip_score(features[done : done + len(chunk)].double().numpy(), texts).tolist()
         done += len(chunk)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from transformers.utils import logging as transformers_logging
 
-from gmail_align.errors import ConfigError, ModelError
+from gmail_align.errors import ConfigError, ModelError, damage_explained
 from gmail_align.extras import require
 from gmail_align.runtime import resolve_device, resolve_dtype
 from gmail_align.synthesis.config import SynthesisConfig
@@ -50,24 +50,20 @@ def load_pipeline(folder: Path, config: SynthesisConfig) -> Any:
     skipped: dict[str, Any] = dict.fromkeys(absent)
     if config.safety == "off" and "safety_checker" in index:
         skipped |= {"safety_checker": None, "requires_safety_checker": False}
-    with quiet():
-        try:
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                str(folder),
-                local_files_only=True,
-                use_safetensors=True,
-                variant=config.variant or None,
-                torch_dtype=choose_dtype(config),
-                **skipped,
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-            reason = str(error).strip().partition("\n")[0][:300]
-            raise ModelError(f"the pipeline in {folder} cannot be loaded: {reason}") from error
-    _set_scheduler(pipeline, config, diffusers)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline = pipeline.to(resolve_device(config.device))
-    detach_checker(pipeline)
-    _tune(pipeline, config)
+    with quiet(), damage_explained(f"the pipeline in {folder}", ModelError, "copy it again"):
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            variant=config.variant or None,
+            torch_dtype=choose_dtype(config),
+            **skipped,
+        )
+        _set_scheduler(pipeline, config, diffusers)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline = pipeline.to(resolve_device(config.device))
+        detach_checker(pipeline)
+        _tune(pipeline, config)
     return pipeline
 
 
@@ -109,8 +105,7 @@ def _set_scheduler(pipeline: Any, config: SynthesisConfig, diffusers: Any) -> No
             "scheduler: --set synthesis.scheduler=pipeline"
         )
     chosen: Any = getattr(diffusers, _SCHEDULERS[config.scheduler])
-    with quiet():
-        pipeline.scheduler = chosen.from_config(own.config)
+    pipeline.scheduler = chosen.from_config(own.config)
 
 
 @contextmanager

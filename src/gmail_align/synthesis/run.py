@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gmail_align.artifacts import Artifact, Draft, begin, write_bytes
-from gmail_align.data.captions import CAPTIONS
+from gmail_align.data.captions import CaptionShard, cut_captions
 from gmail_align.data.images import (
     Quarantined,
     check_quarantine,
@@ -16,28 +16,18 @@ from gmail_align.data.images import (
     shard_name,
 )
 from gmail_align.engine import Engine, Job, Part, run_shards
-from gmail_align.errors import ArtifactError
 from gmail_align.progress import say
-from gmail_align.synthesis.card import CARD, dataset_card
+from gmail_align.runtime import resolve_device
+from gmail_align.synthesis.card import CARD, dataset_card, survey_shards
 from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.synthesis.pipelines import choose_dtype
-from gmail_align.synthesis.shards import PARTS, Origin, Shard, ShardMaker, split_captions
-from gmail_align.synthesis.weights import find_pipeline, revision_of, weights_fingerprint
+from gmail_align.synthesis.shards import PARTS, Generator, ShardMaker
+from gmail_align.synthesis.weights import find_pipeline, weights_fingerprint
 
-_ELSEWHERE = {
-    "model",
-    "revision",
-    "variant",
-    "device",
-    "batch_size",
-    "compile",
-    "writers",
-    "limit_quarantine",
-    "seed",
+_NOT_IDENTITY = {
+    *("model", "revision", "variant", "seed"),
+    *("device", "batch_size", "compile", "writers", "limit_quarantine"),
 }
-"""Settings that change rounding at most, or are recorded by name, fingerprint or seed."""
-_LATER = {"safety": "flag"}
-"""Settings that older artifacts lack, with what they mean there."""
+"""Settings that are recorded by name, fingerprint or seed, or that change rounding at most."""
 
 
 def synthesize(
@@ -47,8 +37,8 @@ def synthesize(
 
     Image ``{caption id}-{k}`` depends on the weights, the settings, the seed, the caption and
     ``k`` alone; a run that was killed goes on with the first batch that is missing. Batch size,
-    device and engine are no part of the artifact's identity: they change rounding at most, and a
-    run may go on with others.
+    device and engine do not belong to the artifact's identity. They change rounding at most, so a
+    run may go on with others; with ``dtype="auto"`` that includes the precision of the device.
 
     Args:
         config: Generator and settings.
@@ -100,7 +90,7 @@ def synthesize_part(
 
 
 class _Run:
-    """What both ways to run a job need."""
+    """One job, with the settings that all its workers share."""
 
     def __init__(
         self,
@@ -110,23 +100,17 @@ class _Run:
         engine: Engine,
         part: Part | None = None,
     ) -> None:
-        if captions.kind != "captions":
-            raise ArtifactError(
-                f"{captions.folder} holds {captions.kind}, but captions are needed here"
-            )
+        self.config, self.captions, self.engine = config, captions, engine
+        self.shards = cut_captions(captions, config.shard_size)
         folder = find_pipeline(config.model, config.revision, config.variant)
         weights = weights_fingerprint(folder, config.variant)
         local = Path(config.model).expanduser().exists()
-        origin = Origin(
-            folder.resolve().name if local else config.model,
-            weights if local else revision_of(folder),
-            weights,
-        )
-        config = _settled(config, engine)
-        self.config, self.captions, self.engine = config, captions, engine
+        name = folder.resolve().name if local else config.model
+        generator = Generator(name, weights if local else folder.resolve().name, weights)
+        settings = config.model_dump(mode="json", exclude=_NOT_IDENTITY)
         self.identity: dict[str, Any] = {
             "kind": "images",
-            "config": _identity(config, origin),
+            "config": {**settings, "model": name},
             "inputs": {"captions": captions, "weights": weights},
             "seed": config.seed,
         }
@@ -136,11 +120,12 @@ class _Run:
         self.total = captions.counts["captions"] * config.images_per_caption
         most = config.shard_size * config.images_per_caption
         size = min(config.batch_size, most, max(self.total, 1))
-        self.maker = ShardMaker(config, captions.path(CAPTIONS), out, origin, size)
+        self.maker = ShardMaker(_settled(config, engine), captions, out, generator, size)
         self._left_out: list[Quarantined] = []
+        self._cut = 0
 
     @property
-    def job(self) -> Job[Shard]:
+    def job(self) -> Job[CaptionShard]:
         return Job(
             self.maker,
             self.maker.done,
@@ -148,42 +133,47 @@ class _Run:
             size=self.maker.size,
             label="synthesize",
             unit="images",
-            gpu=self.config.device == "cuda",  # cuda:1 is one that the user chose, here
+            gpu=self.maker.config.device == "cuda",  # cuda:1 is one that the user chose, here
         )
 
-    @property
-    def shards(self) -> list[Shard]:
-        return split_captions(self.captions, self.config.shard_size)
-
-    def _check(self, shard: Shard) -> None:
-        found = read_shard(self.draft.path(shard_name(shard.index)))
-        self._left_out.extend(found[1] if found else [])
+    def _check(self, shard: CaptionShard) -> None:
+        """Look at a finished shard: too many images left out end the run, cut prompts are told."""
+        records, left_out = read_shard(self.draft.path(shard_name(shard.index))) or ([], [])
+        self._left_out.extend(left_out)
         check_quarantine(self._left_out, self.total, self.config.limit_quarantine)
+        cut = [record for record in records if record.tokens_cut]
+        if cut and not self._cut:
+            say(
+                f"the generator does not read the last {cut[0].tokens_cut} tokens of the prompt of "
+                f"{cut[0].id}: longer prompts are cut, and the manifest counts them"
+            )
+        self._cut += len(cut)
 
     def finish(self) -> Artifact:
         for leftover in self.draft.path("shards").glob(f"*{PARTS}"):
             shutil.rmtree(leftover)
-        card = dataset_card(self.config, self.captions, self.draft.path("shards"))
+        survey = survey_shards(self.draft.path("shards"))
+        card = dataset_card(self.config, self.captions, survey)
         write_bytes(self.draft.path(CARD), card.encode())
-        limit = self.config.limit_quarantine
-        return finish_images(self.draft, limit_quarantine=limit, batch_size=self.maker.batch_size)
+        if survey.cut:
+            say(f"{survey.cut} of {survey.images} prompts are longer than the generator reads")
+        return finish_images(
+            self.draft,
+            limit_quarantine=self.config.limit_quarantine,
+            batch_size=self.maker.batch_size,
+            dtype=self.maker.config.dtype,
+            prompts_cut=survey.cut,
+        )
 
 
 def _settled(config: SynthesisConfig, engine: Engine) -> SynthesisConfig:
     """Decide device and precision here, so that every worker has the same."""
     device = config.device
-    if engine.on_ray and device == "auto":
-        device = "cuda" if engine.gpus() else "cpu"
-    if config.dtype == "auto" and engine.on_ray:
-        dtype = "float16" if device.startswith("cuda") else "float32"
-    else:
-        dtype = str(choose_dtype(config)).removeprefix("torch.")
     if device == "auto":
         device = "cuda" if engine.gpus() else "cpu"
+    elif not engine.on_ray:
+        resolve_device(device)
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "float16" if device.startswith("cuda") else "float32"
     return config.model_copy(update={"device": device, "dtype": dtype})
-
-
-def _identity(config: SynthesisConfig, origin: Origin) -> dict[str, Any]:
-    settings = config.model_dump(mode="json", exclude=_ELSEWHERE)
-    kept = {key: value for key, value in settings.items() if _LATER.get(key, ...) != value}
-    return {**kept, "model": origin.generator}

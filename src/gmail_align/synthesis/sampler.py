@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from gmail_align.errors import ConfigError, ModelError
+from gmail_align.errors import ConfigError, GmailAlignError, ModelError, first_line
 from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.synthesis.embeddings import Embedder, splits
+from gmail_align.synthesis.embeddings import Embedder, splits, text_limit, tokens_cut
 from gmail_align.synthesis.noise import image_seed, initial_noise, step_generator
 from gmail_align.synthesis.pipelines import quiet
 
@@ -58,21 +59,32 @@ class Sampler:
         """
         short = self.batch_size - len(requests)
         padded = [*requests, *[requests[-1]] * short]
+        with self._errors_explained(), torch.inference_mode():
+            images = self._pipeline(**self._arguments(padded), output_type="pt").images
+        kept: Tensor = images[: len(requests)].float().clone()
+        return kept
+
+    def tokens_cut(self, requests: Sequence[Request]) -> list[int]:
+        """Count, for each request, the tokens at the end of its prompt that no encoder reads."""
+        with self._errors_explained():
+            return tokens_cut(self._pipeline, [request.prompt for request in requests])
+
+    @contextmanager
+    def _errors_explained(self) -> Iterator[None]:
         try:
-            with torch.inference_mode(), quiet():
-                images = self._pipeline(**self._arguments(padded), output_type="pt").images
+            with quiet():
+                yield
+        except GmailAlignError:
+            raise
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"a batch of {self.batch_size} images does not fit in the GPU's memory: run the "
                 f"same command with a batch_size of {max(1, self.batch_size // 2)}"
             ) from error
-        except (ValueError, TypeError) as error:
-            reason = str(error).strip().partition("\n")[0][:300]
+        except Exception as error:
             raise ModelError(
-                f"{type(self._pipeline).__name__} cannot be sampled: {reason}"
+                f"{type(self._pipeline).__name__} cannot be sampled: {first_line(error)}"
             ) from error
-        kept: Tensor = images[: len(requests)].float().clone()
-        return kept
 
     def _arguments(self, requests: Sequence[Request]) -> dict[str, Any]:
         config = self._config
@@ -94,12 +106,15 @@ class Sampler:
             }
             return arguments
         arguments["generator"] = [self._generator(request) for request in requests]
+        arguments["max_sequence_length"] = text_limit(self._pipeline)
         if config.height:
             arguments["height"] = config.height
         if config.width:
             arguments["width"] = config.width
         known = inspect.signature(self._pipeline.__call__).parameters
-        return {name: value for name, value in arguments.items() if name in known}
+        return {
+            name: value for name, value in arguments.items() if name in known and value is not None
+        }
 
     def _generator(self, request: Request) -> torch.Generator:
         """Return the source of all noise of an image, for pipelines that draw it themselves."""

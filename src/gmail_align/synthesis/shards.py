@@ -7,7 +7,6 @@ is written, so a run that was killed makes at most the batches in work again.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from gmail_align.artifacts import Artifact
-from gmail_align.data.captions import CAPTIONS
+from gmail_align.data.captions import CaptionShard
 from gmail_align.data.decode import encode
 from gmail_align.data.images import (
     ImageRecord,
@@ -32,7 +31,7 @@ from gmail_align.data.images import (
     write_shard,
 )
 from gmail_align.data.pairs import generated_id
-from gmail_align.errors import ArtifactError, DataError, ModelError
+from gmail_align.errors import DataError, ModelError
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.noise import image_seed
 from gmail_align.synthesis.pipelines import load_pipeline
@@ -43,44 +42,17 @@ from gmail_align.synthesis.weights import find_pipeline, weights_fingerprint
 PARTS: Final = ".parts"
 _UNSAFE: Final = "the safety checker objects to the image"
 
-Part = tuple[list[Sample], list[Quarantined]]
-"""Samples, and what was left out."""
+Outcome = tuple[list[Sample], list[Quarantined]]
+"""Images that were kept, and those that were left out."""
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Some captions that stand next to each other in their file."""
-
-    index: int
-    start: int
-    """Byte at which the first of them begins."""
-    captions: int
-
-    def __str__(self) -> str:
-        return shard_name(self.index)
-
-
-@dataclass(frozen=True)
-class Origin:
+class Generator:
     """The generator's name, its revision and the fingerprint of its weights."""
 
-    generator: str
+    name: str
     revision: str
     weights: str
-
-
-def split_captions(captions: Artifact, size: int) -> list[Shard]:
-    """Cut a ``captions`` artifact into shards of ``size`` captions, by their place in the file."""
-    shards: list[Shard] = []
-    start = end = count = 0
-    with captions.path(CAPTIONS).open("rb") as file:
-        for line in file:
-            end += len(line)
-            count += 1
-            if count == size:
-                shards.append(Shard(len(shards), start, count))
-                start, count = end, 0
-    return [*shards, Shard(len(shards), start, count)] if count else shards
 
 
 @dataclass
@@ -88,19 +60,20 @@ class ShardMaker:
     """Makes shards; the generator is loaded for the first and kept."""
 
     config: SynthesisConfig
-    captions: Path
-    """The captions' file."""
+    captions: Artifact
     out: Path
     """Folder of the artifact."""
-    origin: Origin
+    generator: Generator
     batch_size: int
 
-    def __call__(self, shard: Shard, advance: Callable[[int], None]) -> None:
+    def __call__(self, shard: CaptionShard, advance: Callable[[int], None]) -> None:
         """Generate the images of one shard and write it."""
         path = self.out / shard_name(shard.index)
-        requests = self._requests(shard)
+        numbers = range(self.config.images_per_caption)
+        captions = shard.read(self.captions)
+        requests = [Request(one.caption_id, k, one.text) for one in captions for k in numbers]
         starts = range(0, len(requests), self.batch_size)
-        parts: list[Part | Future[Part]] = []
+        parts: list[Outcome | Future[Outcome]] = []
         with ThreadPoolExecutor(self.config.writers) as pool:
             for start in starts:
                 batch = requests[start : start + self.batch_size]
@@ -109,19 +82,20 @@ class ShardMaker:
                 if not kept:
                     _wait_for_room(parts, self.config.writers)
                     pixels = Pixels(self._sampler(batch))
-                parts.append(kept or pool.submit(self._keep, place, batch, pixels))
+                    cut = self._sampler.tokens_cut(batch)
+                parts.append(kept or pool.submit(self._keep, place, batch, pixels, cut))
                 advance(len(batch))
         whole = [part.result() if isinstance(part, Future) else part for part in parts]
         write_shard(path, *_joined(whole))
         shutil.rmtree(path.with_suffix(PARTS), ignore_errors=True)
 
-    def done(self, shard: Shard) -> bool:
+    def done(self, shard: CaptionShard) -> bool:
         """Tell whether a shard is written."""
         return read_shard(self.out / shard_name(shard.index)) is not None
 
-    def size(self, shard: Shard) -> int:
+    def size(self, shard: CaptionShard) -> int:
         """Return how many images a shard has."""
-        return shard.captions * self.config.images_per_caption
+        return shard.count * self.config.images_per_caption
 
     @cached_property
     def _pipeline(self) -> Any:
@@ -132,10 +106,10 @@ class ShardMaker:
         """
         folder = find_pipeline(self.config.model, self.config.revision, self.config.variant)
         weights = weights_fingerprint(folder, self.config.variant)
-        if weights != self.origin.weights:
+        if weights != self.generator.weights:
             raise ModelError(
                 f"{folder} on this machine has the weights {weights}, but the run was begun with "
-                f"{self.origin.weights}: put the same generator on every machine"
+                f"{self.generator.weights}: put the same generator on every machine"
             )
         return load_pipeline(folder, self.config)
 
@@ -143,27 +117,17 @@ class ShardMaker:
     def _sampler(self) -> Sampler:
         return Sampler(self._pipeline, self.config, self.batch_size)
 
-    def _requests(self, shard: Shard) -> list[Request]:
-        with self.captions.open("rb") as file:
-            file.seek(shard.start)
-            try:
-                rows = [json.loads(file.readline()) for _ in range(shard.captions)]
-                pairs = [(str(row["caption_id"]), str(row["text"])) for row in rows]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ArtifactError(
-                    f"{self.captions} is damaged ({error}): make the captions again"
-                ) from error
-        numbers = range(self.config.images_per_caption)
-        return [Request(name, k, text) for name, text in pairs for k in numbers]
-
-    def _keep(self, place: Path | None, requests: Sequence[Request], pixels: Pixels) -> Part:
+    def _keep(
+        self, place: Path | None, requests: Sequence[Request], pixels: Pixels, cut: Sequence[int]
+    ) -> Outcome:
         """Encode a batch, in a thread, and keep it on disk when it has a place there."""
         images, finite = pixels.wait()
         verdicts = unsafe(self._pipeline, images)
         samples: list[Sample] = []
         left_out: list[Quarantined] = []
         for row, request in enumerate(requests):
-            record = self._record(request, images.shape[2], images.shape[1], verdicts[row])
+            record = self._record(request, images.shape[2], images.shape[1])
+            record = replace(record, unsafe=verdicts[row], tokens_cut=cut[row] or None)
             try:
                 if record.unsafe and self.config.safety == "drop":
                     raise DataError(_UNSAFE)
@@ -177,23 +141,20 @@ class ShardMaker:
             write_shard(place, samples, left_out)
         return samples, left_out
 
-    def _record(
-        self, request: Request, width: int, height: int, verdict: bool | None
-    ) -> ImageRecord:
+    def _record(self, request: Request, width: int, height: int) -> ImageRecord:
         return ImageRecord(
             id=generated_id(request.caption_id, request.k),
             width=width,
             height=height,
             source="generated",
-            generator=self.origin.generator,
-            revision=self.origin.revision,
+            generator=self.generator.name,
+            revision=self.generator.revision,
             seed=image_seed(self.config.seed, request.caption_id, request.k),
             prompt=request.prompt,
-            weights=self.origin.weights,
+            weights=self.generator.weights,
             scheduler=self._sampler.scheduler,
             steps=self.config.steps,
             guidance_scale=self.config.guidance_scale,
-            unsafe=verdict,
         )
 
 
@@ -215,7 +176,7 @@ def part_path(shard: Path, start: int) -> Path:
     return shard.with_suffix(PARTS) / f"{start:06d}.tar"
 
 
-def read_part(path: Path, count: int) -> Part | None:
+def read_part(path: Path, count: int) -> Outcome | None:
     """Return a batch that is kept on disk; None when it is not, or is not of ``count`` images."""
     found = read_shard(path)
     if found is None or len(found[0]) + len(found[1]) != count:
@@ -229,12 +190,12 @@ def read_part(path: Path, count: int) -> Part | None:
     return (samples, found[1]) if intact else None
 
 
-def _joined(parts: Sequence[Part]) -> Part:
+def _joined(parts: Sequence[Outcome]) -> Outcome:
     samples = [sample for part in parts for sample in part[0]]
     return samples, [entry for part in parts for entry in part[1]]
 
 
-def _wait_for_room(parts: Sequence[Part | Future[Part]], ahead: int) -> None:
+def _wait_for_room(parts: Sequence[Outcome | Future[Outcome]], ahead: int) -> None:
     """Wait until fewer than ``ahead`` + 1 batches are unwritten; raise what a thread raised."""
     pending = [part for part in parts if isinstance(part, Future)]
     for part in pending[: max(0, len(pending) - ahead)]:

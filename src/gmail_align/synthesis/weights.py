@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gmail_align.artifacts import fingerprint, sha256_file
-from gmail_align.errors import ModelError
+from gmail_align.errors import ModelError, damage_explained, first_line
 from gmail_align.extras import require
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -30,25 +30,20 @@ def find_pipeline(model: str, revision: str = "", variant: str = "") -> Path:
         return folder
     if not _HUB_ID.fullmatch(model):
         raise ModelError(
-            f"there is no folder {model}, and it is no hub id (owner/name): give one of both"
+            f"there is no folder {model}, and it is not a hub id (owner/name): give either one"
         )
     pipeline: Any = require("diffusers", "synthesis").DiffusionPipeline
     try:
-        found = pipeline.download(
+        folder = pipeline.download(
             model, revision=revision or None, variant=variant or None, use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{model} is neither a folder nor to be had from the Hugging Face hub "
-            f"({_first_line(error)}): go online, use the id of a mirror{_mirrors(model)}, or give "
-            "a local copy with --model-path FOLDER"
+            f"could not find {model} here or on the Hugging Face hub ({first_line(error)}): check "
+            f"your connection, use the id of a mirror{_mirrors(model)}, or pass a local copy with "
+            "--model-path FOLDER"
         ) from error
-    return Path(found)
-
-
-def revision_of(folder: Path) -> str:
-    """Return the commit that a folder of the Hugging Face cache is a snapshot of."""
-    return folder.resolve().name
+    return Path(folder)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -58,18 +53,28 @@ def read_index(folder: Path) -> dict[str, Any]:
         ModelError: the folder is no diffusers pipeline.
     """
     path = folder / "model_index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
+    if not path.exists():
         raise ModelError(
-            f"{folder} is not a diffusers pipeline: it has no model_index.json; give the folder "
-            "that save_pretrained wrote"
-        ) from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not json ({error}): copy the pipeline again") from error
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+            f"{folder} is not a diffusers pipeline: it does not have a model_index.json; give the "
+            "folder that save_pretrained wrote"
+        )
+    index = read_object(path)
+    if not isinstance(index.get("_class_name"), str):
         raise ModelError(f"{path} names no pipeline class of diffusers: copy the pipeline again")
     return index
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a pipeline's folder.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    with damage_explained(path, ModelError, "copy the pipeline again"):
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it does not hold an object")
+        return value
 
 
 def weights_fingerprint(folder: Path, variant: str = "") -> str:
@@ -118,7 +123,3 @@ def _counts(path: Path, variant: str) -> bool:
 def _digest(path: Path) -> str:
     target = Path(os.path.realpath(path)).name
     return target if path.is_symlink() and _BLOB.fullmatch(target) else sha256_file(path)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
