@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from gmail_align import progress
-from gmail_align.progress import Progress, end_line, say, set_quiet, track
+from gmail_align.progress import Progress, end_line, printable, say, set_quiet, track
 
 
 @pytest.fixture
@@ -95,3 +95,25 @@ def test_quiet_is_quiet(clock, monkeypatch):
 def test_tracking_passes_everything_on(capsys):
     assert list(track("abc", "letters", 3)) == ["a", "b", "c"]
     assert capsys.readouterr().err.startswith("letters 3/3 it")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[2J\x07b", "a\\u001b[2J\\u0007b"),
+        ("\x9b1m\x7f\r", "\\u009b1m\\u007f\\u000d"),
+        ("\u202egpj\u2066", "\\u202egpj\\u2066"),
+        ("\ud800", "\\ud800"),
+        ("tab\tline\nä 漢 🐈", "tab\tline\nä 漢 🐈"),
+    ],
+)
+def test_control_characters_are_escaped(text, shown):
+    assert printable(text) == shown
+
+
+def test_no_message_steers_the_terminal(monkeypatch):
+    screen = open_terminal(monkeypatch)
+    say("x\x1b]0;title\x07")
+    Progress("a\x1b[31m", 1).close("b\x1b[32m")
+    assert "\x1b]" not in screen.getvalue()
+    assert "\x1b[3" not in screen.getvalue()

@@ -1,9 +1,19 @@
+import os
+import signal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmail_align.errors import ConfigError
-from gmail_align.runtime import resolve_device, resolve_dtype, stable_seed, versions
+from gmail_align.errors import ConfigError, Terminated
+from gmail_align.runtime import (
+    resolve_device,
+    resolve_dtype,
+    stable_seed,
+    termination_deferred,
+    termination_raised,
+    versions,
+)
 
 PARTS = st.lists(st.integers() | st.text(max_size=5), max_size=3)
 
@@ -57,3 +67,26 @@ def test_dtypes():
     assert resolve_dtype("bfloat16") is torch.bfloat16
     with pytest.raises(ConfigError, match="float32, float16, bfloat16"):
         resolve_dtype("int8")
+
+
+def test_a_termination_is_raised_and_the_old_handler_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), termination_raised():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_termination_waits_for_work_that_asks_for_it():
+    with termination_raised(), termination_deferred() as ends:
+        assert not ends()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ends()
+
+
+def test_a_child_process_ends_at_once():
+    with termination_raised():
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143

@@ -22,7 +22,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from gmail_align.errors import ConfigError, GmailAlignError
+from gmail_align.errors import ConfigError, GmailAlignError, Terminated
 from gmail_align.extras import require
 from gmail_align.progress import Progress, progress, say, set_quiet
 
@@ -259,6 +259,10 @@ def _run_pool(
             if not isinstance(error, BrokenProcessPool):
                 error.add_note(f"in shard {futures[future]}")
             raise error
+    except Terminated:
+        for process in multiprocessing.active_children():
+            process.kill()  # a shard may take minutes, and it is made again anyway
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -9,6 +9,7 @@
     │   ├── MissingExtraError       an optional dependency that is not installed
     │   └── DiskFullError           no space left where output is written
     └── TrainingError               a run that broke by itself (NaN loss, no finite gradient)
+    Terminated                      the system asked the process to end (SIGTERM)
 
 Each message is one sentence: what is wrong, where, and what to do.
 """
@@ -69,6 +70,10 @@ class TrainingError(GmailAlignError):
         super().__init__(message)
         self.step = step
         """The step that broke, where one did."""
+
+
+class Terminated(BaseException):
+    """The system asked the process to end; like an interruption, no handler stops it."""
 
 
 @contextmanager

@@ -1,7 +1,12 @@
-"""Progress on stderr: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress on stderr: a live bar on a terminal, a plain line now and then elsewhere.
+
+Names of files, captions and models may hold control characters; :func:`printable` escapes them, so
+that no data set can steer a terminal.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -15,6 +20,13 @@ _quiet = False
 _drawn = False  # whether a live bar stands on the terminal's last line
 _PLAIN_SECONDS = 10.0
 _CLEAR = "\r\x1b[2K"
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters except tab and line feed, marks that reverse text, and half surrogates."""
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with its control characters as the escapes of JSON."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def set_quiet(quiet: bool) -> None:
@@ -26,7 +38,7 @@ def set_quiet(quiet: bool) -> None:
 def say(message: str) -> None:
     """Write one line to stderr unless quiet."""
     if not _quiet:
-        _write(message + "\n")
+        _write(printable(message) + "\n")
 
 
 def end_line() -> None:
@@ -74,7 +86,7 @@ class Progress:
         left = (self.total - self._done) / rate if rate > 0 else float("inf")
         parts = [f"{self.label} {self._done}/{self.total} {self.unit}", f"{rate:.1f} {self.unit}/s"]
         parts.append(f"{_clock(left)} left" if self._done < self.total else f"in {_clock(seconds)}")
-        return ", ".join([*parts, note] if note else parts)
+        return printable(", ".join([*parts, note] if note else parts))
 
 
 def _clock(seconds: float) -> str:

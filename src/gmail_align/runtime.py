@@ -1,13 +1,19 @@
-"""Where and with what a run happens: device, dtype, seeds, versions."""
+"""Where and with what a run happens: device, dtype, seeds, versions, the signal to end."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from gmail_align.errors import ConfigError
+from gmail_align.errors import ConfigError, Terminated
 
 if TYPE_CHECKING:
     import torch
@@ -68,3 +74,55 @@ def resolve_dtype(name: str) -> torch.dtype:
     if name not in known:
         raise ConfigError(f"{name!r} is no dtype; use one of {', '.join(known)}")
     return known[name]
+
+
+@dataclass
+class _Termination:
+    """What this process knows of SIGTERM."""
+
+    requested: bool = False
+    deferred: bool = False
+    """Whether a piece of work looks at ``requested`` by itself."""
+
+
+_termination = _Termination()
+
+
+@contextmanager
+def termination_raised() -> Iterator[None]:
+    """Raise :class:`Terminated` inside the block when SIGTERM arrives.
+
+    Only the main thread can do so. Child processes keep the system's way: they end at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def handle(number: int, frame: object) -> None:
+        if os.getpid() != owner:
+            os._exit(128 + number)
+        _termination.requested = True
+        if not _termination.deferred:
+            raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        _termination.requested = False
+
+
+@contextmanager
+def termination_deferred() -> Iterator[Callable[[], bool]]:
+    """Let the block end its step, and save, before the process ends at SIGTERM.
+
+    Yields:
+        Whether the signal has arrived; the block then saves and raises :class:`Terminated`.
+    """
+    _termination.deferred = True
+    try:
+        yield lambda: _termination.requested
+    finally:
+        _termination.deferred = False

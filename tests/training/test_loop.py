@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from gmail_align.artifacts import read_jsonl
-from gmail_align.errors import ArtifactError, TrainingError
-from gmail_align.runtime import stable_seed
+from gmail_align.errors import ArtifactError, Terminated, TrainingError
+from gmail_align.runtime import stable_seed, termination_raised
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.loop import CHECKPOINT, EVENTS, FitReport, PiecewiseLoss, fit
 
@@ -97,6 +101,24 @@ def test_a_killed_run_ends_with_the_same_bytes(kills: list[int], tmp_path: Path)
     assert torch.equal(last.bias, whole.bias)
     assert report == expected
     assert _bytes(tmp_path / "killed") == _bytes(tmp_path / "whole")
+
+
+def test_a_terminated_run_saves_its_last_step_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    whole = Toy()
+    _run(whole, tmp_path / "whole")
+    toy = Toy()
+
+    def loss(step: int) -> dict[str, Tensor]:
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return toy.loss(step)
+
+    with pytest.raises(Terminated), termination_raised():
+        fit(toy.parameters, loss, CONFIG, seed=5, folder=tmp_path / "cut", evaluate=toy.score)
+    with safe_open(tmp_path / "cut" / CHECKPOINT, framework="pt") as file:
+        assert json.loads(file.metadata()["state"])["step"] == 7
+    _run(Toy(), tmp_path / "cut")
+    assert _bytes(tmp_path / "cut") == _bytes(tmp_path / "whole")
 
 
 def test_events_are_there_while_the_run_goes_on(tmp_path: Path) -> None:

@@ -206,7 +206,10 @@ app.callback()(_root)
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 a failure of ours, 2 the user's, 130 interrupted."""
+    """Run the command line and exit.
+
+    0 is done, 1 a failure of ours, 2 the user's mistake, 130 interrupted, 143 terminated.
+    """
     try:
         app(prog_name="gmail-align")
     except KeyboardInterrupt:

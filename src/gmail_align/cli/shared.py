@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +20,9 @@ from gmail_align import progress
 from gmail_align.artifacts import Artifact
 from gmail_align.cli.options import EVERYWHERE, Expanded, expand, group_options, option_names
 from gmail_align.config import Config, load_toml, to_toml
-from gmail_align.errors import UserError, full_disk_explained
+from gmail_align.errors import GmailAlignError, Terminated, UserError, full_disk_explained
+from gmail_align.progress import printable
+from gmail_align.runtime import termination_raised
 
 if TYPE_CHECKING:
     from gmail_align.engine import Part
@@ -76,9 +80,12 @@ class Shared:
     def show(self, value: Mapping[str, Any], lines: str) -> None:
         """Print a result: ``value`` under ``--json``, else ``lines`` unless quiet."""
         if self.json:
-            typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-        elif not self.quiet:
-            typer.echo(lines)
+            text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+        elif self.quiet:
+            return
+        else:
+            text = lines
+        typer.echo(printable(text))
 
     def show_plan(
         self, stage: str, out: Path | None, config: Config | None = None, /, **details: Any
@@ -136,7 +143,7 @@ def make_command(
     configurable = any(part.configurable for part in parts.values())
 
     def run(**values: Any) -> None:
-        with exit_codes():
+        with exit_codes(), termination_raised():
             shared = Shared(**{option.name: values[option.name] for option in shared_options})
             progress.set_quiet(shared.quiet)
             if not configurable and (shared.config or shared.overrides):
@@ -155,27 +162,61 @@ def make_command(
 def exit_codes() -> Iterator[None]:
     """Turn what is raised inside into one line on stderr and an exit code.
 
-    2 is the user's mistake, 1 a failure of ours (with its traceback), 130 an interruption.
+    2 is the user's mistake; 1 a failure of ours, with its traceback unless we foresaw it; 130 an
+    interruption; 143 a termination.
     """
     try:
         with full_disk_explained("the output"):
             yield
-    except KeyboardInterrupt:
-        _complain("interrupted; run the same command again to go on")
-        raise typer.Exit(130) from None
-    except (UserError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
-        _complain(_sentence(error))
-        raise typer.Exit(2) from None
+    except (KeyboardInterrupt, Terminated) as error:
+        terminated = isinstance(error, Terminated)
+        what = "terminated" if terminated else "interrupted"
+        _complain(f"{what}; run the same command again to go on")
+        raise typer.Exit(143 if terminated else 130) from None
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise
     except Exception as error:
+        if isinstance(error, UserError) or _names_a_path(error):
+            _complain(_sentence(error))
+            raise typer.Exit(2) from None
         if "No space left on device" in str(error):
             _complain("no space is left to write the output: free some and run again")
             raise typer.Exit(2) from None
-        progress.end_line()
-        sys.stderr.write("".join(traceback.format_exception(error)))
-        _complain(f"this is a failure of gmail-align: {type(error).__name__}: {_sentence(error)}")
+        if _is_out_of_memory(error):
+            _complain(
+                "not enough memory: take a smaller batch or fewer workers, or close other "
+                f"programs, and run the same command again ({_sentence(error)[:200]})"
+            )
+        elif isinstance(error, GmailAlignError):
+            _complain(_sentence(error))
+        else:
+            progress.end_line()
+            sys.stderr.write(printable("".join(traceback.format_exception(error))))
+            _complain(
+                f"this is a failure of gmail-align: {type(error).__name__}: {_sentence(error)}"
+            )
         raise typer.Exit(1) from None
+
+
+def _names_a_path(error: Exception) -> bool:
+    """Tell whether the operating system refused a path, which is then the user's, not ours."""
+    path = _path_of(error)
+    return path is not None and not Path(path).is_relative_to(Path(__file__).parents[1])
+
+
+def _path_of(error: BaseException) -> str | None:
+    """Return the path that the operating system names; None for other errors."""
+    name = error.filename if isinstance(error, OSError) else None
+    return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether Python, torch or the operating system ran out of memory."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def model_of(name: str, part: str) -> Path:
@@ -225,13 +266,12 @@ def _number(estimate: Mapping[str, Any]) -> str:
 
 def _sentence(error: BaseException) -> str:
     """Return an error's message and notes on one line."""
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
-    else:
-        text = str(error)
+    text, path = str(error), _path_of(error)
+    if path is not None and isinstance(error, OSError):
+        text = f"{path} cannot be used: {error.strerror}"
     return " ".join(" ".join([text, *getattr(error, "__notes__", [])]).split())
 
 
 def _complain(sentence: str) -> None:
     progress.end_line()
-    sys.stderr.write(f"gmail-align: {sentence}\n")
+    sys.stderr.write(printable(f"gmail-align: {sentence}\n"))

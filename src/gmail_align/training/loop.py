@@ -28,9 +28,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gmail_align.artifacts import write_bytes
-from gmail_align.errors import ArtifactError, TrainingError
+from gmail_align.errors import ArtifactError, Terminated, TrainingError
 from gmail_align.progress import Progress
-from gmail_align.runtime import stable_seed
+from gmail_align.runtime import stable_seed, termination_deferred
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.distributed import ranks
 from gmail_align.training.events import EVENTS as EVENTS
@@ -105,6 +105,7 @@ def fit(
         batch_size: Items a step, for the rate that is shown; 0 shows steps alone.
 
     Raises:
+        Terminated: the system asked the process to end; the last step is saved.
         TrainingError: the loss, the gradient or the guard's score is not finite; its ``step`` says
             where.
     """
@@ -114,7 +115,10 @@ def fit(
     here = ranks()
     state = _restore(folder, parameters, optimizer, best)
     here.wait()
-    with EventLog(folder if here.first else None, state.step) as log:
+    with (
+        EventLog(folder if here.first else None, state.step) as log,
+        termination_deferred() as ends,
+    ):
         report = _reread(log, state)
         bar, began = (
             Progress(label, config.steps, "steps", state.step),
@@ -147,8 +151,10 @@ def fit(
             log.add("loss", report.losses[-1])
             if state.step % config.evaluate_every == 0 or state.step == config.steps:
                 guard()
-            if folder is not None and state.step % config.checkpoint_every == 0:
+            if folder is not None and (state.step % config.checkpoint_every == 0 or ends()):
                 _save(folder, parameters, optimizer, best, state, log)
+            if ends():
+                raise Terminated
             if here.first:
                 bar.advance(note=_note(terms, began, state.step, batch_size))
         if here.first:
