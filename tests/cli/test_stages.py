@@ -118,6 +118,17 @@ def test_a_dry_run_says_what_it_would_do_and_makes_nothing(world, name, tmp_path
     assert planned["out"] == str(tmp_path / "out")
 
 
+def test_features_of_a_cache_are_those_without_it(world, tmp_path):
+    places, commands, _ = world
+    words = [*commands["extract"], "--cache", tmp_path / "cache"]
+    words[words.index("--out") + 1] = tmp_path / "out"
+    assert call([str(word) for word in words]).exit_code == 0
+    assert load(tmp_path / "out").fingerprint == load(places["seen"]).fingerprint
+    assert list((tmp_path / "cache").rglob("manifest.json"))
+    ran = call([str(word) for word in (*words, "--shard-of", "1/2")])
+    assert (ran.exit_code, "--cache" in ran.stderr) == (2, True)
+
+
 def test_a_result_is_printed_with_intervals(world):
     lines = call(world[1]["retrieval"]).stdout.splitlines()
     assert lines[0].endswith("ranks: result, 24 images, 120 texts")

@@ -16,6 +16,15 @@ from gmail_align.encoders.route import Route
 from gmail_align.engine import Engine
 from gmail_align.errors import ConfigError
 
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Folder of decoded pixels and frozen features that several commands share.",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -53,6 +62,7 @@ def align(
     ],
     out: Out,
     config: AlignConfig,
+    cache: CacheFolder = None,
     seed: Seed = 0,
 ) -> None:
     """Align generated images to the frozen features of the real images of their captions.
@@ -69,7 +79,8 @@ def align(
     from gmail_align.alignment.run import Sources, align
     from gmail_align.training.distributed import ranks
 
-    made = align(config, Sources(*inputs, classes), model_of(base, "clip"), out, seed=seed)
+    sources = Sources(*inputs, classes)
+    made = align(config, sources, model_of(base, "clip"), out, seed=seed, cache=cache)
     if ranks().first:
         shared.show_artifact(made)
 
@@ -91,6 +102,7 @@ def extract(
             "the images that they are compared with, real when not given."
         ),
     ] = None,
+    cache: CacheFolder = None,
 ) -> None:
     """Compute features of images through one route, or of captions, and keep them.
 
@@ -108,22 +120,26 @@ def extract(
     engine, part = place.open()
     folder = model_of(encoder, "clip")
     size, dtype, device = forward.batch_size, forward.dtype, forward.device
-    if part is not None or _needs_workers(engine, device):
+    if cache is not None and (part is not None or engine.on_ray or (engine.workers or 1) > 1):
+        raise ConfigError("--cache works in one process: leave out --workers and --shard-of")
+    if cache is None and (part is not None or _needs_workers(engine, device)):
         from gmail_align.features.sharded import Extraction, extract_on
 
         how = Extraction(folder, way, texts, size, dtype, device)
         shared.show_part(extract_on(engine, artifact, how, out, part), part, out, "features")
         return
     from gmail_align.encoders.encoder import GmailEncoder
+    from gmail_align.features.cache import Cache
     from gmail_align.features.run import extract_images, extract_texts
     from gmail_align.runtime import resolve_device
 
     model = GmailEncoder.from_pretrained(folder).to(resolve_device(device))
-    shared.show_artifact(
-        extract_texts(artifact, model, out, route=way, batch_size=size, dtype=dtype)
-        if texts
-        else extract_images(artifact, model, way, out, batch_size=size, dtype=dtype)
-    )
+    if texts:
+        made = extract_texts(artifact, model, out, route=way, batch_size=size, dtype=dtype)
+    else:
+        extract_all = extract_images if cache is None else Cache(cache).extract_images
+        made = extract_all(artifact, model, way, out, batch_size=size, dtype=dtype)
+    shared.show_artifact(made)
 
 
 def _needs_workers(engine: Engine, device: str) -> bool:
