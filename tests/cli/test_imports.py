@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from gmail_align.artifacts import load
 from gmail_align.cli.main import app
-from gmail_align.tabletop.world import write_class_folders, write_karpathy, write_scienceqa
+from gmail_align.tabletop.world import write_scienceqa
+from worlds.tabletop import write_classes, write_karpathy
 
 
 def call(*words):
@@ -23,7 +24,7 @@ def world(tmp_path_factory):
     """Tabletop sets in the formats of Karpathy, class folders and ScienceQA, one of them zipped."""
     work = tmp_path_factory.mktemp("imports")
     write_karpathy(work / "karpathy", {"train": 6, "test": 3})
-    write_class_folders(work / "classes", "floor", "train", 8)
+    write_classes(work / "classes", ["grass", "sand", "tiles", "wooden_table"], 2)
     write_scienceqa(work / "scienceqa", {"test": 4})
     with zipfile.ZipFile(work / "images.zip", "w") as file:
         for path in sorted((work / "karpathy/images").iterdir()):

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,13 +9,8 @@ from PIL import Image
 
 from gmail_align.errors import DataError
 from gmail_align.tabletop.scenes import Scene, sample_scene
-from gmail_align.tabletop.text import captions, class_label, class_sets
-from gmail_align.tabletop.world import (
-    write_class_folders,
-    write_coco,
-    write_karpathy,
-    write_scienceqa,
-)
+from gmail_align.tabletop.text import captions
+from gmail_align.tabletop.world import write_coco, write_scienceqa
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -58,21 +56,6 @@ def test_splits_share_a_folder_without_clashes(tmp_path):
     assert len(set(numbers)) == 6
 
 
-def test_karpathy(tmp_path):
-    record = json.loads(write_karpathy(tmp_path, {"train": 3, "test": 2}, size=32).read_text())
-    assert [entry["split"] for entry in record["images"]] == ["train"] * 3 + ["test"] * 2
-    identifiers = [i for entry in record["images"] for i in entry["sentids"]]
-    assert identifiers == list(range(25))
-    for position, entry in enumerate(record["images"]):
-        assert (tmp_path / entry["filepath"] / entry["filename"]).is_file()
-        assert entry["imgid"] == position
-        assert [s["sentid"] for s in entry["sentences"]] == entry["sentids"]
-        for sentence in entry["sentences"]:
-            assert " ".join(sentence["tokens"]) == sentence["raw"].lower().replace(",", "").rstrip(
-                "."
-            )
-
-
 def test_scienceqa(tmp_path):
     path = write_scienceqa(tmp_path, {"train": 4, "val": 2, "test": 2}, size=32)
     problems = json.loads(path.read_text())
@@ -91,25 +74,48 @@ def test_scienceqa(tmp_path):
                 assert image.format == "PNG" and image.size == (32, 32)
 
 
-@pytest.mark.parametrize("set_name", list(class_sets()))
-def test_class_folders(tmp_path, set_name):
-    folder = write_class_folders(tmp_path, set_name, "val", 9, size=32)
-    record = json.loads((tmp_path / "classes.json").read_text())
-    names = class_sets()[set_name]
-    assert [entry["name"] for entry in record["classes"].values()] == names
-    counts = []
-    for label, name in enumerate(record["classes"]):
-        made = list((folder / name).glob("*.jpg"))
-        counts.append(len(made))
-        for path in made:
-            seed = int(path.stem.rsplit("_", 1)[1]) % 10_000_000
-            assert class_label(sample_scene(seed, "val"), set_name) == label
-    assert sum(counts) == 9 and max(counts) - min(counts) <= 1
-
-
-def test_unknown_names_are_refused(tmp_path):
-    with pytest.raises(DataError, match="weight"):
-        write_class_folders(tmp_path, "weight", "val", 1)
-    with pytest.raises(DataError):
+def test_an_unknown_split_is_refused(tmp_path):
+    with pytest.raises(DataError, match="dev"):
         write_coco(tmp_path, "dev", 1)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_drawn_is_not_drawn_again_unless_its_size_differs(tmp_path):
+    write_coco(tmp_path, "train", 3, size=32)
+    before = files(tmp_path)
+    kept, *others = sorted((tmp_path / "images").iterdir())
+    os.utime(kept, ns=(0, 1))
+    for other in others:
+        other.write_bytes(other.read_bytes()[:3])
+    write_coco(tmp_path, "train", 3, size=32)
+    assert files(tmp_path) == before
+    assert kept.stat().st_mtime_ns == 1
+    write_coco(tmp_path, "train", 3, size=16)
+    with Image.open(kept) as image:
+        assert image.size == (16, 16)
+
+
+def test_a_lost_worker_is_replaced(tmp_path):
+    write_coco(tmp_path / "whole", "train", 130, size=16)
+    code = f"""
+import os, signal
+from pathlib import Path
+from gmail_align.tabletop import world
+draw, lost = world.Picture.draw, Path({str(tmp_path)!r}) / "lost"
+def killed(picture):
+    if not lost.exists():
+        lost.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    draw(picture)
+world.Picture.draw = killed
+"""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"{code}\nif __name__ == '__main__':\n"
+        f"    folder = Path({str(tmp_path / 'killed')!r})\n"
+        "    world.write_coco(folder, 'train', 130, size=16, workers=2)\n"
+    )
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "lost").exists()
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")

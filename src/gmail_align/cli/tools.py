@@ -149,17 +149,24 @@ def tabletop_write(
     start: Annotated[int, typer.Option(min=0, help="Seed of the first scene.")] = 0,
     size: Annotated[int, typer.Option(min=16, help="Pixels along a side.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
+    questions: Annotated[
+        bool, typer.Option("--questions", help="Write one question an image, not captions.")
+    ] = False,
 ) -> None:
-    """Draw scenes with captions and ground truth in COCO's format, for import coco."""
+    """Draw scenes with captions (COCO's format) or with questions (ScienceQA's), for import."""
     if shared.dry_run:
         shared.show_plan("tabletop write", out, split=split, images=count)
         return
-    from gmail_align.tabletop.world import write_coco
+    from gmail_align.tabletop.world import write_coco, write_scienceqa
 
-    path = write_coco(out, split, count, start, size, workers)
+    if questions:
+        path = write_scienceqa(out, {split: count}, start, size, workers)
+    else:
+        path = write_coco(out, split, count, start, size, workers)
+    what = "questions" if questions else "captions"
     shared.show(
         {"annotations": str(path), "images": str(out / "images"), "count": count},
-        f"{path}: captions of {count} images in {out / 'images'}",
+        f"{path}: {what} of {count} images in {out / 'images'}",
     )
 
 

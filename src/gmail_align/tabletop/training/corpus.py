@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gmail_align.artifacts import Artifact, begin, write_bytes, write_json
-from gmail_align.progress import progress
+from gmail_align.engine import Engine, Job, run_shards
 from gmail_align.tabletop.render import render
 from gmail_align.tabletop.scenes import sample_scene
 from gmail_align.tabletop.text import captions
@@ -41,17 +41,14 @@ def build_corpus(out: Path, count: int, *, size: int = 64, workers: int = 1) -> 
     draft = begin(out, "corpus", {"count": count, "size": size, "first": FIRST_SCENE})
     if draft.complete:
         return draft.complete
-    shards = [
-        shard for shard in range(-(-count // SHARD)) if not _shard_paths(out, shard)[1].exists()
-    ]
-    work = partial(_render_shard, out, size)
-    done = count - len(shards) * SHARD
-    with (
-        progress("rendering", count, "images", done) as bar,
-        ProcessPoolExecutor(workers) as pool,
-    ):
-        for _ in pool.map(work, shards):
-            bar.advance(SHARD)
+    job = Job(
+        partial(_render_shard, out, size),
+        lambda shard: _shard_paths(out, shard)[1].exists(),
+        size=lambda shard: min(SHARD, count - shard * SHARD),
+        label="rendering",
+        unit="images",
+    )
+    run_shards(range(-(-count // SHARD)), job, Engine(workers=workers))
     return draft.finish({"images": count})
 
 
@@ -74,7 +71,7 @@ def _shard_paths(out: Path, shard: int) -> tuple[Path, Path]:
     return out / f"images-{shard:05d}.npy", out / f"captions-{shard:05d}.json"
 
 
-def _render_shard(out: Path, size: int, shard: int) -> None:
+def _render_shard(out: Path, size: int, shard: int, advance: Callable[[int], None]) -> None:
     first = FIRST_SCENE + shard * SHARD
     scenes = [sample_scene(seed, "train") for seed in range(first, first + SHARD)]
     images = np.stack([through_jpeg(render(scene, size)) for scene in scenes])
@@ -83,3 +80,4 @@ def _render_shard(out: Path, size: int, shard: int) -> None:
     image_path, text_path = _shard_paths(out, shard)
     write_bytes(image_path, buffer.getvalue())
     write_json(text_path, [captions(scene) for scene in scenes])
+    advance(SHARD)
