@@ -228,31 +228,42 @@ def _explain(error: ValidationError, stage: type[BaseModel], source: str) -> str
         return f"{source}: the key {where!r} is missing: {' '.join(meaning.split())}"
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return (
-        f"{source}: {where}: {message} (got {first.get('input')!r})"
-        if where
-        else (f"{source}: {message}")
-    )
+    if not where:
+        return f"{source}: {message}"
+    return f"{source}: {where}: {message} (got {first.get('input')!r})"
+
+
+def similar_keys(stage: type[BaseModel], name: str, table: Sequence[str] = ()) -> list[str]:
+    """Return the keys that a wrong one most likely means, of any table; none where none is close.
+
+    Args:
+        stage: The configuration.
+        name: The last part of the wrong key.
+        table: The parts before it. Keys of this table come first.
+    """
+    by_name: dict[str, list[str]] = {}
+    for key, _ in keys(stage):
+        by_name.setdefault(key.rpartition(".")[2], []).append(key)
+    for same in (name, _SYNONYMS.get(name, "")):
+        if same in by_name:
+            return by_name[same][:3]
+    prefix = "".join(f"{part}." for part in table)
+    own = {key: by_name[key] for key in by_name if f"{prefix}{key}" in by_name[key]}
+    for names, cutoff in ((own, 0.7), (by_name, 0.7), (own, 0.4)):
+        for close in difflib.get_close_matches(name, names, n=1, cutoff=cutoff):
+            return [f"{prefix}{close}"] if close in own else by_name[close][:1]
+    return []
 
 
 def _suggest(stage: type[BaseModel], path: Sequence[str]) -> str:
-    """Name the key that an unknown one most likely means, of any table, or list the table's."""
-    known = [key for key, _ in keys(stage)]
-    *above, wrong = path
-    prefix = "".join(f"{part}." for part in above)
-    own = {key.removeprefix(prefix): key for key in known if key.startswith(prefix)}
-    own = {name: key for name, key in own.items() if "." not in name}
-    by_name: dict[str, list[str]] = {}
-    for key in known:
-        by_name.setdefault(key.rpartition(".")[2], []).append(key)
-    for name in (wrong, _SYNONYMS.get(wrong, "")):
-        if name in by_name:
-            return f"did you mean {' or '.join(map(repr, by_name[name][:3]))}?"
-    for names, cutoff in ((own, 0.7), (by_name, 0.7), (own, 0.4)):
-        close = difflib.get_close_matches(wrong, names, n=1, cutoff=cutoff)
-        if close:
-            return f"did you mean {(own.get(close[0]) or by_name[close[0]][0])!r}?"
-    return f"known keys are {', '.join(own or known)}"
+    """Name the keys that an unknown one most likely means, or list those of its table."""
+    *table, wrong = path
+    similar = similar_keys(stage, wrong, table)
+    if similar:
+        return f"did you mean {' or '.join(map(repr, similar))}?"
+    prefix = "".join(f"{part}." for part in table)
+    inside = [key.removeprefix(prefix) for key, _ in keys(stage) if key.startswith(prefix)]
+    return f"known keys are {', '.join(key for key in inside if '.' not in key)}"
 
 
 def _nearest(name: str, known: Sequence[str], what: str) -> str:

@@ -101,7 +101,19 @@ COMMANDS: dict[str, Entry | Group] = {
 
 
 class _Command(TyperCommand):
-    """A command whose options are listed in sections, by the panel of each."""
+    """A command that lists its options in sections, and knows the keys of its configuration."""
+
+    stage: Any = None
+    """The configuration class of the command, if it has one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of the command line; an unknown option may be a key's usual name."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if self.stage is not None and type(error).__name__ == "NoSuchOption":
+                _suggest_keys(error, self.stage)
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, the command's own options, then the sections that options name."""
@@ -141,8 +153,20 @@ class _Placeholder(TyperCommand):
             run = run(self.entry.made_from)
         app.command(self.name, cls=_Command)(run)
         command = get_command(app)
-        assert isinstance(command, TyperCommand)
+        assert isinstance(command, _Command)
+        command.stage = getattr(run, "stage", None)
         return command
+
+
+def _suggest_keys(error: Any, stage: Any) -> None:
+    """Add to an unknown option's error how the key that it most likely means is set."""
+    from gmail_align.config import similar_keys
+
+    similar = similar_keys(stage, error.option_name.lstrip("-").replace("-", "_"))
+    if similar:
+        error.possibilities = [
+            f"--set {key}=VALUE" if "." in key else f"--{key.replace('_', '-')}" for key in similar
+        ]
 
 
 class _LazyGroup(TyperGroup):

@@ -137,6 +137,8 @@ class Expanded:
     """Makes the parameter's value of the options' values."""
     configurable: bool = False
     """Whether ``--config`` and ``--set`` mean something for it."""
+    stage: type[Config] | None = None
+    """The configuration class that its options set."""
 
 
 def expand(
@@ -205,7 +207,7 @@ def _of_config(stage: type[Config], taken: frozenset[str], *, built: bool) -> Ex
         settings = Settings(stage, values.get("preset"), data, source)
         return settings.build() if built else settings
 
-    return Expanded(options, read, True)
+    return Expanded(options, read, True, stage)
 
 
 def _option(name: str, hint: Any, default: Any) -> inspect.Parameter:

@@ -152,6 +152,8 @@ def make_command(
                 )
             function(shared, **{name: part.read(values, shared) for name, part in parts.items()})
 
+    stages = [part.stage for part in parts.values() if part.stage is not None]
+    run.stage = stages[0] if stages else None  # type: ignore[attr-defined]
     run.__doc__ = function.__doc__
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
