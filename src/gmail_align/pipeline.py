@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from gmail_align.artifacts import (
     MANIFEST,
-    Artifact,
     fingerprint,
     first_difference,
     load,
@@ -27,6 +26,7 @@ from gmail_align.recipe import Recipe, model_path, read_recipe, shipped_models
 from gmail_align.summary import ALIGNMENTS, CAPTIONERS, RESULT, Data, Row, read_json, summarise
 
 if TYPE_CHECKING:
+    from gmail_align.captioning.inputs import CaptionedImages
     from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.engine import Engine
 
@@ -135,18 +135,19 @@ def train_row(
     recipe: Recipe, data: Data, work: Path, row: Row, advance: Callable[[int], None]
 ) -> None:
     """Make one row's encoder if it has its own, its captioner, and captions of the test images."""
-    from gmail_align.captioning.clipcap.run import predict_captions, train_clipcap
+    from gmail_align.captioning.inputs import CaptionerData
+    from gmail_align.captioning.predict import predict_captions
+    from gmail_align.captioning.training import train_captioner
 
     home = row.home(work)
     if row.name in ALIGNMENTS:
         _align_row(recipe, data, work, row)
     train, validation = (_captioner_data(data, work, home, row.name, s) for s in ("train", "val"))
-    captioner = train_clipcap(
+    captioner = train_captioner(
         recipe.captioner,
-        *train,
-        model_path(recipe.models.gpt2, "gpt2"),
+        CaptionerData((train,), validation=validation),
+        model_path(recipe.models.language_model, "gpt2"),
         home / "captioners" / row.name,
-        validation=validation,
         seed=recipe.seed + row.number,
     )
     real_test = load(work / "features" / "frozen" / "real-test")
@@ -208,21 +209,17 @@ def alignment_of(recipe: Recipe, name: str) -> Any:
     return recipe.align.model_copy(update={"weights": weights})
 
 
-def _captioner_data(
-    data: Data, work: Path, home: Path, name: str, split: str
-) -> tuple[Artifact, list[tuple[str, str]]]:
-    """Return the features and the (feature id, caption) rows that a captioner is trained on."""
-    from gmail_align.data.pairs import read_pairs
+def _captioner_data(data: Data, work: Path, home: Path, name: str, split: str) -> CaptionedImages:
+    """Return the features and the captions that a captioner is trained on."""
+    from gmail_align.captioning.inputs import CaptionedImages
 
     pairs = data.pairs["scarce" if name == "real_scarce" and split == "train" else split]
-    rows = read_pairs(pairs)
     if name.startswith("real"):
-        folder = work / "features" / "frozen" / f"real-{split}"
-        return load(folder), [(row.real_image_id, row.text) for row in rows]
+        return CaptionedImages(load(work / "features" / "frozen" / f"real-{split}"), pairs)
     folder = work / "features" / "frozen" / f"generated-{split}"
     if name in ALIGNMENTS:
         folder = home / "features" / name / f"generated-{split}"
-    return load(folder), [(row.generated_image_id, row.text) for row in rows]
+    return CaptionedImages(load(folder), pairs)
 
 
 def _measure_gap(data: Data, work: Path, generated: Path, out: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from gmail_align.alignment.config import AlignConfig
-from gmail_align.captioning.config import ClipCapConfig
+from gmail_align.captioning.clipcap.config import ClipCapConfig
 from gmail_align.config import Config, apply_overrides, build, load_toml
 from gmail_align.errors import ConfigError
 from gmail_align.synthesis.config import SynthesisConfig
@@ -37,8 +37,8 @@ class ModelsConfig(Config):
     clip: str = SHIPPED
     """A Hugging Face ``CLIPModel`` folder or hub id; ``tabletop/siglip`` and ``tabletop/long_clip``
     are the shipped siblings."""
-    gpt2: str = SHIPPED
-    """A GPT-2 folder with its tokenizer."""
+    language_model: str = SHIPPED
+    """Folder of a causal language model with its tokenizer."""
 
 
 class Recipe(Config):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,14 +13,14 @@ from torch import Tensor
 from transformers import (
     DynamicCache,
     GenerationConfig,
-    GPT2LMHeadModel,
     LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedTokenizerBase,
+    PreTrainedModel,
     TopPLogitsWarper,
 )
 
-from gmail_align.captioning.language import Prompt, mean_log_prob
+from gmail_align.captioning.language import LanguageModel
+from gmail_align.captioning.prompt import Prompt, mean_log_prob, positions_of
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ class SeededNucleus(LogitsProcessor):  # type: ignore[misc]
 
 @torch.inference_mode()
 def decode(
-    gpt2: GPT2LMHeadModel,
-    tokenizer: PreTrainedTokenizerBase,
+    language: LanguageModel,
     prompt: Prompt,
     how: Decoding | None = None,
     *,
@@ -85,14 +85,13 @@ def decode(
     """Predict one caption a prompt. A caption has at least one token before its end.
 
     Args:
-        gpt2: The language model, in evaluation mode.
-        tokenizer: Its tokenizer.
+        language: The language model, in evaluation mode.
         prompt: What each caption starts from.
         how: The search; beam search with five beams when None.
         seeds: Seed of each caption, for ``nucleus``.
     """
     how = how or Decoding()
-    end: int = tokenizer.eos_token_id
+    end: int = language.tokenizer.eos_token_id
     ends = (end, *how.ends)
     beams = how.beam if how.method == "beam" else 1
     settings = GenerationConfig(
@@ -108,46 +107,39 @@ def decode(
     draws = LogitsProcessorList()
     if how.method == "nucleus":
         draws.append(SeededNucleus(seeds or (), how.top_p, how.temperature))
-    model: Any = gpt2
-    prompt_cache = prefill(gpt2, prompt)
+    model: Any = language.model
+    cache = prefill(model, prompt)
+    repeated = deepcopy(cache)
+    repeated.batch_repeat_interleave(beams)
     ids: Tensor = model.generate(
         inputs_embeds=prompt.embeddings,
         attention_mask=prompt.attended(),
-        past_key_values=repeated(gpt2, prompt_cache, beams),
+        past_key_values=repeated,
         generation_config=settings,
         logits_processor=draws,
     )
     mask = up_to_end(ids, ends)
-    scores = mean_log_prob(gpt2, prompt, ids, mask, prompt_cache).tolist()
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    scores = mean_log_prob(model, prompt, ids, mask, cache).tolist()
+    texts = language.tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [Decoded(text.strip(), score) for text, score in zip(texts, scores, strict=True)]
 
 
-def prefill(gpt2: GPT2LMHeadModel, prompt: Prompt) -> DynamicCache:
+def prefill(model: PreTrainedModel, prompt: Prompt) -> DynamicCache:
     """Run each prompt but its last embedding through the model.
 
-    Left to itself, ``generate`` runs the prompt once a beam.
+    ``generate`` alone would run the prompt once a beam.
     """
-    cache, attended = DynamicCache(config=gpt2.config), prompt.attended()
-    if attended.shape[1] > 1:
-        gpt2.transformer(
+    cache, attended = DynamicCache(config=model.config), prompt.attended()
+    before = attended.shape[1] - 1
+    if before:
+        model.base_model(
             inputs_embeds=prompt.embeddings[:, :-1],
             attention_mask=attended[:, :-1],
-            position_ids=prompt.positions()[:, :-1],
             past_key_values=cache,
             use_cache=True,
+            **positions_of(model, attended[:, :-1], before),
         )
     return cache
-
-
-def repeated(gpt2: GPT2LMHeadModel, cache: DynamicCache, beams: int) -> DynamicCache:
-    """Copy a cache, each row ``beams`` times."""
-    copy = DynamicCache(config=gpt2.config)
-    for layer, source in zip(copy.layers, cache.layers, strict=True):
-        if source.is_initialized:
-            rows = (part.repeat_interleave(beams, dim=0) for part in (source.keys, source.values))
-            layer.update(*rows)
-    return copy
 
 
 def up_to_end(ids: Integer[Tensor, "b t"], ends: Sequence[int]) -> Bool[Tensor, "b t"]:
@@ -155,8 +147,3 @@ def up_to_end(ids: Integer[Tensor, "b t"], ends: Sequence[int]) -> Bool[Tensor, 
     is_end = torch.isin(ids, torch.tensor(list(ends), device=ids.device))
     ended = is_end.cumsum(1)
     return (ended == 0) | ((ended == 1) & is_end)
-
-
-def with_full_stop(how: Decoding, tokenizer: PreTrainedTokenizerBase) -> Decoding:
-    """End captions at a full stop too, as ClipCap's released code does."""
-    return replace(how, ends=(tokenizer.encode(".", add_special_tokens=False)[0],))

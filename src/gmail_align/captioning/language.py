@@ -1,79 +1,206 @@
-"""What a language model says of a caption behind a prompt of embeddings."""
+"""Language models in Hugging Face folders: loading, checking, saving.
+
+Any causal language model of transformers serves that reads ``inputs_embeds``. GPT-2 gets one
+fused operation; all others run as transformers wrote them.
+"""
 
 from __future__ import annotations
 
+import inspect
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Integer
-from torch import Tensor
-from transformers import Cache, GPT2LMHeadModel
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from gmail_align.artifacts import fingerprint, sha256_file
+from gmail_align.encoders.folder import no_bars
+from gmail_align.errors import ModelError, damage_explained, first_line
+
+_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
+_NEEDED = ("inputs_embeds", "logits_to_keep")
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """Embeddings that captions start from."""
+class LanguageModel:
+    """A causal language model with its tokenizer."""
 
-    embeddings: Float[Tensor, "b k h"]
-    """One prompt a row."""
-    mask: Bool[Tensor, "b k"] | None = None
-    """False at padding, which the last embedding never is; None where there is none."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
-    def attended(self) -> Integer[Tensor, "b k"]:
-        """Return the mask as transformers takes it."""
-        shape, device = self.embeddings.shape[:2], self.embeddings.device
-        mask = torch.ones(shape, device=device) if self.mask is None else self.mask
-        return mask.long()
+    @property
+    def width(self) -> int:
+        """Width of the embeddings that it reads."""
+        return int(self.model.get_input_embeddings().embedding_dim)
 
-    def positions(self) -> Integer[Tensor, "b k"]:
-        """Return the position of each embedding, padding not counted."""
-        return (self.attended().cumsum(1) - 1).clamp(min=0)
+    def token_of(self, text: str) -> int:
+        """Return the first token of a text."""
+        return int(self.tokenizer.encode(text, add_special_tokens=False)[0])
+
+    def require_positions(self, prompt: int, max_tokens: int) -> None:
+        """Check that a prompt and a caption fit into the model's positions.
+
+        Raises:
+            ModelError: they do not; models without a limit take any length.
+        """
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if positions is not None and prompt + max_tokens > positions:
+            raise ModelError(
+                f"the language model has {positions} positions, and a prompt of {prompt} with"
+                f" max_tokens {max_tokens} needs {prompt + max_tokens}: set max_tokens to"
+                f" {positions - prompt} or less"
+            )
+
+    def require_heads(self, heads: int) -> None:
+        """Check that a mapper of so many attention heads fits the model's width.
+
+        Raises:
+            ModelError: the heads do not divide it.
+        """
+        if self.width % heads:
+            raise ModelError(
+                f"the language model is {self.width} wide, and {heads} heads do not divide that:"
+                " set heads"
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write the model and its tokenizer as transformers does."""
+        end = self.tokenizer.eos_token_id
+        self.model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
+        with no_bars():
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(str(folder))
 
 
-def token_losses(
-    gpt2: GPT2LMHeadModel,
-    prompt: Prompt,
-    input_ids: Integer[Tensor, "b t"],
-    mask: Bool[Tensor, "b t"],
-    cache: Cache | None = None,
-) -> Float[Tensor, " n"]:
-    """Return the cross-entropy of every token under ``mask``, row by row, in nats.
+def language_model_fingerprint(folder: Path) -> str:
+    """Return the identity of a language model's files.
 
-    Attention is causal and padding of captions stands on the right, so no token sees it; only that
-    of prompts has to be masked. Only the states that predict a token reach the vocabulary.
-
-    Args:
-        gpt2: The language model.
-        prompt: What stands before each caption.
-        input_ids: Captions, padded on the right.
-        mask: True at the tokens that count.
-        cache: Keys and values of the prompt but its last embedding, when these are known; it grows.
+    Raises:
+        ModelError: the folder does not hold a model.
     """
-    start = prompt.embeddings if cache is None else prompt.embeddings[:, -1:]
-    first = start.shape[1]
-    inputs = torch.cat([start, gpt2.transformer.wte(input_ids)], dim=1)
-    extra: dict[str, Any] = {"use_cache": False}
-    if cache is not None:
-        extra = {"past_key_values": cache, "use_cache": True}
-    if prompt.mask is not None:
-        attended = torch.cat([prompt.attended(), torch.ones_like(input_ids).long()], dim=1)
-        positions = (attended.cumsum(1) - 1).clamp(min=0)
-        extra |= {"attention_mask": attended, "position_ids": positions[:, -inputs.shape[1] :]}
-    states = gpt2.transformer(inputs_embeds=inputs, **extra).last_hidden_state
-    logits = gpt2.lm_head(states[:, first - 1 : -1][mask])
-    return F.cross_entropy(logits.float(), input_ids[mask].long(), reduction="none")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{folder} does not hold a language model (no config.json): download one, for example"
+            f" with 'hf download gpt2 --local-dir {folder}'"
+        )
+    with damage_explained(path, ModelError, "download the model again"):
+        json.loads(path.read_text(encoding="utf-8"))["model_type"]
+    files = sorted(file for file in folder.iterdir() if file.suffix in _FILES)
+    return fingerprint({file.name: sha256_file(file) for file in files})
 
 
-def mean_log_prob(
-    gpt2: GPT2LMHeadModel,
-    prompt: Prompt,
-    input_ids: Integer[Tensor, "b t"],
-    mask: Bool[Tensor, "b t"],
-    cache: Cache | None = None,
-) -> Float[Tensor, " b"]:
-    """Return each caption's log-probability divided by its tokens, ClipCap's own score."""
-    losses = torch.zeros(mask.shape, device=mask.device)
-    losses[mask] = token_losses(gpt2, prompt, input_ids, mask, cache)
-    return -losses.sum(1) / mask.sum(1)
+def load_language_model(folder: Path) -> LanguageModel:
+    """Load the model and the tokenizer of a folder, in float32.
+
+    Raises:
+        ModelError: files are missing, weights do not fit, the model is not a causal language model,
+            or the tokenizer has no end-of-text token.
+    """
+    tokenizer = load_tokenizer(folder)
+    try:
+        with no_bars(), _no_report():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        pickled = isinstance(error, pickle.UnpicklingError)
+        reason = "hold more than tensors" if pickled else "do not fit the shapes in its config.json"
+        raise ModelError(
+            f"the weights in {folder} {reason}, or are damaged: download the model as safetensors"
+        ) from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder} cannot be loaded as a language model: {first_line(error)}"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(f"{folder} lacks {len(missing)} weights, the first is {missing[0]}")
+    _require_causal(model, folder)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise ModelError(
+            f"the tokenizer of {folder} has {len(tokenizer)} tokens and its model"
+            f" {model.config.vocab_size}: use a tokenizer that belongs to the model"
+        )
+    model.config.pad_token_id = None  # with one, transformers warns of padding that is masked
+    return LanguageModel(fuse_gelu(model), tokenizer)
+
+
+def _require_causal(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse models that read ahead, such as BERT, or that do not read embeddings."""
+    kind = model.config.model_type
+    both_ways = type(model.config) in MODEL_FOR_MASKED_LM_MAPPING
+    if both_ways and not getattr(model.config, "is_decoder", False):
+        raise ModelError(
+            f"{folder} holds a {kind!r} model, which reads text in both directions: use a causal"
+            " language model such as GPT-2 or Llama"
+        )
+    takes = inspect.signature(model.forward).parameters
+    lacking = [name for name in _NEEDED if name not in takes]
+    if lacking:
+        raise ModelError(
+            f"{folder} holds a {kind!r} model, which does not take {lacking[0]}: use another"
+            " causal language model such as GPT-2 or Llama"
+        )
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Keep transformers from listing weights that do not fit: an error of ours says so."""
+    logging: Any = transformers_logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def fuse_gelu(model: PreTrainedModel) -> PreTrainedModel:
+    """Let GPT-2's tanh GELU run as one operation of torch, where transformers takes eight."""
+    if isinstance(model, GPT2LMHeadModel) and model.config.activation_function == "gelu_new":
+        for block in model.transformer.h:
+            block.mlp.act = torch.nn.GELU(approximate="tanh")
+    return model
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a language model's folder.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no end-of-text token.
+    """
+    with damage_explained(f"the tokenizer of {folder}", ModelError, "download the model again"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise ModelError(
+            f"{folder} does not hold a tokenizer: add the tokenizer.json of its model, or"
+            " vocab.json and merges.txt"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {folder} does not have an end-of-text token, so captions could not"
+            " end: set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer

@@ -1,93 +1,73 @@
-"""The stage: a captioner and features in, one caption an image out."""
+"""The stage: a captioner and features in, one caption an image out. Also captions of files."""
 
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from PIL.Image import DecompressionBombWarning
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_jsonl
-from gmail_align.captioning.clipcap.clipcap import ClipCap
-from gmail_align.captioning.clipcap.folder import captioner_config, load_captioner
+from gmail_align.captioning.captioner import Captioner, load_captioner, read_config
 from gmail_align.captioning.config import PredictConfig
-from gmail_align.captioning.decode import Decoded, Decoding, decode, with_full_stop
-from gmail_align.captioning.ifcap.folder import is_ifcap, open_reader
-from gmail_align.captioning.ifcap.prompts import Reader
-from gmail_align.captioning.origin import feature_origin, require_encoder, require_finite
-from gmail_align.errors import DataError
+from gmail_align.captioning.decode import Decoded, Decoding, decode
+from gmail_align.captioning.provenance import (
+    provenance,
+    require_captioners_encoder,
+    require_finite,
+    require_image_features,
+)
+from gmail_align.data.decode import decode_rgb
+from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.route import Route
+from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.store import read_features
 from gmail_align.progress import progress
 from gmail_align.runtime import resolve_device, stable_seed
 
 PREDICTIONS = "predictions.jsonl"
 _PARTS = "parts"
+_FILES_BATCH = 32
 
 
-class Opened:
-    """A captioner on a device, ready to caption features.
+def caption_batch(
+    captioner: Captioner,
+    ids: Sequence[str],
+    features: Float[Tensor, "b d"],
+    retrieval: Float[Tensor, "b e"] | None,
+    how: PredictConfig,
+) -> list[Decoded]:
+    """Caption one batch of images.
+
+    Args:
+        captioner: A captioner of any kind.
+        ids: The images, which seed what is drawn.
+        features: Their features.
+        retrieval: Features by which an IFCap looks captions up; ``features`` when None.
+        how: How captions are searched for.
 
     Raises:
-        ArtifactError: it is no captioner, or damaged.
+        DataError: the features are of another width than the captioner's, or not finite.
     """
-
-    def __init__(self, artifact: Artifact, config: PredictConfig | None = None) -> None:
-        self.how = config or PredictConfig()
-        self.device = resolve_device(self.how.device)
-        self.model: ClipCap | Reader
-        if is_ifcap(artifact):
-            self.model = open_reader(artifact, self.device)
-            self.gpt2, self.tokenizer = self.model.model.gpt2, self.model.tokenizer
-            own = self.model.config
-            self.decoding = decoding_of(own.beam, own.max_tokens, self.how)
-            return
-        captioner = load_captioner(artifact, self.device)
-        said, self.model = captioner.config, captioner.model
-        self.gpt2, self.tokenizer = captioner.model.gpt2, captioner.tokenizer
-        self.decoding = decoding_of(said["beam"], said["max_tokens"], self.how)
-        if said.get("end_at_full_stop"):
-            self.decoding = with_full_stop(self.decoding, self.tokenizer)
-
-    def caption(
-        self,
-        ids: Sequence[str],
-        features: Float[Tensor, "b d"],
-        keys: Float[Tensor, "b e"] | None = None,
-    ) -> list[Decoded]:
-        """Caption one batch of images.
-
-        Args:
-            ids: The images, which seed what is drawn.
-            features: Their features.
-            keys: Features by which an IFCap looks captions up; ``features`` when None.
-
-        Raises:
-            DataError: the features are of another width than the captioner's, or not finite.
-        """
-        require_finite(features)
-        seeds = [stable_seed(self.how.seed, "caption", name) for name in ids]
-        with torch.inference_mode():
-            if isinstance(self.model, Reader):
-                found = self.model.look_up(features if keys is None else keys)
-                prompt = self.model.of_images(features, found)
-            else:
-                prompt = self.model.prompt(features.float().to(self.device))
-        return decode(self.gpt2, self.tokenizer, prompt, self.decoding, seeds=seeds)
-
-
-def decoding_of(beam: int, max_tokens: int, how: PredictConfig) -> Decoding:
-    """Settle how captions are searched for, from the captioner's settings and those given."""
-    return Decoding(
+    own = captioner.decoding
+    decoding = Decoding(
         method=how.method,
-        beam=how.beam or beam,
-        max_tokens=max_tokens,
+        beam=how.beam or own.beam,
+        max_tokens=own.max_tokens,
         length_penalty=how.length_penalty,
         top_p=how.top_p,
         temperature=how.temperature,
+        ends=own.ends,
     )
+    seeds = [stable_seed(how.seed, "caption", name) for name in ids]
+    with torch.inference_mode():
+        prompt = captioner.prompt(require_finite(features), retrieval)
+    return decode(captioner.language, prompt, decoding, seeds=seeds)
 
 
 def predict_captions(
@@ -106,7 +86,7 @@ def predict_captions(
     prediction goes on where it stopped. The manifest names both routes, trained on and read.
 
     Args:
-        captioner: What :func:`train_clipcap` or :func:`train_ifcap` made.
+        captioner: What :func:`~gmail_align.captioning.training.train_captioner` made.
         features: Image features.
         out: Folder of the predictions.
         config: How captions are searched for.
@@ -118,58 +98,133 @@ def predict_captions(
         DataError: an id has no feature or comes twice, or the features are of another width, of
             captions, or of another encoder than the captioner was trained on.
     """
-    how, origin = config or PredictConfig(), feature_origin(features)
+    how, source = config or PredictConfig(), provenance(features)
     chosen = None if ids is None else fingerprint(list(ids))
-    identity = {**how.identity(), "ids": chosen, **origin}
+    identity = {**how.identity(), "ids": chosen, **source}
     trained_on = _require_readable(captioner, features, retrieval, how)
     inputs = {"captioner": captioner, "features": features}
     inputs |= {"retrieval": retrieval} if retrieval else {}
     draft = begin(out, "predictions", identity, inputs)
     if draft.complete is not None:
         return draft.complete
-    source = read_features(features)
-    wanted = list(source.ids if ids is None else ids)
+    store = read_features(features)
+    wanted = list(store.ids if ids is None else ids)
     if len(set(wanted)) != len(wanted):
         raise DataError("an image id comes more than once: give each image once")
-    source.rows(wanted)
-    keys = read_features(retrieval) if retrieval else source
+    store.rows(wanted)
+    keys = read_features(retrieval) if retrieval else store
     keys.rows(wanted)
-    opened = Opened(captioner, how)
+    model = load_captioner(captioner, resolve_device(how.device))
     size = how.batch_size
     batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     parts = [draft.path(f"{_PARTS}/{index:05d}.jsonl") for index in range(len(batches))]
     with progress("captions", len(wanted), "images") as bar:
         for part, batch in zip(parts, batches, strict=True):
             if not part.exists():
-                said = opened.caption(
-                    batch, source.array[source.rows(batch)], keys.array[keys.rows(batch)]
-                )
-                write_jsonl(part, _rows(batch, said, origin["route"]))
+                array, looked_up = store.array[store.rows(batch)], keys.array[keys.rows(batch)]
+                captions = caption_batch(model, batch, array, looked_up, how)
+                write_jsonl(part, _rows(batch, captions, source["route"]))
             bar.advance(len(batch))
     write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
     shutil.rmtree(draft.path(_PARTS), ignore_errors=True)
-    return draft.finish({"images": len(wanted)}, trained_on=trained_on, predicted_from=origin)
+    return draft.finish({"images": len(wanted)}, trained_on=trained_on, predicted_from=source)
 
 
 def _require_readable(
     captioner: Artifact, features: Artifact, retrieval: Artifact | None, how: PredictConfig
 ) -> dict[str, str]:
     """Refuse features that are not the captioner's, and return what it was trained on."""
-    trained_on: dict[str, str] = captioner_config(captioner)["trained_on"]
-    require_encoder(trained_on["encoder"], features, any_encoder=how.any_encoder)
-    if "retrieval" in trained_on:
-        looks = trained_on["retrieval"]
-        require_encoder(looks, retrieval or features, any_encoder=how.any_encoder)
+    trained_on: dict[str, str] = read_config(captioner)["trained_on"]
+    read = [("encoder", features)]
+    read += [("retrieval", retrieval or features)] if "retrieval" in trained_on else []
+    for role, artifact in read:
+        require_image_features(artifact)
+        other = provenance(artifact)["encoder"]
+        what = f"the encoder of {artifact.folder}"
+        require_captioners_encoder(trained_on[role], other, how.any_encoder, what)
     return trained_on
 
 
-def _rows(ids: Sequence[str], said: Sequence[Decoded], route: str) -> list[dict[str, object]]:
+def _rows(ids: Sequence[str], captions: Sequence[Decoded], route: str) -> list[dict[str, object]]:
     return [
         {"image_id": name, "text": caption.text, "log_prob": caption.log_prob, "route": route}
-        for name, caption in zip(ids, said, strict=True)
+        for name, caption in zip(ids, captions, strict=True)
     ]
 
 
 def read_predictions(artifact: Artifact) -> dict[str, str]:
     """Return image id -> caption of an artifact of predictions."""
     return {row["image_id"]: row["text"] for row in read_jsonl(artifact.path(PREDICTIONS))}
+
+
+def caption_files(
+    captioner: Artifact,
+    encoder: GmailEncoder,
+    files: Sequence[Path],
+    route: Route,
+    config: PredictConfig | None = None,
+    *,
+    retrieval: GmailEncoder | None = None,
+) -> list[dict[str, object]]:
+    """Caption image files; returns ``{file, text, log_prob}`` of each, in their order.
+
+    Args:
+        captioner: A captioner of any kind.
+        encoder: The encoder that it was trained on, on the device where it runs.
+        files: Images.
+        route: Which of the encoder's weights they go through.
+        config: How captions are searched for.
+        retrieval: The encoder that an IFCap looks captions up with, when it is another.
+
+    Raises:
+        DataError: a file is missing or not an image, or an encoder is not the captioner's.
+        ConfigError: the captioner looks captions up with an encoder that was not given.
+    """
+    how = config or PredictConfig()
+    trained_on = read_config(captioner)["trained_on"]
+    looks_up = trained_on.get("retrieval", "")
+    if retrieval is None and looks_up not in ("", trained_on["encoder"]):
+        raise ConfigError(
+            f"this captioner looks captions up with the encoder {looks_up}: give it as the"
+            " retrieval encoder"
+        )
+    own = [(trained_on["encoder"], encoder)]
+    own += [(looks_up, retrieval)] if retrieval is not None else []
+    for name, reading in own:
+        require_captioners_encoder(name, reading.base_fingerprint, how.any_encoder, "the encoder")
+    for path in files:
+        if not path.is_file():
+            reason = "it is not a file" if path.exists() else "the file does not exist"
+            raise DataError(f"{path} cannot be read: {reason}")
+    model, rows = load_captioner(captioner, resolve_device(how.device)), []
+    for start in range(0, len(files), _FILES_BATCH):
+        part = files[start : start + _FILES_BATCH]
+        keys = None if retrieval is None else embed_files(retrieval, part, Route.FROZEN)
+        names = [str(path) for path in part]
+        captions = caption_batch(model, names, embed_files(encoder, part, route), keys, how)
+        rows += [
+            {"file": name, "text": caption.text, "log_prob": caption.log_prob}
+            for name, caption in zip(names, captions, strict=True)
+        ]
+    return rows
+
+
+@torch.no_grad()
+def embed_files(encoder: GmailEncoder, files: Sequence[Path], route: Route) -> Float[Tensor, "n d"]:
+    """Return features of image files, not normalised, as extraction stores them.
+
+    Raises:
+        DataError: a file is missing or not an image.
+    """
+    images = []
+    for path in files:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DecompressionBombWarning)  # an error says so
+                images.append(decode_rgb(path.read_bytes()))
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+    pixels = encoder.preprocess(images).to(encoder.device)
+    return encoder.embed_pixels(pixels, route).float().cpu()

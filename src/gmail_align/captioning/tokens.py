@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +13,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from gmail_align.captioning.prompt import CaptionBatch, Prompt
 from gmail_align.errors import DataError
 from gmail_align.progress import say
+
+_BLOCK = 10_000
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,15 @@ class TokenTable:
         mask = torch.arange(width) < lengths[:, None]
         return self.ids[rows, :width].long(), mask
 
+    def behind(self, prompt: Prompt, rows: Int[Tensor, " b"]) -> CaptionBatch:
+        """Put the captions of ``rows`` behind their prompts, on the prompts' device."""
+        ids, mask = self.batch(rows)
+        device = prompt.embeddings.device
+        return CaptionBatch(prompt, ids.to(device), mask.to(device))
+
 
 def tokenise(
-    texts: Sequence[str],
+    texts: Iterable[str],
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
     *,
@@ -46,37 +57,40 @@ def tokenise(
 ) -> TokenTable:
     """Tokenise captions, white space folded, and end each with the tokenizer's end-of-text token.
 
-    A caption that spells a special token out is text like any other.
+    A caption that spells a special token out is text like any other. Texts are read once, a block
+    at a time, and not kept.
 
     Args:
         texts: The captions.
         tokenizer: What splits them.
-        max_tokens: Longest row; what is longer is cut.
+        max_tokens: Longest row; longer captions are cut.
         end: Count end-of-text among a caption's tokens. ClipCap's released code does not.
 
     Raises:
         DataError: there is no caption, or one holds no token.
     """
-    if not texts:
-        raise DataError("there are no captions to train on: give at least one pair")
-    folded = [" ".join(text.split()) for text in texts]
-    plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    rows = tokenizer(folded, **plain)["input_ids"]
-    empty = sum(not row for row in rows)
-    if empty:
-        first = next(index for index, row in enumerate(rows) if not row)
-        raise DataError(f"{empty} captions hold no text (the first is number {first}): remove them")
-    lengths = np.minimum([len(row) + end for row in rows], max_tokens)
+    rows: list[np.ndarray[Any, np.dtype[np.int32]]] = []
+    truncated = 0
+    stream = iter(texts)
+    while block := list(islice(stream, _BLOCK)):
+        folded = [" ".join(text.split()) for text in block]
+        plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        for row in tokenizer(folded, **plain)["input_ids"]:
+            if not row:
+                raise DataError(f"caption number {len(rows)} does not hold any text: remove it")
+            truncated += len(row) + end > max_tokens
+            rows.append(np.asarray(row[:max_tokens], dtype=np.int32))
+    if not rows:
+        raise DataError("there are no captions to train on: give at least one")
+    lengths = np.asarray([min(len(row) + end, max_tokens) for row in rows])
     table = np.full((len(rows), int(lengths.max())), tokenizer.eos_token_id, dtype=np.int32)
     for index, row in enumerate(rows):
-        cut = row[:max_tokens]
-        table[index, : len(cut)] = cut
-    truncated = sum(len(row) + end > max_tokens for row in rows)
+        table[index, : len(row)] = row
     return TokenTable(torch.from_numpy(table), torch.from_numpy(lengths), truncated)
 
 
 def say_cut(tokens: TokenTable, max_tokens: int) -> None:
-    """Tell the user how many captions were cut, if any."""
+    """Print how many captions were cut, if any."""
     if tokens.truncated:
         say(
             f"{tokens.truncated} of {len(tokens)} captions are longer than max_tokens"

@@ -39,7 +39,7 @@ def caption(
     if shared.dry_run:
         shared.show_plan("caption", captioner, config, images=len(images), route=route)
         return
-    from gmail_align.captioning.files import caption_files
+    from gmail_align.captioning.predict import caption_files
     from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.runtime import resolve_device
 

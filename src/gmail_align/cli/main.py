@@ -65,8 +65,8 @@ COMMANDS: dict[str, Entry | Group] = {
         "Train a captioner, or a CLIP.",
         {
             "clip": Entry("train_clip:clip", "Train a CLIP from scratch on images and captions."),
-            "clipcap": Entry("train_clipcap:clipcap", "Train a ClipCap captioner."),
-            "ifcap": Entry("train_ifcap:ifcap", "Train an IFCap captioner on captions."),
+            "clipcap": Entry("train_captioner:clipcap", "Train a ClipCap captioner."),
+            "ifcap": Entry("train_captioner:ifcap", "Train an IFCap captioner on captions."),
         },
     ),
     "predict": Group(

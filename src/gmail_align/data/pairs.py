@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +28,19 @@ class Pair:
 def generated_id(caption_id: str, k: int) -> str:
     """Return the id of the ``k``-th image generated from a caption."""
     return f"{caption_id}-{k}"
+
+
+def generated_by_caption(image_ids: Iterable[str]) -> dict[str, list[str]]:
+    """Return caption id -> the ids of its generated images, by ascending ``k``.
+
+    The inverse of :func:`generated_id`; ids of another form are left out.
+    """
+    numbered: dict[str, list[tuple[int, str]]] = {}
+    for image_id in image_ids:
+        caption_id, dash, k = image_id.rpartition("-")
+        if dash and k.isdecimal():
+            numbered.setdefault(caption_id, []).append((int(k), image_id))
+    return {caption: [name for _, name in sorted(items)] for caption, items in numbered.items()}
 
 
 def make_pairs(captions: Artifact, real: Artifact, generated: Artifact, out: Path) -> Artifact:
@@ -56,7 +69,7 @@ def make_pairs(captions: Artifact, real: Artifact, generated: Artifact, out: Pat
     if draft.complete:
         return draft.complete
     reals, generateds = ImageStore(real), ImageStore(generated)
-    by_caption = _by_caption(generateds)
+    by_caption = generated_by_caption(generateds.ids)
     counts = {"pairs": 0, "real_images": 0, "without_real": 0, "without_generated": 0}
     used: set[str] = set()
 
@@ -107,16 +120,6 @@ def iter_pairs(artifact: Artifact) -> Iterator[Pair]:
         raise ArtifactError(
             f"{artifact.path(PAIRS)} is damaged ({error}): delete {artifact.folder} and pair again"
         ) from error
-
-
-def _by_caption(store: ImageStore) -> dict[str, list[str]]:
-    """Return the generated ids of each caption, by ascending ``k``."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    for image_id in store.ids:
-        caption_id, dash, k = image_id.rpartition("-")
-        if dash and k.isdecimal():
-            found.setdefault(caption_id, []).append((int(k), image_id))
-    return {caption_id: [name for _, name in sorted(items)] for caption_id, items in found.items()}
 
 
 def _check_prompt(store: ImageStore, image_id: str, caption: Caption) -> None:

@@ -1,7 +1,7 @@
 """ClipCap's released weights as a captioner of ours.
 
-The released files are state dicts of ``clip_project`` (the mapper) and ``gpt``. They are read
-without running what a pickle may hold.
+The released files are state dicts of ``clip_project`` (the mapper) and ``gpt``. Reading them does
+not run any code that a pickle may hold.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gmail_align.artifacts import Artifact, begin, sha256_file
-from gmail_align.captioning.clipcap.clipcap import ClipCap, Scaling
-from gmail_align.captioning.clipcap.folder import (
-    gpt2_fingerprint,
+from gmail_align.captioning.clipcap.config import MapperShape
+from gmail_align.captioning.clipcap.model import ClipCap, Scaling
+from gmail_align.captioning.decode import Decoding
+from gmail_align.captioning.language import (
+    LanguageModel,
+    language_model_fingerprint,
     load_tokenizer,
-    require_positions,
-    save_captioner,
 )
-from gmail_align.captioning.shape import MapperShape
 from gmail_align.errors import ConfigError, ModelError
 
 MAX_TOKENS, BEAM = 67, 5
@@ -51,27 +51,25 @@ def convert_clipcap(
         weights: The file.
         gpt2: A folder with GPT-2's configuration and tokenizer; its weights come from the file.
         out: Folder of the captioner.
-        normalise: Normalise features; by default as the notebook of that variant does, which is
-            not at all before the MLP and always before the transformer.
-        norm: Length that features are brought to, for a captioner of raw features that is to read
-            aligned ones, whose length means nothing; implies ``normalise``.
+        normalise: Normalise features. By default as the notebook of that variant does: raw
+            features for the MLP, unit features for the transformer.
+        norm: Length that features are brought to; implies ``normalise``. It lets a captioner of raw
+            features read aligned ones, whose length means nothing.
 
     Raises:
-        ModelError: the file holds more than tensors, or no ClipCap, or one of another GPT-2.
+        ModelError: the file holds more than tensors, is not a ClipCap, or is of another GPT-2.
     """
     if norm is not None and (not norm > 0 or normalise is False):
         raise ConfigError("norm is the positive length of normalised features")
     if not weights.is_file():
-        raise ModelError(f"there are no weights at {weights}: give ClipCap's .pt file")
-    inputs = {"weights": sha256_file(weights), "gpt2": gpt2_fingerprint(gpt2)}
-    tokenizer, model = load_tokenizer(gpt2), _build(weights, gpt2, normalise, norm)
+        raise ModelError(f"{weights} does not exist: give ClipCap's .pt file")
+    inputs = {"weights": sha256_file(weights), "gpt2": language_model_fingerprint(gpt2)}
     given = {"captioner": "clipcap", "converted": True, "normalise": normalise, "norm": norm}
     draft = begin(out, "captioner", given, inputs)
     if draft.complete is not None:
         return draft.complete
-    said = {"max_tokens": MAX_TOKENS, "beam": BEAM, "end_at_full_stop": True}
-    origin = {"encoder": "", "weights": "", "route": ""}
-    save_captioner(out, model, tokenizer, {**said, "trained_on": origin})
+    model = _build(weights, gpt2, normalise, norm)
+    model.save(out)
     return draft.finish({"parameters": sum(p.numel() for p in model.parameters())})
 
 
@@ -79,7 +77,7 @@ def _build(weights: Path, gpt2: Path, normalise: bool | None, norm: float | None
     """Build the captioner that a file holds.
 
     Raises:
-        ModelError: it holds more than tensors, or no ClipCap, or one of another GPT-2.
+        ModelError: it holds more than tensors, is not a ClipCap, or is of another GPT-2.
     """
     tensors = read_state_dict(weights)
     mapper = _part(tensors, _MAPPER)
@@ -87,15 +85,23 @@ def _build(weights: Path, gpt2: Path, normalise: bool | None, norm: float | None
     shape, width = mapper_shape(mapper, config.n_embd, weights)
     mlp = shape.kind == "mlp"
     unit = norm is not None or (not mlp if normalise is None else normalise)
+    language = LanguageModel(GPT2LMHeadModel(config), load_tokenizer(gpt2))
+    language.require_positions(shape.prefix_length, MAX_TOKENS)
+    stop = language.token_of(".")
     model = ClipCap(
-        GPT2LMHeadModel(config), width, shape, scaling=Scaling(unit, norm), tune_gpt2=mlp
+        language,
+        width,
+        shape,
+        scaling=Scaling(unit, norm),
+        tuned=mlp,
+        decoding=Decoding(beam=BEAM, max_tokens=MAX_TOKENS, ends=(stop,)),
+        identity={"encoder": "", "weights": "", "route": ""},
     )
-    require_positions(model.gpt2, shape.prefix_length, MAX_TOKENS)
     words = {
         name: value for name, value in _part(tensors, _GPT2).items() if not _BUFFERS.search(name)
     }
     try:
-        model.gpt2.load_state_dict(words)
+        model.language_model.load_state_dict(words)
         model.mapper.load_state_dict(_part(mapper, "model." if mlp else ""))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
@@ -112,17 +118,18 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that torch did not write
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         raise ModelError(
-            f"{path} is damaged, or holds more than tensors and is not opened: give a state dict"
+            f"{path} is damaged or holds more than tensors, so it is not opened: give a state dict"
         ) from error
-    if not isinstance(found, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
     ):
-        raise ModelError(f"{path} holds no state dict: give ClipCap's .pt file")
+        raise ModelError(f"{path} does not hold a state dict: give ClipCap's .pt file")
     return {
-        name: value.float() if value.is_floating_point() else value for name, value in found.items()
+        name: value.float() if value.is_floating_point() else value
+        for name, value in tensors.items()
     }
 
 
@@ -138,15 +145,15 @@ def mapper_shape(
     if first is not None and last is not None and last.shape[0] % hidden == 0:
         return MapperShape("mlp", last.shape[0] // hidden), first.shape[1]
     spread, constants = mapper.get("linear.weight"), mapper.get("prefix_const")
-    layers = {int(found[1]) for found in map(_LAYER.match, mapper) if found}
+    layers = {int(match[1]) for match in map(_LAYER.match, mapper) if match}
     if spread is not None and constants is not None and layers and spread.shape[0] % hidden == 0:
         shape = MapperShape(
             "transformer", constants.shape[0], spread.shape[0] // hidden, len(layers)
         )
         return shape, spread.shape[1]
     raise ModelError(
-        f"{source} holds no mapper of ClipCap to a GPT-2 {hidden} wide: give its released .pt, and"
-        " the GPT-2 that it was trained with"
+        f"{source} does not hold a mapper of ClipCap for a GPT-2 {hidden} wide: give its released"
+        " .pt, and the GPT-2 that it was trained with"
     )
 
 

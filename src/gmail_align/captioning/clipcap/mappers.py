@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gmail_align.captioning.shape import MapperShape
+from gmail_align.captioning.clipcap.config import MapperShape
 
 
 def mlp_mapper(width: int, hidden: int, prefix_length: int) -> nn.Sequential:
@@ -109,14 +109,14 @@ class Transformer(nn.Module):
 
 
 class TransformerMapper(nn.Module):
-    """ClipCap's mapper for a frozen GPT-2.
+    """ClipCap's mapper for a frozen language model.
 
     The feature becomes ``clip_length`` embeddings, learned constants are put behind them, and what
     the transformer makes of the constants is the prefix.
 
     Args:
         width: Width of the features.
-        hidden: Width of GPT-2's embeddings.
+        hidden: Width of the language model's embeddings.
         prefix_length: Number of constants.
         clip_length: Embeddings that the feature is spread over.
         layers: Layers of the transformer.

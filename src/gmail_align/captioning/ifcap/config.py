@@ -6,15 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from gmail_align.captioning.config import CaptionerOptim
-from gmail_align.config import Config
-from gmail_align.training.config import OptimConfig
+from gmail_align.artifacts import fingerprint
+from gmail_align.captioning.config import CaptionerConfig, CaptionerOptim
+from gmail_align.captioning.ifcap.entities import read_vocabulary
 
 
-class IFCapConfig(Config):
+class IFCapConfig(CaptionerConfig):
     """IFCap (Lee et al. 2024), with GMAIL's generated images as an alternative to noise."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "ifcap_coco": {"optim": {"epochs": 5}},
+        "ifcap_flickr30k": {"noun_captions": 7, "noun_count": 3, "optim": {"epochs": 30}},
+    }
+    """The published settings for COCO and for Flickr30k."""
 
     mode: Literal["text_noise", "gen_embed", "mix"] = "text_noise"
     """What stands for the image in training: the caption's text feature with noise, the aligned
@@ -54,27 +60,10 @@ class IFCapConfig(Config):
     """Attention heads of a layer."""
     max_tokens: int = Field(default=64, ge=2)
     """Longest caption in tokens, its end-of-text token included."""
-    beam: int = Field(default=5, ge=1)
-    """Beams of the search that predicts a caption; 1 is greedy."""
     batch_size: int = Field(default=80, ge=1)
     """Captions in a training step."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward pass in training; weights and the loss stay in float32."""
-    device: str = "auto"
-    """``auto``, ``cpu`` or ``cuda``; no part of what makes two runs the same."""
     optim: CaptionerOptim = CaptionerOptim(epochs=5)
     """Steps, rates and intervals; by default IFCap's 5 epochs."""
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # The published settings for COCO and for Flickr30k.
-        "ifcap_coco": {"optim": {"epochs": 5}},
-        "ifcap_flickr30k": {"noun_captions": 7, "noun_count": 3, "optim": {"epochs": 30}},
-    }
-
-    @field_validator("optim", mode="before")
-    @classmethod
-    def _any_optim(cls, value: object) -> object:
-        """Take a plain ``OptimConfig`` as it is."""
-        return value.model_dump() if isinstance(value, OptimConfig) else value
 
     @model_validator(mode="after")
     def _possible_count(self) -> IFCapConfig:
@@ -89,3 +78,8 @@ class IFCapConfig(Config):
     def captions_needed(self) -> int:
         """Captions that are looked up for an image."""
         return max(self.retrieved, self.noun_captions)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that two equal captioners share, with the vocabulary's words."""
+        words = self.vocabulary and fingerprint(sorted(read_vocabulary(self.vocabulary)))
+        return {**super().identity(), "vocabulary": words}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,45 +96,46 @@ class Datastore:
 
 def write_datastore(
     folder: Path,
-    rows: Sequence[tuple[str, str]],
+    captions: Mapping[str, str],
     texts: Artifact,
     retrieval: Artifact | None,
     config: IFCapConfig,
 ) -> None:
-    """Write the captions (id, text) and link their features.
+    """Write captions (id -> text) and link their features.
 
     Raises:
         DataError: features are not of captions, or not of the same ones in the same order.
         MissingExtraError: the tagger is not installed.
     """
-    by_id, order = dict(rows), list(read_features(texts).ids)
+    order = list(read_features(texts).ids)
     sources = [texts, *([retrieval] if retrieval else [])]
     for source in sources:
         if source.manifest["config"].get("what") != "text":
-            raise DataError(f"{source.folder} holds no features of captions: extract captions")
+            raise DataError(
+                f"{source.folder} does not hold features of captions: extract the captions"
+            )
         if list(read_features(source).ids) != order:
             raise DataError(
                 f"{source.folder} and {texts.folder} hold features of other captions, or in"
                 " another order: extract both from the same captions"
             )
-    missing = [name for name in order if name not in by_id]
-    if missing or len(by_id) != len(order):
+    if set(order) != captions.keys():
         raise DataError(
-            f"{texts.folder} has features of {len(order)} captions and {len(by_id)} are given:"
-            " extract features from the same captions"
+            f"{texts.folder} has features of {len(order)} captions, and {len(captions)} captions"
+            " are given: extract features from the same captions"
         )
     if not (folder / CAPTIONS).exists():
-        found = [nouns(by_id[name]) for name in track(order, "nouns", len(order), "captions")]
+        named = [nouns(captions[name]) for name in track(order, "nouns", len(order), "captions")]
         words = (
             read_vocabulary(config.vocabulary)
             if config.vocabulary
-            else common(found, config.vocabulary_count)
+            else common(named, config.vocabulary_count)
         )
         write_bytes(folder / VOCABULARY, "".join(f"{word}\n" for word in sorted(words)).encode())
-        lines = zip(order, found, strict=True)
+        lines = zip(order, named, strict=True)
         write_jsonl(
             folder / CAPTIONS,
-            [{"caption_id": name, "text": by_id[name], "nouns": some} for name, some in lines],
+            [{"caption_id": name, "text": captions[name], "nouns": some} for name, some in lines],
         )
     for source, name in zip(sources, (TEXTS, RETRIEVAL), strict=False):
         _link(source.path(FEATURES), folder / name)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gmail_align.captioning.origin import require_finite
+from gmail_align.captioning.provenance import require_finite
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.extras import require
 

@@ -1,0 +1,215 @@
+"""What a captioner is, the kinds of captioners, and how one lies on disk.
+
+    captioner/
+    ├── language_model/       weights and tokenizer, as transformers saves them
+    ├── mapper.safetensors    what turns features into a prompt
+    ├── config.json           its kind, its settings, and where its features come from
+    └── events.jsonl          losses and validation scores of the training
+
+An IFCap's folder also has ``datastore/``, the captions that it looks up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+
+from gmail_align.artifacts import Artifact, write_bytes, write_json
+from gmail_align.captioning.clipcap.config import ClipCapConfig
+from gmail_align.captioning.config import CaptionerConfig
+from gmail_align.captioning.ifcap.config import IFCapConfig
+from gmail_align.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from gmail_align.captioning.decode import Decoding
+    from gmail_align.captioning.inputs import CaptionerData
+    from gmail_align.captioning.language import LanguageModel
+    from gmail_align.captioning.prompt import CaptionBatch, Prompt
+    from gmail_align.captioning.tokens import TokenTable
+
+LANGUAGE_MODEL, MAPPER, CONFIG = "language_model", "mapper.safetensors", "config.json"
+
+
+class Captioner(Protocol):
+    """A language model, and what turns image features into the prompt it goes on from."""
+
+    @property
+    def language(self) -> LanguageModel:
+        """The language model."""
+
+    @property
+    def mapper(self) -> nn.Module:
+        """What turns features into embeddings that the language model reads."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """How captions are searched for unless a prediction chooses otherwise."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """The encoder, the weights and the route of the features that it was trained on."""
+
+    @property
+    def mapper_settings(self) -> Mapping[str, Any]:
+        """What the mapper's weights depend on, as JSON values."""
+
+    def prompt(self, features: Tensor, retrieval: Tensor | None = None) -> Prompt:
+        """Turn image features into prompts.
+
+        Args:
+            features: One image a row.
+            retrieval: Features of the same images by the encoder that captions are looked up with;
+                ``features`` when None. Captioners that look nothing up ignore it.
+        """
+
+    def save(self, folder: Path) -> None:
+        """Write the captioner's files."""
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Self:
+        """Read what :meth:`save` wrote, ready to predict."""
+
+
+class CaptionerTraining(Protocol):
+    """The data of one training, and the captioner that is trained."""
+
+    @property
+    def captioner(self) -> Captioner:
+        """What is trained."""
+
+    @property
+    def tokens(self) -> TokenTable:
+        """The captions that are trained."""
+
+    @property
+    def temporary_files(self) -> tuple[Path, ...]:
+        """Files that an interrupted training keeps and a complete one deletes."""
+
+    @classmethod
+    def check(cls, config: Any, data: CaptionerData) -> None:
+        """Refuse what cannot be trained together, before anything is read.
+
+        Raises:
+            UserError: the message says what does not fit.
+        """
+
+    @classmethod
+    def prepare(
+        cls, config: Any, data: CaptionerData, language: LanguageModel, out: Path, seed: int
+    ) -> Self:
+        """Read the data and build an untrained captioner.
+
+        ``out`` is the captioner's folder, for files that an interrupted training keeps.
+        """
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was trained on, for the manifest."""
+
+    def batch(self, step: int, seed: int) -> CaptionBatch:
+        """Return the batch of a step, a pure function of (seed, step) and torch's generator."""
+
+    def held_out(self) -> Iterator[CaptionBatch]:
+        """Yield the validation captions in order."""
+
+
+@dataclass(frozen=True)
+class CaptionerKind:
+    """One kind of captioner."""
+
+    config: type[CaptionerConfig]
+    """Its settings."""
+    package: str
+    """Where ``model.CAPTIONER`` and ``training.TRAINING`` are."""
+
+    def captioner(self) -> type[Captioner]:
+        """Import the captioner's class."""
+        return cast("type[Captioner]", resolve_name(f"{self.package}.model:CAPTIONER"))
+
+    def training(self) -> type[CaptionerTraining]:
+        """Import the class that prepares and feeds its training."""
+        return cast("type[CaptionerTraining]", resolve_name(f"{self.package}.training:TRAINING"))
+
+
+CAPTIONERS: Mapping[str, CaptionerKind] = {
+    "clipcap": CaptionerKind(ClipCapConfig, "gmail_align.captioning.clipcap"),
+    "ifcap": CaptionerKind(IFCapConfig, "gmail_align.captioning.ifcap"),
+}
+"""Every kind of captioner by name."""
+
+
+def kind_of(config: CaptionerConfig) -> str:
+    """Return the name of the kind that a configuration belongs to.
+
+    Raises:
+        ConfigError: it belongs to none.
+    """
+    for name, kind in CAPTIONERS.items():
+        if type(config) is kind.config:
+            return name
+    raise ConfigError(f"{type(config).__name__} does not configure a captioner")
+
+
+def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
+    """Open a captioner of any kind for prediction.
+
+    Raises:
+        ArtifactError: the artifact is not a captioner, or its files are damaged.
+        ModelError: the language model inside is damaged.
+    """
+    kind = read_config(artifact)["kind"]
+    return CAPTIONERS[kind].captioner().load(artifact.folder, device)
+
+
+def read_config(artifact: Artifact) -> dict[str, Any]:
+    """Return the ``config.json`` of a captioner.
+
+    Raises:
+        ArtifactError: the artifact is not a captioner, or the file is damaged.
+    """
+    if artifact.kind != "captioner":
+        raise ArtifactError(f"{artifact.folder} holds {artifact.kind}: give a captioner here")
+    with damage_named(artifact.folder):
+        config: dict[str, Any] = json.loads(artifact.path(CONFIG).read_text(encoding="utf-8"))
+        config["trained_on"]["encoder"]
+        CAPTIONERS[config["kind"]]
+    return config
+
+
+def save_parts(folder: Path, captioner: Captioner, kind: str, settings: Mapping[str, Any]) -> None:
+    """Write the files that captioners of every kind have.
+
+    Args:
+        folder: The captioner's folder.
+        captioner: The captioner.
+        kind: Its name in :data:`CAPTIONERS`.
+        settings: What else its ``load`` needs to build it again.
+    """
+    from safetensors.torch import save
+
+    captioner.language.save(folder / LANGUAGE_MODEL)
+    weights = captioner.mapper.state_dict().items()
+    write_bytes(folder / MAPPER, save({name: w.cpu().contiguous() for name, w in weights}))
+    described = {
+        "kind": kind,
+        "mapper": dict(captioner.mapper_settings),
+        "trained_on": dict(captioner.identity),
+    }
+    write_json(folder / CONFIG, {**settings, **described})
+
+
+def damage_named(folder: Path) -> AbstractContextManager[None]:
+    """Name the captioner's folder in errors of damaged files.
+
+    Raises:
+        ArtifactError: a file that the block reads is damaged.
+    """
+    return damage_explained(folder, ArtifactError, "train the captioner again")
