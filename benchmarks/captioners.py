@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from gmail_align.artifacts import Artifact, load
-from gmail_align.captioning.clipcap.run import predict_captions, train_clipcap
-from gmail_align.captioning.config import ClipCapConfig, PredictConfig
+from gmail_align.captioning.clipcap.config import ClipCapConfig
+from gmail_align.captioning.config import CaptionerConfig, PredictConfig
 from gmail_align.captioning.ifcap.config import IFCapConfig
-from gmail_align.captioning.ifcap.run import CaptionSource, ImageSource, train_ifcap
+from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
+from gmail_align.captioning.predict import predict_captions
+from gmail_align.captioning.training import train_captioner
 from gmail_align.data.captions import read_captions
-from gmail_align.data.pairs import Pair, read_pairs
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.evaluation.seeds import evaluate_seeds
@@ -45,25 +46,20 @@ class Inputs:
     """What a work folder holds."""
 
     work: Path
-    pairs: dict[str, list[Pair]]
     texts: Artifact
-    gpt2: Path
+    language_model: Path
 
-    def features(self, system: str, split: str, seed: int) -> Artifact:
-        """Return the features that a system trains on."""
-        frozen = self.work / "features" / "frozen"
-        if system == REAL:
-            return load(frozen / f"real-{split}")
-        if system == RAW:
-            return load(frozen / f"generated-{split}")
-        home = self.work / f"seed-{seed}" / "features" / FOLDERS[system]
-        return load(home / f"generated-{split}")
+    def images(self, system: str, split: str, seed: int) -> CaptionedImages:
+        """Return the features that a system trains on, and their captions."""
+        folder = self.work / "features" / "frozen"
+        if system not in (REAL, RAW):
+            folder = self.work / f"seed-{seed}" / "features" / FOLDERS[system]
+        images = "real" if system == REAL else "generated"
+        return CaptionedImages(load(folder / f"{images}-{split}"), self.pairs(split))
 
-    def rows(self, system: str, split: str) -> list[tuple[str, str]]:
-        """Return (id of a feature, caption)."""
-        if system == REAL:
-            return [(pair.real_image_id, pair.text) for pair in self.pairs[split]]
-        return [(pair.generated_image_id, pair.text) for pair in self.pairs[split]]
+    def pairs(self, split: str) -> Artifact:
+        """Return the pairs of a split."""
+        return load(self.work / "pairs" / split)
 
 
 def open_work(work: Path, out: Path) -> Inputs:
@@ -73,8 +69,7 @@ def open_work(work: Path, out: Path) -> Inputs:
     texts = extract_texts(
         load(work / "pairs" / "train"), clip, out / "texts-train", route=Route.FROZEN
     )
-    pairs = {split: read_pairs(load(work / "pairs" / split)) for split in ("train", "val")}
-    return Inputs(work, pairs, texts, model_path(models["gpt2"], "gpt2"))
+    return Inputs(work, texts, model_path(models["language_model"], "gpt2"))
 
 
 def settings(steps: int) -> dict[str, Any]:
@@ -94,31 +89,24 @@ def train(
     inputs: Inputs, captioner: str, system: str, seed: int, steps: int, out: Path
 ) -> Artifact:
     """Train one captioner of one system with one seed."""
-    if captioner == "ifcap":
-        return _train_ifcap(inputs, system, seed, steps, out)
     shape: dict[str, Any] = {}
     if captioner == "clipcap_transformer":
         shape = {"mapper": "transformer", "prefix_length": 10, "clip_length": 10}
-    return train_clipcap(
-        ClipCapConfig(**settings(steps), **shape),
-        inputs.features(system, "train", seed),
-        inputs.rows(system, "train"),
-        inputs.gpt2,
-        out,
-        validation=(inputs.features(system, "val", seed), inputs.rows(system, "val")),
-        seed=seed,
+    config: CaptionerConfig = ClipCapConfig(**settings(steps), **shape)
+    data = CaptionerData(
+        (inputs.images(system, "train", seed),), validation=inputs.images(system, "val", seed)
     )
-
-
-def _train_ifcap(inputs: Inputs, system: str, seed: int, steps: int, out: Path) -> Artifact:
-    """Train IFCap: on captions alone, or with generated images in place of noisy texts."""
-    mode = "text_noise" if system == "text_only" else "gen_embed"
-    config = IFCapConfig(mode=mode, noun_count=4, **settings(steps))
-    rows = [(pair.caption_id, pair.text) for pair in inputs.pairs["train"]]
-    held = ImageSource(inputs.features(REAL, "val", seed), inputs.rows(REAL, "val"))
-    images = None if mode == "text_noise" else inputs.features(system, "train", seed)
-    source = CaptionSource(rows, inputs.texts, generated=images)
-    return train_ifcap(config, source, inputs.gpt2, out, validation=held, seed=seed)
+    if captioner == "ifcap":
+        # On captions alone, or with generated images in place of noisy texts.
+        alone = system == "text_only"
+        mode = "text_noise" if alone else "gen_embed"
+        config = IFCapConfig(mode=mode, noun_count=4, **settings(steps))
+        data = CaptionerData(
+            () if alone else (inputs.images(system, "train", seed),),
+            EmbeddedCaptions(inputs.pairs("train"), inputs.texts),
+            inputs.images(REAL, "val", seed),
+        )
+    return train_captioner(config, data, inputs.language_model, out, seed=seed)
 
 
 def run_all(inputs: Inputs, seeds: int, steps: int, out: Path) -> list[dict[str, Artifact]]:

@@ -33,12 +33,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from gmail_align.captioning.captions import CaptionSet
-from gmail_align.captioning.clipcap.clipcap import ClipCap
-from gmail_align.captioning.clipcap.folder import fuse_gelu, load_tokenizer
+from gmail_align.captioning.clipcap.model import ClipCap
+from gmail_align.captioning.clipcap.training import CaptionSet
 from gmail_align.captioning.decode import Decoding, decode
 from gmail_align.captioning.ifcap.retrieval import nearest
-from gmail_align.features.store import Features
+from gmail_align.captioning.language import LanguageModel, fuse_gelu, load_tokenizer
+from gmail_align.captioning.tokens import tokenise
+from gmail_align.data.batches import batch_indices
 from gmail_align.recipe import model_path
 
 BEAM, TOKENS, BATCH = 5, 16, 32
@@ -103,8 +104,8 @@ def compare_decoding(
 ) -> None:
     """Caption 32 images in a batch, and ``singles`` of them one by one with GPT-2 as it comes."""
     torch.manual_seed(0)
-    gpt2 = fuse_gelu(copy.deepcopy(plain))
-    model = ClipCap(gpt2, WIDTH).eval()
+    language = LanguageModel(fuse_gelu(copy.deepcopy(plain)), tokenizer)
+    model = ClipCap(language, WIDTH).eval()
     with torch.no_grad():
         model.mapper[-1].weight.mul_(8)
         prompt = model.prompt(torch.randn(BATCH, WIDTH))
@@ -112,7 +113,7 @@ def compare_decoding(
     said: dict[str, list[str]] = {}
 
     def batched() -> None:
-        said["batched"] = [found.text for found in decode(gpt2, tokenizer, prompt, how)]
+        said["batched"] = [found.text for found in decode(language, prompt, how)]
 
     def single() -> None:
         rows = prompt.embeddings[:singles]
@@ -131,14 +132,16 @@ def compare_batches(folder: Path, repeats: int) -> None:
     """Read an epoch of training batches both ways."""
     tokenizer = load_tokenizer(folder)
     array = torch.randn(CAPTIONS // 5, WIDTH)
-    ids = [f"{number}" for number in range(len(array))]
-    rows = [(ids[n % len(ids)], f"a red ball and {n} blue cubes") for n in range(CAPTIONS)]
-    captions = CaptionSet.make([(Features(ids, array), rows)], tokenizer, 40)
+    texts = (f"a red ball and {n} blue cubes" for n in range(CAPTIONS))
+    rows = torch.arange(CAPTIONS) % len(array)
+    captions = CaptionSet((array,), rows, tokenise(texts, tokenizer, 40))
     steps = CAPTIONS // 40
 
     def store() -> None:
         for step in range(steps):
-            captions.batch(step, 40, 0)
+            picked = torch.from_numpy(batch_indices(step, 40, len(captions), 0))
+            captions.features(captions.rows[picked])
+            captions.tokens.batch(picked)
 
     with tempfile.TemporaryDirectory() as temporary:
         for number in range(CAPTIONS):

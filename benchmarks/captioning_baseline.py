@@ -24,8 +24,11 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, GPT2LMHeadModel, get_linear_schedule_with_warmup
 
 from gmail_align.artifacts import load, write_json
-from gmail_align.captioning.clipcap.run import predict_captions, read_predictions, train_clipcap
-from gmail_align.captioning.config import ClipCapConfig, PredictConfig
+from gmail_align.captioning.clipcap.config import ClipCapConfig
+from gmail_align.captioning.config import PredictConfig
+from gmail_align.captioning.inputs import CaptionedImages, CaptionerData
+from gmail_align.captioning.predict import predict_captions, read_predictions
+from gmail_align.captioning.training import train_captioner
 from gmail_align.metrics.captions import compare_captioners
 from gmail_align.recipe import model_path
 
@@ -160,8 +163,9 @@ def main() -> None:
     systems = {}
     for seed in range(given.seeds):
         folder = given.out / f"seed-{seed}"
-        features = load(frozen / "real-train")
-        ours = train_clipcap(config, features, rows, gpt2, folder / "captioner", seed=seed)
+        captions = load(given.work / "real" / "train" / "captions")
+        data = CaptionerData((CaptionedImages(load(frozen / "real-train"), captions),))
+        ours = train_captioner(config, data, gpt2, folder / "captioner", seed=seed)
         predictions = folder / "predictions"
         how = PredictConfig(device="cpu")
         said = predict_captions(ours, load(frozen / "real-test"), predictions, how)

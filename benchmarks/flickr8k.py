@@ -31,10 +31,14 @@ from torch.nn.functional import normalize
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from gmail_align.artifacts import Artifact, begin, write_bytes, write_json, write_jsonl
-from gmail_align.captioning.clipcap.run import predict_captions, read_predictions, train_clipcap
-from gmail_align.captioning.config import CaptionerOptim, ClipCapConfig, PredictConfig
+from gmail_align.captioning.clipcap.config import ClipCapConfig
+from gmail_align.captioning.config import CaptionerOptim, PredictConfig
+from gmail_align.captioning.inputs import CaptionedImages, CaptionerData
+from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.tokens import tokenise
+from gmail_align.captioning.training import train_captioner
 from gmail_align.data.batches import batch_indices
+from gmail_align.data.captions import Caption, write_captions
 from gmail_align.features.store import read_features
 from gmail_align.metrics.captions import compare_captioners, paired_caption_difference
 from gmail_align.training.config import OptimConfig
@@ -55,9 +59,19 @@ class Photos:
     words: dict[str, list[str]]
     features: Artifact
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Return (id, caption) in words: lower case, no punctuation."""
-        return [(name, text) for name in self.ids for text in self.words[name]]
+    def captioned(self, work: Path) -> CaptionedImages:
+        """Write the captions in words (lower case, no punctuation) and join them with features."""
+        name = self.features.folder.name
+        draft = begin(work / "captions" / name, "captions", {"split": name})
+        captions = draft.complete
+        if captions is None:
+            rows = [
+                Caption(f"{image}-{k}", text, image)
+                for image in self.ids
+                for k, text in enumerate(self.words[image])
+            ]
+            captions = draft.finish({"captions": write_captions(draft, rows)})
+        return CaptionedImages(self.features, captions)
 
 
 def read_split(data: Path, work: Path, split: str, part: slice, name: str) -> Photos:
@@ -169,16 +183,10 @@ def main() -> None:
     train = read_split(given.data, given.work, "train", slice(None, -HELD_OUT), "train")
     held = read_split(given.data, given.work, "train", slice(-HELD_OUT, None), "held-out")
     val = read_split(given.data, given.work, "val", slice(None), "val")
-    texts = [text for _, text in train.rows()]
+    texts = [text for name in train.ids for text in train.words[name]]
     gpt2 = train_gpt2(texts, given.work / "gpt2", given.gpt2_steps)
-    captioner = train_clipcap(
-        settings(given.steps),
-        train.features,
-        train.rows(),
-        gpt2,
-        given.work / "captioner",
-        validation=(held.features, held.rows()),
-    )
+    data = CaptionerData((train.captioned(given.work),), validation=held.captioned(given.work))
+    captioner = train_captioner(settings(given.steps), data, gpt2, given.work / "captioner")
     predicted = predict_captions(
         captioner, val.features, given.work / "predictions", PredictConfig(device="cpu")
     )

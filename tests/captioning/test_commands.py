@@ -28,8 +28,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"extract {folder}/real/images --encoder tabletop --route frozen --out {folder}/seen",
         f"extract {folder}/real/captions --encoder tabletop --out {folder}/texts",
         f"train clipcap --features {folder}/seen --captions {folder}/real/captions"
-        f" --gpt2 tabletop --out {folder}/clipcap {TINY}",
-        f"train ifcap --captions {folder}/real/captions --texts {folder}/texts --gpt2 tabletop"
+        f" --language-model tabletop --out {folder}/clipcap {TINY}",
+        f"train ifcap --captions {folder}/real/captions --texts {folder}/texts"
+        " --language-model tabletop"
         f" --validation-features {folder}/seen --validation-captions {folder}/real/captions"
         f" --out {folder}/ifcap {TINY} --set layers=1 --set max_nouns=3",
     ):
@@ -66,38 +67,50 @@ def test_files_are_captioned_as_their_features_are(work: Path, kind: str) -> Non
 
 def test_a_training_goes_on_and_mixes(work: Path) -> None:
     mixed = f"--features {work}/seen --captions {work}/real/captions"
-    text = f"train clipcap {mixed} {mixed} --gpt2 {work}/clipcap --out {work}/on {TINY}"
+    text = f"train clipcap {mixed} {mixed} --language-model {work}/clipcap --out {work}/on {TINY}"
     result = call(text + " --json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["counts"]["captions"] == 80
-    assert load(work / "on").manifest["inputs"]["gpt2"] == load(work / "clipcap").fingerprint
+    assert (
+        load(work / "on").manifest["inputs"]["language_model"] == load(work / "clipcap").fingerprint
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("caption {w}/absent.png --captioner {w}/clipcap --encoder tabletop", "cannot be read"),
-        ("caption {w}/bad.png --captioner {w}/clipcap --encoder tabletop", "no image"),
-        ("caption {w}/bad.png --captioner {w}/seen --encoder tabletop", "captioner are needed"),
+        ("caption {w}/absent.png --captioner {w}/clipcap --encoder tabletop", "absent.png"),
+        ("caption {w}/bad.png --captioner {w}/clipcap --encoder tabletop", "bad.png"),
+        ("caption {w}/bad.png --captioner {w}/seen --encoder tabletop", "seen holds"),
         (
             "predict captions --captioner {w}/clipcap --features {w}/texts --out {w}/x",
-            "give those of images",
+            "texts holds",
         ),
         (
             "train clipcap --features {w}/seen --captions {w}/real/captions --captions {w}/texts"
-            " --gpt2 tabletop --out {w}/x",
-            "come in pairs",
+            " --language-model tabletop --out {w}/x",
+            "--captions",
         ),
         (
-            "train ifcap --captions {w}/real/captions --texts {w}/seen --gpt2 tabletop --out {w}/x",
-            "holds no features of captions",
+            "train ifcap --captions {w}/real/captions --texts {w}/seen --language-model tabletop"
+            " --out {w}/x",
+            "seen does not",
         ),
         (
-            "train ifcap --captions {w}/real/captions --texts {w}/texts --gpt2 tabletop"
+            "train ifcap --captions {w}/real/captions --texts {w}/texts --language-model tabletop"
             " --out {w}/x --set mode=mix",
-            "give features of generated images",
+            "mode is mix",
         ),
+<<<<<<< HEAD
         ("convert-clipcap {w}/bad.png --gpt2 {w}/clipcap/gpt2 --out {w}/x", "is damaged"),
+=======
+        (
+            "train ifcap --captions {w}/real/captions --texts {w}/texts --language-model tabletop"
+            " --out {w}/x --preset ifcup",
+            "'ifcup'",
+        ),
+        ("convert-clipcap {w}/bad.png --gpt2 {w}/clipcap/language_model --out {w}/x", "bad.png"),
+>>>>>>> 288ce55 (Read the benchmarks and the docs of captioners from artifacts of captions)
     ],
 )
 def test_a_mistake_is_one_sentence(work: Path, text: str, sentence: str) -> None:

@@ -6,18 +6,18 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from gmail_align.captioning.clipcap.clipcap import ClipCap
-from gmail_align.captioning.clipcap.folder import load_gpt2
+from gmail_align.captioning.clipcap.model import ClipCap
 from gmail_align.captioning.decode import Decoding, SeededNucleus, decode, prefill, up_to_end
-from gmail_align.captioning.language import Prompt, mean_log_prob
+from gmail_align.captioning.language import load_language_model
+from gmail_align.captioning.prompt import Prompt, mean_log_prob
 
 FEATURES = torch.randn(5, 8, generator=torch.Generator().manual_seed(4))
 GREEDY = Decoding(method="greedy", max_tokens=9)
 BEAM = Decoding(beam=3, max_tokens=9)
 
 
-def say(model: ClipCap, tokenizer, features, how: Decoding, seeds=None) -> list:
-    return decode(model.gpt2, tokenizer, model.prompt(features), how, seeds=seeds)
+def say(model: ClipCap, features, how: Decoding, seeds=None) -> list:
+    return decode(model.language, model.prompt(features), how, seeds=seeds)
 
 
 @torch.no_grad()
@@ -28,9 +28,9 @@ def naive_greedy(
     tokens: list[int] = []
     total = 0.0
     while len(tokens) < most and (not tokens or tokens[-1] != end):
-        words = model.gpt2.transformer.wte(torch.tensor(tokens, dtype=torch.long))
+        words = model.language_model.transformer.wte(torch.tensor(tokens, dtype=torch.long))
         inputs = torch.cat([model.prompt(feature[None]).embeddings[0], words])[None]
-        scores = model.gpt2(inputs_embeds=inputs).logits[0, -1].log_softmax(0)
+        scores = model.language_model(inputs_embeds=inputs).logits[0, -1].log_softmax(0)
         if not tokens:
             scores[end] = -torch.inf
         tokens.append(int(scores.argmax()))
@@ -43,23 +43,22 @@ def chatty(clipcap: ClipCap) -> ClipCap:
     """Captions of this captioner end, some early and some late."""
     with torch.no_grad():
         clipcap.mapper[2].weight.mul_(4)
-        clipcap.gpt2.lm_head.weight.mul_(12)
+        clipcap.language_model.lm_head.weight.mul_(12)
     return clipcap
 
 
 def test_greedy_is_the_naive_search(chatty: ClipCap, gpt2: Path) -> None:
-    tokenizer = load_gpt2(gpt2)[1]
-    found = say(chatty, tokenizer, FEATURES, GREEDY)
+    tokenizer = load_language_model(gpt2).tokenizer
+    found = say(chatty, FEATURES, GREEDY)
     for feature, caption in zip(FEATURES, found, strict=True):
         tokens, score = naive_greedy(chatty, feature, tokenizer.eos_token_id, 9)
         assert caption.text == tokenizer.decode(tokens, skip_special_tokens=True).strip()
         assert caption.log_prob == pytest.approx(score, abs=1e-4)
 
 
-def test_a_batch_predicts_what_single_images_predict(chatty: ClipCap, gpt2: Path) -> None:
-    tokenizer = load_gpt2(gpt2)[1]
-    together = say(chatty, tokenizer, FEATURES, BEAM)
-    alone = [say(chatty, tokenizer, f[None], BEAM)[0] for f in FEATURES]
+def test_a_batch_predicts_what_single_images_predict(chatty: ClipCap) -> None:
+    together = say(chatty, FEATURES, BEAM)
+    alone = [say(chatty, f[None], BEAM)[0] for f in FEATURES]
     assert [c.text for c in together] == [c.text for c in alone]
     assert [c.log_prob for c in together] == pytest.approx([c.log_prob for c in alone], abs=1e-5)
 
@@ -74,13 +73,15 @@ def test_a_prompt_that_is_kept_scores_as_one_that_is_run_again(
     ids = torch.randint(300, (5, 6), generator=random)
     spoken = torch.arange(6) < torch.tensor([6, 1, 3, 4, 2])[:, None]
     with torch.inference_mode():
-        again = mean_log_prob(clipcap.gpt2, prompt, ids, spoken)
-        kept = mean_log_prob(clipcap.gpt2, prompt, ids, spoken, prefill(clipcap.gpt2, prompt))
+        again = mean_log_prob(clipcap.language_model, prompt, ids, spoken)
+        kept = mean_log_prob(
+            clipcap.language_model, prompt, ids, spoken, prefill(clipcap.language_model, prompt)
+        )
     assert torch.allclose(kept, again, atol=1e-5)
 
 
 def test_gpt2_is_what_transformers_makes_of_it(gpt2: Path) -> None:
-    plain, ours = GPT2LMHeadModel.from_pretrained(gpt2), load_gpt2(gpt2)[0]
+    plain, ours = GPT2LMHeadModel.from_pretrained(gpt2), load_language_model(gpt2).model
     ids = torch.arange(12)[None]
     expected = plain(ids, labels=ids)
     found = ours(ids, labels=ids)
@@ -96,19 +97,13 @@ def test_tokens_count_up_to_the_first_end() -> None:
     assert up_to_end(ids, [0]).int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
 
 
-def test_nucleus_draws_the_same_with_the_same_seed_in_any_batch(
-    chatty: ClipCap, gpt2: Path
-) -> None:
-    tokenizer = load_gpt2(gpt2)[1]
+def test_nucleus_draws_the_same_with_the_same_seed_in_any_batch(chatty: ClipCap) -> None:
     how = Decoding(method="nucleus", top_p=0.95, temperature=1.5, max_tokens=9)
     seeds = [11, 12, 13, 14, 15]
-    together = [c.text for c in say(chatty, tokenizer, FEATURES, how, seeds)]
-    one = [
-        say(chatty, tokenizer, f[None], how, [s])[0].text
-        for f, s in zip(FEATURES, seeds, strict=True)
-    ]
+    together = [c.text for c in say(chatty, FEATURES, how, seeds)]
+    one = [say(chatty, f[None], how, [s])[0].text for f, s in zip(FEATURES, seeds, strict=True)]
     assert together == one
-    other = [c.text for c in say(chatty, tokenizer, FEATURES, how, [s + 90 for s in seeds])]
+    other = [c.text for c in say(chatty, FEATURES, how, [s + 90 for s in seeds])]
     assert other != together
 
 
@@ -120,9 +115,8 @@ def test_nucleus_draws_as_often_as_the_probabilities_say() -> None:
     assert torch.allclose(found, kept, atol=0.025)
 
 
-def test_a_longer_beam_search_finds_a_likelier_caption(chatty: ClipCap, gpt2: Path) -> None:
-    tokenizer = load_gpt2(gpt2)[1]
-    greedy = say(chatty, tokenizer, FEATURES, GREEDY)
-    wide = say(chatty, tokenizer, FEATURES, Decoding(beam=6, max_tokens=9))
+def test_a_longer_beam_search_finds_a_likelier_caption(chatty: ClipCap) -> None:
+    greedy = say(chatty, FEATURES, GREEDY)
+    wide = say(chatty, FEATURES, Decoding(beam=6, max_tokens=9))
     mean = [sum(c.log_prob for c in found) / len(found) for found in (greedy, wide)]
     assert mean[1] >= mean[0]

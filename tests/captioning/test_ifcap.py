@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,21 +9,23 @@ import torch
 from torch.nn.functional import normalize
 
 from gmail_align.artifacts import Artifact, read_jsonl
-from gmail_align.captioning.clipcap.folder import load_gpt2
-from gmail_align.captioning.clipcap.run import train_clipcap
+from gmail_align.captioning import training
+from gmail_align.captioning.captioner import load_captioner
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.ifcap import datastore
 from gmail_align.captioning.ifcap.config import IFCapConfig
-from gmail_align.captioning.ifcap.data import Training
-from gmail_align.captioning.ifcap.folder import open_reader
-from gmail_align.captioning.ifcap.model import IFCap
-from gmail_align.captioning.ifcap.run import CaptionSource, ImageSource, train_ifcap
+from gmail_align.captioning.ifcap.training import IFCapTraining
+from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
 from gmail_align.captioning.predict import predict_captions, read_predictions
+from gmail_align.captioning.prompt import token_losses
+from gmail_align.captioning.training import train_captioner
 from gmail_align.config import build
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
+from gmail_align.features.store import read_features
 from gmail_align.training.config import OptimConfig
+from worlds.captioning import Rows, captioned, named_captions_beside, write_features
 
-from .conftest import MakeFeatures, quick, write_features
+from .conftest import MakeFeatures, quick, train_clipcap
 
 WORDS = ("red ball", "blue cube", "green cone", "grey cylinder")
 ROWS = [
@@ -66,22 +69,38 @@ def image_features(seed: int = 1) -> torch.Tensor:
     return torch.eye(4).repeat_interleave(2, dim=1) + 0.05 * torch.randn(4, 8, generator=generator)
 
 
+def source(
+    rows: Rows,
+    texts: Artifact,
+    retrieval: Artifact | None = None,
+    generated: Artifact | None = None,
+) -> CaptionerData:
+    """Join (caption id, caption) with features of the captions and of generated images."""
+    captions = named_captions_beside(texts, rows)
+    images = (CaptionedImages(generated, captions),) if generated else ()
+    return CaptionerData(images, EmbeddedCaptions(captions, texts, retrieval))
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("texts")
-    return write_features(folder, [name for name, _ in ROWS], text_features(), what="text")
+    return write_features(
+        folder / "texts", [name for name, _ in ROWS], text_features(), what="text"
+    )
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return write_features(tmp_path_factory.mktemp("images"), list("wxyz"), image_features())
+    return write_features(
+        tmp_path_factory.mktemp("images") / "images", list("wxyz"), image_features()
+    )
 
 
 @pytest.fixture(scope="module")
 def ifcap(gpt2: Path, texts: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A captioner that was trained on captions alone."""
     out = tmp_path_factory.mktemp("ifcap") / "out"
-    return train_ifcap(small(150), CaptionSource(ROWS, texts), gpt2, out)
+    return train_captioner(small(150), source(ROWS, texts), gpt2, out)
 
 
 def test_trained_on_text_alone_it_names_what_images_show(
@@ -109,61 +128,56 @@ def test_captions_predicted_together_are_those_predicted_alone(
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
-def test_the_loss_is_that_of_plain_transformers(gpt2: Path) -> None:
-    words = load_gpt2(gpt2)[0]
-    torch.manual_seed(0)
-    model = IFCap(words, 8, prefix_length=2, layers=1, heads=2).eval()
-    features, retrieved = normalize(torch.randn(2, 8), dim=-1), torch.randn(2, 3, 8)
-    hard = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
-    hard_mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]).bool()
+def test_the_loss_is_that_of_plain_transformers(ifcap: Artifact, images: Artifact) -> None:
+    model = load_captioner(ifcap, torch.device("cpu"))
+    words = model.language_model
+    rows = torch.tensor([[0, 1, 2, 3, 4], [6, 7, 8, 9, 12]])
+    features = normalize(read_features(images).array[:2], dim=-1)
     ids = torch.tensor([[11, 12, 0], [13, 0, 0]])
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
     losses = []
     with torch.no_grad():
-        found = model.loss(model.prompt(features, retrieved, hard, hard_mask), ids, mask)
-        for row in range(2):
-            soft = model.fusion(features[row : row + 1], retrieved[row : row + 1])
-            tokens = torch.cat([hard[row][hard_mask[row]], ids[row][mask[row]]])
-            inputs = torch.cat([soft, words.transformer.wte(tokens)[None]], dim=1)
-            labels = torch.cat(
-                [torch.full((2 + int(hard_mask[row].sum()),), -100), ids[row][mask[row]]]
-            )
-            out = words(inputs_embeds=inputs, labels=labels[None])
-            losses.append(out.loss * int(mask[row].sum()))
-    assert torch.allclose(found, sum(losses) / int(mask.sum()), atol=1e-5)
+        prompt = model.join(features, rows, [["ball"], []])
+        loss = token_losses(words, prompt, ids, mask).mean()
+        soft = model.mapper(features, model.store.features[rows[:, :3]].float())
+        for row, hard in enumerate(("There are ball in image.", "There are something in image.")):
+            start = torch.tensor(model.language.tokenizer(hard)["input_ids"])
+            tokens = torch.cat([start, ids[row][mask[row]]])
+            inputs = torch.cat([soft[row], words.transformer.wte(tokens)])[None]
+            labels = torch.cat([torch.full((2 + len(start),), -100), ids[row][mask[row]]])
+            losses.append(words(inputs_embeds=inputs, labels=labels[None]).loss * mask[row].sum())
+    assert torch.allclose(loss, sum(losses) / int(mask.sum()), atol=1e-5)
 
 
 def test_objects_that_enough_captions_hold_are_named(ifcap: Artifact) -> None:
-    reader = open_reader(ifcap, torch.device("cpu"))
-    assert {"ball", "cube", "cone", "cylinder"} <= reader.store.vocabulary
-    assert reader.store.objects([0, 1, 2, 3, 6], reader.config) == ["ball"]
-    assert reader.store.objects([0, 1, 6, 7, 12], reader.config) == []
-    ids, mask = reader.hard([["ball"], []])
+    model = load_captioner(ifcap, torch.device("cpu"))
+    assert {"ball", "cube", "cone", "cylinder"} <= model.store.vocabulary
+    assert model.store.objects([0, 1, 2, 3, 6], model.config) == ["ball"]
+    assert model.store.objects([0, 1, 6, 7, 12], model.config) == []
+    ids, mask = model.hard([["ball"], []])
     assert ids.shape == mask.shape
-    assert reader.tokenizer.decode(ids[0][mask[0]]) == "There are ball in image."
+    assert model.language.tokenizer.decode(ids[0][mask[0]]) == "There are ball in image."
 
 
-class Spy:
-    """Takes the place of a fit and keeps what the training would have read."""
-
-    def __init__(self) -> None:
-        self.training: Training | None = None
-
-    def __call__(self, training: Training, *others: object) -> None:
-        self.training = training
-        raise KeyboardInterrupt
+class StoppedError(Exception):
+    """Stops a training before its first step."""
 
 
-def training(monkeypatch: pytest.MonkeyPatch, *args: object, **kwargs: object) -> Training:
+def prepared(
+    monkeypatch: pytest.MonkeyPatch, config: IFCapConfig, data: CaptionerData, gpt2: Path, out: Path
+) -> IFCapTraining:
     """Return the data of a training that is stopped before its first step."""
-    from gmail_align.captioning.ifcap import run as ifcap_run
+    kept: list[IFCapTraining] = []
 
-    spy = Spy()
-    monkeypatch.setattr(ifcap_run, "_fit", spy)
-    with pytest.raises(KeyboardInterrupt):
-        train_ifcap(*args, **kwargs)
-    assert spy.training is not None
-    return spy.training
+    def stopped(training: IFCapTraining, *others: object) -> None:
+        kept.append(training)
+        raise StoppedError
+
+    monkeypatch.setattr(training, "_fit", stopped)
+    with pytest.raises(StoppedError):
+        train_captioner(config, data, gpt2, out)
+    monkeypatch.undo()
+    return kept[0]
 
 
 def test_generated_images_replace_noisy_texts(
@@ -176,19 +190,19 @@ def test_generated_images_replace_noisy_texts(
     names = [f"{name}-0" for name, _ in ROWS[:12]]
     array = torch.randn(12, 8)
     made = make_features("made", names, array, route="generated", weights="aligned")
-    source = CaptionSource(ROWS, texts, generated=made)
+    data = source(ROWS, texts, generated=made)
     rows = torch.arange(24)
     unit = normalize(array, dim=-1)
-    only = training(monkeypatch, small(1, mode="gen_embed"), source, gpt2, tmp_path / "gen")
+    only = prepared(monkeypatch, small(1, mode="gen_embed"), data, gpt2, tmp_path / "gen")
     assert only.rows.tolist() == list(range(12))
     assert torch.allclose(only.inputs(rows[:12]), unit)
-    mixed = training(monkeypatch, small(1, mode="mix"), source, gpt2, tmp_path / "mix")
-    assert len(mixed) == 24
+    mixed = prepared(monkeypatch, small(1, mode="mix"), data, gpt2, tmp_path / "mix")
+    assert len(mixed.rows) == 24
     torch.manual_seed(0)
     found = torch.stack([mixed.inputs(rows) for _ in range(40)])
     taken = (found[:, :12] - unit).abs().amax(-1) < 1e-6
     assert 0.4 < float(taken.float().mean()) < 0.6
-    noisy = training(monkeypatch, small(1), CaptionSource(ROWS, texts), gpt2, tmp_path / "text")
+    noisy = prepared(monkeypatch, small(1), source(ROWS, texts), gpt2, tmp_path / "text")
     cosine = (noisy.inputs(rows) * normalize(text_features(), dim=-1)).sum(-1)
     assert (cosine < 0.999).all()
     assert float(cosine.mean()) > 0.85
@@ -199,10 +213,10 @@ def test_training_retrieves_other_captions_and_never_the_same_words(
 ) -> None:
     twice = [(name, text.replace("one", "a")) for name, text in ROWS]
     config = small(1, retrieval_noise_variance=0.0)
-    found = training(monkeypatch, config, CaptionSource(twice, texts), gpt2, tmp_path / "out")
-    store = found.reader.store
-    assert found.retrieved.shape == (24, 3)
-    for row, near in enumerate(found.retrieved.tolist()):
+    data = prepared(monkeypatch, config, source(twice, texts), gpt2, tmp_path / "out")
+    store = data.captioner.store
+    assert data.retrieved.shape == (24, 3)
+    for row, near in enumerate(data.retrieved.tolist()):
         assert store.texts[row] not in [store.texts[other] for other in near]
         assert {other // 6 for other in near} == {row // 6}
 
@@ -213,17 +227,18 @@ def test_another_encoder_can_look_captions_up(
     other = {"encoder": "large", "weights": "large"}
     names = [name for name, _ in ROWS]
     keys = make_features("keys", names, text_features(5)[:, :6], what="text", **other)
-    source = CaptionSource(ROWS, texts, retrieval=keys)
+    data = source(ROWS, texts, retrieval=keys)
     seen = make_features("seen", list("wxyz"), image_features(6)[:, :6], **other)
-    held = ImageSource(images, [("w", "a red ball."), ("x", "a blue cube.")], seen)
-    out = train_ifcap(small(4), source, gpt2, tmp_path / "out", validation=held)
+    captions = captioned(images, [("w", "a red ball."), ("x", "a blue cube.")])
+    data = replace(data, validation=replace(captions, retrieval=seen))
+    out = train_captioner(small(4), data, gpt2, tmp_path / "out")
     assert [row["step"] for row in out.manifest["notes"]["validation"]] == [0, 4]
     config = json.loads(out.path("config.json").read_text())
     assert config["trained_on"]["encoder"] == "clip"
     assert config["trained_on"]["retrieval"] == "large"
     said = predict_captions(out, images, tmp_path / "said", CPU, retrieval=seen)
     assert set(read_predictions(said)) == set("wxyz")
-    with pytest.raises(DataError, match="is clip and the captioner was trained on large"):
+    with pytest.raises(DataError, match="large"):
         predict_captions(out, images, tmp_path / "no", CPU)
 
 
@@ -233,66 +248,66 @@ def test_a_killed_training_ends_with_the_same_bytes(
     config = small(4).model_copy(
         update={"optim": small(4).optim.model_copy(update={"checkpoint_every": 2})}
     )
-    source = CaptionSource(ROWS, texts)
-    whole = train_ifcap(config, source, gpt2, tmp_path / "whole")
-    loss = Training.loss
+    data = source(ROWS, texts)
+    whole = train_captioner(config, data, gpt2, tmp_path / "whole")
+    batch = IFCapTraining.batch
 
-    def killed(self: Training, step: int, seed: int) -> torch.Tensor:
+    def killed(self: IFCapTraining, step: int, seed: int) -> object:
         if step == 3:
             raise KeyboardInterrupt
-        return loss(self, step, seed)
+        return batch(self, step, seed)
 
-    monkeypatch.setattr(Training, "loss", killed)
+    monkeypatch.setattr(IFCapTraining, "batch", killed)
     with pytest.raises(KeyboardInterrupt):
-        train_ifcap(config, source, gpt2, tmp_path / "resumed")
+        train_captioner(config, data, gpt2, tmp_path / "resumed")
     monkeypatch.undo()
-    resumed = train_ifcap(config, source, gpt2, tmp_path / "resumed")
+    resumed = train_captioner(config, data, gpt2, tmp_path / "resumed")
     assert resumed.manifest["files"] == whole.manifest["files"]
 
 
 def test_what_does_not_belong_together_is_refused(
     texts: Artifact, images: Artifact, gpt2: Path, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
-    def refused(error: type, what: str, source: CaptionSource, **changes: object) -> None:
+    def refused(error: type, what: str, data: CaptionerData, **changes: object) -> None:
         with pytest.raises(error, match=what):
-            train_ifcap(
-                small(1, **changes), source, gpt2, tmp_path / str(len(list(tmp_path.iterdir())))
+            train_captioner(
+                small(1, **changes), data, gpt2, tmp_path / str(len(list(tmp_path.iterdir())))
             )
 
-    plain = CaptionSource(ROWS, texts)
-    refused(ConfigError, "give features of generated images", plain, mode="mix")
-    refused(DataError, "holds no features of captions", CaptionSource(ROWS, images))
-    refused(DataError, "features of 24 captions and 23 are given", CaptionSource(ROWS[:-1], texts))
-    refused(ModelError, "3 heads do not divide", plain, heads=3)
+    plain = source(ROWS, texts)
+    refused(ConfigError, "mode is mix", plain, mode="mix")
+    refused(DataError, "images", source(ROWS, images))
+    refused(DataError, "24 captions, and 23", source(ROWS[:-1], texts))
+    refused(ModelError, "3 heads", plain, heads=3)
     refused(ModelError, "64 positions", plain, max_tokens=60)
-    refused(ConfigError, "30 captions are to be looked up for an image", plain, retrieved=30)
-    refused(ConfigError, "30 captions are to be looked up", plain, noun_captions=30)
+    refused(ConfigError, "retrieved", plain, retrieved=30)
+    refused(ConfigError, "noun_captions", plain, noun_captions=30)
     other = make_features("other", ["c00-0"], torch.randn(1, 8), encoder="else")
-    refused(DataError, "encoder else", CaptionSource(ROWS, texts, generated=other), mode="mix")
+    refused(DataError, "encoder else", source(ROWS, texts, generated=other), mode="mix")
     wide = make_features("wide", ["c00-0"], torch.randn(1, 9))
     refused(
         DataError,
-        "9 wide and those of captions 8",
-        CaptionSource(ROWS, texts, generated=wide),
+        "9 wide",
+        source(ROWS, texts, generated=wide),
         mode="mix",
     )
     none = make_features("none", ["unknown-0"], torch.randn(1, 8))
     refused(
         ConfigError,
         "no caption has a generated image",
-        CaptionSource(ROWS, texts, generated=none),
+        source(ROWS, texts, generated=none),
         mode="mix",
     )
 
 
 def test_more_captions_cannot_agree_than_are_counted() -> None:
-    with pytest.raises(ConfigError, match="no object could be named"):
+    with pytest.raises(ConfigError, match="noun_count"):
         build(IFCapConfig, {"noun_captions": 3, "noun_count": 4})
     build(IFCapConfig, {"noun_captions": 3, "adaptive": "normal"})
 
 
 def test_a_faiss_index_is_built_once(ifcap: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_reader(ifcap, torch.device("cpu")).store
+    store = load_captioner(ifcap, torch.device("cpu")).store
     made = []
     build_one = datastore.build_index
     monkeypatch.setattr(
@@ -312,10 +327,10 @@ def test_captions_without_an_image_are_counted_aloud(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     made = make_features("made", ["c00-0", "c03-0"], torch.randn(2, 8), route="generated")
-    source = CaptionSource(ROWS, texts, generated=made)
-    out = train_ifcap(small(1, mode="gen_embed"), source, gpt2, tmp_path / "out")
+    data = source(ROWS, texts, generated=made)
+    out = train_captioner(small(1, mode="gen_embed"), data, gpt2, tmp_path / "out")
     assert out.counts["captions"] == 2
-    assert "22 of 24 captions have no generated image" in capsys.readouterr().err
+    assert "22 of 24 captions" in capsys.readouterr().err
 
 
 def test_a_vocabulary_of_ones_own_is_what_prompts_name(
@@ -323,18 +338,18 @@ def test_a_vocabulary_of_ones_own_is_what_prompts_name(
 ) -> None:
     words = tmp_path / "words.txt"
     words.write_text("ball\n")
-    config, source = small(0, vocabulary=words), CaptionSource(ROWS, texts)
-    out = train_ifcap(config, source, gpt2, tmp_path / "out")
-    reader = open_reader(out, torch.device("cpu"))
-    assert reader.store.vocabulary == {"ball"}
-    assert reader.store.objects([6, 7, 8, 9, 10], reader.config) == []
+    config, data = small(0, vocabulary=words), source(ROWS, texts)
+    out = train_captioner(config, data, gpt2, tmp_path / "out")
+    model = load_captioner(out, torch.device("cpu"))
+    assert model.store.vocabulary == {"ball"}
+    assert model.store.objects([6, 7, 8, 9, 10], model.config) == []
     words.write_text("ball\ncube\n")
     with pytest.raises(ArtifactError, match="vocabulary"):
-        train_ifcap(config, source, gpt2, tmp_path / "out")
+        train_captioner(config, data, gpt2, tmp_path / "out")
 
 
 def test_captioners_are_not_taken_for_one_another(
     ifcap: Artifact, images: Artifact, tmp_path: Path
 ) -> None:
-    with pytest.raises(ArtifactError, match="holds an IFCap, and a ClipCap is needed"):
+    with pytest.raises(ConfigError, match="kind ifcap"):
         train_clipcap(quick(0), images, [("w", "a ball")], ifcap, tmp_path / "out")

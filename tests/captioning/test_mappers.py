@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from gmail_align.captioning.clipcap.config import MapperShape
 from gmail_align.captioning.clipcap.mappers import Attention, TransformerMapper, build_mapper
 from gmail_align.captioning.ifcap.model import Fusion, inject_noise
-from gmail_align.captioning.shape import MapperShape
 
 
 def plain_attention(layer: Attention, states: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from gmail_align.artifacts import Artifact, read_jsonl
-from gmail_align.captioning.clipcap.folder import build, load_captioner, load_gpt2
-from gmail_align.captioning.clipcap.run import train_clipcap
+from gmail_align.captioning.captioner import load_captioner
 from gmail_align.features.store import read_features
+from worlds.captioning import CAPTIONS
 
-from .conftest import CAPTIONS, quick
-
-ROWS = list(zip("abcd", CAPTIONS, strict=True))
+from .conftest import ROWS, quick, train_clipcap
 
 
 def test_one_step_is_that_of_a_plain_loop(four: Artifact, gpt2: Path, tmp_path: Path) -> None:
@@ -25,7 +24,8 @@ def test_one_step_is_that_of_a_plain_loop(four: Artifact, gpt2: Path, tmp_path: 
     losses = [row["total"] for row in read_jsonl(out.path("events.jsonl"))]
     tokenizer = AutoTokenizer.from_pretrained(gpt2)
     model = GPT2LMHeadModel.from_pretrained(gpt2)
-    drawn = build(config, gpt2, load_gpt2(gpt2)[0], 8, None, 0).mapper.state_dict()
+    untrained = train_clipcap(quick(0), four, ROWS, gpt2, tmp_path / "untrained")
+    drawn = load_file(untrained.path("mapper.safetensors"))
     mapper = nn.Sequential(nn.Linear(8, 48), nn.Tanh(), nn.Linear(48, 96))
     mapper.load_state_dict(drawn)
     features = nn.functional.normalize(read_features(four).array, dim=-1)
@@ -49,6 +49,6 @@ def test_one_step_is_that_of_a_plain_loop(four: Artifact, gpt2: Path, tmp_path: 
         optimizer.step()
         found.append(loss.item())
     assert losses == pytest.approx(found, abs=1e-4)
-    trained = load_captioner(out, torch.device("cpu")).model
+    trained = load_captioner(out, torch.device("cpu"))
     for name, value in mapper.state_dict().items():
         assert torch.allclose(trained.mapper.state_dict()[name], value, atol=1e-3)

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gmail_align.captioning.clipcap.folder import load_gpt2
+from gmail_align.captioning.language import load_language_model
 from gmail_align.captioning.tokens import tokenise
 from gmail_align.errors import DataError
 
 
 def test_every_caption_ends_with_end_of_text(gpt2: Path) -> None:
-    tokenizer = load_gpt2(gpt2)[1]
+    tokenizer = load_language_model(gpt2).tokenizer
     table = tokenise(["a red ball", "nothing."], tokenizer, 40)
     for row, length in zip(table.ids, table.lengths, strict=True):
         assert row[length - 1] == tokenizer.eos_token_id
@@ -20,14 +20,14 @@ def test_every_caption_ends_with_end_of_text(gpt2: Path) -> None:
 
 
 def test_a_caption_cannot_end_itself(gpt2: Path) -> None:
-    tokenizer = load_gpt2(gpt2)[1]
+    tokenizer = load_language_model(gpt2).tokenizer
     table = tokenise([f"a {tokenizer.eos_token} ball"], tokenizer, 40)
     assert tokenizer.eos_token_id not in table.ids[0, :-1]
     assert tokenizer.decode(table.ids[0, :-1]) == f"a {tokenizer.eos_token} ball"
 
 
 def test_a_caption_that_is_cut_does_not_end(gpt2: Path) -> None:
-    tokenizer = load_gpt2(gpt2)[1]
+    tokenizer = load_language_model(gpt2).tokenizer
     long = "zqzqzqzqzq"
     pieces = tokenizer(long)["input_ids"]
     table = tokenise([long, "a"], tokenizer, 4)
@@ -39,7 +39,7 @@ def test_a_caption_that_is_cut_does_not_end(gpt2: Path) -> None:
 
 
 def test_a_batch_is_as_wide_as_its_longest_caption(gpt2: Path) -> None:
-    tokenizer = load_gpt2(gpt2)[1]
+    tokenizer = load_language_model(gpt2).tokenizer
     table = tokenise(["a", "a red ball on a wooden floor."], tokenizer, 40)
     ids, mask = table.batch(torch.tensor([0, 0]))
     assert ids.shape == mask.shape == (2, 2)
@@ -49,14 +49,14 @@ def test_a_batch_is_as_wide_as_its_longest_caption(gpt2: Path) -> None:
 
 
 def test_white_space_is_folded(gpt2: Path) -> None:
-    tokenizer = load_gpt2(gpt2)[1]
+    tokenizer = load_language_model(gpt2).tokenizer
     plain, spaced = (tokenise([t], tokenizer, 40) for t in ("a red ball", " a\n red\t ball "))
     assert torch.equal(plain.ids, spaced.ids)
 
 
 def test_captions_without_text_are_refused(gpt2: Path) -> None:
-    tokenizer = load_gpt2(gpt2)[1]
-    with pytest.raises(DataError, match="2 captions hold no text"):
+    tokenizer = load_language_model(gpt2).tokenizer
+    with pytest.raises(DataError, match="number 1"):
         tokenise(["a", "", " \n"], tokenizer, 40)
     with pytest.raises(DataError, match="no captions"):
         tokenise([], tokenizer, 40)

@@ -1,16 +1,14 @@
 """Every stage's command, one after the other, on two dozen images and the shipped models."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from gmail_align.artifacts import load, write_jsonl
+from gmail_align.artifacts import load
 from gmail_align.cli.evaluate_zeroshot import read_labels, read_prompts
 from gmail_align.cli.main import app
-from gmail_align.cli.train_clipcap import caption_rows
 from gmail_align.errors import DataError
 
 STAGES = {
@@ -26,8 +24,8 @@ STAGES = {
     "extract": "extract {real}/images --encoder {encoder} --route real --out {seen}",
     "generated": "extract {gen} --encoder {encoder} --route generated --out {made}",
     "texts": "extract {real}/captions --encoder {encoder} --out {texts}",
-    "train": "train clipcap --features {made} --captions {pairs} --gpt2 tabletop --out {captioner}"
-    " --set optim.steps=2 --set batch_size=8 --set max_tokens=20"
+    "train": "train clipcap --features {made} --captions {pairs} --language-model tabletop"
+    " --out {captioner} --set optim.steps=2 --set batch_size=8 --set max_tokens=20"
     " --validation-features {seen} --validation-captions {real}/captions",
     "predict": "predict captions --captioner {captioner} --features {seen} --out {said} --beam 1",
     "retrieval": "evaluate retrieval --images {seen} --texts {texts} --captions {real}/captions"
@@ -166,23 +164,6 @@ def test_images_need_a_route_and_an_encoder(world):
     words = [word for word in commands["gap"] if word not in ("--encoder", "tabletop")]
     assert "name an --encoder" in call(words).stderr
     assert places
-
-
-def test_captions_find_their_features_by_either_image(world, tmp_path):
-    places = world[0]
-    captions, pairs = load(places["real"] / "captions"), load(places["pairs"])
-    for source in (captions, pairs):
-        real = caption_rows(load(places["seen"]), source)
-        made = caption_rows(load(places["made"]), source)
-        assert len(real) == len(made) == 120
-        assert sorted(text for _, text in real) == sorted(text for _, text in made)
-        assert {name.count("-") for name, _ in made} == {1}
-    with pytest.raises(DataError, match="holds features of captions"):
-        caption_rows(load(places["texts"]), captions)
-    some = replace(captions, folder=tmp_path)
-    write_jsonl(some.path("captions.jsonl"), [{"caption_id": "c", "text": "t", "image_id": "x"}])
-    with pytest.raises(DataError, match="give the captions of the same images"):
-        caption_rows(load(places["seen"]), some)
 
 
 @pytest.mark.parametrize(

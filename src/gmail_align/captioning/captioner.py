@@ -1,4 +1,4 @@
-"""What a captioner is, the kinds of captioners, and how one lies on disk.
+"""What a captioner is, and how one lies on disk.
 
     captioner/
     ├── language_model/       weights and tokenizer, as transformers saves them
@@ -14,30 +14,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from gmail_align.artifacts import Artifact, write_bytes, write_json
-from gmail_align.captioning.clipcap.config import ClipCapConfig
-from gmail_align.captioning.config import CaptionerConfig
-from gmail_align.captioning.ifcap.config import IFCapConfig
-from gmail_align.errors import ArtifactError, ConfigError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-    from gmail_align.captioning.decode import Decoding
-    from gmail_align.captioning.inputs import CaptionerData
-    from gmail_align.captioning.language import LanguageModel
-    from gmail_align.captioning.prompt import CaptionBatch, Prompt
-    from gmail_align.captioning.tokens import TokenTable
+from gmail_align.captioning.decode import Decoding
+from gmail_align.captioning.inputs import CaptionerData
+from gmail_align.captioning.kinds import CAPTIONERS
+from gmail_align.captioning.language import LanguageModel
+from gmail_align.captioning.prompt import CaptionBatch, Prompt
+from gmail_align.captioning.tokens import TokenTable
+from gmail_align.errors import ArtifactError, damage_explained
 
 LANGUAGE_MODEL, MAPPER, CONFIG = "language_model", "mapper.safetensors", "config.json"
 
 
+@runtime_checkable
 class Captioner(Protocol):
     """A language model, and what turns image features into the prompt it goes on from."""
 
@@ -74,10 +71,11 @@ class Captioner(Protocol):
         """Write the captioner's files."""
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device) -> Self:
+    def load(cls, folder: Path, device: torch.device) -> Captioner:
         """Read what :meth:`save` wrote, ready to predict."""
 
 
+@runtime_checkable
 class CaptionerTraining(Protocol):
     """The data of one training, and the captioner that is trained."""
 
@@ -104,7 +102,7 @@ class CaptionerTraining(Protocol):
     @classmethod
     def prepare(
         cls, config: Any, data: CaptionerData, language: LanguageModel, out: Path, seed: int
-    ) -> Self:
+    ) -> CaptionerTraining:
         """Read the data and build an untrained captioner.
 
         ``out`` is the captioner's folder, for files that an interrupted training keeps.
@@ -121,41 +119,9 @@ class CaptionerTraining(Protocol):
         """Yield the validation captions in order."""
 
 
-@dataclass(frozen=True)
-class CaptionerKind:
-    """One kind of captioner."""
-
-    config: type[CaptionerConfig]
-    """Its settings."""
-    package: str
-    """Where ``model.CAPTIONER`` and ``training.TRAINING`` are."""
-
-    def captioner(self) -> type[Captioner]:
-        """Import the captioner's class."""
-        return cast("type[Captioner]", resolve_name(f"{self.package}.model:CAPTIONER"))
-
-    def training(self) -> type[CaptionerTraining]:
-        """Import the class that prepares and feeds its training."""
-        return cast("type[CaptionerTraining]", resolve_name(f"{self.package}.training:TRAINING"))
-
-
-CAPTIONERS: Mapping[str, CaptionerKind] = {
-    "clipcap": CaptionerKind(ClipCapConfig, "gmail_align.captioning.clipcap"),
-    "ifcap": CaptionerKind(IFCapConfig, "gmail_align.captioning.ifcap"),
-}
-"""Every kind of captioner by name."""
-
-
-def kind_of(config: CaptionerConfig) -> str:
-    """Return the name of the kind that a configuration belongs to.
-
-    Raises:
-        ConfigError: it belongs to none.
-    """
-    for name, kind in CAPTIONERS.items():
-        if type(config) is kind.config:
-            return name
-    raise ConfigError(f"{type(config).__name__} does not configure a captioner")
+def training_class(kind: str) -> Any:
+    """Import the :class:`CaptionerTraining` of a kind."""
+    return resolve_name(f"{CAPTIONERS[kind].package}.training:TRAINING")
 
 
 def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
@@ -166,7 +132,9 @@ def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
         ModelError: the language model inside is damaged.
     """
     kind = read_config(artifact)["kind"]
-    return CAPTIONERS[kind].captioner().load(artifact.folder, device)
+    captioner_class = resolve_name(f"{CAPTIONERS[kind].package}.model:CAPTIONER")
+    captioner: Captioner = captioner_class.load(artifact.folder, device)
+    return captioner
 
 
 def read_config(artifact: Artifact) -> dict[str, Any]:
@@ -193,8 +161,6 @@ def save_parts(folder: Path, captioner: Captioner, kind: str, settings: Mapping[
         kind: Its name in :data:`CAPTIONERS`.
         settings: What else its ``load`` needs to build it again.
     """
-    from safetensors.torch import save
-
     captioner.language.save(folder / LANGUAGE_MODEL)
     weights = captioner.mapper.state_dict().items()
     write_bytes(folder / MAPPER, save({name: w.cpu().contiguous() for name, w in weights}))

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from gmail_align.artifacts import Artifact, begin, first_difference
 from gmail_align.captioning.caption_set import read_captioned
 from gmail_align.captioning.captioner import (
-    CAPTIONERS,
     LANGUAGE_MODEL,
     MAPPER,
     Captioner,
     CaptionerTraining,
     damage_named,
-    kind_of,
     read_config,
+    training_class,
 )
 from gmail_align.captioning.config import VALIDATION_BATCH, CaptionerConfig
 from gmail_align.captioning.decode import Decoding, decode
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData
+from gmail_align.captioning.kinds import kind_of
 from gmail_align.captioning.language import language_model_fingerprint, load_language_model
 from gmail_align.captioning.prompt import token_losses
 from gmail_align.captioning.tokens import say_cut
@@ -63,10 +63,9 @@ def train_captioner(
             captioner that is continued.
     """
     kind = kind_of(config)
-    training_class = CAPTIONERS[kind].training()
     if config.select == "cider" and data.validation is None:
         raise ConfigError("select is cider, which needs validation: give held-out captions")
-    training_class.check(config, data)
+    training_class(kind).check(config, data)
     identity = {"captioner": kind, **config.identity()}
     inputs: dict[str, Artifact | str] = {**data.artifacts()}
     if isinstance(language_model, Artifact):
@@ -79,7 +78,8 @@ def train_captioner(
         return draft.complete
     earlier = language_model if isinstance(language_model, Artifact) else None
     folder = earlier.path(LANGUAGE_MODEL) if earlier else cast(Path, language_model)
-    training = training_class.prepare(config, data, load_language_model(folder), out, seed)
+    language = load_language_model(folder)
+    training: CaptionerTraining = training_class(kind).prepare(config, data, language, out, seed)
     say_cut(training.tokens, config.max_tokens)
     if earlier:
         _continue_from(training.captioner, earlier)

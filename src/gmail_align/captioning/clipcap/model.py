@@ -116,7 +116,8 @@ class ClipCap(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the captioner's files."""
-        settings = {"decoding": asdict(self.decoding), "tune_language_model": self.tuned}
+        own = {name: getattr(self.decoding, name) for name in ("beam", "max_tokens", "ends")}
+        settings = {"decoding": own, "tune_language_model": self.tuned}
         save_parts(folder, self, "clipcap", settings)
 
     @classmethod
@@ -130,14 +131,14 @@ class ClipCap(nn.Module):
         language = load_language_model(folder / LANGUAGE_MODEL)
         with damage_named(folder):
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            mapper = config["mapper"]
+            mapper, decoding = config["mapper"], config["decoding"]
             model = cls(
                 language,
                 mapper["feature_width"],
                 MapperShape(**{key: mapper[key] for key in MapperShape.__dataclass_fields__}),
                 scaling=Scaling(**{key: mapper[key] for key in Scaling.__dataclass_fields__}),
                 tuned=config["tune_language_model"],
-                decoding=Decoding(**config["decoding"]),
+                decoding=Decoding(**{**decoding, "ends": tuple(decoding["ends"])}),
                 identity=config["trained_on"],
             )
             model.mapper.load_state_dict(load_file(folder / MAPPER))

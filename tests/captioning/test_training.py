@@ -8,24 +8,20 @@ import pytest
 import torch
 
 from gmail_align.artifacts import Artifact, load, read_jsonl
-from gmail_align.captioning import predict
-from gmail_align.captioning.captions import CaptionSet
-from gmail_align.captioning.clipcap import run
-from gmail_align.captioning.clipcap.folder import load_captioner
-from gmail_align.captioning.clipcap.run import (
-    predict_captions,
-    read_predictions,
-    train_clipcap,
-    validation_loss,
-)
-from gmail_align.captioning.config import ClipCapConfig, PredictConfig
+from gmail_align.captioning import predict, training
+from gmail_align.captioning.captioner import load_captioner
+from gmail_align.captioning.clipcap.config import ClipCapConfig
+from gmail_align.captioning.clipcap.training import CaptionSet, ClipCapTraining
+from gmail_align.captioning.config import PredictConfig
+from gmail_align.captioning.predict import predict_captions, read_predictions
+from gmail_align.captioning.training import validation_loss
 from gmail_align.config import build
 from gmail_align.errors import ArtifactError, DataError, ModelError
 from gmail_align.features.store import read_features
+from worlds.captioning import build_gpt2, captioned
 
-from .conftest import CAPTIONS, MakeFeatures, build_gpt2, quick
+from .conftest import ROWS, MakeFeatures, quick, train_clipcap
 
-ROWS = list(zip("abcd", CAPTIONS, strict=True))
 CPU = PredictConfig(device="cpu")
 
 
@@ -50,11 +46,11 @@ def test_it_learns_captions_by_heart_and_where_they_end(
 def test_the_captioner_is_a_folder_that_transformers_reads(captioner: Artifact) -> None:
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
-    model = GPT2LMHeadModel.from_pretrained(captioner.path("gpt2"))
-    tokenizer = AutoTokenizer.from_pretrained(captioner.path("gpt2"))
+    model = GPT2LMHeadModel.from_pretrained(captioner.path("language_model"))
+    tokenizer = AutoTokenizer.from_pretrained(captioner.path("language_model"))
     assert model.config.eos_token_id == tokenizer.eos_token_id
     config = json.loads(captioner.path("config.json").read_text())
-    assert config["feature_width"] == 8
+    assert config["mapper"]["feature_width"] == 8
     assert config["trained_on"] == {"encoder": "clip", "weights": "clip", "route": "frozen"}
     assert captioner.kind == "captioner"
     assert captioner.counts == {"captions": 4, "images": 4}
@@ -64,7 +60,7 @@ def test_the_captioner_is_a_folder_that_transformers_reads(captioner: Artifact) 
 def test_a_finished_captioner_is_not_trained_again(
     captioner: Artifact, four: Artifact, gpt2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "build", pytest.fail)
+    monkeypatch.setattr(training, "load_language_model", pytest.fail)
     again = train_clipcap(quick(120), four, ROWS, gpt2, captioner.folder)
     assert again.fingerprint == captioner.fingerprint
     with pytest.raises(ArtifactError, match="captions"):
@@ -80,14 +76,14 @@ def test_a_killed_training_ends_with_the_same_bytes(
     def train(name: str) -> Artifact:
         return train_clipcap(config, four, ROWS, gpt2, tmp_path / name, validation=validation)
 
-    whole, batch = train("whole"), CaptionSet.batch
+    whole, batch = train("whole"), ClipCapTraining.batch
 
-    def killed(self: CaptionSet, step: int, size: int, seed: int) -> object:
+    def killed(self: ClipCapTraining, step: int, seed: int) -> object:
         if step == 5:
             raise Killed
-        return batch(self, step, size, seed)
+        return batch(self, step, seed)
 
-    monkeypatch.setattr(CaptionSet, "batch", killed)
+    monkeypatch.setattr(ClipCapTraining, "batch", killed)
     with pytest.raises(Killed):
         train("resumed")
     monkeypatch.undo()
@@ -105,10 +101,11 @@ def test_the_step_with_the_lowest_validation_loss_is_kept(
     best = out.manifest["notes"]["best_step"]
     assert list(scores) == [0, 5, 10, 15, 20, 25, 30]
     assert best == min(scores, key=scores.__getitem__) < 30
-    opened = load_captioner(out, torch.device("cpu"))
-    held_out = CaptionSet.make([(read_features(four), other)], opened.tokenizer, 40)
-    kept = validation_loss(opened.model, held_out, torch.device("cpu"))
-    assert kept == pytest.approx(scores[best], abs=1e-5)
+    kept = load_captioner(out, torch.device("cpu"))
+    held_out = CaptionSet.read([captioned(four, other)], kept.language, 40)
+    with torch.no_grad():
+        loss = validation_loss(ClipCapTraining(kept, held_out, held_out, config))
+    assert loss == pytest.approx(scores[best], abs=1e-5)
 
 
 def test_bfloat16_trains_and_keeps_float32_weights(
@@ -116,7 +113,7 @@ def test_bfloat16_trains_and_keeps_float32_weights(
 ) -> None:
     config = quick(2).model_copy(update={"precision": "bfloat16"})
     out = train_clipcap(config, four, ROWS, gpt2, tmp_path / "out")
-    model = load_captioner(out, torch.device("cpu")).model
+    model = load_captioner(out, torch.device("cpu"))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
@@ -150,7 +147,7 @@ def test_images_can_be_chosen_and_ordered(
 ) -> None:
     chosen = predict_captions(captioner, four, tmp_path / "a", CPU, ids=["c", "a"])
     assert list(read_predictions(chosen)) == ["c", "a"]
-    with pytest.raises(DataError, match="1 of 2 ids have no features"):
+    with pytest.raises(DataError, match="1 of 2 ids"):
         predict_captions(captioner, four, tmp_path / "b", CPU, ids=["a", "x"])
     with pytest.raises(DataError, match="more than once"):
         predict_captions(captioner, four, tmp_path / "c", CPU, ids=["a", "a"])
@@ -166,30 +163,34 @@ def test_another_route_is_recorded_and_another_width_refused(
     assert (notes["trained_on"]["route"], notes["predicted_from"]["route"]) == ("frozen", "real")
     assert notes["predicted_from"]["weights"] == "aligned"
     wide = make_features("wide", ["a"], torch.randn(1, 24))
-    with pytest.raises(DataError, match="24 wide and this captioner reads 8"):
+    with pytest.raises(DataError, match="24 wide"):
         predict_captions(captioner, wide, tmp_path / "wide-out", CPU)
 
 
-def test_captions_without_features_are_refused(four: Artifact, gpt2: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1 of 2 ids have no features"):
-        train_clipcap(quick(1), four, [("a", "x"), ("z", "y")], gpt2, tmp_path / "out")
+def test_captions_of_other_images_are_left_out(four: Artifact, gpt2: Path, tmp_path: Path) -> None:
+    out = train_clipcap(quick(0), four, [("a", "x"), ("z", "y")], gpt2, tmp_path / "out")
+    assert out.counts == {"captions": 1, "images": 1}
+    with pytest.raises(DataError, match="captions-"):
+        train_clipcap(quick(0), four, [("z", "y")], gpt2, tmp_path / "none")
 
 
-def test_folders_that_are_no_gpt2_are_refused(four: Artifact, gpt2: Path, tmp_path: Path) -> None:
+def test_folders_without_a_usable_language_model_are_refused(
+    four: Artifact, gpt2: Path, tmp_path: Path
+) -> None:
     def refused(folder: Path, what: str, config: ClipCapConfig | None = None) -> None:
         with pytest.raises(ModelError, match=what):
             train_clipcap(config or quick(1), four, ROWS, folder, tmp_path / what.replace(" ", "_"))
 
-    refused(tmp_path / "absent", "no GPT-2 folder")
-    refused(build_gpt2(tmp_path / "endless", end=None), "no end-of-text token")
+    refused(tmp_path / "absent", "absent")
+    refused(build_gpt2(tmp_path / "endless", end=None), "end-of-text")
     refused(build_gpt2(tmp_path / "short", positions=20), "20 positions")
     other = build_gpt2(tmp_path / "bert")
     config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    refused(other, "'bert' model")
+    (other / "config.json").write_text(json.dumps({"vocab_size": 3}))
+    refused(other, "model_type")
     (other / "config.json").write_text(json.dumps(config))
     (other / "model.safetensors").write_bytes(b"broken")
-    refused(other, "cannot be loaded as GPT-2")
+    refused(other, "cannot be loaded")
 
 
 def test_missing_weights_are_not_drawn_at_random(four: Artifact, tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_missing_weights_are_not_drawn_at_random(four: Artifact, tmp_path: Path)
     weights = load_file(folder / "model.safetensors")
     weights.pop("transformer.h.1.attn.c_attn.weight")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match="lacks 1 weights of GPT-2, the first transformer"):
+    with pytest.raises(ModelError, match="c_attn.weight"):
         train_clipcap(quick(1), four, ROWS, folder, tmp_path / "out")
 
 
@@ -211,7 +212,7 @@ def test_one_changed_setting_keeps_the_published_others() -> None:
 
 
 def test_predictions_need_a_captioner(four: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="a captioner is needed"):
+    with pytest.raises(ArtifactError, match="captioner"):
         predict_captions(four, four, tmp_path / "out", CPU)
 
 
@@ -224,7 +225,7 @@ def test_a_damaged_captioner_is_refused(
     with pytest.raises(ArtifactError, match="is damaged"):
         predict_captions(load(folder), four, tmp_path / "out", CPU)
     (folder / "config.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="config.json is damaged"):
+    with pytest.raises(ArtifactError, match="damaged"):
         predict_captions(load(folder), four, tmp_path / "other", CPU)
 
 
@@ -233,11 +234,11 @@ def test_another_encoder_is_refused_unless_it_is_meant(
 ) -> None:
     array = read_features(four).array
     other = make_features("other", list("abcd"), array, encoder="clip2")
-    with pytest.raises(DataError, match="is clip2 and the captioner was trained on clip"):
+    with pytest.raises(DataError, match="clip2"):
         predict_captions(captioner, other, tmp_path / "out", CPU)
     meant = PredictConfig(device="cpu", any_encoder=True, method="greedy")
     said = predict_captions(captioner, other, tmp_path / "out", meant)
     assert read_predictions(said) == dict(ROWS)
     texts = make_features("texts", list("abcd"), array, what="text")
-    with pytest.raises(DataError, match="features of captions: give those of images"):
+    with pytest.raises(DataError, match="texts"):
         predict_captions(captioner, texts, tmp_path / "texts-out", meant)
