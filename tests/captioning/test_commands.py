@@ -101,16 +101,7 @@ def test_a_training_goes_on_and_mixes(work: Path) -> None:
             " --out {w}/x --set mode=mix",
             "mode is mix",
         ),
-<<<<<<< HEAD
-        ("convert-clipcap {w}/bad.png --gpt2 {w}/clipcap/gpt2 --out {w}/x", "is damaged"),
-=======
-        (
-            "train ifcap --captions {w}/real/captions --texts {w}/texts --language-model tabletop"
-            " --out {w}/x --preset ifcup",
-            "'ifcup'",
-        ),
         ("convert-clipcap {w}/bad.png --gpt2 {w}/clipcap/language_model --out {w}/x", "bad.png"),
->>>>>>> 288ce55 (Read the benchmarks and the docs of captioners from artifacts of captions)
     ],
 )
 def test_a_mistake_is_one_sentence(work: Path, text: str, sentence: str) -> None:

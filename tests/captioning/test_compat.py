@@ -9,15 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from gmail_align.artifacts import Artifact
-<<<<<<< HEAD
-from gmail_align.captioning.captions import CaptionSet
-from gmail_align.captioning.clipcap import run
-from gmail_align.captioning.clipcap.clipcap import ClipCap, Scaling
-from gmail_align.captioning.clipcap.folder import load_captioner, load_gpt2
-from gmail_align.captioning.clipcap.run import train_clipcap
-from gmail_align.captioning.config import ClipCapConfig, Compat, PredictConfig
-from gmail_align.captioning.language import Prompt
-=======
 from gmail_align.captioning import training
 from gmail_align.captioning.captioner import load_captioner
 from gmail_align.captioning.clipcap.config import ClipCapConfig, ReleasedFaults
@@ -25,7 +16,6 @@ from gmail_align.captioning.clipcap.model import ClipCap, Scaling
 from gmail_align.captioning.clipcap.training import CaptionSet
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.language import load_language_model
->>>>>>> 288ce55 (Read the benchmarks and the docs of captioners from artifacts of captions)
 from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.prompt import Prompt
 from gmail_align.captioning.tokens import tokenise
@@ -249,17 +239,6 @@ def test_cider_picks_the_step_when_it_is_asked_to(
 
 
 def test_presets_are_the_published_variants(capsys: pytest.CaptureFixture[str]) -> None:
-<<<<<<< HEAD
-    config = ClipCapConfig.from_preset("clipcap")
-    optim = config.optim.over(566_747, config.batch_size)
-    assert (optim.steps, optim.warmup, optim.lr, optim.schedule) == (141_687, 5000, 2e-5, "linear")
-    config = ClipCapConfig.from_preset("clipcap_transformer")
-    shape = config.shape
-    assert (shape.kind, shape.prefix_length, shape.clip_length) == ("transformer", 40, 40)
-    assert (shape.layers, shape.heads, config.trains_gpt2) == (8, 8, False)
-    assert ClipCapConfig.from_preset("clipcap_original").compat is not None
-    with pytest.raises(ConfigError, match="steps and epochs are both given"):
-=======
     presets = ClipCapConfig.presets
     config = build(ClipCapConfig, presets["clipcap"])
     optim = config.optim.over(566_747, config.batch_size)
@@ -270,7 +249,6 @@ def test_presets_are_the_published_variants(capsys: pytest.CaptureFixture[str]) 
     assert (shape.layers, shape.heads, config.trains_language_model) == (8, 8, False)
     assert build(ClipCapConfig, presets["clipcap_original"]).compat is not None
     with pytest.raises(ConfigError, match="epochs"):
->>>>>>> 288ce55 (Read the benchmarks and the docs of captioners from artifacts of captions)
         build(ClipCapConfig, {"optim": {"epochs": 2, "steps": 7}})
     with pytest.raises(ConfigError, match="mapper"):
         build(ClipCapConfig, {"layers": 2})

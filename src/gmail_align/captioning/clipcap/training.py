@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from gmail_align.captioning.caption_set import CaptionSet
 from gmail_align.captioning.clipcap.config import ClipCapConfig
@@ -21,12 +19,11 @@ from gmail_align.captioning.prompt import CaptionBatch
 from gmail_align.captioning.provenance import (
     joint_provenance,
     provenance,
-    require_finite,
     require_one_encoder,
 )
-from gmail_align.captioning.tokens import TokenTable, tokenise
+from gmail_align.captioning.tokens import TokenTable
 from gmail_align.data.batches import batch_indices
-from gmail_align.errors import ConfigError, DataError
+from gmail_align.errors import ConfigError
 from gmail_align.runtime import resolve_device, stable_seed
 
 

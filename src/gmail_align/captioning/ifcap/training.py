@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ class IFCapTraining:
     """Row of a generated image for each row of the datastore; -1 where there is none."""
     generated: Features | None
     validation: CaptionSet | None
-    looked_up: Int[Tensor, "v n"] | None
+    looked_up: Int[Tensor, "v l"] | None
     """Rows of the captions looked up for the image of each validation caption."""
     temporary_files: tuple[Path, ...]
     """Kept until the training is complete: the retrieved rows."""
@@ -118,9 +119,7 @@ class IFCapTraining:
         retrieved = retrieve_for_captions(captioner, out / RETRIEVED, seed)
         held, looked_up = _read_validation(captioner, data.validation)
         kept = (out / RETRIEVED,)
-        return cls(
-            captioner, tokens, rows, retrieved, images, generated, held, looked_up, kept
-        )
+        return cls(captioner, tokens, rows, retrieved, images, generated, held, looked_up, kept)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -139,10 +138,8 @@ class IFCapTraining:
         if self.validation is None or self.looked_up is None:
             return
         for rows in torch.arange(len(self.validation)).split(VALIDATION_BATCH):
-            looked_up = self.looked_up[rows]
-            yield self.validation.batch(
-                rows, lambda features, near=looked_up: self.captioner.prompt_with(features, near)
-            )
+            prompt = partial(self.captioner.prompt_with, rows=self.looked_up[rows])
+            yield self.validation.batch(rows, prompt)
 
     def inputs(self, rows: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Return what stands for the image of each caption, at unit length."""
@@ -215,7 +212,7 @@ def _make_datastore(config: IFCapConfig, texts: EmbeddedCaptions, folder: Path) 
 
 def _read_validation(
     captioner: IFCap, images: CaptionedImages | None
-) -> tuple[CaptionSet | None, Int[Tensor, "v n"] | None]:
+) -> tuple[CaptionSet | None, Int[Tensor, "v l"] | None]:
     """Read held-out captions, and look captions up for each of their images once."""
     if images is None:
         return None, None
