@@ -10,6 +10,7 @@ from gmail_align.artifacts import load
 from gmail_align.cli.evaluate_zeroshot import read_labels, read_prompts
 from gmail_align.cli.main import app
 from gmail_align.errors import DataError
+from gmail_align.recipe import shipped_models
 
 STAGES = {
     "write": "tabletop write --out {w} --count 24",
@@ -32,13 +33,19 @@ STAGES = {
     " --out {ranks}",
     "zeroshot": "evaluate zeroshot --images {seen} --labels {work}/labels.json"
     " --classes {work}/classes.json --encoder tabletop --out {classes}",
+    "export": "export {encoder} --format peft --route generated --out {exported} --data {pairs}",
+    "stretch": "convert {clip} --stretch 120 --out {longer}",
+    "scratch": "train clip --captions {real}/captions --images {real}/images --base tabletop"
+    " --out {scratch} --set optim.steps=2 --batch-size 8 --holdout 0.25",
+    "track": "track {encoder} --to tensorboard --out {tracked} --name run",
     "captions": "evaluate captions a={said} b={said} --references {real}/captions --out {scores}"
     " --metric ROUGE_L",
 }
 PLACES = [
     *("w", "real", "gen", "pairs", "gap", "encoder", "seen", "made", "texts", "captioner"),
-    *("said", "ranks", "classes", "scores"),
+    *("said", "ranks", "classes", "scores", "exported", "longer", "scratch", "tracked"),
 ]
+DRY = ["demo --out {out}", "run smoke --out {out}", "tabletop train --out {out}"]
 
 
 def call(words):
@@ -50,6 +57,7 @@ def world(tmp_path_factory):
     """Run every stage once; the folders, the commands and what each printed."""
     work = tmp_path_factory.mktemp("stages")
     places = {name: work / name for name in PLACES} | {"work": work}
+    places["clip"] = shipped_models() / "clip"
     (work / "align.toml").write_text("batch_size = 8\n[optim]\nsteps = 2\n")
     (work / "classes.json").write_text(json.dumps({"red": ["a red ball"], "blue": ["a blue ball"]}))
     images = [f"{number}" for number in range(24)]
@@ -74,6 +82,8 @@ def test_every_stage_made_what_it_says(world):
     kinds = {name: value["kind"] for name, value in said.items() if "kind" in value}
     assert kinds["align"] == "encoder"
     assert kinds["train"] == "captioner"
+    assert (kinds["scratch"], kinds["stretch"]) == ("clip", "backbone")
+    assert said["track"]["events"] > 0
     assert {kinds[name] for name in ("gap", "retrieval", "zeroshot", "captions")} == {"result"}
     for value in said.values():
         if "folder" in value:
@@ -125,6 +135,24 @@ def test_features_of_a_cache_are_those_without_it(world, tmp_path):
     assert list((tmp_path / "cache").rglob("manifest.json"))
     ran = call([str(word) for word in (*words, "--shard-of", "1/2")])
     assert (ran.exit_code, "--cache" in ran.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("text", DRY)
+def test_what_takes_long_is_planned(tmp_path, text):
+    ran = call([*text.format(out=tmp_path / "out").split(), "--dry-run"])
+    assert ran.exit_code == 0, ran.output
+    assert str(tmp_path / "out") in ran.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_prints_a_configuration_that_config_reads(world, tmp_path):
+    words = [*world[1]["align"], "--select", "margin", "--out", str(tmp_path / "out"), "--dry-run"]
+    shown = call(words).stdout
+    (tmp_path / "shown.toml").write_text(shown)
+    words = [*world[1]["align"], "--out", str(tmp_path / "out"), "--dry-run"]
+    words[words.index("--config") + 1] = str(tmp_path / "shown.toml")
+    assert call(words).stdout == shown
+    assert 'select = "margin"' in shown
 
 
 def test_a_result_is_printed_with_intervals(world):

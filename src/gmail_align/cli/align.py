@@ -1,4 +1,4 @@
-"""``gmail-align align`` and ``extract``: an encoder for generated images, and its features."""
+"""``gmail-align align``, ``extract`` and ``train clip``: encoders and their features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gmail_align.alignment.config import AlignConfig
+from gmail_align.alignment.config import AlignConfig, ScratchConfig
 from gmail_align.artifacts import load
 from gmail_align.cli.options import Device, EncoderName, Out, Place, Seed
 from gmail_align.cli.shared import Shared, command, model_of
@@ -147,3 +147,36 @@ def _needs_workers(engine: Engine, device: str) -> bool:
     if engine.on_ray or (engine.workers or 1) > 1:
         return True
     return engine.workers is None and device == "auto" and engine.gpus() > 1
+
+
+@command
+def train_clip(
+    shared: Shared,
+    captions: Annotated[Path, typer.Option(metavar="DIR", help="Captions of the images.")],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="The images.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="A CLIP whose shape, tokenizer and preprocessing are taken, but no weight.",
+        ),
+    ],
+    out: Out,
+    config: ScratchConfig,
+    seed: Seed = 0,
+) -> None:
+    """Train a CLIP from random weights on images and captions.
+
+    What comes out is a plain Hugging Face CLIP, a --base for align.
+    """
+    inputs = (load(captions, "captions"), load(images, "images"))
+    if shared.dry_run:
+        count = inputs[0].counts["captions"]
+        shared.show_plan("train", out, config, captions=count, base=base, seed=seed)
+        return
+    from gmail_align.alignment.scratch import train_clip
+    from gmail_align.training.distributed import ranks
+
+    made = train_clip(config, *inputs, model_of(base, "clip"), out, seed=seed)
+    if ranks().first:
+        shared.show_artifact(made)

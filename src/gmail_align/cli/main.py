@@ -64,16 +64,16 @@ COMMANDS: dict[str, Entry | Group] = {
     "train": Group(
         "Train a captioner, or a CLIP.",
         {
-            "clip": Entry("train_clip:clip", "Train a CLIP from scratch on images and captions."),
-            "clipcap": Entry("train_captioner:clipcap", "Train a ClipCap captioner."),
-            "ifcap": Entry("train_captioner:ifcap", "Train an IFCap captioner on captions."),
+            "clip": Entry("align:train_clip", "Train a CLIP from scratch on images and captions."),
+            "clipcap": Entry("captioners:train_clipcap", "Train a ClipCap captioner."),
+            "ifcap": Entry("captioners:train_ifcap", "Train an IFCap captioner on captions."),
         },
     ),
     "predict": Group(
         "Predict captions with a trained model.",
-        {"captions": Entry("predict_captions:captions", "Caption images with a captioner.")},
+        {"captions": Entry("captioners:predict_captions", "Caption images with a captioner.")},
     ),
-    "caption": Entry("caption:caption", "Caption image files with a trained captioner."),
+    "caption": Entry("captioners:caption", "Caption image files with a trained captioner."),
     "convert-clipcap": Entry("exchange:convert_clipcap", "Convert ClipCap's released weights."),
     "evaluate": Group(
         "Score encoders and predictions, with intervals.",

@@ -1,4 +1,4 @@
-"""``gmail-align train clipcap`` and ``train ifcap``: captioners on image or text features."""
+"""``gmail-align train clipcap``, ``train ifcap``, ``predict captions`` and ``caption``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ import typer
 
 from gmail_align.artifacts import MANIFEST, Artifact, load
 from gmail_align.captioning.clipcap.config import ClipCapConfig
-from gmail_align.captioning.config import CaptionerConfig
+from gmail_align.captioning.config import CaptionerConfig, PredictConfig
 from gmail_align.captioning.ifcap.config import IFCapConfig
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
-from gmail_align.cli.options import Out, Seed
+from gmail_align.cli.options import EncoderName, Out, Seed
 from gmail_align.cli.shared import Shared, command, model_of
+from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
+
+CaptionerFolder = Annotated[
+    Path,
+    typer.Option("--captioner", metavar="DIR", help="What train clipcap or train ifcap made."),
+]
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Training:
 
 
 @command
-def clipcap(
+def train_clipcap(
     shared: Shared,
     features: Annotated[
         list[Path],
@@ -93,7 +99,7 @@ def clipcap(
 
 
 @command
-def ifcap(
+def train_ifcap(
     shared: Shared,
     captions: Annotated[Path, typer.Option(metavar="DIR", help="The captions, or their pairs.")],
     texts: Annotated[
@@ -126,6 +132,73 @@ def ifcap(
         training.held_out(validation_retrieval),
     )
     training.run(shared, config, data)
+
+
+@command
+def predict_captions(
+    shared: Shared,
+    captioner: CaptionerFolder,
+    features: Annotated[Path, typer.Option(metavar="DIR", help="Image features.")],
+    out: Out,
+    config: PredictConfig,
+    retrieval: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Features by which an IFCap looks captions up, if another encoder made them.",
+        ),
+    ] = None,
+) -> None:
+    """Predict one caption for every image of a feature store."""
+    model, source = load(captioner, "captioner"), load(features, "features")
+    keys = _features(retrieval)
+    if shared.dry_run:
+        shared.show_plan("predict captions", out, config, captioner=captioner, features=features)
+        return
+    from gmail_align.captioning.predict import predict_captions
+
+    shared.show_artifact(predict_captions(model, source, out, config, retrieval=keys))
+
+
+@command
+def caption(
+    shared: Shared,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    captioner: CaptionerFolder,
+    encoder: EncoderName,
+    config: PredictConfig,
+    route: Annotated[
+        Route, typer.Option(help="Which of the encoder's weights the images go through.")
+    ] = Route.FROZEN,
+    retrieval_encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Encoder by which an IFCap looks captions up.",
+        ),
+    ] = None,
+) -> None:
+    """Caption image files with a trained captioner and the encoder that it was trained on.
+
+    One line is printed for each file: its path, a tab, its caption.
+    """
+    artifact = load(captioner, "captioner")
+    if shared.dry_run:
+        shared.show_plan("caption", captioner, config, images=len(images), route=route)
+        return
+    from gmail_align.captioning.predict import caption_files
+    from gmail_align.encoders.encoder import GmailEncoder
+    from gmail_align.runtime import resolve_device
+
+    models = [
+        GmailEncoder.from_pretrained(model_of(name, "clip")).to(resolve_device(config.device))
+        for name in (encoder, retrieval_encoder)
+        if name is not None
+    ]
+    by = models[1] if len(models) > 1 else None
+    rows = caption_files(artifact, models[0], images, route, config, retrieval=by)
+    lines = "\n".join(f"{row['file']}\t{row['text']}" for row in rows)
+    shared.show({"captions": rows}, lines)
 
 
 def _features(folder: Path | None) -> Artifact | None:
