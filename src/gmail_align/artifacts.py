@@ -181,7 +181,7 @@ class Draft:
     def finish(self, counts: Mapping[str, int], **notes: Any) -> Artifact:
         """Hash every file, write the manifest last and return the artifact.
 
-        ``notes`` are kept in the manifest and are no part of the fingerprint. ``seconds`` counts
+        ``notes`` are kept in the manifest and do not change the fingerprint. ``seconds`` counts
         every attempt: a killed one up to its last write.
         """
         sweep(self.folder)
@@ -329,8 +329,8 @@ def load(folder: Path, kind: str | None = None) -> Artifact:
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     """Name the first field in which two JSON values differ, with both values; None when equal.
 
-    A key that is absent counts as null, so that a field added later with null as default is no
-    difference.
+    A key that is absent counts as null, so a field that is added later with
+    null as default does not differ.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
@@ -348,7 +348,7 @@ def _refuse_difference(folder: Path, old: Mapping[str, Any], new: Mapping[str, A
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object of ours.
+    """Read a draft or a manifest.
 
     Raises:
         ArtifactError: the file does not hold one.

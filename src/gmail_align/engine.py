@@ -46,16 +46,16 @@ class Engine:
     """Processes; None is one for each visible GPU, and without GPUs one, or on Ray one a CPU."""
 
     def __post_init__(self) -> None:
-        """Refuse a place or a number of workers that cannot be.
+        """Refuse an unknown place and a number of workers below 1.
 
         Raises:
-            ConfigError: it is so.
+            ConfigError: see above.
         """
         if self.place not in ("local", "ray") and not self.place.removeprefix("ray://").strip("/"):
-            raise ConfigError("ray:// names no host: write ray://HOST or ray://HOST:PORT")
+            raise ConfigError("ray:// needs a host: write ray://HOST or ray://HOST:PORT")
         if self.place not in ("local", "ray") and not self.place.startswith("ray://"):
             raise ConfigError(
-                f"{self.place!r} is no engine: use local, ray or ray://HOST of a cluster"
+                f"{self.place!r} is not an engine: use local, ray or ray://HOST of a cluster"
             )
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers is {self.workers}, but at least 1 is needed")
@@ -90,13 +90,15 @@ class Part:
         """Read ``3/8``, or ``slurm`` for the task of the array that this process is.
 
         Raises:
-            ConfigError: the text has another form, or this is no task of a SLURM array.
+            ConfigError: the text has another form, or this process is not a task of a SLURM array.
         """
         if text == "slurm":
             return cls._of_slurm(os.environ if environment is None else environment)
         number, slash, of = text.partition("/")
         if not slash or not number.isdecimal() or not of.isdecimal():
-            raise ConfigError(f"--shard-of {text!r} is not of the form i/n, such as 3/8, nor slurm")
+            raise ConfigError(
+                f"--shard-of {text!r} is neither slurm nor of the form i/n, such as 3/8"
+            )
         if not 1 <= int(number) <= int(of):
             raise ConfigError(
                 f"--shard-of {text}: parts count from 1, so that the last is {of}/{of}"
@@ -110,8 +112,8 @@ class Part:
             task, first, count = (int(environment[name]) for name in names)
         except (KeyError, ValueError) as error:
             raise ConfigError(
-                "--shard-of slurm is for the tasks of a job array (sbatch --array=1-8): this "
-                "process has no SLURM_ARRAY_TASK_ID, so name the part, such as 3/8"
+                "--shard-of slurm works in the tasks of a job array (sbatch --array=1-8), and this "
+                "process is not one: name the part, such as 3/8"
             ) from error
         step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
         return cls((task - first) // step + 1, count)
@@ -134,7 +136,7 @@ def _nothing(shard: object) -> None:
 
 @dataclass(frozen=True)
 class Job(Generic[ShardT]):
-    """What is to be done with shards."""
+    """The work on shards, and how to tell that it is done."""
 
     work: Callable[[ShardT, Advance], None]
     """Makes one shard's files. It is sent once to each worker process, so what it keeps on itself,
@@ -142,8 +144,8 @@ class Job(Generic[ShardT]):
     done: Callable[[ShardT], bool]
     """Whether a shard's files exist already."""
     after: Callable[[ShardT], None] = _nothing
-    """Called here with every shard that is done, those that were done before first; what it raises
-    stops the run."""
+    """Called in the main process with every finished shard, beginning with those that were finished
+    before; an exception from it stops the run."""
     size: Callable[[ShardT], int] = _one
     """Units in a shard, for the progress."""
     label: str = "shards"
@@ -155,7 +157,7 @@ class Job(Generic[ShardT]):
 
 
 def run_shards(shards: Sequence[ShardT], job: Job[ShardT], engine: Engine | None = None) -> None:
-    """Do the work on every shard that is not done; in this process in order, elsewhere in any.
+    """Do the work on every shard that is not done: in order in this process, else in any order.
 
     Args:
         shards: What to work on; picklable when work leaves this process.
@@ -181,7 +183,7 @@ def run_shards(shards: Sequence[ShardT], job: Job[ShardT], engine: Engine | None
     with progress(job.label, total, job.unit, done=total - left) as bar:
         workers = _workers(engine, job.gpu)
         if engine.on_ray:
-            with redirect_stdout(sys.stderr):  # Ray writes of lost workers there
+            with redirect_stdout(sys.stderr):  # Ray reports lost workers on stdout
                 _run_on_ray(pending, job, engine.place, workers, bar)
         elif min(workers, len(pending)) == 1:
             _run_here(pending, job, bar)
@@ -229,7 +231,7 @@ def _run_in_processes(
             if lost > RETRIES:
                 raise GmailAlignError(
                     f"a worker process was killed {lost} times, last with {len(left)} shards left, "
-                    "perhaps for want of memory: run the same command again, with fewer workers"
+                    "perhaps because memory ran out: run the same command again, with fewer workers"
                 ) from error
             say(f"{job.label}: a worker process was killed, {len(left)} shards are left")
 
@@ -368,7 +370,7 @@ def _run_on_ray(
             while waiting and idle:
                 handle, shard = idle.pop(), waiting.popleft()
                 flying[handle.run.remote(shard)] = (handle, shard)
-            for handle in idle:  # its place may be wanted by an actor that has none yet
+            for handle in idle:  # an actor that still waits for resources can have its place
                 ray.kill(handle)
             idle.clear()
             (finished, *_), _ = ray.wait(list(flying), num_returns=1)
@@ -392,6 +394,6 @@ def _result(ray: Any, finished: Any, shard: object) -> None:
         raise cause from None
     except ray.exceptions.RayActorError as error:
         raise GmailAlignError(
-            f"Ray lost the worker of shard {shard} more than {RETRIES} times, perhaps for want of "
-            "memory: run the same command again, with fewer workers"
+            f"Ray lost the worker of shard {shard} more than {RETRIES} times, perhaps because "
+            "memory ran out: run the same command again, with fewer workers"
         ) from error

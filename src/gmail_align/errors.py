@@ -4,7 +4,7 @@
     ├── UserError                   the user's mistake; the command line exits with 2
     │   ├── ConfigError             an unknown key, a wrong type, a bad ``--set``
     │   ├── DataError               missing, malformed or inconsistent input data
-    │   ├── ArtifactError           a folder that is not what was asked for, or of another run
+    │   ├── ArtifactError           a folder that is not the artifact it should be
     │   ├── ModelError              a model folder that cannot be used
     │   ├── MissingExtraError       an optional dependency that is not installed
     │   └── DiskFullError           no space left where output is written
@@ -48,7 +48,7 @@ class DataError(UserError):
 
 
 class ArtifactError(UserError):
-    """A folder that is not the artifact that was asked for, or belongs to another run."""
+    """A folder that is not the artifact it should be, belongs to another run, or is read-only."""
 
 
 class ModelError(UserError):

@@ -29,13 +29,13 @@ def stable_seed(*parts: int | str) -> int:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -51,14 +51,14 @@ def resolve_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"{name!r} is no device; use auto, cpu or cuda") from error
+        raise ConfigError(f"{name!r} is not a device: use auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r} was asked for and no CUDA device is present")
+        raise ConfigError(
+            f"device {name!r} cannot be used: this machine does not have a CUDA device"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ConfigError(
-            f"device {name!r} was asked for and only {count} CUDA devices are present"
-        )
+        raise ConfigError(f"device {name!r} cannot be used: the CUDA devices are 0 to {count - 1}")
     return device
 
 
@@ -72,7 +72,7 @@ def resolve_dtype(name: str) -> torch.dtype:
 
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if name not in known:
-        raise ConfigError(f"{name!r} is no dtype; use one of {', '.join(known)}")
+        raise ConfigError(f"{name!r} is not a dtype: use one of {', '.join(known)}")
     return known[name]
 
 

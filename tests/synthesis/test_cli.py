@@ -70,7 +70,7 @@ def test_parts_say_what_is_missing(captions: Artifact, model: Path, tmp_path: Pa
         (["--fast", "--model", "tabletop"], "--preset"),
         (["--model", "tabletop", "--model-path", "x"], "--model-path"),
         (["--model-path", "/no/such"], "there is no folder /no/such"),
-        (["--model", "tabletop", "--engine", "slurm"], "is no engine"),
+        (["--model", "tabletop", "--engine", "slurm"], "'slurm'"),
         (["--model", "tabletop", "--workers", "0"], "workers is 0"),
         (
             ["--model", "tabletop", "--shard-of", "9/8"],

@@ -51,7 +51,7 @@ def test_a_plan_follows_from_the_cost() -> None:
     assert plan.images_per_second == 0.5
     assert plan.gpu_days_limit == pytest.approx(10)
     assert plan.gpu_days == pytest.approx(20)
-    with pytest.raises(ConfigError, match="'x200' is no card that is known"):
+    with pytest.raises(ConfigError, match="'x200'"):
         make_plan(Cost(1.0, 1, 1.0, 8, 8), config, 1, card="x200")
     with pytest.raises(ConfigError, match="a share of 1.5"):
         make_plan(Cost(1.0, 1, 1.0, 8, 8), config, 1, share=1.5)

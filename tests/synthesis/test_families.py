@@ -23,9 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.embeddings import Embedder, splits
-from gmail_align.synthesis.noise import image_seed
 from gmail_align.synthesis.pipelines import load_pipeline
-from gmail_align.synthesis.sampler import Request, Sampler
+from gmail_align.synthesis.sampler import Request, Sampler, image_seed
 
 Build = Callable[..., SynthesisConfig]
 PROMPTS = ["a cat", "a dog", "a cat", "red ball", "blue"]

@@ -22,8 +22,7 @@ from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError
 from gmail_align.recipe import shipped_models
 from gmail_align.synthesis.filter_config import FilterConfig
-from gmail_align.synthesis.filter_run import filter_images
-from gmail_align.synthesis.filters import duplicates, spread
+from gmail_align.synthesis.filters import duplicates, filter_images, spread
 
 
 def picture(seed: int) -> Image.Image:

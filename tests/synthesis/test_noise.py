@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from gmail_align.synthesis.noise import image_seed, initial_noise, step_generator
+from gmail_align.synthesis.sampler import image_seed, initial_noise, step_generator
 
 
 def test_noise_depends_on_seed_caption_and_number_alone() -> None:

@@ -25,9 +25,8 @@ from gmail_align.engine import Engine, Part
 from gmail_align.errors import ArtifactError, DataError, ModelError
 from gmail_align.synthesis import run, shards
 from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.synthesis.noise import image_seed
 from gmail_align.synthesis.run import synthesize, synthesize_part
-from gmail_align.synthesis.sampler import Pixels, Sampler
+from gmail_align.synthesis.sampler import Pixels, Sampler, image_seed
 from gmail_align.synthesis.shards import read_part, to_image
 from gmail_align.synthesis.weights import weights_fingerprint
 

@@ -36,7 +36,7 @@ def test_variants_are_apart(model: Path, copy: Path) -> None:
         shutil.copy(path, path.with_name(f"{path.stem}.fp16.safetensors"))
     assert weights_fingerprint(copy) == plain
     assert weights_fingerprint(copy, "fp16") != plain
-    with pytest.raises(ModelError, match="no 'fp16' safetensors weights"):
+    with pytest.raises(ModelError, match="'fp16'"):
         weights_fingerprint(model, "fp16")
 
 
@@ -53,7 +53,7 @@ def test_files_that_the_hub_names_by_hash_are_not_read(copy: Path, tmp_path: Pat
 def test_pickled_weights_are_no_weights(copy: Path) -> None:
     for path in copy.glob("*/*.safetensors"):
         path.rename(path.with_suffix(".bin"))
-    with pytest.raises(ModelError, match="holds no safetensors weights"):
+    with pytest.raises(ModelError, match="safetensors"):
         weights_fingerprint(copy)
 
 

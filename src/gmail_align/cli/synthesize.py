@@ -83,7 +83,7 @@ def filter_images(
         shared.show_plan("filter", out, config, images=source, photos=photos or [])
         return
     from gmail_align.data.images import QUARANTINE
-    from gmail_align.synthesis.filter_run import filter_images
+    from gmail_align.synthesis.filters import filter_images
 
     model = None
     if encoder is not None:

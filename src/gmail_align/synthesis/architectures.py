@@ -120,7 +120,7 @@ def read_architecture(folder: Path) -> Architecture:
     """Read the configurations of a pipeline's folder; no weights are read.
 
     Raises:
-        ModelError: the folder is no pipeline, or its networks are of unknown classes.
+        ModelError: the folder is not a pipeline, or its networks are of unknown classes.
     """
     index = read_index(folder)
     parts: dict[str, Part] = {}
@@ -133,5 +133,5 @@ def read_architecture(folder: Path) -> Architecture:
         config = read_object(folder / name / "config.json")
         parts["vae" if name == "vae" else "denoiser"] = Part(entry[1], config)
     if set(parts) != {"vae", "denoiser"}:
-        raise ModelError(f"{folder} has no denoiser and VAE of its own: its cost cannot be counted")
+        raise ModelError(f"{folder} lacks a denoiser or a VAE: its cost cannot be counted")
     return Architecture(**parts)

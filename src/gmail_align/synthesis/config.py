@@ -60,8 +60,7 @@ class SynthesisConfig(Config):
     """Denoising steps an image."""
     guidance_scale: float = Field(2.0, ge=0)
     """Classifier-free guidance; 1 or less turns it off. Low guidance is the norm for training
-    data, because it keeps the images varied; 7.5 is what pipelines default to for looking at, and
-    is an option here."""
+    data, because it keeps the images varied; pipelines show images with 7.5."""
     scheduler: Literal["pipeline", "ddim", "dpmpp", "euler"] = "pipeline"
     """Sampler: the pipeline's own, DDIM, DPM-Solver++ or Euler (flow-matching pipelines: only
     their own)."""
@@ -79,8 +78,7 @@ class SynthesisConfig(Config):
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
     image_format: Literal["jpeg", "png"] = "jpeg"
-    """Stored format; ``jpeg`` as real photos are, so that no encoder tells the two apart by
-    compression."""
+    """Stored format. Real photos are JPEG, and encoders can tell JPEG from PNG."""
     quality: int = Field(95, ge=1, le=100)
     """JPEG quality."""
     height: int | None = Field(None, ge=8)
@@ -88,8 +86,8 @@ class SynthesisConfig(Config):
     width: int | None = Field(None, ge=8)
     """Pixels; the pipeline's own size when not given."""
     safety: Literal["flag", "drop", "off"] = "flag"
-    """What is done with the verdict of a pipeline's safety checker: kept in the image's record,
-    the image left out, or not asked for. No image is ever painted black."""
+    """How the verdict of a pipeline's safety checker is used: ``flag`` keeps it in the image's
+    record, ``drop`` leaves the image out, ``off`` does not ask. No image is painted black."""
     compile: bool = False
     """Compile the networks with torch.compile: minutes at the start, faster from then on."""
     writers: int = Field(2, ge=1)

@@ -144,7 +144,7 @@ def _number(card: str) -> float:
         value = math.nan
     if not value > 0 or math.isinf(value):
         raise ConfigError(
-            f"{card!r} is no card that is known ({', '.join(CARDS)}): give its half-precision "
+            f"the card {card!r} is not known (known: {', '.join(CARDS)}): give its half-precision "
             "TFLOP/s as a number"
         )
     return value

@@ -104,7 +104,7 @@ class Embedder:
 
 
 def text_limit(pipeline: Any) -> int | None:
-    """Return how many tokens a pipeline gives its long text encoder; None when it has none.
+    """Return how many tokens a pipeline gives its long text encoder; None without one.
 
     It is the pipeline's own default, but 256 for a FLUX that was distilled without guidance
     (schnell), which was trained on no more.

@@ -1,16 +1,45 @@
-"""Scores of generated images: blankness, near-duplicates, copies of photos."""
+"""The stage: generated images are scored, and written again without those that fail."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gmail_align.data.hashes import HashArray, near_pairs
+from gmail_align.artifacts import Artifact, Draft, atomic_file, begin
+from gmail_align.data.hashes import HashArray, difference_hash, hash_images, near_pairs
+from gmail_align.data.images import (
+    ImageStore,
+    Quarantined,
+    finish_images,
+    read_shard,
+    shard_name,
+    write_shard,
+)
+from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.route import Route
+from gmail_align.engine import Job, run_shards
+from gmail_align.errors import ArtifactError, ConfigError, DataError
+from gmail_align.features.run import extract_images
+from gmail_align.features.store import read_features
+from gmail_align.metrics.clipscore import clip_score
+from gmail_align.progress import track
+from gmail_align.synthesis.filter_config import FilterConfig
+
+SCORES: Final = "scores.parquet"
+_SHARD: Final = 1000
+_TEXTS: Final = 256
 
 
 @dataclass(frozen=True)
@@ -24,9 +53,68 @@ class Match:
     """Cosine of the features; None without features."""
 
 
-def spread(pixels: npt.NDArray[np.uint8]) -> float:
-    """Return the standard deviation of an image's grey values, from 0 (blank) to 127.5."""
-    return float(pixels.astype(np.float32).mean(axis=2).std())
+@dataclass
+class Score:
+    """What is known of one image, and why it is left out (None: it is kept)."""
+
+    id: str
+    spread: float
+    """Standard deviation of its grey values."""
+    clip_score: float | None = None
+    duplicate_of: str | None = None
+    duplicate_bits: int | None = None
+    duplicate_cosine: float | None = None
+    copy_of: str | None = None
+    copy_in: str | None = None
+    copy_bits: int | None = None
+    copy_cosine: float | None = None
+    reason: str | None = None
+
+
+def filter_images(
+    config: FilterConfig,
+    images: Artifact,
+    photos: Sequence[Artifact],
+    out: Path,
+    encoder: GmailEncoder | None = None,
+) -> Artifact:
+    """Score generated images and keep those that pass, with ``scores.parquet`` for all of them.
+
+    Features are kept beside the output, in ``OUT.features``.
+
+    Args:
+        config: The thresholds.
+        images: The generated images.
+        photos: Images of which none may be a copy: evaluation and training photos.
+        out: Output folder.
+        encoder: Gives CLIP scores, and confirms near-duplicates and copies by feature distance.
+
+    Returns:
+        An ``images`` artifact; its ``quarantine.jsonl`` names what was left out, with the reason.
+
+    Raises:
+        ConfigError: a CLIP score is asked for without an encoder.
+        DataError: nothing is left.
+        ArtifactError: an input does not hold images, or the folder belongs to another run.
+    """
+    if config.min_clip_score is not None and encoder is None:
+        raise ConfigError("min_clip_score needs an encoder: name one with --encoder")
+    for artifact in (images, *photos):
+        if artifact.kind != "images":
+            raise ArtifactError(f"{artifact.folder} holds {artifact.kind}: images are needed here")
+    inputs: dict[str, Artifact | str] = {"images": images}
+    inputs |= {f"photos-{number}": artifact for number, artifact in enumerate(photos)}
+    settings = config.model_dump(mode="json")
+    settings |= {"encoder": encoder.base_fingerprint if encoder else None}
+    draft = begin(out, "images", settings, inputs)
+    if draft.complete:
+        return draft.complete
+    if draft.path(SCORES).exists():
+        scores = [Score(**row) for row in pq.read_table(draft.path(SCORES)).to_pylist()]
+    else:
+        scores = _score(config, images, photos, out.with_name(f"{out.name}.features"), encoder)
+        _write_scores(draft, scores)
+    return _write_kept(draft, ImageStore(images), scores)
 
 
 def duplicates(
@@ -50,7 +138,7 @@ def duplicates(
     for first, second, differing in sorted(near):
         if first in matches or second in matches:
             continue
-        alike = _cosine(features, first, features, second)
+        alike = None if features is None else _cosine(features[first], features[second])
         if alike is None or alike >= cosine:
             matches[second] = Match(first, differing, alike)
     return matches
@@ -74,15 +162,139 @@ def copies(
     """
     matches: dict[int, Match] = {}
     for row, photo, differing in near_pairs(hashes, photos, bits):
-        alike = _cosine(features and features[0], row, features and features[1], photo)
+        alike = None if features is None else _cosine(features[0][row], features[1][photo])
         best = matches.get(row)
         if (alike is None or alike >= cosine) and (best is None or differing < best.bits):
             matches[row] = Match(photo, differing, alike)
     return matches
 
 
-def _cosine(first: Tensor | None, row: int, second: Tensor | None, other: int) -> float | None:
-    if first is None or second is None:
+def spread(pixels: npt.NDArray[np.uint8]) -> float:
+    """Return the standard deviation of an image's grey values, from 0 (blank) to 127.5."""
+    return float(pixels.astype(np.float32).mean(axis=2).std())
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(one.float(), other.float(), dim=0))
+
+
+def _score(
+    config: FilterConfig,
+    images: Artifact,
+    photos: Sequence[Artifact],
+    work: Path,
+    encoder: GmailEncoder | None,
+) -> list[Score]:
+    store = ImageStore(images)
+    scores, hashes = _look_at(store)
+    features = _features(images, work / "images", encoder)
+    if encoder is not None and features is not None:
+        for score, value in zip(scores, _clip_scores(store, features, encoder), strict=True):
+            score.clip_score = value
+    # Blank images resemble each other and nothing else.
+    rows = np.flatnonzero([score.spread >= config.min_spread for score in scores])
+    kept = None if features is None else features[torch.from_numpy(rows)]
+    same = duplicates(hashes[rows], config.duplicate_bits, kept, config.duplicate_cosine)
+    for row, match in same.items():
+        score = scores[rows[row]]
+        score.duplicate_of = store.ids[rows[match.row]]
+        score.duplicate_bits, score.duplicate_cosine = match.bits, match.cosine
+    for number, artifact in enumerate(photos):
+        theirs = _features(artifact, work / f"photos-{number}", encoder)
+        both = None if kept is None or theirs is None else (kept, theirs)
+        photo_store = ImageStore(artifact)
+        looks = hash_images(photo_store, f"hash {artifact.folder.name}")
+        near = copies(hashes[rows], looks, config.copy_bits, both, config.copy_cosine)
+        for row, match in near.items():
+            score = scores[rows[row]]
+            score.copy_of, score.copy_in = photo_store.ids[match.row], str(artifact.folder)
+            score.copy_bits, score.copy_cosine = match.bits, match.cosine
+    for score in scores:
+        score.reason = _reason(score, config)
+    return scores
+
+
+def _reason(score: Score, config: FilterConfig) -> str | None:
+    """Return why an image is left out; the first of several reasons."""
+    if score.spread < config.min_spread:
+        return f"blank: its grey values spread by {score.spread:.2f}"
+    if score.copy_of is not None:
+        return f"a copy of {score.copy_of} in {score.copy_in}"
+    low = config.min_clip_score
+    if low is not None and score.clip_score is not None and score.clip_score < low:
+        return f"a CLIP score of {score.clip_score:.3f}, below {low}"
+    if score.duplicate_of is not None and not config.keep_duplicates:
+        return f"a near-duplicate of {score.duplicate_of}"
+    return None
+
+
+def _look_at(store: ImageStore) -> tuple[list[Score], HashArray]:
+    """Decode every image once: its spread and its hash."""
+
+    def look(image_id: str) -> tuple[Score, HashArray]:
+        image = store.read(image_id)
+        return Score(image_id, spread(np.asarray(image))), difference_hash(image)
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        looks = (one for ids in _chunks(store.ids, _SHARD) for one in pool.map(look, ids))
+        scores, hashes = zip(*track(looks, "look", len(store), "images"), strict=True)
+    return list(scores), np.stack(hashes)
+
+
+def _features(images: Artifact, folder: Path, encoder: GmailEncoder | None) -> Tensor | None:
+    if encoder is None:
         return None
-    rows = first[row].float(), second[other].float()
-    return float(torch.nn.functional.cosine_similarity(*rows, dim=0))
+    return read_features(extract_images(images, encoder, Route.FROZEN, folder)).array
+
+
+def _clip_scores(store: ImageStore, features: Tensor, encoder: GmailEncoder) -> Iterator[float]:
+    """Yield the CLIPScore of each image and its prompt, both by the frozen model."""
+    rows = iter(features.split(_TEXTS))
+    for ids in _chunks(store.ids, _TEXTS):
+        prompts = [store.record(image_id).prompt for image_id in ids]
+        with torch.no_grad():
+            texts = encoder.embed_texts(prompts, Route.FROZEN).cpu().double().numpy()
+        yield from clip_score(next(rows).double().numpy(), texts).tolist()
+
+
+def _chunks(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]
+
+
+def _write_scores(draft: Draft, scores: Sequence[Score]) -> None:
+    text, number, whole = pa.string(), pa.float64(), pa.int32()
+    kinds = {
+        **dict.fromkeys(("id", "duplicate_of", "copy_of", "copy_in", "reason"), text),
+        **dict.fromkeys(("duplicate_bits", "copy_bits"), whole),
+    }
+    schema = pa.schema([(name, kinds.get(name, number)) for name in asdict(scores[0])])
+    table = pa.Table.from_pylist([asdict(score) for score in scores], schema=schema)
+    with atomic_file(draft.path(SCORES)) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def _write_kept(draft: Draft, store: ImageStore, scores: Sequence[Score]) -> Artifact:
+    """Write the images that are kept, shard by shard.
+
+    Raises:
+        DataError: every image is left out.
+    """
+
+    def write(start: int, _: object) -> None:
+        chunk = scores[start : start + _SHARD]
+        kept = (score.id for score in chunk if score.reason is None)
+        samples = ((store.record(name), store.read_bytes(name)) for name in kept)
+        left_out = [Quarantined(score.id, score.reason) for score in chunk if score.reason]
+        write_shard(path(start), samples, left_out)
+
+    def path(start: int) -> Path:
+        return draft.path(shard_name(start // _SHARD))
+
+    if all(score.reason for score in scores):
+        raise DataError(
+            f"no image would be left (the first: {scores[0].reason}): lower the thresholds"
+        )
+    starts = range(0, len(scores), _SHARD)
+    run_shards(starts, Job(write, lambda start: read_shard(path(start)) is not None, label="write"))
+    return finish_images(draft, limit_quarantine=1.0)

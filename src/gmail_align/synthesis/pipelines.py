@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +10,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from gmail_align.errors import ConfigError, ModelError, damage_explained
 from gmail_align.extras import require
 from gmail_align.runtime import resolve_device, resolve_dtype
 from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.synthesis.safety import detach_checker
 from gmail_align.synthesis.weights import read_index
 
+_CHECKER: Final = "gmail_align_checker"
 _SCHEDULERS: Final = {
     "ddim": "DDIMScheduler",
     "dpmpp": "DPMSolverMultistepScheduler",
@@ -41,7 +44,7 @@ def load_pipeline(folder: Path, config: SynthesisConfig) -> Any:
     """Load a pipeline from its folder, ready to sample: only safetensors, and no network.
 
     Raises:
-        ModelError: it cannot be loaded, or cannot use the scheduler that was asked for.
+        ModelError: it cannot be loaded, or cannot use the scheduler of ``config``.
         MissingExtraError: diffusers is not installed.
     """
     diffusers: Any = require("diffusers", "synthesis")
@@ -76,7 +79,7 @@ def _tune(pipeline: Any, config: SynthesisConfig) -> None:
     """Lay networks out for tensor cores, and compile them when asked: only rounding changes.
 
     Raises:
-        ConfigError: the pipeline has nothing that could be compiled.
+        ConfigError: no network of the pipeline can be compiled.
     """
     network, vae = denoiser(pipeline), getattr(pipeline, "vae", None)
     laid_out: tuple[Any, ...] = (network, vae) if pipeline.device.type == "cuda" else (vae,)
@@ -125,3 +128,28 @@ def quiet() -> Iterator[None]:
             log.set_verbosity(level)
             if bars:
                 log.enable_progress_bar()
+
+
+def detach_checker(pipeline: Any) -> None:
+    """Take the checker out of the pipeline's call, which would paint images black, and keep it."""
+    checker = getattr(pipeline, "safety_checker", None)
+    if checker is None or getattr(pipeline, "feature_extractor", None) is None:
+        return
+    logging.getLogger(type(checker).__module__).setLevel(logging.ERROR)  # we keep what it says
+    setattr(pipeline, _CHECKER, checker)
+    pipeline.register_to_config(requires_safety_checker=False)
+    pipeline.safety_checker = None
+
+
+def unsafe(pipeline: Any, images: UInt8[Tensor, "b h w 3"]) -> list[bool | None]:
+    """Ask the pipeline's checker about images; each verdict is None without a checker."""
+    checker = getattr(pipeline, _CHECKER, None)
+    if checker is None:
+        return [None] * len(images)
+    ready = pipeline.feature_extractor(list(images.numpy()), return_tensors="pt").pixel_values
+    placeholders = torch.zeros(len(images), 1)  # what the checker would paint black
+    with torch.inference_mode():
+        _, verdicts = checker(
+            clip_input=ready.to(checker.device, checker.dtype), images=placeholders
+        )
+    return [bool(verdict) for verdict in verdicts]

@@ -52,7 +52,7 @@ def synthesize(
     Raises:
         ModelError: the generator cannot be found, loaded or sampled.
         DataError: too many images are blank or not finite.
-        ArtifactError: the input holds no captions, or the folder belongs to another run.
+        ArtifactError: the input does not hold captions, or the folder belongs to another run.
     """
     run = _Run(config, captions, out, engine or Engine(workers=1))
     if run.draft.complete:

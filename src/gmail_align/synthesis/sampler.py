@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from gmail_align.errors import ConfigError, GmailAlignError, ModelError, first_line
+from gmail_align.runtime import stable_seed
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.embeddings import Embedder, splits, text_limit, tokens_cut
-from gmail_align.synthesis.noise import image_seed, initial_noise, step_generator
 from gmail_align.synthesis.pipelines import quiet
 
 
@@ -26,6 +26,32 @@ class Request:
     caption_id: str
     k: int
     prompt: str
+
+
+def image_seed(seed: int, caption_id: str, k: int) -> int:
+    """Return the 63-bit seed of the ``k``-th image of a caption."""
+    return stable_seed(seed, caption_id, k)
+
+
+def initial_noise(seed: int, caption_id: str, k: int, shape: Sequence[int]) -> Float[Tensor, ...]:
+    """Draw the noise that an image starts from, on the CPU and in float32.
+
+    Args:
+        seed: Seed of the run.
+        caption_id: The caption.
+        k: Number of the image among those of the caption.
+        shape: Shape of one latent, (channels, height, width).
+
+    Returns:
+        Standard normal tensor of that shape.
+    """
+    generator = torch.Generator().manual_seed(image_seed(seed, caption_id, k))
+    return torch.randn(tuple(shape), generator=generator)
+
+
+def step_generator(seed: int, caption_id: str, k: int) -> torch.Generator:
+    """Return the source of all further noise of an image, for samplers that add some."""
+    return torch.Generator().manual_seed(stable_seed(seed, caption_id, k, "steps"))
 
 
 class Sampler:

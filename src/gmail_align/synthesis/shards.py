@@ -1,7 +1,7 @@
 """One shard of generated images: captions in, a tar and its sidecar out.
 
 Each finished batch is kept as a small shard of its own in ``shards/00007.parts/`` until the whole
-is written, so a run that was killed makes at most the batches in work again.
+is written, so a run that was killed repeats at most the batches that it was making.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ from gmail_align.data.images import (
 from gmail_align.data.pairs import generated_id
 from gmail_align.errors import DataError, ModelError
 from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.synthesis.noise import image_seed
-from gmail_align.synthesis.pipelines import load_pipeline
-from gmail_align.synthesis.safety import unsafe
-from gmail_align.synthesis.sampler import Pixels, Request, Sampler
+from gmail_align.synthesis.pipelines import load_pipeline, unsafe
+from gmail_align.synthesis.sampler import Pixels, Request, Sampler, image_seed
 from gmail_align.synthesis.weights import find_pipeline, weights_fingerprint
 
 PARTS: Final = ".parts"
@@ -178,16 +176,16 @@ def part_path(shard: Path, start: int) -> Path:
 
 def read_part(path: Path, count: int) -> Outcome | None:
     """Return a batch that is kept on disk; None when it is not, or is not of ``count`` images."""
-    found = read_shard(path)
-    if found is None or len(found[0]) + len(found[1]) != count:
+    shard = read_shard(path)
+    if shard is None or len(shard[0]) + len(shard[1]) != count:
         return None
     data = path.read_bytes()
     samples = [
         (replace(record, shard=-1), data[record.offset : record.offset + record.size])
-        for record in found[0]
+        for record in shard[0]
     ]
     intact = all(hashlib.sha256(image).hexdigest() == record.sha256 for record, image in samples)
-    return (samples, found[1]) if intact else None
+    return (samples, shard[1]) if intact else None
 
 
 def _joined(parts: Sequence[Outcome]) -> Outcome:

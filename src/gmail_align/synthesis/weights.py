@@ -21,7 +21,7 @@ def find_pipeline(model: str, revision: str = "", variant: str = "") -> Path:
     """Return the folder of a pipeline, fetching a hub id into the Hugging Face cache.
 
     Raises:
-        ModelError: there is no such folder, it is no pipeline, or the hub does not have it.
+        ModelError: there is no such folder, it is not a pipeline, or the hub does not have it.
         MissingExtraError: diffusers is needed to fetch it and is not installed.
     """
     folder = Path(model).expanduser()
@@ -50,7 +50,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """Return a pipeline's ``model_index.json``.
 
     Raises:
-        ModelError: the folder is no diffusers pipeline.
+        ModelError: the folder is not a diffusers pipeline.
     """
     path = folder / "model_index.json"
     if not path.exists():
@@ -84,7 +84,7 @@ def weights_fingerprint(folder: Path, variant: str = "") -> str:
     Files that the hub's cache names by their sha256 are not read again.
 
     Raises:
-        ModelError: the folder is no pipeline or holds no safetensors weights.
+        ModelError: the folder is not a pipeline or lacks safetensors weights.
     """
     index = read_index(folder)
     components = [name for name, value in index.items() if isinstance(value, list) and any(value)]
@@ -96,7 +96,9 @@ def weights_fingerprint(folder: Path, variant: str = "") -> str:
     }
     if not any(name.endswith(".safetensors") for name in digests):
         kind = f"{variant!r} safetensors" if variant else "safetensors"
-        raise ModelError(f"{folder} holds no {kind} weights: save the pipeline in that form first")
+        raise ModelError(
+            f"{folder} does not hold {kind} weights: save the pipeline in that form first"
+        )
     return fingerprint({"class": index["_class_name"], "files": digests})
 
 

@@ -27,7 +27,7 @@ def class_sets() -> dict[str, list[str]]:
 
 
 def class_label(scene: Scene, set_name: str) -> int | None:
-    """Return the index of the scene's class in a set, or None where the scene has no single one.
+    """Return the index of the scene's class in a set, or None where it does not have exactly one.
 
     ``floor`` and ``count`` always have a class. ``colour``, ``shape`` and ``material`` have one
     only where all things of the scene share it (so always where there is a single thing).

@@ -63,7 +63,7 @@ def train_gpt2(
 
 
 def padded(rows: list[list[int]], end: int) -> tuple[Tensor, Tensor]:
-    """Return token ids and labels (rows, longest); what is padding is no label."""
+    """Return token ids and labels (rows, longest); padding does not have a label."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), end)
     labels = torch.full((len(rows), longest), -100)
