@@ -28,7 +28,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +41,14 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from gmail_align import progress
-from gmail_align.alignment.config import AlignConfig, align_preset
-from gmail_align.alignment.pair_index import Numbers, PairFile
-from gmail_align.alignment.pairset import (
-    Batch,
-    PairRows,
-    Tables,
-    TrainingPairs,
-    Wanted,
-    gather,
-)
-from gmail_align.alignment.terms import Embedded, loss_terms, terms_of
+from gmail_align.alignment.config import AlignConfig
+from gmail_align.alignment.embedding import Batch, loss_terms, terms_of
+from gmail_align.alignment.pair_index import REAL, PairNumbers, map_rows
+from gmail_align.alignment.task import BatchRequest, Table, Tables, gather
+from gmail_align.alignment.terms import needed_features
 from gmail_align.data.batches import Batches
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.features.pixels import Pixels
 from gmail_align.features.prefetch import prefetch
-from gmail_align.features.store import Features
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.loop import fit, peak_memory
 
@@ -70,6 +61,8 @@ SHAPES = {
 }
 """Width, inner width, layers, heads, image side, patch side, joint dimension of vision towers."""
 IMAGES, LENGTH, VOCABULARY = 512, 24, 1000
+LARGEST = 1_000_000
+"""Pairs of the largest job; all of them point into a table of so many images."""
 
 
 def main() -> None:
@@ -189,16 +182,17 @@ def _ours(job: dict[str, Any], clip: Path, folder: Path) -> tuple[float, float]:
     """Run the package's own loop over tables that are mapped from files."""
     batch, steps, count = job["batch"], job["steps"], job["pairs"]
     encoder = GmailEncoder.from_clip(clip).to(_device())
-    weights = align_preset(job["preset"]).weights
+    weights = AlignConfig.from_preset(job["preset"]).weights
     config = AlignConfig(weights=weights, batch_size=batch, precision=job["precision"])
+    needs = needed_features(config)
     tables = _tables(encoder, folder)
     rows = _rows(count, folder)
-    batches = Batches(rows.image_group, batch, 0)
-    wanted = Wanted(real=weights.needs_real, frozen=weights.needs_frozen, pinned=_device() != "cpu")
+    batches = Batches(rows[:, REAL], batch, 0)
+    wanted = BatchRequest(needs, pinned=_device() != "cpu")
     marks: list[float] = []
 
     def load(step: int) -> Batch:
-        return gather(tables, rows.take(batches.indices(step)), wanted)
+        return gather(tables, rows[batches.indices(step)], wanted)
 
     total = steps + 2
     with prefetch(load, total) as fetch:
@@ -209,7 +203,7 @@ def _ours(job: dict[str, Any], clip: Path, folder: Path) -> tuple[float, float]:
             return loss_terms(encoder, fetch(step).to(encoder.device), config)
 
         optim = OptimConfig(steps=total, schedule="constant", checkpoint_every=10**9)
-        fit(encoder.trainable(real_head=weights.needs_real), loss, optim, batch_size=batch)
+        fit(encoder.trainable(real_head="real" in needs), loss, optim, batch_size=batch)
     _wait()
     marks.append(_clock())
     each = statistics.median(np.diff(marks)[2:])
@@ -219,14 +213,14 @@ def _ours(job: dict[str, Any], clip: Path, folder: Path) -> tuple[float, float]:
 
 def _loss_seconds(encoder: GmailEncoder, batch: Batch, config: AlignConfig) -> float:
     """Time the loss and its gradient by the features alone."""
-    size = len(batch.generated)
-    features = torch.randn(size, encoder.dim, device=encoder.device, requires_grad=True)
-    real = features if config.weights.needs_real else None
+    size = len(batch.inputs["generated"])
+    rows = torch.randn(size, encoder.dim, device=encoder.device, requires_grad=True)
+    features = dict.fromkeys(batch.inputs, rows)
     times = []
     for _ in range(10):
         _wait()
         start = _clock()
-        terms_of(Embedded(features, real), batch, encoder, config)["total"].backward()
+        terms_of(features, encoder, batch, config)["total"].backward()
         _wait()
         times.append(_clock() - start)
     return statistics.median(times)
@@ -350,30 +344,22 @@ def _tables(encoder: GmailEncoder, folder: Path) -> Tables:
             file.write(rng.integers(0, 256, 3 * side * side, dtype=np.uint8).tobytes())
     size = IMAGES * 3 * side * side
     flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    names = [str(number) for number in range(IMAGES)]
-    pixels = Pixels(names, flat.reshape(IMAGES, 3, side, side))
-    features = Features(names, torch.randn(IMAGES, encoder.dim))
-    return Tables(pixels, pixels, features, features)
+    pixels, features = flat.reshape(IMAGES, 3, side, side), torch.randn(IMAGES, encoder.dim)
+    small = np.arange(LARGEST) % IMAGES  # as many numbers as the largest job has
+    columns = {"generated": "generated", "real": "real"}
+    inputs = {name: Table(pixels, column, small) for name, column in columns.items()}
+    return Tables(inputs, {n: Table(features, "real", small) for n in ("frozen", "texts")})
 
 
-def _rows(count: int, folder: Path) -> TrainingPairs:
-    """Make ``count`` pairs, five of each real image, that all point into a small table."""
+def _rows(count: int, folder: Path) -> PairNumbers:
+    """Make ``count`` pairs, five of each real image."""
 
-    def blocks() -> Iterator[Numbers]:
+    def blocks() -> Iterator[PairNumbers]:
         for start in range(0, count, 65_536):
             places = np.arange(start, min(start + 65_536, count), dtype=np.int32)
-            small = places % IMAGES
-            yield np.stack([small, places // 5, small, places, places], axis=1)
+            yield np.stack([places, places // 5, places, places, places], axis=1)
 
-    return _SmallTables(PairFile.of(blocks(), folder), None, None)
-
-
-class _SmallTables(TrainingPairs):
-    """Pairs of many real images, all of which point into a small table."""
-
-    def take(self, places: Numbers) -> PairRows:
-        rows = super().take(places)
-        return replace(rows, real=rows.real % IMAGES, frozen=rows.frozen % IMAGES)
+    return map_rows(blocks(), folder)
 
 
 def _matmul_limit() -> float:

@@ -7,8 +7,8 @@
     │   ├── ArtifactError           a folder that is not the artifact it should be
     │   ├── ModelError              a model folder that cannot be used
     │   ├── MissingExtraError       an optional dependency that is not installed
-    │   └── DiskFullError           no space left where output is written
-    └── TrainingError               a run that broke by itself (NaN loss, no finite gradient)
+    │   ├── DiskFullError           no space left where output is written
+    │   └── TrainingError           a loss or a gradient that is not finite
     Terminated                      the system asked the process to end (SIGTERM)
 
 Each message is one sentence: what is wrong, where, and what to do.
@@ -63,8 +63,8 @@ class DiskFullError(UserError):
     """No space is left on the device that output is written to."""
 
 
-class TrainingError(GmailAlignError):
-    """A training run that broke by itself, for example on a loss that is not finite."""
+class TrainingError(UserError):
+    """A training whose loss or gradient is not finite: other settings or data are needed."""
 
     def __init__(self, message: str = "", step: int | None = None) -> None:
         super().__init__(message)

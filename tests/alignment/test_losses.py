@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,12 @@ from jaxtyping import TypeCheckError
 
 from gmail_align.alignment.losses import (
     alignment_loss,
-    contrastive_text_loss,
-    directed_alignment_loss,
-    distillation_loss,
-    norm_loss,
+    alignment_losses,
+    distillation_losses,
+    norm_losses,
 )
 from gmail_align.errors import ConfigError, DataError
+from gmail_align.training.losses import contrastive_text_losses, sigmoid_text_losses
 
 REFUSED = (DataError, TypeCheckError)
 """What shapes that do not fit raise: ours, or jaxtyping's where its checks are switched on."""
@@ -86,7 +87,7 @@ def test_equals_the_naive_implementation(
     scale = 1 / temperature
     expected = naive_eq1(left, right, temperature, same)
     expected = (expected + naive_eq1(right, left, temperature, same.T)) / 2
-    text = contrastive_text_loss(generated, real, scale, mask)
+    text = contrastive_text_losses(generated, real, scale, mask).mean()
     assert float(text) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
@@ -145,13 +146,13 @@ def test_directions() -> None:
     generator = torch.Generator().manual_seed(2)
     generated, real = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
     same = torch.rand(5, 5, generator=generator) < 0.3
-    there = directed_alignment_loss(generated, real, "g2r", same=same)
-    back = directed_alignment_loss(generated, real, "r2g", same=same)
-    both = directed_alignment_loss(generated, real, "both", same=same)
+    there = alignment_loss(generated, real, direction="g2r", same=same)
+    back = alignment_loss(generated, real, direction="r2g", same=same)
+    both = alignment_loss(generated, real, direction="both", same=same)
     assert torch.equal(there, alignment_loss(generated, real, same=same))
     assert torch.equal(back, alignment_loss(real, generated, same=same.T))
     assert torch.allclose(both, (there + back) / 2)
-    by_text = contrastive_text_loss(generated, real, 1 / 0.07, same)
+    by_text = contrastive_text_losses(generated, real, 1 / 0.07, same).mean()
     assert torch.allclose(both, by_text)
 
 
@@ -161,7 +162,7 @@ def test_the_text_loss_is_clips() -> None:
     images, texts = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(3))
     cosines = torch.nn.functional.normalize(texts) @ torch.nn.functional.normalize(images).T
     expected = image_text_contrastive_loss(cosines * 14.3)
-    found = contrastive_text_loss(images, texts, torch.tensor(14.3))
+    found = contrastive_text_losses(images, texts, torch.tensor(14.3)).mean()
     assert torch.allclose(found, expected, atol=1e-6)
 
 
@@ -179,7 +180,7 @@ def test_distillation_is_one_minus_cosine() -> None:
     features = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
     frozen = torch.tensor([[3.0, 0.0], [0.0, -1.0], [1.0, 0.0]])
     expected = (0 + 2 + 1 - 1 / math.sqrt(2)) / 3
-    assert float(distillation_loss(features, frozen)) == pytest.approx(expected, abs=1e-6)
+    assert float(distillation_losses(features, frozen).mean()) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -187,11 +188,11 @@ def test_distillation_is_one_minus_cosine() -> None:
 )
 def test_shapes_that_do_not_fit_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     left, right = (torch.ones(shape) for shape in shapes)
-    for loss in (alignment_loss, distillation_loss):
+    for loss in (alignment_loss, distillation_losses, norm_losses):
         with pytest.raises(REFUSED, match="shapes|Type-check"):
             loss(left, right)
     with pytest.raises(REFUSED, match="shapes|Type-check"):
-        contrastive_text_loss(left, right, 10.0)
+        contrastive_text_losses(left, right, 10.0).mean()
 
 
 def test_a_mask_or_temperature_that_does_not_fit_is_refused() -> None:
@@ -231,7 +232,7 @@ def test_summed_positives_equal_the_naive_implementation(
     expected = naive_summed(left, right, temperature, same)
     assert float(alignment_loss(generated, real, **given_all)) == pytest.approx(expected, abs=1e-8)
     back = naive_summed(right, left, temperature, same.T)
-    text = contrastive_text_loss(generated, real, 1 / temperature, mask, "sum")
+    text = contrastive_text_losses(generated, real, 1 / temperature, mask, "sum").mean()
     assert float(text) == pytest.approx((expected + back) / 2, abs=1e-8)
     generated.requires_grad_()
     alignment_loss(generated, real, **given_all).backward()
@@ -258,4 +259,62 @@ def test_a_learned_temperature_has_the_slope_of_finite_differences() -> None:
 def test_the_norm_penalty_by_hand() -> None:
     features = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, -2.0]])
     frozen = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])  # mean norm 2
-    assert float(norm_loss(features, frozen)) == pytest.approx((0.5 + 0.5 + 0) / 3, abs=1e-6)
+    assert float(norm_losses(features, frozen).mean()) == pytest.approx(
+        (0.5 + 0.5 + 0) / 3, abs=1e-6
+    )
+
+
+def test_every_pair_has_a_loss_of_its_own() -> None:
+    generated, real = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(7)).double()
+    same = torch.tensor([0, 1, 2, 0, 3, 4])[:, None] == torch.tensor([0, 1, 2, 0, 3, 4])[None]
+    losses = alignment_losses(generated, real, same=same)
+    assert torch.allclose(losses.mean(), alignment_loss(generated, real, same=same))
+    for row in range(6):
+        others = [j for j in range(6) if j == row or not same[row, j]]
+        cosines = torch.cosine_similarity(generated[row], real[others], dim=-1) / 0.07
+        expected = torch.logsumexp(cosines, 0) - cosines[others.index(row)]
+        assert float(losses[row]) == pytest.approx(float(expected))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(1, 12),
+    chunk=st.integers(1, 13),
+    direction=st.sampled_from(["g2r", "r2g", "both"]),
+    positives=st.sampled_from(["mask", "sum"]),
+)
+@settings(max_examples=25)
+def test_chunks_of_rows_and_groups_give_the_losses_and_gradients_of_the_whole_table(
+    seed: int, size: int, chunk: int, direction: Any, positives: Any
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = torch.randn(2, size, 6, generator=generator)
+    groups = torch.randint(0, 5, (size, 2), generator=generator)
+    same = (groups[:, None] == groups[None]).any(dim=-1)
+    results = []
+    for how in ({"same": groups, "chunk": chunk}, {"same": same}):
+        rows, columns = left.clone().requires_grad_(), right.clone().requires_grad_()
+        temperature = torch.tensor(0.2, requires_grad=True)
+        how = {**how, "positives": positives}
+        eq1 = alignment_loss(rows, columns, direction=direction, temperature=temperature, **how)
+        text = contrastive_text_losses(rows, columns, 5.0, **how)
+        text = text + sigmoid_text_losses(rows, columns, 5.0, -2.0, **how)
+        (eq1 + 3 * text.mean()).backward()
+        results.append([eq1, text, rows.grad, columns.grad, temperature.grad])
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_a_chunked_loss_holds_no_table_of_all_pairs() -> None:
+    """What autograd keeps between forward and backward grows with the batch, not its square."""
+    kept: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    size, rows = 256, torch.randn(256, 4, requires_grad=True)
+    groups = torch.arange(size)[:, None].repeat(1, 2)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        alignment_loss(rows, torch.randn(size, 4), temperature=0.1, same=groups, chunk=16)
+    assert max(kept) <= 8 * size

@@ -12,20 +12,18 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from gmail_align.alignment import guard as guard_module
+from gmail_align.alignment import terms as terms_module
 from gmail_align.alignment.config import AlignConfig, AlignWeights
-from gmail_align.alignment.guard import EASE, HeldOut, guard_metrics
-from gmail_align.alignment.losses import (
-    alignment_loss,
-    contrastive_text_loss,
-    distillation_loss,
-    norm_loss,
-)
-from gmail_align.alignment.pairset import Batch, Tables
-from gmail_align.alignment.terms import learned_temperature, loss_terms
+from gmail_align.alignment.embedding import Batch, learned_temperature, loss_terms
+from gmail_align.alignment.guard import BLOCKED, EASE, Guard
+from gmail_align.alignment.losses import alignment_loss, distillation_losses, norm_losses
+from gmail_align.alignment.pair_index import COLUMNS
+from gmail_align.alignment.task import HeldOut, Table, Tables
+from gmail_align.alignment.terms import needed_features
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
-from gmail_align.features.pixels import Pixels
-from gmail_align.features.store import Features
+from gmail_align.training.losses import contrastive_text_losses
 
 NONE = tuple(AlignWeights.model_fields)
 ALL = AlignWeights(align=0.5, text_generated=2.0, text_real=3.0, distill_real=4.0)
@@ -46,9 +44,21 @@ def batch() -> Batch:
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(0, 256, (2, 6, 3, 32, 32), dtype=torch.uint8, generator=generator)
     frozen, texts = torch.randn(2, 6, 24, generator=generator)
-    same = torch.eye(6, dtype=torch.bool)
-    same[0, 3] = same[3, 0] = True
-    return Batch(images[0], images[1], frozen, texts, same)
+    groups = torch.tensor([[n, n, n] for n in (0, 1, 2, 0, 4, 5)])
+    inputs = {"generated": images[0], "real": images[1]}
+    return Batch(inputs, {"frozen": frozen, "texts": texts}, groups)
+
+
+def contrastive_text_loss(*given: Any, **options: Any) -> torch.Tensor:
+    return contrastive_text_losses(*given, **options).mean()
+
+
+def distillation_loss(*given: Any) -> torch.Tensor:
+    return distillation_losses(*given).mean()
+
+
+def _same(batch: Batch) -> torch.Tensor:
+    return batch.groups[:, None, 0] == batch.groups[None, :, 0]
 
 
 @pytest.mark.parametrize("direction", ["g2r", "r2g", "both"])
@@ -57,21 +67,19 @@ def test_terms_are_the_losses_of_the_routes(
 ) -> None:
     config = AlignConfig(weights=ALL, temperature=0.2, direction=direction)
     terms = loss_terms(encoder, batch, config)
-    pre, scale, same = encoder.preprocess, encoder.logit_scale, batch.same
-    generated = encoder.embed_pixels(pre.normalise(batch.generated), Route.GENERATED)
-    assert batch.real is not None
-    assert batch.frozen is not None
-    real = encoder.embed_pixels(pre.normalise(batch.real), Route.REAL)
-    there = alignment_loss(generated, batch.frozen, temperature=0.2, same=same)
-    back = alignment_loss(batch.frozen, generated, temperature=0.2, same=same)
+    pre, scale, same = encoder.preprocess, encoder.logit_scale, _same(batch)
+    generated = encoder.embed_pixels(pre.normalise(batch.inputs["generated"]), Route.GENERATED)
+    real = encoder.embed_pixels(pre.normalise(batch.inputs["real"]), Route.REAL)
+    there = alignment_loss(generated, batch.known["frozen"], temperature=0.2, same=same)
+    back = alignment_loss(batch.known["frozen"], generated, temperature=0.2, same=same)
     expected = {
         "align": {"g2r": there, "r2g": back, "both": (there + back) / 2}[direction],
-        "text_generated": contrastive_text_loss(generated, batch.texts, scale, same),
-        "text_real": contrastive_text_loss(real, batch.texts, scale, same),
-        "distill_real": distillation_loss(real, batch.frozen),
+        "text_generated": contrastive_text_loss(generated, batch.known["texts"], scale, same),
+        "text_real": contrastive_text_loss(real, batch.known["texts"], scale, same),
+        "distill_real": distillation_loss(real, batch.known["frozen"]),
     }
     expected["total"] = sum(getattr(ALL, name) * term for name, term in expected.items())
-    cosines = torch.nn.functional.cosine_similarity(generated, batch.frozen)
+    cosines = torch.nn.functional.cosine_similarity(generated, batch.known["frozen"])
     expected["paired_cosine"] = cosines.mean()
     assert list(terms) == list(expected)
     for name, term in terms.items():
@@ -81,23 +89,24 @@ def test_terms_are_the_losses_of_the_routes(
 def test_each_optional_term_is_what_it_says(encoder: GmailEncoder, batch: Batch) -> None:
     width = encoder.width
     patches = torch.randn(6, width, generator=torch.Generator().manual_seed(7))
-    batch = dataclasses.replace(batch, real=None, patches=patches)
-    pixels = encoder.preprocess.normalise(batch.generated)
+    known = {**batch.known, "frozen_patches": patches}
+    batch = Batch({"generated": batch.inputs["generated"]}, known, batch.groups)
+    pixels = encoder.preprocess.normalise(batch.inputs["generated"])
     generated = encoder.embed_pixels(pixels, Route.GENERATED)
-    assert batch.frozen is not None
-    cosines = torch.nn.functional.cosine_similarity(generated, batch.frozen)
+    cosines = torch.nn.functional.cosine_similarity(generated, batch.known["frozen"])
     hidden = encoder.clip.vision_model(pixels, output_hidden_states=True).hidden_states[-2]
     expected = {
         "distill_generated": 1 - cosines.mean(),
-        "norm": norm_loss(generated, batch.frozen),
+        "norm": norm_losses(generated, batch.known["frozen"]).mean(),
         "patch": alignment_loss(
-            hidden[:, 1:].mean(dim=1), patches, temperature=0.2, same=batch.same
+            hidden[:, 1:].mean(dim=1), patches, temperature=0.2, same=_same(batch)
         ),
     }
     for name, value in expected.items():
         weights = AlignWeights(**{**dict.fromkeys(NONE, 0.0), name: 0.5})
-        assert weights.needs_frozen
-        assert not weights.needs_real
+        needs = needed_features(AlignConfig(weights=weights))
+        assert needs & {"frozen", "frozen_patches"}
+        assert "real" not in needs
         terms = loss_terms(encoder, batch, AlignConfig(weights=weights, temperature=0.2))
         assert list(terms) == [name, "total", "paired_cosine"]
         assert torch.allclose(terms[name], value, atol=1e-5), name
@@ -110,13 +119,12 @@ def test_positives_and_a_learned_temperature_reach_the_terms(
     config = AlignConfig(temperature=0.2, positives="sum")
     log_scale = torch.tensor(-math.log(0.4), requires_grad=True)
     terms = loss_terms(encoder, batch, config, log_scale)
-    pixels = encoder.preprocess.normalise(batch.generated)
+    pixels = encoder.preprocess.normalise(batch.inputs["generated"])
     generated = encoder.embed_pixels(pixels, Route.GENERATED)
-    assert batch.frozen is not None
-    summed = {"same": batch.same, "positives": "sum"}
-    expected = alignment_loss(generated, batch.frozen, temperature=0.4, **summed)
+    summed = {"same": _same(batch), "positives": "sum"}
+    expected = alignment_loss(generated, batch.known["frozen"], temperature=0.4, **summed)
     assert torch.allclose(terms["align"], expected, atol=1e-5)
-    texts = contrastive_text_loss(generated, batch.texts, encoder.logit_scale, **summed)
+    texts = contrastive_text_loss(generated, batch.known["texts"], encoder.logit_scale, **summed)
     assert torch.allclose(terms["text_generated"], texts, atol=1e-5)
     terms["total"].backward()
     assert log_scale.grad is not None
@@ -137,15 +145,16 @@ def test_presets_compute_only_what_they_need(
     preset: str, names: set[str], untouched: set[str], encoder: GmailEncoder, batch: Batch
 ) -> None:
     config = AlignConfig.from_preset(preset)
-    if not config.weights.needs_real:
-        batch = Batch(batch.generated, None, batch.frozen, batch.texts, batch.same)
-    if config.weights.align == 0:
-        batch = Batch(batch.generated, batch.real, None, batch.texts, batch.same)
-    terms = loss_terms(encoder, batch, config)
+    needs = needed_features(config)
+    inputs, known = (
+        {name: rows for name, rows in table.items() if name in needs}
+        for table in (batch.inputs, batch.known)
+    )
+    terms = loss_terms(encoder, Batch(inputs, known, batch.groups), config)
     assert set(terms) - {"paired_cosine"} == names | {"total"}
-    assert ("paired_cosine" in terms) == config.weights.needs_frozen
+    assert ("paired_cosine" in terms) == ("frozen" in needs)
     terms["total"].backward()
-    trained = encoder.trainable(real_head=config.weights.needs_real)
+    trained = encoder.trainable(real_head="real" in needs)
     assert {n for n, p in encoder.named_parameters() if p.grad is not None} == set(trained)
     assert set(encoder.trainable()) - set(trained) == untouched
 
@@ -167,22 +176,18 @@ def test_presets_and_what_they_guard() -> None:
     assert AlignConfig(weights=only).guarded == "objective"
 
 
-def _held(batch: Batch) -> tuple[HeldOut, Tables]:
-    """Six pairs of four real images."""
+def _held(batch: Batch, **known: torch.Tensor) -> HeldOut:
+    """Six pairs of four real images, with a text each."""
     image_of = np.array([0, 0, 1, 2, 3, 3])
-    assert batch.real is not None
-    assert batch.frozen is not None
-    names = [f"i{number}" for number in range(6)]
-    tables = Tables(
-        Pixels(names, batch.generated),
-        Pixels(names, batch.real),
-        Features(names, batch.frozen),
-        Features(names, batch.texts),
-    )
-    groups = torch.from_numpy(image_of)
-    same = groups[:, None] == groups[None, :]
     rows = np.arange(6)
-    return HeldOut(rows, rows[:4], batch.frozen[:4], batch.texts, image_of, same), tables
+    pairs = np.stack([rows, image_of, rows, rows, rows], axis=1).astype(np.int32)
+    given = {"frozen": batch.known["frozen"][:4], "texts": batch.known["texts"], **known}
+    columns = {"generated": "generated", "real": "real", "frozen": "real", "texts": "text"}
+    inputs, frozen = (
+        {name: Table(array, columns[name]) for name, array in table.items()}
+        for table in (batch.inputs, given)
+    )
+    return HeldOut(pairs, np.array([0, 2, 3, 4]), image_of, Tables(inputs, frozen))
 
 
 @pytest.mark.parametrize(
@@ -191,37 +196,36 @@ def _held(batch: Batch) -> tuple[HeldOut, Tables]:
 )
 @torch.no_grad()
 def test_guard_metrics_by_plain_loops(select: Any, encoder: GmailEncoder, batch: Batch) -> None:
-    held, tables = _held(batch)
+    held = _held(batch)
+    frozen, texts = (held.tables.known[name].array for name in ("frozen", "texts"))
     config = AlignConfig(weights=ALL, batch_size=4, select=select, direction="r2g")
-    found = guard_metrics(encoder, held, tables, config)
+    found = Guard(encoder, held, config).metrics()
     pre, owner = encoder.preprocess, held.image_of.tolist()
-    assert batch.real is not None
-    generated = encoder.embed_pixels(pre.normalise(batch.generated), Route.GENERATED)
-    real = encoder.embed_pixels(pre.normalise(batch.real[:4]), Route.REAL)
-    to_real = (normalize(generated) @ normalize(held.frozen).T).tolist()
-    to_text = (normalize(real) @ normalize(held.texts).T).tolist()
+    generated = encoder.embed_pixels(pre.normalise(batch.inputs["generated"]), Route.GENERATED)
+    real = encoder.embed_pixels(pre.normalise(batch.inputs["real"][:4]), Route.REAL)
+    to_real = (normalize(generated) @ normalize(frozen).T).tolist()
+    to_text = (normalize(real) @ normalize(texts).T).tolist()
     paired = [to_real[i][owner[i]] for i in range(6)]
     others = [to_real[i][j] for i in range(6) for j in range(4) if j != owner[i]]
     hits = [max(range(4), key=lambda j, i=i: to_real[i][j]) == owner[i] for i in range(6)]
     text_hits = [owner[max(range(6), key=lambda j, i=i: to_text[i][j])] == i for i in range(4)]
-    scale, same = encoder.logit_scale, held.same
+    scale = encoder.logit_scale
+    same = torch.from_numpy(held.image_of[:, None] == held.image_of[None])
     losses = {
-        "align": alignment_loss(generated, held.frozen[owner], same=same),
-        "text_generated": contrastive_text_loss(generated, held.texts, scale, same),
-        "text_real": contrastive_text_loss(real[owner], held.texts, scale, same),
-        "distill_real": distillation_loss(real, held.frozen),
-        "distill_generated": distillation_loss(generated, held.frozen[owner]),
-        "norm": norm_loss(generated, held.frozen[owner]),
+        "align": alignment_loss(generated, frozen[owner], same=same),
+        "text_generated": contrastive_text_loss(generated, texts, scale, same),
+        "text_real": contrastive_text_loss(real[owner], texts, scale, same),
+        "distill_real": distillation_loss(real, frozen),
+        "distill_generated": distillation_loss(generated, frozen[owner]),
+        "norm": norm_losses(generated, frozen[owner]).mean(),
     }
     expected = {f"{name}_loss": float(loss) for name, loss in losses.items()}
     free = {"distill_real": float(losses["distill_real"])}
     for ease in EASE:
         eased = {
-            "align": alignment_loss(
-                generated, held.frozen[owner], temperature=0.07 * ease, same=same
-            ),
-            "text_generated": contrastive_text_loss(generated, held.texts, scale / ease, same),
-            "text_real": contrastive_text_loss(real[owner], held.texts, scale / ease, same),
+            "align": alignment_loss(generated, frozen[owner], temperature=0.07 * ease, same=same),
+            "text_generated": contrastive_text_loss(generated, texts, scale / ease, same),
+            "text_real": contrastive_text_loss(real[owner], texts, scale / ease, same),
         }
         free |= {name: min(float(loss), free.get(name, 99.0)) for name, loss in eased.items()}
     free["objective"] = sum(getattr(ALL, name) * value for name, value in free.items())
@@ -234,7 +238,7 @@ def test_guard_metrics_by_plain_loops(select: Any, encoder: GmailEncoder, batch:
     back = [owner[j] == max(range(4), key=lambda i, j=j: to_text[i][j]) for j in range(6)]
     expected["text_real_r1"] = sum(back) / 6
     expected["retrieval"] = (sum(text_hits) / 4 + sum(back) / 6) / 2
-    made_text = (normalize(generated) @ normalize(held.texts).T).tolist()
+    made_text = (normalize(generated) @ normalize(texts).T).tolist()
     there = [same[i, max(range(6), key=lambda j, i=i: made_text[i][j])] for i in range(6)]
     expected["generated_text_r1"] = sum(map(int, there)) / 6
     there = [same[max(range(6), key=lambda i, j=j: made_text[i][j]), j] for j in range(6)]
@@ -247,15 +251,15 @@ def test_guard_metrics_by_plain_loops(select: Any, encoder: GmailEncoder, batch:
 def test_guessing_is_no_better_than_a_confident_wrong_start(
     encoder: GmailEncoder, batch: Batch
 ) -> None:
-    held, tables = _held(batch)
-    chance = sum(math.log(7 - int(row.sum())) for row in held.same) / 6
-    config = AlignConfig(temperature=0.001)
-    wrong = guard_metrics(encoder, held, tables, config)
+    held = _held(batch)
+    chance = sum(math.log(7 - int(sum(held.image_of == image))) for image in held.image_of) / 6
+    guard = Guard(encoder, held, AlignConfig(temperature=0.001))
+    wrong = guard.metrics()
     assert wrong["align_loss"] > 2 * chance
     assert wrong["score"] >= -chance - 1e-5
     with torch.no_grad():
         encoder.generated_head.zero_()
-    collapsed = guard_metrics(encoder, held, tables, config)
+    collapsed = guard.metrics()
     assert collapsed["align_loss"] == pytest.approx(chance)
     assert collapsed["score"] <= wrong["score"]
 
@@ -264,28 +268,61 @@ def test_steps_that_harm_the_deployed_route_are_blocked(
     encoder: GmailEncoder, batch: Batch
 ) -> None:
     """Retrieval of the plain features is perfect, that of the moved encoder is not."""
-    held, tables = _held(batch)
-    perfect = dataclasses.replace(held, texts=held.frozen[held.image_of])
-    free = guard_metrics(encoder, perfect, tables, AlignConfig(select="margin"))
+    image_of = torch.tensor([0, 0, 1, 2, 3, 3])
+    held = _held(batch, texts=batch.known["frozen"][image_of])
+    free = Guard(encoder, held, AlignConfig(select="margin")).metrics()
     assert free["retrieval"] < 0.9
     loss = 1 - free["retrieval"]
     for allowed, blocked in ((0.0, True), (loss - 0.01, True), (loss + 0.01, False)):
         config = AlignConfig(select="margin", keep_real=allowed)
-        found = guard_metrics(encoder, perfect, tables, config)
-        assert found["score"] == (-1e6 if blocked else free["margin"])
+        found = Guard(encoder, held, config).metrics()
+        assert found["score"] == (BLOCKED if blocked else free["margin"])
 
 
 def test_ties_are_misses(encoder: GmailEncoder, batch: Batch) -> None:
-    held, tables = _held(batch)
-    flat = HeldOut(
-        held.generated,
-        held.real,
-        torch.ones_like(held.frozen),
-        torch.ones_like(held.texts),
-        held.image_of,
-        held.same,
-    )
-    found = guard_metrics(encoder, flat, tables, AlignConfig())
+    flat = {"frozen": torch.ones(4, encoder.dim), "texts": torch.ones(6, encoder.dim)}
+    found = Guard(encoder, _held(batch, **flat), AlignConfig()).metrics()
     assert found["generated_real_r1"] == 0.0
     assert found["real_text_r1"] == 0.0
     assert found["margin"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_images_that_share_a_caption_find_it(encoder: GmailEncoder, batch: Batch) -> None:
+    """A perfect encoder on four images of two classes, whose captions are the classes' names."""
+    held = _held(batch)
+    text = np.array([0, 0, 1, 0, 1, 1], dtype=np.int32)  # images 0 and 2, images 1 and 3
+    held.pairs[:, COLUMNS.index("text")] = text
+    classes = torch.eye(2, encoder.dim)
+    image = classes[[0, 1, 0, 1]]
+    with torch.no_grad():
+        encoder.applied = False
+    tables = Tables(
+        held.tables.inputs, {"frozen": Table(image, "real"), "texts": Table(classes, "text")}
+    )
+    held = dataclasses.replace(held, tables=tables)
+    config = AlignConfig(keep_real=0.0, encoder={"trunk": "frozen_real"}, weights={"text_real": 0})
+    found = Guard(encoder, held, config).metrics()
+    assert (found["real_text_r1"], found["text_real_r1"], found["retrieval"]) == (1.0, 1.0, 1.0)
+
+
+def test_what_cannot_change_is_computed_once(
+    encoder: GmailEncoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real images that stay frozen are not embedded, and plain losses not at every temperature."""
+    seen: list[str] = []
+    embed, distill = guard_module.embed, terms_module.distillation_losses
+    monkeypatch.setattr(
+        guard_module, "embed", lambda e, inputs, c: seen.extend(inputs) or embed(e, inputs, c)
+    )
+    monkeypatch.setattr(
+        terms_module, "distillation_losses", lambda *rows: seen.append("distill") or distill(*rows)
+    )
+    weights = {"text_real": 0, "distill_generated": 1}
+    config = AlignConfig(
+        encoder={"trunk": "frozen_real"}, weights=weights, select="objective", keep_real=0.5
+    )
+    guard = Guard(encoder, _held(batch), config)
+    guard.metrics()
+    guard.metrics()
+    assert set(seen) == {"generated", "distill"}
+    assert seen.count("distill") == 2 * 3  # two terms that are reported, one that is selected by

@@ -11,40 +11,41 @@ import torch
 from torch.nn.functional import normalize, softplus
 
 from gmail_align.alignment.config import AlignConfig, AlignWeights
-from gmail_align.alignment.pairset import Batch
+from gmail_align.alignment.embedding import Batch, loss_terms
 from gmail_align.alignment.run import Sources, align
-from gmail_align.alignment.terms import loss_terms
-from gmail_align.alignment.text_loss import TextSide, text_loss_of
+from gmail_align.alignment.terms import TERMS, comparison
 from gmail_align.alignment.tokens import embed_tokens, pack
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.long_clip import long_short_loss
 from gmail_align.encoders.route import Route
-from gmail_align.encoders.siglip import sigmoid_text_loss
 from gmail_align.errors import ConfigError
 from gmail_align.features.run import extract_texts
 from gmail_align.training.config import OptimConfig
+from gmail_align.training.losses import long_short_losses, sigmoid_text_losses
 
 TEXTS = AlignWeights(align=0, text_generated=1, text_real=1)
 
 
 def _batch(dim: int) -> Batch:
+    """Five pairs: 0 and 3 share an image, 1 and 2 share a first sentence."""
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(0, 256, (2, 5, 3, 32, 32), dtype=torch.uint8, generator=generator)
     texts, short = torch.randn(2, 5, dim, generator=generator)
-    same, same_short = torch.eye(5, dtype=torch.bool), torch.eye(5, dtype=torch.bool)
-    same[0, 3] = same[3, 0] = True
-    same_short[1, 2] = same_short[2, 1] = True
-    return Batch(images[0], images[1], None, texts, same, short=short, same_short=same_short)
+    groups = torch.tensor([[0, 0, 0], [1, 1, 1], [2, 2, 1], [0, 3, 3], [4, 4, 4]])
+    inputs = {"generated": images[0], "real": images[1]}
+    return Batch(inputs, {"texts": texts, "short": short}, groups)
+
+
+def _same(batch: Batch, columns: list[int]) -> torch.Tensor:
+    groups = batch.groups[:, columns]
+    return (groups[:, None] == groups[None]).any(dim=-1)
 
 
 def _features(encoder: GmailEncoder, batch: Batch) -> dict[str, torch.Tensor]:
-    pre = encoder.preprocess
-    real = batch.real
-    assert real is not None
+    pre, routes = encoder.preprocess, {"generated": Route.GENERATED, "real": Route.REAL}
     return {
-        "text_generated": encoder.embed_pixels(pre.normalise(batch.generated), Route.GENERATED),
-        "text_real": encoder.embed_pixels(pre.normalise(real), Route.REAL),
+        f"text_{name}": encoder.embed_pixels(pre.normalise(batch.inputs[name]), route)
+        for name, route in routes.items()
     }
 
 
@@ -52,16 +53,16 @@ def _features(encoder: GmailEncoder, batch: Batch) -> dict[str, torch.Tensor]:
 def test_a_siglip_is_compared_by_its_own_sigmoid(siglip_folder: Path) -> None:
     encoder = GmailEncoder.from_clip(siglip_folder)
     batch = _batch(encoder.dim)
-    assert batch.same is not None and batch.texts is not None
+    texts, same = batch.known["texts"], _same(batch, [0, 1])
     terms = loss_terms(encoder, batch, AlignConfig(weights=TEXTS))
     for name, images in _features(encoder, batch).items():
-        cosines = normalize(images, dim=-1) @ normalize(batch.texts, dim=-1).T
+        cosines = normalize(images, dim=-1) @ normalize(texts, dim=-1).T
         logits = cosines * encoder.clip.logit_scale.exp() + encoder.clip.logit_bias
-        asked = softplus(logits) * ~batch.same  # a wrong yes
+        asked = softplus(logits) * ~same  # a wrong yes
         asked = asked + torch.diag(softplus(-logits.diagonal()))  # a wrong no
         assert float(terms[name]) == pytest.approx(float(asked.sum() / 5), rel=1e-5)
         summed = AlignConfig(weights=TEXTS, positives="sum")
-        yes = torch.where(batch.same, softplus(-logits), softplus(logits)).sum() / 5
+        yes = torch.where(same, softplus(-logits), softplus(logits)).sum() / 5
         assert float(loss_terms(encoder, batch, summed)[name]) == pytest.approx(float(yes))
 
 
@@ -69,19 +70,18 @@ def test_a_siglip_is_compared_by_its_own_sigmoid(siglip_folder: Path) -> None:
 def test_the_two_terms_of_long_clip(clip_folder: Path) -> None:
     encoder = GmailEncoder.from_clip(clip_folder)
     batch = _batch(encoder.dim)
-    assert batch.texts is not None and batch.short is not None
     terms = loss_terms(encoder, batch, AlignConfig(weights=TEXTS, text_loss="long_short"))
     plain = loss_terms(encoder, batch, AlignConfig(weights=TEXTS))
     for name, images in _features(encoder, batch).items():
-        expected = long_short_loss(
+        expected = long_short_losses(
             images,
-            batch.texts,
-            batch.short,
+            batch.known["texts"],
+            batch.known["short"],
             encoder.logit_scale,
-            same=batch.same_short,
-            same_long=batch.same,
+            same=_same(batch, [0, 2]),
+            same_long=_same(batch, [0, 1]),
         )
-        assert float(terms[name]) == pytest.approx(float(expected["total"]), rel=1e-5)
+        assert float(terms[name]) == pytest.approx(float(expected["total"].mean()), rel=1e-5)
         assert float(terms[name]) != pytest.approx(float(plain[name]), rel=1e-2)
 
 
@@ -89,12 +89,9 @@ def test_the_short_half_reaches_the_images(clip_folder: Path) -> None:
     """Other short captions, another gradient; other long ones likewise."""
     config = AlignConfig(weights=TEXTS, text_loss="long_short")
     batch, gradients = _batch(24), []
-    assert batch.texts is not None and batch.short is not None
-    for changed in (
-        batch,
-        dataclasses.replace(batch, short=-batch.short),
-        dataclasses.replace(batch, texts=-batch.texts),
-    ):
+    turned = [{name: -batch.known[name]} for name in ("short", "texts")]
+    for changes in ({}, *turned):
+        changed = dataclasses.replace(batch, known={**batch.known, **changes})
         encoder = GmailEncoder.from_clip(clip_folder)
         loss_terms(encoder, changed, config)["total"].backward()
         assert encoder.generated_head.grad is not None
@@ -107,11 +104,14 @@ def test_overconfidence_costs_the_guard_nothing(siglip_folder: Path) -> None:
     """A sigmoid eased without end is a coin for each question: b times ln 2."""
     encoder = GmailEncoder.from_clip(siglip_folder)
     images, texts = torch.randn(2, 6, encoder.dim, generator=torch.Generator().manual_seed(0))
-    loss = text_loss_of(encoder, AlignConfig())
-    flat = float(loss(images, TextSide(texts), 1e9))
+    groups = torch.arange(6)[:, None].repeat(1, 3)
+    how = comparison(encoder, groups, AlignConfig())
+    term = next(term for term in TERMS if term.name == "text_generated")
+    features = {"generated": images, "texts": texts}
+    flat = float(term.losses(features, how.eased(1e9)).mean())
     assert flat == pytest.approx(6 * torch.log(torch.tensor(2.0)).item(), rel=1e-4)
-    own = sigmoid_text_loss(images, texts, encoder.logit_scale, encoder.logit_bias)
-    assert float(loss(images, TextSide(texts))) == pytest.approx(float(own))
+    own = sigmoid_text_losses(images, texts, encoder.logit_scale, encoder.logit_bias)
+    assert torch.allclose(term.losses(features, how), own)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_wrong_usage_exits_with_2(words, message):
         (RuntimeError("writing: No space left on device (28)"), 2, "gmail-align: no space is left"),
         (KeyboardInterrupt(), 130, "gmail-align: interrupted; run the same command again"),
         (Terminated(), 143, "gmail-align: terminated; run the same command again"),
-        (TrainingError("the loss is nan"), 1, "gmail-align: the loss is nan"),
+        (TrainingError("the loss is nan"), 2, "gmail-align: the loss is nan"),
         (MemoryError(), 1, "gmail-align: not enough memory"),
         (OSError(errno.ENOMEM, "no"), 1, "gmail-align: not enough memory"),
         (RuntimeError("alloc_cpu: can't allocate memory"), 1, "gmail-align: not enough memory"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmail_align.data.batches import Batches, batch_indices, same_mask, unique_batches
+from gmail_align.data.batches import Batches, batch_indices, unique_batches
 
 SEEDS = st.integers(0, 2**32)
 
@@ -85,21 +85,3 @@ def test_impossible_sizes_are_refused() -> None:
     for count, size in ((0, 4), (4, 0)):
         with pytest.raises(ValueError, match="no batches of size"):
             Batches(np.arange(count), size, 0)
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12))
-def test_the_mask_joins_what_shares_any_group(pairs: list[tuple[int, int]]) -> None:
-    images, captions = (np.array(column) for column in zip(*pairs, strict=True))
-    mask = same_mask(images, captions.astype(str))
-    assert mask.dtype == np.bool_
-    assert np.array_equal(mask, mask.T)
-    assert mask.diagonal().all()
-    for i, (a, b) in enumerate(pairs):
-        for j, (c, d) in enumerate(pairs):
-            assert mask[i, j] == (a == c or b == d)
-
-
-def test_groups_of_two_batches_have_no_mask() -> None:
-    with pytest.raises(ValueError, match="do not belong to one batch"):
-        same_mask(np.arange(3), np.arange(4))

@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(value: float) -> None:
 
 def test_a_gradient_that_is_not_finite_stops_the_run() -> None:
     toy = Toy()
-    with pytest.raises(TrainingError, match="the gradient is not finite at step 0"):
+    with pytest.raises(TrainingError, match="the gradient is nan at step 0"):
         fit(toy.parameters, lambda step: {"total": toy.weight.abs().sqrt().sum()}, CONFIG)
 
 

@@ -49,17 +49,6 @@ class AlignWeights(Config):
     """Eq. 1 between means of patch tokens before the last layer, generated against frozen real
     ones: for LLaVA, which reads those tokens and not the pooled feature."""
 
-    @property
-    def needs_real(self) -> bool:
-        """Whether real images go through the adapter during training."""
-        return self.text_real > 0 or self.distill_real > 0
-
-    @property
-    def needs_frozen(self) -> bool:
-        """Whether training reads the frozen features of real images."""
-        terms = (self.align, self.distill_real, self.distill_generated, self.norm, self.patch)
-        return any(weight > 0 for weight in terms)
-
 
 class AlignConfig(Config):
     """Alignment of generated images to the frozen features of real ones (GMAIL Sec. 3, App. A)."""

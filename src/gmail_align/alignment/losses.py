@@ -1,6 +1,7 @@
-"""The losses of alignment: Eq. 1, contrastive terms with texts, distillation, the norm penalty.
+"""The losses of alignment that compare images: Eq. 1, distillation and the norm penalty.
 
-All of them compare cosines in fp32 (or fp64), also under autocast.
+All of them work in fp32 (or fp64), also under autocast. Losses with texts are in
+:mod:`gmail_align.training.losses`.
 """
 
 from __future__ import annotations
@@ -8,18 +9,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.linalg import vector_norm
-from torch.nn.functional import cosine_similarity, cross_entropy, normalize
+from torch.nn.functional import cosine_similarity
 
-from gmail_align.errors import ConfigError, DataError
+from gmail_align.errors import ConfigError
+from gmail_align.training.losses import Positives, check_rows, contrastive_losses, turned, wide
 
 Direction = Literal["g2r", "r2g", "both"]
 """Which side gives the rows of Eq. 1: generated to real (the paper's), the reverse, or both."""
-Positives = Literal["mask", "sum"]
-"""What pairs of one batch that belong together are to each other: nothing (``mask``: they leave the
-denominator), or positives as well (``sum``: the numerator is the sum over all of them)."""
 
 
 def alignment_loss(
@@ -27,8 +26,10 @@ def alignment_loss(
     real: Float[Tensor, "b d"],
     *,
     temperature: float | Float[Tensor, ""] = 0.07,
-    same: Bool[Tensor, "b b"] | None = None,
+    same: Bool[Tensor, "b b"] | Int64[Tensor, "b g"] | None = None,
     positives: Positives = "mask",
+    direction: Direction = "g2r",
+    chunk: int | None = None,
 ) -> Float[Tensor, ""]:
     """Pull each generated image to the real image of its caption, off other real ones (Eq. 1).
 
@@ -39,128 +40,74 @@ def alignment_loss(
         generated: Features of generated images; any norm.
         real: Features of the real images with the same captions, row by row; any norm.
         temperature: ``t``: a positive number, or a scalar tensor that is learned.
-        same: Pairs (i, j) that are no negatives, such as two captions of one image; the diagonal
-            always is a positive.
-        positives: Whether those leave the denominator, or join the numerator.
+        same: Pairs (i, j) that are no negatives, such as two captions of one image, as a table or
+            as group numbers, where pairs that agree in any column belong together. The diagonal is
+            always a positive.
+        positives: Whether those pairs leave the denominator, or join the numerator.
+        direction: Which side gives the rows; ``both`` is the mean of the two.
+        chunk: Rows that are compared at a time, to save memory; all of them when None.
 
     Raises:
         DataError: the shapes do not fit.
         ConfigError: the temperature is not positive.
     """
-    if not isinstance(temperature, Tensor) and temperature <= 0:
-        raise ConfigError(f"the temperature is {temperature}, but has to be positive")
-    logits = _cosines(generated, real, same) / temperature
-    return _rowwise(logits, same, positives)
+    return alignment_losses(
+        generated,
+        real,
+        temperature=temperature,
+        same=same,
+        positives=positives,
+        direction=direction,
+        chunk=chunk,
+    ).mean()
 
 
-def directed_alignment_loss(
+def alignment_losses(
     generated: Float[Tensor, "b d"],
     real: Float[Tensor, "b d"],
-    direction: Direction,
     *,
     temperature: float | Float[Tensor, ""] = 0.07,
-    same: Bool[Tensor, "b b"] | None = None,
+    same: Bool[Tensor, "b b"] | Int64[Tensor, "b g"] | None = None,
     positives: Positives = "mask",
-) -> Float[Tensor, ""]:
-    """Return Eq. 1 with the rows that ``direction`` names; ``both`` is the mean of the two."""
-    turned = None if same is None else same.T
-    there, back = (generated, real, same), (real, generated, turned)
+    direction: Direction = "g2r",
+    chunk: int | None = None,
+) -> Float[Tensor, " b"]:
+    """Return Eq. 1 of each pair, whose mean is :func:`alignment_loss`; the same arguments."""
+    if not isinstance(temperature, Tensor) and temperature <= 0:
+        raise ConfigError(f"the temperature is {temperature}: it must be positive")
+    there, back = (generated, real, same), (real, generated, turned(same))
     ways = {"g2r": [there], "r2g": [back], "both": [there, back]}[direction]
     losses = [
-        alignment_loss(rows, columns, temperature=temperature, same=mask, positives=positives)
-        for rows, columns, mask in ways
+        contrastive_losses(rows, columns, 1 / temperature, alike, positives, chunk)
+        for rows, columns, alike in ways
     ]
-    return losses[0] if len(losses) == 1 else (losses[0] + losses[1]) / 2
+    return torch.stack(losses).mean(dim=0)
 
 
-def contrastive_text_loss(
-    images: Float[Tensor, "b d"],
-    texts: Float[Tensor, "b d"],
-    scale: Float[Tensor, ""] | float,
-    same: Bool[Tensor, "b b"] | None = None,
-    positives: Positives = "mask",
-) -> Float[Tensor, ""]:
-    """Return CLIP's symmetric contrastive loss of images and their texts (Radford et al. 2021).
-
-    Args:
-        images: Image features; any norm.
-        texts: Text features, row by row; any norm.
-        scale: CLIP's own ``exp(logit_scale)``, the inverse of a temperature.
-        same: Pairs that share an image or a text, and are no negatives.
-        positives: Whether those leave the denominator, or join the numerator.
-
-    Raises:
-        DataError: the shapes do not fit.
-    """
-    logits = _cosines(images, texts, same) * scale
-    turned = None if same is None else same.T
-    return (_rowwise(logits, same, positives) + _rowwise(logits.T, turned, positives)) / 2
-
-
-def distillation_loss(
+def distillation_losses(
     features: Float[Tensor, "b d"], frozen: Float[Tensor, "b d"]
-) -> Float[Tensor, ""]:
-    """Return the mean of 1 - cosine between features and those of the frozen encoder.
+) -> Float[Tensor, " b"]:
+    """Return 1 - cosine between each feature and that of the frozen encoder.
 
     Raises:
         DataError: the shapes do not fit.
     """
-    _check(features, frozen, None)
+    check_rows(features, frozen)
     with torch.autocast(features.device.type, enabled=False):
-        return (1 - cosine_similarity(_wide(features), _wide(frozen), dim=-1)).mean()
+        return 1 - cosine_similarity(wide(features), wide(frozen), dim=-1)
 
 
-def norm_loss(features: Float[Tensor, "b d"], frozen: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Return the mean of ``| |f| / m - 1 |``, m being the mean norm of the frozen features.
+def norm_losses(
+    features: Float[Tensor, "b d"], frozen: Float[Tensor, "b d"]
+) -> Float[Tensor, " b"]:
+    """Return ``| |f| / m - 1 |``, where m is the mean norm of the frozen features.
 
-    Cosines leave the norm of features free; consumers that read features as they are do not.
+    Cosines leave the norm of features free; consumers that do not normalise see it.
 
     Raises:
         DataError: the shapes do not fit.
     """
-    _check(features, frozen, None)
-    mean = vector_norm(_wide(frozen), dim=-1).mean()
-    off: Tensor = vector_norm(_wide(features), dim=-1) / mean - 1
-    return off.abs().mean()
-
-
-def _cosines(left: Tensor, right: Tensor, same: Tensor | None) -> Tensor:
-    _check(left, right, same)
-    with torch.autocast(left.device.type, enabled=False):
-        return normalize(_wide(left), dim=-1) @ normalize(_wide(right), dim=-1).T
-
-
-def _rowwise(logits: Tensor, same: Tensor | None, positives: Positives) -> Tensor:
-    """Return the mean over rows of -log of the positives' share of the row's softmax."""
-    if positives == "sum" and same is not None:
-        own = same | _eye(logits)
-        found = logits.masked_fill(~own, -torch.inf).logsumexp(dim=-1)
-        return (logits.logsumexp(dim=-1) - found).mean()
-    return cross_entropy(_without(logits, same), _diagonal(logits))
-
-
-def _without(logits: Tensor, same: Tensor | None) -> Tensor:
-    """Take ``same`` out of the denominator, all but the diagonal."""
-    if same is None:
-        return logits
-    return logits.masked_fill(same & ~_eye(logits), -torch.inf)
-
-
-def _eye(logits: Tensor) -> Tensor:
-    return torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-
-
-def _diagonal(logits: Tensor) -> Tensor:
-    return torch.arange(len(logits), device=logits.device)
-
-
-def _wide(features: Tensor) -> Tensor:
-    return features if features.dtype == torch.float64 else features.float()
-
-
-def _check(left: Tensor, right: Tensor, same: Tensor | None) -> None:
-    if left.ndim != 2 or left.shape != right.shape or len(left) == 0:
-        shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
-        raise DataError(f"features have shapes {shapes}: pairs need two equal shapes (b, d), b > 0")
-    if same is not None and same.shape != (len(left), len(left)):
-        raise DataError(f"same has shape {tuple(same.shape)}, but the batch has {len(left)} pairs")
+    check_rows(features, frozen)
+    mean = vector_norm(wide(frozen), dim=-1).mean()
+    off: Tensor = vector_norm(wide(features), dim=-1) / mean - 1
+    return off.abs()

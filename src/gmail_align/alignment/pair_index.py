@@ -1,128 +1,203 @@
 """Pairs as numbers in a file: what a batch reads of them, whatever their number.
 
-Ids and texts are numbered in the order in which they first come. Numbering goes through a database
-in a temporary file and rows are read from where they lie, so memory does not grow with the pairs.
+``pairs.jsonl`` is read once. Ids and texts are numbered in the order in which they first come, and
+their names are kept beside the numbers. Numbering goes through a database in a temporary file and
+rows are mapped from where they lie, so memory does not grow with the number of pairs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 import tempfile
-import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import IO, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from gmail_align.artifacts import Artifact, atomic_file, begin
-from gmail_align.data.pairs import Pair, iter_pairs
+from gmail_align.artifacts import Artifact, atomic_file, begin, read_jsonl
+from gmail_align.data.captions import Caption, write_captions
+from gmail_align.data.pairs import iter_pairs
 from gmail_align.data.unique import temporary_database
-from gmail_align.encoders.long_clip import first_sentence
+from gmail_align.errors import DataError
+from gmail_align.runtime import stable_seed
 
-Rows = npt.NDArray[np.int64]
-Numbers = npt.NDArray[np.int32]
+PairNumbers = npt.NDArray[np.int32]
+"""Shape (n, 5): one row of :data:`COLUMNS` for each pair."""
+Places = npt.NDArray[np.integer[Any]]
 
 COLUMNS: Final = ("generated", "real", "caption", "text", "first")
 """Numbers of the generated image, the real image, the caption, its text and its first sentence."""
+REAL: Final = COLUMNS.index("real")
+GROUPS: Final = [COLUMNS.index(name) for name in ("real", "text", "first")]
+"""Columns of what pairs can share: pairs that do are not negatives of each other."""
 ROWS: Final = "rows.i32"
-_BYTES: Final = 4 * len(COLUMNS)
 _BLOCK: Final = 65_536
 _CACHE: Final = 2_048
 """KiB of the database that are kept in memory."""
+_LEAST_IMAGES: Final = 4
 
 
-class PairFile:
-    """Rows of :data:`COLUMNS`, read from a file when they are asked for."""
+class PairIndex:
+    """The pairs of a ``pair-index`` artifact, and the names behind their numbers."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._count = os.fstat(file.fileno()).st_size // _BYTES
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        rows = np.memmap(artifact.path(ROWS), np.int32, "r").reshape(-1, len(COLUMNS))
+        self.rows: PairNumbers = rows.view(np.ndarray)
+        """All pairs, mapped from the file."""
 
-    @classmethod
-    def open(cls, path: Path) -> PairFile:
-        """Open a file of rows."""
-        file = path.open("rb")
-        found = cls(file)
-        weakref.finalize(found, file.close)
-        return found
+    def count(self, column: str) -> int:
+        """Return how many different things a column holds."""
+        return self.artifact.counts[column]
 
-    @classmethod
-    def of(cls, blocks: Iterator[Numbers], folder: Path) -> PairFile:
-        """Write rows to a temporary file inside ``folder`` and open it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with the PairFile
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, dtype=np.int32).data)
-        file.flush()
-        found = cls(file)
-        weakref.finalize(found, file.close)
-        return found
+    def names(self, column: str) -> Iterator[str]:
+        """Yield the ids, texts or sentences of a column, by ascending number."""
+        return read_jsonl(self.artifact.path(_names_file(column)))
 
-    def __len__(self) -> int:
-        """Return how many rows there are."""
-        return self._count
+    def names_of(self, column: str, numbers: Places) -> list[str]:
+        """Return the names of these numbers of a column, in their order."""
+        if len(numbers) == self.count(column) and np.array_equal(numbers, np.arange(len(numbers))):
+            return list(self.names(column))
+        wanted = set(numbers.tolist())
+        found = {n: name for n, name in enumerate(self.names(column)) if n in wanted}
+        return [found[number] for number in numbers.tolist()]
 
-    def take(self, places: npt.NDArray[np.integer]) -> Rows:
-        """Return the rows at ``places``, shape (k, columns)."""
-        handle = self._file.fileno()
-        read = (os.pread(handle, _BYTES, int(place) * _BYTES) for place in places)
-        return np.frombuffer(b"".join(read), np.int32).reshape(-1, len(COLUMNS)).astype(np.int64)
+    def texts(self, column: str, out: Path) -> Artifact:
+        """Write the distinct texts of a column as captions whose ids are their numbers.
 
-    def blocks(self) -> Iterator[Numbers]:
-        """Yield all rows, some at a time."""
-        for start in range(0, len(self), _BLOCK):
-            data = os.pread(self._file.fileno(), _BLOCK * _BYTES, start * _BYTES)
-            yield np.frombuffer(data, np.int32).reshape(-1, len(COLUMNS))
-
-    def column(self, name: str) -> Numbers:
-        """Return one column of all rows."""
-        place, found, start = COLUMNS.index(name), np.empty(len(self), np.int32), 0
-        for block in self.blocks():
-            found[start : start + len(block)] = block[:, place]
-            start += len(block)
-        return found
+        Args:
+            column: ``text`` or ``first``.
+            out: Folder of the ``captions`` artifact.
+        """
+        draft = begin(out, "captions", {"column": column}, {"pairs": self.artifact})
+        if draft.complete is not None:
+            return draft.complete
+        rows = (Caption(str(n), text, str(n)) for n, text in enumerate(self.names(column)))
+        return draft.finish({"captions": write_captions(draft, rows)})
 
 
 def index_pairs(pairs: Artifact, out: Path) -> Artifact:
     """Number what pairs are made of; an artifact of kind ``pair-index``.
 
-    Its counts name how many different things of each column there are.
+    Its counts name how many pairs, and how many different things of each column, there are.
+
+    Raises:
+        ArtifactError: the artifact holds no pairs, or its file is damaged.
     """
     draft = begin(out, "pair-index", {"columns": list(COLUMNS)}, {"pairs": pairs})
     if draft.complete is not None:
         return draft.complete
-    with closing(_Numbering()) as numbering, atomic_file(draft.path(ROWS)) as file:
+    count = 0
+    with closing(_Numbering()) as numbering, ExitStack() as stack:
+        rows = stack.enter_context(atomic_file(draft.path(ROWS)))
+        files = [stack.enter_context(atomic_file(draft.path(_names_file(c)))) for c in COLUMNS]
         for pair in iter_pairs(pairs):
-            parts = (
+            names = (
                 pair.generated_image_id,
                 pair.real_image_id,
                 pair.caption_id,
                 pair.text,
                 first_sentence(pair.text),
             )
-            row = [numbering.number(*part) for part in zip(COLUMNS, parts, strict=True)]
-            file.write(np.array(row, np.int32).data)
-        counts = numbering.counts
-    return draft.finish({f"{name}s": counts[name] for name in COLUMNS})
+            numbers = []
+            for column, name, file in zip(COLUMNS, names, files, strict=True):
+                number, new = numbering.number(column, name)
+                numbers.append(number)
+                if new:
+                    file.write((json.dumps(name) + "\n").encode())
+            rows.write(np.array(numbers, np.int32).data)
+            count += 1
+    return draft.finish({"pairs": count, **numbering.counts})
 
 
-def chosen_pairs(pairs: Artifact, places: npt.NDArray[np.integer]) -> list[Pair]:
-    """Return the pairs at ``places``, which ascend, without holding the others."""
-    wanted, found = iter(places.tolist()), []
-    place = next(wanted, -1)
-    for number, pair in enumerate(iter_pairs(pairs)):
-        if number == place:
-            found.append(pair)
-            place = next(wanted, -1)
-    return found
+def first_sentence(text: str) -> str:
+    """Return a long caption's first sentence, which stands for its short caption."""
+    return text.split(". ")[0] or text
+
+
+def without_images(rows: PairNumbers, images: npt.NDArray[np.bool_], folder: Path) -> PairNumbers:
+    """Return the pairs of images that are not marked, in a temporary file that is mapped.
+
+    Args:
+        rows: All pairs.
+        images: Shape (images,): which real images are left out.
+        folder: Where the file lies; it has no name there.
+    """
+
+    def blocks() -> Iterator[PairNumbers]:
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            yield block[~images[block[:, REAL]]]
+
+    return map_rows(blocks(), folder)
+
+
+def map_rows(blocks: Iterable[PairNumbers], folder: Path) -> PairNumbers:
+    """Write rows to a nameless temporary file inside ``folder`` and map it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype=np.int32).data)
+        file.flush()
+        mapped: PairNumbers = np.memmap(file, np.int32, "r").view(np.ndarray)
+    return mapped.reshape(-1, len(COLUMNS))
+
+
+def hold_out(groups: Places, share: float, limit: int, seed: int) -> npt.NDArray[np.bool_]:
+    """Mark the pairs of a random share of the real images, at least 2 and at most half of them.
+
+    Args:
+        groups: Shape (n,): the real image of each pair.
+        share: Share of the real images.
+        limit: Most real images.
+        seed: Seed of the choice.
+
+    Returns:
+        Shape (n,); an image has all its pairs marked or none.
+
+    Raises:
+        DataError: there are fewer than 4 real images.
+    """
+    images = np.unique(groups)
+    if len(images) < _LEAST_IMAGES:
+        raise DataError(
+            f"the pairs hold {len(images)} real images: training needs at least {_LEAST_IMAGES}, "
+            "two of them held out"
+        )
+    count = min(max(2, round(share * len(images))), limit, len(images) // 2)
+    rng = np.random.default_rng(stable_seed(seed, "hold out"))
+    return np.isin(groups, rng.permutation(images)[:count])
+
+
+def find_rows(stored: Iterable[str], wanted: Iterable[str]) -> npt.NDArray[np.int64]:
+    """Return the row at which each wanted name is stored; -1 where it is not.
+
+    Names are compared by hashes of 16 bytes, so that no name is held.
+    """
+    keys, sought = _hashes(stored), _hashes(wanted)
+    order = np.argsort(keys)
+    rows = order[np.searchsorted(keys, sought, sorter=order).clip(max=len(keys) - 1)]
+    return np.where(keys[rows] == sought, rows, -1)
+
+
+def _hashes(names: Iterable[str]) -> npt.NDArray[Any]:
+    return np.fromiter((_hash(name) for name in names), np.dtype("S16"))
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def _names_file(column: str) -> str:
+    return f"{column}.jsonl"
 
 
 class _Numbering:
-    """Numbers for names of several kinds, by a hash of 16 bytes each."""
+    """Numbers for names of several kinds, by their hashes."""
 
     def __init__(self) -> None:
         self.counts = dict.fromkeys(COLUMNS, 0)
@@ -132,18 +207,18 @@ class _Numbering:
             columns = "(name BLOB PRIMARY KEY, number INTEGER)"
             self._database.execute(f"CREATE TABLE {kind} {columns} WITHOUT ROWID").close()
 
-    def number(self, kind: str, name: str) -> int:
-        """Return the number of a name; new ones get the next."""
-        key = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
+    def number(self, kind: str, name: str) -> tuple[int, bool]:
+        """Return the number of a name, and whether it is new; new ones get the next number."""
+        key = _hash(name)
         row: Sequence[int] | None = self._database.execute(
             f"SELECT number FROM {kind} WHERE name = ?", (key,)
         ).fetchone()
         if row is not None:
-            return row[0]
+            return row[0], False
         number = self.counts[kind]
         self._database.execute(f"INSERT INTO {kind} VALUES (?, ?)", (key, number)).close()
         self.counts[kind] += 1
-        return number
+        return number, True
 
     def close(self) -> None:
         """Remove the database."""

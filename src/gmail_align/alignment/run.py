@@ -12,20 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from gmail_align.alignment.config import FIGURES, AlignConfig
-from gmail_align.alignment.guard import drift_report, guard_metrics
-from gmail_align.alignment.large_batch import piecewise_terms
-from gmail_align.alignment.pairset import Batch, Wanted, gather
-from gmail_align.alignment.strength import choose_strength
-from gmail_align.alignment.task import Task, pair_ids, prepare
-from gmail_align.alignment.terms import learned_temperature, loss_terms
+from gmail_align.alignment.embedding import (
+    Batch,
+    learned_temperature,
+    loss_terms,
+    piecewise_terms,
+)
+from gmail_align.alignment.guard import Guard
+from gmail_align.alignment.interpolation import choose_strength
+from gmail_align.alignment.pair_index import REAL
+from gmail_align.alignment.task import BatchRequest, Task, gather, pair_ids, prepare
+from gmail_align.alignment.terms import needed_features
 from gmail_align.artifacts import MANIFEST, Artifact, Draft, begin, load, write_json
 from gmail_align.data.batches import Batches
 from gmail_align.encoders.config import EncoderLayout
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import find_folder, folder_fingerprint
 from gmail_align.errors import ConfigError, TrainingError
+from gmail_align.features.cache import Cache
 from gmail_align.features.prefetch import prefetch
-from gmail_align.leases import one_at_a_time
 from gmail_align.progress import say, set_quiet
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.distributed import ranks
@@ -100,7 +105,7 @@ def align(
     here.wait()
     encoder = _untrained(config, folder, seed)
     task = _prepare(config, given, encoder, cache or out / WORK, seed)
-    notes = _Trained(encoder, task, config, seed).run(out)
+    notes = _Training(encoder, task, config, seed).run(out)
     if draft is not None:
         _finish(draft, encoder, task, notes)
     here.wait()
@@ -132,7 +137,7 @@ def _check(config: AlignConfig, encoder: GmailEncoder) -> None:
         ConfigError: see above.
     """
     weights = config.weights
-    if not encoder.trainable(real_head=weights.needs_real):
+    if not encoder.trainable(real_head="real" in needed_features(config)):
         raise ConfigError("nothing is trained: set encoder.tune or encoder.train_heads")
     if not encoder.has_texts and (weights.text_generated > 0 or weights.text_real > 0):
         raise ConfigError(
@@ -181,37 +186,32 @@ def _prepare(
     config: AlignConfig, sources: dict[str, Artifact], encoder: GmailEncoder, cache: Path, seed: int
 ) -> Task:
     """Let the first process compute what is cached, and the others read it."""
-
-    def make() -> Task:
-        with one_at_a_time(cache):
-            return prepare(config, sources, encoder, cache, seed)
-
-    return ranks().first_alone(make)
+    return ranks().first_alone(lambda: prepare(config, sources, encoder, Cache(cache), seed))
 
 
 def _counts(task: Task) -> dict[str, int]:
     return {
         "pairs": len(task.train),
         "real_images": task.real_images,
-        "held_out_pairs": len(task.held.generated),
-        "held_out_real_images": len(task.held.real),
+        "held_out_pairs": len(task.held.pairs),
+        "held_out_real_images": len(task.held.first),
     }
 
 
-class _Trained:
-    """One training: the encoder, what it reads, and what is said of it at the end."""
+class _Training:
+    """One training: the encoder, what it reads, and the manifest's notes at the end."""
 
     def __init__(self, encoder: GmailEncoder, task: Task, config: AlignConfig, seed: int) -> None:
         self.encoder, self.task, self.config, self.seed = encoder, task, config, seed
-        self.batches = Batches(
-            task.train.image_group, config.batch_size, stable_seed(seed, "batches")
-        )
-        self.parameters = dict(encoder.trainable(real_head=config.weights.needs_real))
-        self.begun = False
+        self.batches = Batches(task.train[:, REAL], config.batch_size, stable_seed(seed, "batches"))
+        self.features = needed_features(config)
+        self.parameters = dict(encoder.trainable(real_head="real" in self.features))
+        self.guard = Guard(encoder, task.held, config)
         self.log_scale: nn.Parameter | None = None
         if config.learn_temperature:
             start = torch.tensor(-math.log(config.temperature), device=encoder.device)
             self.log_scale = nn.Parameter(start)
+        encoder.applied = config.encoder.starts_plain  # the guard starts at the plain model
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Train, keep what the guard chose and return the manifest's notes."""
@@ -220,10 +220,11 @@ class _Trained:
         best, encoder = report.best_step, self.encoder
         encoder.best_step, encoder.applied = best, best > 0
         kept = next(row for row in report.scores if row["step"] == best)
+        guard = {"start": report.scores[0], "kept": kept}
         notes: dict[str, Any] = {
             "best_step": best,
             "applied": best > 0,
-            "guard": {"start": report.scores[0], "kept": kept},
+            "guard": guard,
             "stopped_early": report.stopped_early,
             "speed": report.speed,
         }
@@ -232,20 +233,21 @@ class _Trained:
             say(notes["message"])
             return notes
         if self.config.strengths:
-            notes["strengths"] = choose_strength(
-                self.parameters, before, self.config.strengths, self.evaluate
+            rows = choose_strength(
+                self.parameters,
+                before,
+                self.config.strengths,
+                lambda: ranks().from_first(self.guard.metrics),
             )
+            chosen = next(row for row in rows if row["kept"])
+            notes["strengths"] = rows
+            guard["kept"] = {name: chosen.get(name, value) for name, value in kept.items()}
         if self.log_scale is not None:
             notes["temperature"] = float(learned_temperature(self.log_scale.detach()))
-        held, tables = self.task.held, self.task.tables
-        notes["drift"] = drift_report(encoder, held, tables, self.config)
-        say(_moved(notes["drift"]))
+        if ranks().first:
+            notes["drift"] = self.guard.drift()
+            say(_moved(notes["drift"]))
         return notes
-
-    def evaluate(self) -> dict[str, float]:
-        """Measure the present encoder on the held-out pairs; before training, the plain model."""
-        self.encoder.applied = self.begun or self.config.encoder.starts_plain
-        return guard_metrics(self.encoder, self.task.held, self.task.tables, self.config)
 
     def load(self, step: int) -> Batch:
         """Copy the batch of a step out of the tables."""
@@ -255,15 +257,13 @@ class _Trained:
             rng = np.random.default_rng(stable_seed(self.seed, "mixed", step))
             share = 1.0 if config.data == "real" else config.real_share
             replaced = rng.random(len(places)) < share
-        wanted = Wanted(
-            real=config.weights.needs_real,
-            frozen=config.weights.needs_frozen,
+        wanted = BatchRequest(
+            self.features,
             part=ranks().part(len(places)),
-            groups=config.loss_chunk is not None,
             replaced=replaced,
             pinned=self.encoder.device.type == "cuda",
         )
-        return gather(self.task.tables, self.task.train.take(places), wanted)
+        return gather(self.task.tables, self.task.train[places], wanted)
 
     def _fit(self, folder: Path) -> FitReport:
         """Run the training loop; the ids of a batch that breaks it are kept.
@@ -275,7 +275,7 @@ class _Trained:
         with prefetch(self.load, self.config.optim.steps) as fetch:
 
             def loss(step: int) -> dict[str, Tensor] | PiecewiseLoss:
-                self.begun = self.encoder.applied = True
+                self.encoder.applied = True
                 batch = fetch(step).to(self.encoder.device)
                 terms = loss_terms if self.config.micro_batch is None else piecewise_terms
                 return terms(self.encoder, batch, self.config, self.log_scale)
@@ -287,7 +287,7 @@ class _Trained:
                     self.config.optim,
                     seed=self.seed,
                     folder=folder,
-                    evaluate=self.evaluate,
+                    evaluate=self.guard.metrics,
                     label="alignment",
                     batch_size=self.config.batch_size,
                 )

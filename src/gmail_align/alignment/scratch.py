@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,12 +21,10 @@ from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
 from gmail_align.alignment.config import ScratchConfig
-from gmail_align.alignment.losses import contrastive_text_loss
-from gmail_align.alignment.pair_index import Rows
-from gmail_align.alignment.pairset import hold_out
+from gmail_align.alignment.pair_index import hold_out
 from gmail_align.alignment.recall import recall_at_one
 from gmail_align.artifacts import MANIFEST, Artifact, begin, load
-from gmail_align.data.batches import Batches, same_mask
+from gmail_align.data.batches import Batches
 from gmail_align.data.captions import Caption, read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.encoders.backbones.clip import ClipBackbone
@@ -44,9 +43,11 @@ from gmail_align.progress import set_quiet
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.distributed import ranks
 from gmail_align.training.loop import CHECKPOINT, fit
+from gmail_align.training.losses import contrastive_text_losses
 
 _WORK = "work"
 _LARGEST_SCALE = math.log(100.0)
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -195,9 +196,10 @@ def _fit(
         return found[0].float(), found[1].float()[whose]
 
     def contrast(images: Tensor, texts: Tensor, places: Rows) -> Tensor:
-        same = torch.from_numpy(same_mask(data.image[places], data.text[places])).to(device)
+        groups = np.stack([data.image[places], data.text[places]], axis=1)
+        same = torch.from_numpy(groups).to(device)
         scale = model.logit_scale.clamp(max=_LARGEST_SCALE).exp()
-        return contrastive_text_loss(images, texts, scale, same, config.positives)
+        return contrastive_text_losses(images, texts, scale, same, config.positives).mean()
 
     def evaluate() -> dict[str, float]:
         step = config.batch_size

@@ -2,233 +2,292 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from gmail_align.alignment.canary import held_classes
 from gmail_align.alignment.config import AlignConfig
-from gmail_align.alignment.guard import HeldOut, make_held_out
+from gmail_align.alignment.embedding import Batch
+from gmail_align.alignment.held_out_classes import HeldOutClasses, find_classes
 from gmail_align.alignment.pair_index import (
     COLUMNS,
-    ROWS,
-    Numbers,
-    PairFile,
-    Rows,
-    chosen_pairs,
+    GROUPS,
+    REAL,
+    PairIndex,
+    PairNumbers,
+    find_rows,
+    hold_out,
     index_pairs,
+    without_images,
 )
-from gmail_align.alignment.pairset import Tables, TrainingPairs, hold_out
+from gmail_align.alignment.terms import needed_features
 from gmail_align.alignment.tokens import extract_tokens, read_tokens
-from gmail_align.artifacts import Artifact, begin, fingerprint
-from gmail_align.data.captions import Caption, write_captions
-from gmail_align.data.pairs import Pair, iter_pairs
+from gmail_align.artifacts import Artifact
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.long_clip import first_sentence
-from gmail_align.encoders.route import Route
-from gmail_align.errors import ConfigError
-from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
-from gmail_align.features.run import extract_images, extract_patches, extract_texts
-from gmail_align.features.store import Features, read_features
+from gmail_align.errors import ConfigError, DataError
+from gmail_align.features.cache import Cache
+from gmail_align.features.store import read_features
 from gmail_align.runtime import stable_seed
 
-_REAL = COLUMNS.index("real")
+Numbers = npt.NDArray[np.int64]
+"""Numbers of a column of pairs."""
 _PAIRS_AN_IMAGE = 4
 """The guard looks at up to this many held-out pairs a held-out image, on average."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that were computed or decoded once, and which pair reads which."""
+
+    array: Tensor
+    """Mapped from a file: memory does not grow with it."""
+    column: str
+    """The column of pairs whose number says the row."""
+    rows: npt.NDArray[np.int64] | None = None
+    """Shape (numbers,): the row of each number, -1 where there is none; None: they are equal."""
+
+    def take(self, pairs: PairNumbers) -> Tensor:
+        """Copy the rows of these pairs."""
+        places = pairs[:, COLUMNS.index(self.column)].astype(np.int64)
+        if self.rows is not None:
+            places = self.rows[places]
+            assert places.min(initial=0) >= 0, f"a pair reads a {self.column} row that is not here"
+        return self.array[torch.from_numpy(places)]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All tables, by the feature that their rows are or become."""
+
+    inputs: Mapping[str, Table]
+    """What goes through the encoder: pixels of ``generated`` and ``real`` images, and tokens of
+    ``texts`` and ``short`` ones where the text tower is trained."""
+    known: Mapping[str, Table]
+    """What is frozen: ``frozen``, ``frozen_patches``, ``texts`` and ``short``."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out part: n pairs of m real images."""
+
+    pairs: PairNumbers
+    """Shape (n, 5)."""
+    first: npt.NDArray[np.int64]
+    """Shape (m,): the first pair of each real image."""
+    image_of: npt.NDArray[np.int64]
+    """Shape (n,): which of the m real images a pair belongs to."""
+    tables: Tables
+    classes: HeldOutClasses | None = None
+    """Where class names are known."""
+
+    @property
+    def images(self) -> PairNumbers:
+        """Shape (m, 5): one pair of each real image."""
+        return self.pairs[self.first]
 
 
 @dataclass(frozen=True)
 class Task:
     """Everything that training reads."""
 
-    tables: Tables
-    train: TrainingPairs
+    index: PairIndex
+    train: PairNumbers
+    """Shape (pairs, 5), mapped from a file."""
     held: HeldOut
     real_images: int
     """Real images that are trained on."""
 
+    @property
+    def tables(self) -> Tables:
+        """Where batches are copied from."""
+        return self.held.tables
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """What of a batch is copied out of the tables."""
+
+    features: frozenset[str]
+    """Names of the features that the loss reads."""
+    part: slice = field(default_factory=lambda: slice(None))
+    """The pairs whose images this process embeds."""
+    replaced: npt.NDArray[np.bool_] | None = None
+    """Shape (b,): pairs that show their real image where the generated one would be."""
+    pinned: bool = False
+    """Whether the copies lie in memory that a GPU reads directly."""
+
 
 def prepare(
     config: AlignConfig,
-    sources: dict[str, Artifact],
+    sources: Mapping[str, Artifact],
     encoder: GmailEncoder,
-    cache: Path,
+    cache: Cache,
     seed: int,
 ) -> Task:
-    """Split the pairs, and decode and embed once all that does not change."""
-    pairs = sources["pairs"]
-    index = index_pairs(pairs, cache / _name(pairs, "index"))
-    file = PairFile.open(index.path(ROWS))
-    images = np.arange(index.counts["reals"])
-    held_images = hold_out(images, config.holdout, config.holdout_limit, seed)
-    texts = None
-    if encoder.has_texts:
-        text_folder = cache / _name(pairs, "texts", encoder.base_fingerprint)
-        texts = read_features(extract_texts(pairs, encoder, text_folder, route=Route.FROZEN))
-    generated_ids = _distinct(row.generated_image_id for row in iter_pairs(pairs))
-    generated = _pixels(sources["generated"], generated_ids, encoder, cache)
-    everyone = _distinct(row.real_image_id for row in iter_pairs(pairs))
-    real = _real_tables(config, sources["real"], everyone, held_images, encoder, cache)
-    short = _first_sentences(config, pairs, encoder, cache)
-    tokens = _token_tables(pairs, encoder, cache, short=short is not None)
-    tables = Tables(generated, real.pixels, real.frozen, texts, real.patches, short, *tokens)
-
-    def some(blocks: Iterator[Numbers]) -> TrainingPairs:
-        own = PairFile.of(blocks, cache)
-        numbers = np.flatnonzero(held_images)
-        return TrainingPairs(
-            own,
-            None if len(real.pixels.ids) == len(images) else numbers,
-            None if len(real.frozen.ids) == len(images) else numbers,
-        )
-
-    places = _held_places(file, held_images)
-    kept = _thin(places, config.holdout_limit, seed)
-    numbers = file.take(kept).astype(np.int32)
-    held = make_held_out(some(iter([numbers])).take(np.arange(len(kept))), tables)
-    held = _with_classes(config, held, tables, encoder, sources, chosen_pairs(pairs, kept))
-    train = some(block[~held_images[block[:, _REAL]]] for block in file.blocks())
-    return Task(tables, train, held, len(images) - int(held_images.sum()))
-
-
-def _held_places(file: PairFile, held_images: npt.NDArray[np.bool_]) -> Rows:
-    """Return which pairs are of held-out images."""
-    found, start = [np.empty(0, np.int64)], 0
-    for block in file.blocks():
-        found.append(np.flatnonzero(held_images[block[:, _REAL]]) + start)
-        start += len(block)
-    return np.concatenate(found)
-
-
-def _with_classes(
-    config: AlignConfig,
-    held: HeldOut,
-    tables: Tables,
-    encoder: GmailEncoder,
-    sources: dict[str, Artifact],
-    pairs: Sequence[Pair],
-) -> HeldOut:
-    """Add what is known of the held-out images' classes.
+    """Split the pairs, and decode and embed once all that does not change.
 
     Raises:
-        ConfigError: the guard shall go by them, and nothing is known.
+        ConfigError: the guard selects by classes, and none are known.
+        DataError: there are too few real images, or a pair's image is missing.
     """
-    names = [tables.real.ids[row] for row in held.real] if tables.real is not None else []
-    classes = held_classes(encoder, names, pairs, sources.get("classes"))
+    pairs = sources["pairs"]
+    index = PairIndex(cache.made(pairs, "index", lambda folder: index_pairs(pairs, folder)))
+    images = np.arange(index.count("real"))
+    held_images = hold_out(images, config.holdout, config.holdout_limit, seed)
+    tables = _Tables(config, index, encoder, cache).open(sources, np.flatnonzero(held_images))
+    places = np.flatnonzero(held_images[index.rows[:, REAL]])
+    held = _held_out(index.rows[_thin(places, config.holdout_limit, seed)], tables)
+    classes = _known_classes(config, index, held, encoder, sources.get("classes"))
+    train = without_images(index.rows, held_images, cache.folder)
+    return Task(index, train, replace(held, classes=classes), len(images) - int(held_images.sum()))
+
+
+def gather(tables: Tables, pairs: PairNumbers, wanted: BatchRequest) -> Batch:
+    """Copy the rows of a batch of pairs out of the tables."""
+    own = pairs[wanted.part]
+    inputs = {n: table.take(own) for n, table in tables.inputs.items() if n in wanted.features}
+    if wanted.replaced is not None:
+        chosen = wanted.replaced[wanted.part]
+        inputs["generated"][torch.from_numpy(chosen)] = tables.inputs["real"].take(own[chosen])
+    names = wanted.features - inputs.keys()
+    known = {name: table.take(pairs) for name, table in tables.known.items() if name in names}
+    batch = Batch(inputs, known, groups_of(pairs))
+    return batch.pinned() if wanted.pinned else batch
+
+
+def groups_of(pairs: PairNumbers) -> Tensor:
+    """Return the numbers of each pair's real image, text and first sentence, shape (n, 3)."""
+    return torch.from_numpy(pairs[:, GROUPS].astype(np.int64))
+
+
+def pair_ids(task: Task, places: npt.NDArray[np.int64]) -> list[dict[str, str]]:
+    """Name the generated image, the real image and the caption of training pairs."""
+    keys = ("generated_image_id", "real_image_id", "caption_id")
+    names = [task.index.names_of(c, task.train[places, n]) for n, c in enumerate(COLUMNS[:3])]
+    return [dict(zip(keys, row, strict=True)) for row in zip(*names, strict=True)]
+
+
+def _held_out(pairs: PairNumbers, tables: Tables) -> HeldOut:
+    _, first, image_of = np.unique(pairs[:, REAL], return_index=True, return_inverse=True)
+    return HeldOut(pairs, first, image_of.reshape(-1).astype(np.int64), tables)
+
+
+class _Tables:
+    """Opens the tables that training and the guard read."""
+
+    def __init__(
+        self, config: AlignConfig, index: PairIndex, encoder: GmailEncoder, cache: Cache
+    ) -> None:
+        self.config, self.index, self.encoder, self.cache = config, index, encoder, cache
+        self.needs = needed_features(config)
+        self.batch_size = config.micro_batch or config.batch_size
+
+    def open(self, sources: Mapping[str, Artifact], held: Numbers) -> Tables:
+        """Decode and embed what is needed: only held-out real images where no other is trained on.
+
+        Args:
+            sources: Images, by ``real`` and ``generated``.
+            held: Numbers of the held-out real images.
+        """
+        real, every = sources["real"], np.arange(self.index.count("real"))
+        pixels = "real" in self.needs or self.config.data != "synthetic"
+        generated = np.arange(self.index.count("generated"))
+        inputs = {
+            "generated": self._pixels(sources["generated"], "generated", generated),
+            "real": self._pixels(real, "real", every if pixels else held),
+        }
+        needed = every if self.needs & {"frozen", "frozen_patches"} else held
+        known = {"frozen": self._features(self.cache.image_features, real, needed)}
+        if "frozen_patches" in self.needs:
+            known["frozen_patches"] = self._features(self.cache.patch_features, real, needed)
+        if self.encoder.has_texts:
+            self._texts(inputs, known)
+        return Tables(inputs, known)
+
+    def _texts(self, inputs: dict[str, Table], known: dict[str, Table]) -> None:
+        """Add the frozen features of texts and, where the text tower is trained, their tokens."""
+        columns = {"texts": "text"}
+        if self.config.text_loss == "long_short":
+            columns["short"] = "first"
+        for name, column in columns.items():
+            texts = self._captions(column)
+            array = read_features(self.cache.text_features(texts, self.encoder)).array
+            known[name] = Table(array, column)
+            if self.encoder.adapts_texts:
+                inputs[name] = Table(read_tokens(self._tokens(texts)), column)
+
+    def _tokens(self, captions: Artifact) -> Artifact:
+        return self.cache.made(
+            captions,
+            ["tokens", self.encoder.base_fingerprint],
+            lambda folder: extract_tokens(captions, self.encoder, folder),
+        )
+
+    def _captions(self, column: str) -> Artifact:
+        return self.cache.made(
+            self.index.artifact, column, lambda folder: self.index.texts(column, folder)
+        )
+
+    def _pixels(self, images: Artifact, column: str, numbers: Numbers) -> Table:
+        ids = self.index.names_of(column, numbers)
+        pixels = self.cache.pixels(images, self.encoder.preprocess, ids)
+        rows = self._rows(column, pixels.ids, numbers, images)
+        return Table(pixels.array, column, rows)
+
+    def _features(
+        self, embed: Callable[..., Artifact], images: Artifact, numbers: Numbers
+    ) -> Table:
+        ids = self.index.names_of("real", numbers)
+        features = read_features(embed(images, self.encoder, ids, batch_size=self.batch_size))
+        return Table(features.array, "real", self._rows("real", features.ids, numbers, images))
+
+    def _rows(
+        self, column: str, stored: Iterable[str], needed: Numbers, images: Artifact
+    ) -> npt.NDArray[np.int64]:
+        """Return the row of each number of a column.
+
+        Raises:
+            DataError: an image that is needed is not stored.
+        """
+        rows = find_rows(stored, self.index.names(column))
+        missing = needed[rows[needed] < 0]
+        if len(missing):
+            raise DataError(
+                f"{len(missing)} images of the pairs are not in {images.folder}, the first of them "
+                f"{self.index.names_of(column, missing[:1])[0]}: pass the images that were paired"
+            )
+        return rows
+
+
+def _known_classes(
+    config: AlignConfig,
+    index: PairIndex,
+    held: HeldOut,
+    encoder: GmailEncoder,
+    artifact: Artifact | None,
+) -> HeldOutClasses | None:
+    """Return what is known of the classes of held-out images.
+
+    Raises:
+        ConfigError: the guard selects by them, and nothing is known.
+    """
+    images = index.names_of("real", held.images[:, REAL])
+    texts = index.names_of("text", held.pairs[:, COLUMNS.index("text")])
+    captions = [(images[row], text) for row, text in zip(held.image_of, texts, strict=True)]
+    classes = find_classes(encoder, images, captions, artifact)
     if classes is None and config.guarded == "zeroshot":
         raise ConfigError(
-            "select=zeroshot needs classes, and these captions name none: give --classes what the "
-            "import of a class folder made, or let the guard select something else"
+            "select=zeroshot needs classes, but these captions do not name any: pass --classes "
+            "with what the import of a class folder made, or select something else"
         )
-    return replace(held, classes=classes)
+    return classes
 
 
-def pair_ids(task: Task, places: Rows) -> list[dict[str, str]]:
-    """Name the generated image, the real image and the caption of training pairs."""
-    rows, tables = task.train.take(places), task.tables
-    real = tables.frozen.ids if tables.frozen is not None else []
-    texts = tables.texts.ids if tables.texts is not None else []
-    return [
-        {
-            "generated_image_id": tables.generated.ids[generated],
-            **({"real_image_id": real[frozen]} if frozen >= 0 else {}),
-            **({"caption_id": texts[text]} if text >= 0 else {}),
-        }
-        for generated, frozen, text in zip(rows.generated, rows.frozen, rows.text, strict=True)
-    ]
-
-
-class _Real(NamedTuple):
-    """Tables of real images: all of them, or the held-out ones where training reads no other."""
-
-    pixels: Pixels
-    frozen: Features
-    patches: Features | None
-
-
-def _real_tables(
-    config: AlignConfig,
-    real: Artifact,
-    everyone: Sequence[str],
-    held_images: npt.NDArray[np.bool_],
-    encoder: GmailEncoder,
-    cache: Path,
-) -> _Real:
-    """Return pixels, frozen features and frozen patches of real images as far as needed."""
-    held = [everyone[number] for number in np.flatnonzero(held_images).tolist()]
-    weights = config.weights
-    every_pixel = weights.needs_real or weights.patch > 0 or config.data != "synthetic"
-    pixels = _pixels(real, everyone if every_pixel else held, encoder, cache)
-    wanted = everyone if weights.needs_frozen else held
-    folder = cache / _name(real, "frozen", encoder.base_fingerprint, wanted)
-    batch = config.micro_batch or config.batch_size
-    known = pixels if list(pixels.ids) == wanted else None
-    made = extract_images(
-        real, encoder, Route.FROZEN, folder, ids=wanted, batch_size=batch, pixels=known
-    )
-    if weights.patch == 0:
-        return _Real(pixels, read_features(made), None)
-    folder = cache / _name(real, "patches", encoder.base_fingerprint, wanted)
-    patches = extract_patches(real, encoder, folder, ids=wanted, batch_size=batch, pixels=pixels)
-    return _Real(pixels, read_features(made), read_features(patches))
-
-
-def _first_sentences(
-    config: AlignConfig, pairs: Artifact, encoder: GmailEncoder, cache: Path
-) -> Features | None:
-    """Return the features of the captions' first sentences, where the text loss reads them."""
-    if config.text_loss != "long_short":
-        return None
-    draft = begin(cache / _name(pairs, "first sentences"), "captions", {}, {"pairs": pairs})
-    captions = draft.complete
-    if captions is None:
-        rows = {row.caption_id: row for row in iter_pairs(pairs)}
-        firsts = (
-            Caption(row.caption_id, first_sentence(row.text), row.real_image_id)
-            for row in rows.values()
-        )
-        captions = draft.finish({"captions": write_captions(draft, firsts)})
-    folder = cache / _name(captions, "texts", encoder.base_fingerprint)
-    return read_features(extract_texts(captions, encoder, folder, route=Route.FROZEN))
-
-
-def _token_tables(
-    pairs: Artifact, encoder: GmailEncoder, cache: Path, *, short: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the tokens of captions and of first sentences, where the text tower is trained."""
-    if not encoder.adapts_texts:
-        return None, None
-    lines = {row.caption_id: row.text for row in iter_pairs(pairs)}
-    tables: list[Tensor | None] = []
-    for texts in (list(lines.values()), [first_sentence(text) for text in lines.values()]):
-        folder = cache / _name(pairs, "tokens", encoder.base_fingerprint, texts)
-        tables.append(read_tokens(extract_tokens(pairs, texts, encoder, folder)))
-        if not short:
-            return tables[0], None
-    return tables[0], tables[1]
-
-
-def _pixels(images: Artifact, ids: Sequence[str], encoder: GmailEncoder, cache: Path) -> Pixels:
-    preprocess = encoder.preprocess
-    folder = cache / _name(images, "pixels", preprocess.fingerprint, list(ids))
-    return read_pixels(prepare_pixels(images, preprocess, folder, ids=ids))
-
-
-def _name(source: Artifact, *parts: object) -> str:
-    """Name a cached artifact after all that it depends on."""
-    return f"{source.kind}-{fingerprint([source.fingerprint, *parts])}"
-
-
-def _distinct(ids: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(ids))
-
-
-def _thin(places: Rows, images: int, seed: int) -> Rows:
+def _thin(places: npt.NDArray[np.int64], images: int, seed: int) -> npt.NDArray[np.int64]:
     """Keep a bounded random part of the held-out pairs, in their order."""
     rng = np.random.default_rng(stable_seed(seed, "guard"))
     return np.sort(rng.permutation(places)[: images * _PAIRS_AN_IMAGE])

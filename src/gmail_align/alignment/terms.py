@@ -1,219 +1,191 @@
-"""The loss terms of one batch: images to features by their routes, features to terms."""
+"""The loss terms of alignment: a term is a value, and everything else loops over terms.
+
+To add one: write its loss (in a file of its own where it is long), add it to :data:`TERMS`, and
+give it a weight in :class:`~gmail_align.alignment.config.AlignWeights`. Batches, gradient caching,
+several processes and the guard then treat it like the others.
+"""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
-import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gmail_align.alignment.chunked import chunked_alignment_loss
-from gmail_align.alignment.config import AlignConfig
+from gmail_align.alignment.config import AlignConfig, AlignWeights
 from gmail_align.alignment.losses import (
     Direction,
-    directed_alignment_loss,
-    distillation_loss,
-    norm_loss,
+    alignment_losses,
+    distillation_losses,
+    norm_losses,
 )
-from gmail_align.alignment.pairset import Batch
-from gmail_align.alignment.text_loss import TextSide, text_loss_of
-from gmail_align.alignment.tokens import embed_tokens
+from gmail_align.encoders.config import TextKind
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.route import Route
-from gmail_align.training.distributed import ranks
+from gmail_align.training.losses import (
+    Positives,
+    contrastive_text_losses,
+    long_short_losses,
+    sigmoid_text_losses,
+)
 
-_LARGEST_SCALE = math.log(100.0)
+Features = Mapping[str, Tensor]
+"""Features of pairs, row by row, by the names that :attr:`Term.needs` explains."""
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """Features of one batch in fp32, not normalised; None where no term needs them."""
+class Comparison:
+    """How the pairs of a batch are compared: what all loss terms share."""
 
-    generated: Float[Tensor, "b d"]
-    """Generated images by the ``generated`` route."""
-    real: Float[Tensor, "m d"] | None = None
-    """Real images by the ``real`` route."""
-    patches: Float[Tensor, "b width"] | None = None
-    """Means of the adapted patch tokens of generated images."""
-    texts: Float[Tensor, "b d"] | None = None
-    """Captions by an adapted text tower; a frozen one's are in the batch."""
-    short: Float[Tensor, "b d"] | None = None
-    """The same of their first sentences."""
+    groups: Int64[Tensor, "b 3"]
+    """Numbers of each pair's real image, its text, and the text's first sentence. Pairs that agree
+    in one of them are not negatives of each other."""
+    temperature: Float[Tensor, ""] | float
+    """Of Eq. 1."""
+    text_kind: TextKind
+    """How images are compared with texts."""
+    scale: Float[Tensor, ""] | float
+    """The inverse temperature of the text terms: the base model's own."""
+    bias: Float[Tensor, ""] | float = 0.0
+    """What a SigLIP adds to scaled cosines."""
+    direction: Direction = "g2r"
+    positives: Positives = "mask"
+    chunk: int | None = None
+    """Rows that are compared at a time; all of them when None."""
+
+    def eased(self, factor: float) -> Comparison:
+        """Return the comparison with every temperature multiplied by ``factor``."""
+        return Comparison(
+            self.groups,
+            self.temperature * factor,
+            self.text_kind,
+            self.scale / factor,
+            self.bias / factor,
+            self.direction,
+            self.positives,
+            self.chunk,
+        )
 
 
-def loss_terms(
-    encoder: GmailEncoder, batch: Batch, config: AlignConfig, log_scale: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Return every term of non-zero weight, and ``total``, their weighted sum.
-
-    Where frozen features are read, ``paired_cosine`` is the mean cosine of generated images and the
-    frozen features of their real ones; nothing is minimised by it.
+def comparison(
+    encoder: GmailEncoder,
+    groups: Int64[Tensor, "b 3"],
+    config: AlignConfig,
+    temperature: Float[Tensor, ""] | float | None = None,
+) -> Comparison:
+    """Return what the settings ask for, with the base model's own scale, bias and text loss.
 
     Args:
         encoder: The encoder.
-        batch: The batch, on the encoder's device.
-        config: Weights and switches.
-        log_scale: The learned ``ln(1 / temperature)`` of Eq. 1; the fixed temperature when None.
+        groups: Numbers of each pair's real image, text and first sentence.
+        config: The settings.
+        temperature: The temperature of Eq. 1; the configured one when None.
     """
-    features = gathered(embed_batch(encoder, batch, config))
-    return terms_of(features, batch, encoder, config, log_scale)
-
-
-def embed_batch(
-    encoder: GmailEncoder, batch: Batch, config: AlignConfig, part: slice | None = None
-) -> Embedded:
-    """Send a batch, or a part of its rows, through the encoder."""
-    rows = part or slice(None)
-    real = None if batch.real is None else batch.real[rows]
-    images = embed_images(encoder, batch.generated[rows], real, config)
-    texts, short = (
-        None if table is None else embed_tokens(encoder, table[rows], config)
-        for table in (batch.tokens, batch.short_tokens)
+    return Comparison(
+        groups,
+        config.temperature if temperature is None else temperature,
+        config.text_loss or encoder.text_kind,
+        encoder.logit_scale,
+        encoder.logit_bias,
+        config.direction,
+        config.positives,
+        config.loss_chunk,
     )
-    return replace(images, texts=texts, short=short)
-
-
-def embed_images(
-    encoder: GmailEncoder,
-    generated: UInt8[Tensor, "b 3 s s"],
-    real: UInt8[Tensor, "b 3 s s"] | None,
-    config: AlignConfig,
-) -> Embedded:
-    """Send a batch's images through the encoder.
-
-    Real and generated images share one pass through the trunk, unless they have trunks of their
-    own; real ones are left out where no term needs them.
-    """
-    if real is not None and not encoder.shared:
-        made, patches = adapted_tokens(encoder, generated, config)
-        photos, _ = adapted_tokens(encoder, real, config, Route.REAL)
-        return Embedded(
-            encoder.project(made, Route.GENERATED), encoder.project(photos, Route.REAL), patches
-        )
-    images = generated if real is None else torch.cat([generated, real])
-    pooled, patches = adapted_tokens(encoder, images, config)
-    count = len(generated)
-    return Embedded(
-        encoder.project(pooled[:count], Route.GENERATED),
-        encoder.project(pooled[count:], Route.REAL) if config.weights.needs_real else None,
-        None if patches is None else patches[:count],
-    )
-
-
-def gathered(features: Embedded) -> Embedded:
-    """Join the features of all processes; without others, return what is there."""
-    here = ranks()
-    if here.count == 1:
-        return features
-    joined: dict[str, Any] = {
-        name: None if rows is None else here.gather(rows) for name, rows in vars(features).items()
-    }
-    return Embedded(**joined)
-
-
-def terms_of(
-    features: Embedded,
-    batch: Batch,
-    encoder: GmailEncoder,
-    config: AlignConfig,
-    log_scale: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Return the terms of features that are there already; see :func:`loss_terms`."""
-    weights, generated = config.weights, features.generated
-    text_loss = text_loss_of(encoder, config, chunk=config.loss_chunk)
-    contrast = _Contrast(
-        batch, config, config.temperature if log_scale is None else learned_temperature(log_scale)
-    )
-    terms: dict[str, Tensor] = {}
-    if weights.align > 0:
-        terms["align"] = contrast.eq1(generated, needed(batch.frozen), config.direction)
-    if weights.text_generated > 0:
-        terms["text_generated"] = text_loss(generated, text_side(batch, features))
-    if weights.text_real > 0:
-        terms["text_real"] = text_loss(needed(features.real), text_side(batch, features))
-    if weights.distill_real > 0:
-        terms["distill_real"] = distillation_loss(needed(features.real), needed(batch.frozen))
-    if weights.distill_generated > 0:
-        terms["distill_generated"] = distillation_loss(generated, needed(batch.frozen))
-    if weights.norm > 0:
-        terms["norm"] = norm_loss(generated, needed(batch.frozen))
-    if weights.patch > 0:
-        terms["patch"] = contrast.eq1(needed(features.patches), needed(batch.patches), "g2r")
-    total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
-    return {**terms, "total": total, **_paired_cosine(generated.detach(), batch)}
-
-
-def text_side(batch: Batch, features: Embedded) -> TextSide:
-    """Return what the images of a batch are compared with by the text terms."""
-    texts = needed(batch.texts) if features.texts is None else features.texts
-    short = batch.short if features.short is None else features.short
-    return TextSide(texts, batch.same, batch.groups, short, batch.same_short)
-
-
-def _paired_cosine(generated: Tensor, batch: Batch) -> dict[str, Tensor]:
-    if batch.frozen is None:
-        return {}
-    return {"paired_cosine": 1 - distillation_loss(generated, batch.frozen)}
 
 
 @dataclass(frozen=True)
-class _Contrast:
-    """Eq. 1 of one batch, at once or in chunks."""
+class Term:
+    """One loss term: what it reads, and how it is computed."""
 
-    batch: Batch
-    config: AlignConfig
-    temperature: float | Tensor
+    name: str
+    """Name of its weight, and of its column in the event log."""
+    needs: frozenset[str]
+    """The features that it reads, by name. ``generated``: generated images by the ``generated``
+    route. ``real``: real images by the ``real`` route. ``frozen``: frozen features of real images.
+    ``patches``: means of the patch tokens of generated images. ``frozen_patches``: the same of
+    real images, frozen. ``texts``: captions. ``short``: their first sentences."""
+    losses: Callable[[Features, Comparison], Tensor]
+    """Features -> one value a pair; the loss is their mean."""
+    contrastive: bool = field(default=False, kw_only=True)
+    """Whether a temperature plays a part."""
 
-    def eq1(self, generated: Tensor, real: Tensor, direction: Direction) -> Tensor:
-        chunk, positives = self.config.loss_chunk, self.config.positives
-        if chunk is None:
-            return directed_alignment_loss(
-                generated,
-                real,
-                direction,
-                temperature=self.temperature,
-                same=self.batch.same,
-                positives=positives,
+
+def _align(features: Features, how: Comparison) -> Tensor:
+    return _eq1(features["generated"], features["frozen"], how, how.direction)
+
+
+def _patch(features: Features, how: Comparison) -> Tensor:
+    return _eq1(features["patches"], features["frozen_patches"], how, "g2r")
+
+
+def _eq1(generated: Tensor, real: Tensor, how: Comparison, direction: Direction) -> Tensor:
+    return alignment_losses(
+        generated,
+        real,
+        temperature=how.temperature,
+        same=how.groups[:, :2],
+        positives=how.positives,
+        direction=direction,
+        chunk=how.chunk,
+    )
+
+
+def _text(images: str) -> Callable[[Features, Comparison], Tensor]:
+    """Return the losses between images of one kind and texts, by the settings' text loss."""
+
+    def losses(features: Features, how: Comparison) -> Tensor:
+        rows, texts, same = features[images], features["texts"], how.groups[:, :2]
+        if how.text_kind == "long_short":
+            short = how.groups[:, ::2]
+            return long_short_losses(
+                rows, texts, features["short"], how.scale, same=short, same_long=same
+            )["total"]
+        if how.text_kind == "sigmoid":
+            return sigmoid_text_losses(
+                rows, texts, how.scale, how.bias, same, positives=how.positives, chunk=how.chunk
             )
-        return chunked_alignment_loss(
-            generated,
-            real,
-            direction,
-            temperature=self.temperature,
-            groups=needed(self.batch.groups),
-            positives=positives,
-            chunk=chunk,
-        )
+        return contrastive_text_losses(rows, texts, how.scale, same, how.positives, how.chunk)
+
+    return losses
 
 
-def learned_temperature(log_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return the temperature of a learned ``ln(1 / temperature)``, never below 0.01 (as CLIP)."""
-    return torch.exp(-log_scale.clamp(max=_LARGEST_SCALE))
+def _needs(*names: str) -> frozenset[str]:
+    return frozenset(names)
 
 
-def adapted_tokens(
-    encoder: GmailEncoder,
-    images: UInt8[Tensor, "b 3 s s"],
-    config: AlignConfig,
-    route: Route = Route.GENERATED,
-) -> tuple[Float[Tensor, "b width"], Float[Tensor, "b width"] | None]:
-    """Return the adapted trunk's output in fp32, and the mean patch token where a term needs it.
+TERMS: Final = (
+    Term("align", _needs("generated", "frozen"), _align, contrastive=True),
+    Term("text_generated", _needs("generated", "texts"), _text("generated"), contrastive=True),
+    Term("text_real", _needs("real", "texts"), _text("real"), contrastive=True),
+    Term(
+        "distill_real",
+        _needs("real", "frozen"),
+        lambda features, how: distillation_losses(features["real"], features["frozen"]),
+    ),
+    Term(
+        "distill_generated",
+        _needs("generated", "frozen"),
+        lambda features, how: distillation_losses(features["generated"], features["frozen"]),
+    ),
+    Term(
+        "norm",
+        _needs("generated", "frozen"),
+        lambda features, how: norm_losses(features["generated"], features["frozen"]),
+    ),
+    Term("patch", _needs("patches", "frozen_patches"), _patch, contrastive=True),
+)
+"""Every loss term, in the order in which they are computed and logged."""
 
-    The trunk computes in the configured precision.
-    """
-    pixels = encoder.preprocess.normalise(images)
-    half = config.precision == "bfloat16"
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-        if config.weights.patch > 0:
-            pooled, patches = encoder.trunk_and_patches(pixels, route)
-            return pooled.float(), patches.float()
-        return encoder.lean_trunk(pixels, route).float(), None
+
+def active_terms(weights: AlignWeights) -> dict[Term, float]:
+    """Return the terms whose weight is not 0, with their weights."""
+    every = {term: float(getattr(weights, term.name)) for term in TERMS}
+    return {term: weight for term, weight in every.items() if weight > 0}
 
 
-def needed(table: Tensor | None) -> Tensor:
-    """Return what a batch holds; it was gathered for these terms."""
-    assert table is not None, "the batch was gathered without what its terms need"
-    return table
+def needed_features(config: AlignConfig) -> frozenset[str]:
+    """Return the features that training by these settings reads."""
+    terms = active_terms(config.weights)
+    names = frozenset({"generated"}).union(*(term.needs for term in terms))
+    return names | {"short"} if "texts" in names and config.text_loss == "long_short" else names

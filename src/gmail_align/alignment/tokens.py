@@ -1,4 +1,4 @@
-"""Token ids of captions, made once; read where the text tower is trained and nothing is cached.
+"""Token ids of texts, made once: what training reads where the text tower moves.
 
 A row is the number of tokens, and then the tokens, padded to the text tower's full length.
 """
@@ -16,44 +16,37 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gmail_align.alignment.config import AlignConfig
-from gmail_align.artifacts import Artifact, begin, fingerprint
+from gmail_align.artifacts import Artifact, begin
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.features.rows import RowFile, fill_rows
+from gmail_align.features.run import read_texts
 
 TOKENS = "tokens.i32"
 _BATCH = 1024
 
 
-def extract_tokens(
-    source: Artifact, texts: Sequence[str], encoder: GmailEncoder, out: Path
-) -> Artifact:
-    """Tokenize texts once, row by row; an artifact of kind ``tokens``.
-
-    Args:
-        source: What the texts come from.
-        texts: The texts.
-        encoder: Whose tokenizer is used.
-        out: Folder of the artifact.
+def extract_tokens(captions: Artifact, encoder: GmailEncoder, out: Path) -> Artifact:
+    """Tokenize captions, row by row; an artifact of kind ``tokens``.
 
     Raises:
         ModelError: the encoder has no usable tokenizer.
         ArtifactError: ``out`` was made from something else.
     """
-    config = {"encoder": encoder.base_fingerprint, "texts": fingerprint(list(texts))}
-    draft = begin(out, "tokens", config, {"source": source})
+    draft = begin(out, "tokens", {"encoder": encoder.base_fingerprint}, {"captions": captions})
     if draft.complete is not None:
         return draft.complete
-    length = _length(encoder)
+    texts = list(read_texts(captions).values())
 
     def make(batch: object) -> npt.NDArray[Any]:
         rows: npt.NDArray[Any] = pack(encoder, cast("list[str]", batch)).numpy()
         return rows
 
+    length = _length(encoder)
     fill_rows(
         _file(out, len(texts), length),
         _BATCH,
-        lambda rows: list(texts[rows.start : rows.stop]),
+        lambda rows: texts[rows.start : rows.stop],
         make,
         label="tokens",
         unit="captions",

@@ -12,7 +12,6 @@ from gmail_align.runtime import stable_seed
 
 IntArray = npt.NDArray[np.int64]
 Order = npt.NDArray[np.int32]
-BoolArray = npt.NDArray[np.bool_]
 
 _ROUNDS: Final = 24
 _BLOCK: Final = 65_536
@@ -140,27 +139,6 @@ def unique_batches(
     batch = (np.arange(len(own)) + held) // size
     order = _columns(codes[held:], batch, rng).astype(np.int32)
     return _swap_apart(order, codes[held:], batch, codes[:held])
-
-
-def same_mask(*groups: npt.NDArray[Any]) -> BoolArray:
-    """Mark the entries of a batch that belong together by any of several groupings.
-
-    Args:
-        *groups: Each of shape (b,): for example the real image ids and the caption ids.
-
-    Returns:
-        Shape (b, b), symmetric, with a true diagonal.
-    """
-    size = len(groups[0])
-    mask = np.eye(size, dtype=np.bool_)
-    for group in groups:
-        if len(group) != size:
-            raise ValueError(
-                f"groups of {size} and {len(group)} entries do not belong to one batch"
-            )
-        codes = _codes(group)
-        mask |= codes[:, None] == codes[None, :]
-    return mask
 
 
 @lru_cache(maxsize=4)

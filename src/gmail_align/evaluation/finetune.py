@@ -37,7 +37,6 @@ from gmail_align.metrics.linear_probe import held_out, mean_hit
 from gmail_align.metrics.zeroshot import accuracy_columns, accuracy_estimates
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.loop import CHECKPOINT, FitReport, fit
-from gmail_align.training.optim import Layerwise
 
 _WORK = "work"
 _BATCH = 64
@@ -171,11 +170,12 @@ class Classifier(nn.Module):
         tower = self.model.get_submodule("vision_model").requires_grad_(True)
         self.tower = dict(tower.named_parameters())
 
-    def trained(self, layer_decay: float) -> Layerwise:
-        """Return the tower's and the head's parameters, each with its share of the rate."""
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The tower's and the head's parameters, by name."""
         own = {f"tower.{name}": parameter for name, parameter in self.tower.items()}
         own |= {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
-        return Layerwise(own, layer_shares(list(own), layer_decay))
+        return own
 
     def logits(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c"]:
         """Return one score a class."""
@@ -216,7 +216,9 @@ def _fit(
 ) -> FitReport:
     """Train by the recipe; the best epoch on validation images is kept."""
     train, chosen = splits["train"], splits["validation"]
-    optim, order = config.optim(len(train)), stable_seed(options.seed, "batches")
+    order, parameters = stable_seed(options.seed, "batches"), classifier.trained
+    shares = layer_shares(list(parameters), config.layer_decay)
+    optim = config.optim(len(train)).model_copy(update={"rate_shares": shares})
     device = classifier.head.weight.device
     half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     classes = classifier.head.out_features
@@ -237,7 +239,7 @@ def _fit(
         return {"score": mean_hit(hits, np.asarray(chosen.labels), options.by_class)}
 
     return fit(
-        classifier.trained(config.layer_decay),
+        parameters,
         loss,
         optim,
         seed=options.seed,

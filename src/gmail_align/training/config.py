@@ -38,3 +38,6 @@ class OptimConfig(Config):
     """Steps between evaluations of the guard, which also runs at step 0 and at the end."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many evaluations without a better score; 0 never stops early."""
+    rate_shares: dict[str, float] | None = None
+    """Share of the learning rate at which parameters are trained, by their names (layer-wise
+    decay); None, or a name that is not in it: the whole rate."""

@@ -7,6 +7,7 @@ and opens the process group (nccl on GPUs, gloo on CPUs).
 from __future__ import annotations
 
 import atexit
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -78,14 +79,23 @@ class Ranks:
         for gradient, part in zip(found, flat.split([g.numel() for g in found]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def from_first(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Return the first process's values, so that all decide alike."""
+    def from_first(self, make: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """Let the first process compute values, and return them to all, so that all decide alike.
+
+        Names and values travel as JSON, which holds every double exactly.
+        """
         if self.count == 1:
-            return dict(values)
+            return dict(make())
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        sent = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+        data = json.dumps(dict(make())).encode() if self.first else b""
+        size = torch.tensor([len(data)], device=device)
+        dist.broadcast(size, src=0)
+        sent = torch.zeros(int(size), dtype=torch.uint8, device=device)
+        if self.first:
+            sent.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         dist.broadcast(sent, src=0)
-        return dict(zip(values, sent.tolist(), strict=True))
+        values: dict[str, float] = json.loads(bytes(sent.tolist()))
+        return values
 
 
 @cache

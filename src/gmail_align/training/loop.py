@@ -109,7 +109,7 @@ def fit(
         TrainingError: the loss, the gradient or the guard's score is not finite; its ``step`` says
             where.
     """
-    group = parameter_groups(parameters, config.weight_decay)
+    group = parameter_groups(parameters, config.weight_decay, config.rate_shares)
     optimizer = torch.optim.AdamW(group, lr=config.lr, betas=config.betas)
     best: dict[str, Tensor] = {}
     here = ranks()
@@ -129,7 +129,8 @@ def fit(
             if evaluate is None:
                 return
             with torch.no_grad():
-                scores = here.from_first({"step": float(state.step), **evaluate()})
+                measured = here.from_first(evaluate)
+            scores = {"step": float(state.step), **measured}
             if not math.isfinite(scores["score"]):
                 raise TrainingError(
                     f"score is {scores['score']} at step {state.step}: check the data", state.step
@@ -203,22 +204,24 @@ def _descend(
     terms, pieces = (
         (loss.terms, loss.pieces) if isinstance(loss, PiecewiseLoss) else (loss, [loss["total"]])
     )
-    total = float(terms["total"].detach())
-    if not math.isfinite(total):
-        raise TrainingError(f"the loss is {total} at step {step}: lower the learning rate", step)
     optimizer.zero_grad(set_to_none=True)
     for piece in pieces:
         piece.backward()
     ranks().average_gradients(parameters.values())
     norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm)
-    if not torch.isfinite(norm):
-        raise TrainingError(
-            f"the gradient is not finite at step {step}: lower the learning rate", step
-        )
+    # A GPU is waited for once a step: everything that is read of it comes in one tensor.
+    numbers = [norm, *(term.detach() for term in terms.values())]
+    values = torch.stack([number.to(norm.device, torch.float64) for number in numbers]).tolist()
+    found = dict(zip(terms, values[1:], strict=True))
+    for name, value in (("loss", found["total"]), ("gradient", values[0])):
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {name} is {value} at step {step}: lower the learning rate", step
+            )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config) * group["share"]
     optimizer.step()
-    return {name: float(term.detach()) for name, term in terms.items()}
+    return found
 
 
 def _save(

@@ -42,24 +42,22 @@ def _cosine(phase: float, config: OptimConfig) -> float:
     )
 
 
-class Layerwise(dict[str, nn.Parameter]):
-    """Parameters by name, each trained at a share of the learning rate (layer-wise decay)."""
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], shares: Mapping[str, float]) -> None:
-        """Keep the share of every parameter; what ``shares`` does not name has the whole rate."""
-        super().__init__(parameters)
-        self.shares = shares
-
-
 def parameter_groups(
-    parameters: Mapping[str, nn.Parameter], weight_decay: float
+    parameters: Mapping[str, nn.Parameter],
+    weight_decay: float,
+    shares: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Split parameters into decayed matrices and undecayed vectors and scalars.
 
-    Each group has the ``share`` of the learning rate that it is trained at.
+    Args:
+        parameters: What is trained, by name.
+        weight_decay: Decay of matrices.
+        shares: Share of the learning rate by name; what it does not name has the whole rate.
+
+    Returns:
+        Groups of AdamW, each with the ``share`` of the learning rate that it is trained at.
     """
-    shares = parameters.shares if isinstance(parameters, Layerwise) else {}
-    groups = []
+    shares, groups = shares or {}, []
     for share in sorted({1.0, *(shares.get(name, 1.0) for name in parameters)}, reverse=True):
         own = [value for name, value in parameters.items() if shares.get(name, 1.0) == share]
         matrices = [parameter for parameter in own if parameter.ndim >= 2]

@@ -19,8 +19,6 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
 
-from gmail_align.encoders.long_clip import long_short_loss
-from gmail_align.encoders.siglip import sigmoid_text_loss
 from gmail_align.runtime import stable_seed
 from gmail_align.tabletop.scenes import sample_scene
 from gmail_align.tabletop.text import long_caption
@@ -37,6 +35,7 @@ from gmail_align.tabletop.training.clip import (
 from gmail_align.tabletop.training.corpus import FIRST_SCENE, Corpus
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.loop import FitReport, fit
+from gmail_align.training.losses import long_short_losses, sigmoid_text_losses
 
 SIZE = 32
 """Side of the images, in pixels."""
@@ -142,7 +141,8 @@ def train_long_clip(
         texts = [_clip_texts(model, ids) for ids in (long_ids[rows], short_ids[which])]
         same = _equal(numbers[which])
         scale = model.logit_scale.exp()
-        terms = long_short_loss(images, texts[0], texts[1], scale, smoothing=0.0, same=same)
+        losses = long_short_losses(images, texts[0], texts[1], scale, smoothing=0.0, same=same)
+        terms = {name: values.mean() for name, values in losses.items()}
         phrase = F.binary_cross_entropy_with_logits(classifier(vision), phrases.rows(rows))
         return {**terms, "total": terms["total"] + _PHRASE_WEIGHT * phrase, "phrase": phrase}
 
@@ -176,7 +176,8 @@ def train_siglip(
         texts = model.text_model(input_ids=ids[which]).pooler_output
         scale, bias = model.logit_scale.exp(), model.logit_bias
         same = _equal(numbers[which])
-        sigmoid = sigmoid_text_loss(images, texts, scale.reshape(()), bias.reshape(()), same)
+        losses = sigmoid_text_losses(images, texts, scale.reshape(()), bias.reshape(()), same)
+        sigmoid = losses.mean()
         phrase = F.binary_cross_entropy_with_logits(classifier(images), phrases.rows(rows))
         return {
             "total": sigmoid + _PHRASE_WEIGHT * phrase,

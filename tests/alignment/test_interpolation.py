@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gmail_align.alignment.strength import choose_strength, interpolate
+from gmail_align.alignment.interpolation import choose_strength, interpolate
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from gmail_align.alignment.canary import HeldClasses, held_classes, zero_shot
 from gmail_align.alignment.config import AlignConfig
+from gmail_align.alignment.held_out_classes import HeldOutClasses, find_classes, zero_shot_hits
 from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, write_json, write_jsonl
-from gmail_align.data.pairs import PAIRS, Pair, read_pairs
+from gmail_align.data.pairs import PAIRS, read_pairs
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
@@ -50,26 +50,27 @@ def test_accuracy_by_hand(clip_folder: Path) -> None:
     rows = [[encoder.embed_texts([text], Route.REAL)[0] for text in own] for own in prompts]
     weights = torch.stack([sum(normalize(row, dim=0) for row in own) / 2 for own in rows])
     red, blue = normalize(weights, dim=-1)
-    classes = HeldClasses(torch.tensor([0, 1, 1, -1]), prompts, torch.stack([red, blue]))
+    classes = HeldOutClasses(torch.tensor([0, 1, 1, -1]), prompts, torch.stack([red, blue]))
     images = {"real": torch.stack([red, red, blue, red]), "generated": torch.stack([blue, red])}
-    found = zero_shot(encoder, classes, images, torch.tensor([1, 1]))
-    assert found == {"zeroshot": pytest.approx(2 / 3), "zeroshot_generated": 0.5}
+    hits = zero_shot_hits(encoder, classes, images, torch.tensor([1, 1]))
+    assert hits["real"][:3].tolist() == [1.0, 0.0, 1.0]
+    assert hits["real"][3].isnan()
+    assert hits["generated"].tolist() == [1.0, 0.0]
     for parameter in encoder.trainable().values():
         parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     moved = torch.stack([encoder.embed_texts([prompts[0][0]], Route.REAL)[0]] * 4)
-    again = zero_shot(
+    again = zero_shot_hits(
         encoder, replace(classes, prompts=(("a red image",), ("a blue image",))), {"real": moved},
         torch.arange(4),
     )  # fmt: skip
-    assert again["zeroshot"] == pytest.approx(1 / 3)  # by the text tower as it is now
+    assert again["real"][:3].tolist() == [1.0, 0.0, 0.0]  # by the text tower as it is now
 
 
 def test_what_captions_say_of_classes(clip_folder: Path) -> None:
     encoder = GmailEncoder.from_clip(clip_folder)
 
-    def found(texts: list[tuple[str, str]]) -> HeldClasses | None:
-        pairs = [Pair(f"c{n}", text, image, f"g{n}") for n, (image, text) in enumerate(texts)]
-        return held_classes(encoder, list(dict.fromkeys(image for image, _ in texts)), pairs)
+    def found(texts: list[tuple[str, str]]) -> HeldOutClasses | None:
+        return find_classes(encoder, list(dict.fromkeys(image for image, _ in texts)), texts)
 
     two = found([("a", "red"), ("b", "blue"), ("c", "red"), ("d", "blue"), ("d", "blue")])
     assert two is not None
@@ -101,9 +102,27 @@ def test_without_classes_it_cannot_be_the_goal(
 ) -> None:
     config = AlignConfig(batch_size=6, holdout=0.25, optim=OPTIM, select="zeroshot")
     sources = (world.pairs, world.real, world.generated)
-    with pytest.raises(ConfigError, match="give --classes what the import"):
+    with pytest.raises(ConfigError, match="--classes"):
         align(config, Sources(*sources), clip_folder, tmp_path / "out")
     broken = _classes(tmp_path / "classes")
     broken.path("labels.json").write_text("[1")
     with pytest.raises(ArtifactError, match="is damaged"):
         align(config, Sources(*sources, broken), clip_folder, tmp_path / "other")
+
+
+def test_classes_may_have_different_numbers_of_prompts(clip_folder: Path, tmp_path: Path) -> None:
+    encoder = GmailEncoder.from_clip(clip_folder)
+    draft = begin(tmp_path / "classes", "classes", {})
+    prompts = {"red": ["a red image", "red tone"], "blue": ["a blue image"]}
+    write_json(draft.path("labels.json"), {"r0": "red", "r1": "blue"})
+    write_json(draft.path("classes.json"), prompts)
+    classes = find_classes(encoder, ["r0", "r1"], [], draft.finish({"images": 2}))
+    assert classes is not None
+    for row, own in zip(classes.features, prompts.values(), strict=True):
+        mean = normalize(encoder.embed_texts(own), dim=-1).mean(0)
+        assert torch.allclose(row, normalize(mean, dim=0), atol=1e-5)
+    draft = begin(tmp_path / "none", "classes", {})
+    write_json(draft.path("labels.json"), {"r0": "red"})
+    write_json(draft.path("classes.json"), {"red": ["a red image"], "blue": []})
+    with pytest.raises(ArtifactError, match="'blue'"):
+        find_classes(encoder, ["r0"], [], draft.finish({"images": 1}))
