@@ -30,6 +30,7 @@ from gmail_align.data.batches import Batches
 from gmail_align.data.captions import read_captions
 from gmail_align.data.pairs import PAIRS, Pair, read_pairs
 from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.route import Route
 from gmail_align.errors import DataError
 from gmail_align.features.cache import Cache
 from gmail_align.features.store import read_features
@@ -148,7 +149,7 @@ def test_a_batch_holds_the_rows_of_its_pairs(clip_folder: Path, world: Any, tmp_
         expected = pixels[name].array[pixels[name].rows(ids)]
         assert torch.equal(batch.inputs[name], expected)
     assert torch.equal(batch.known["frozen"], frozen.array[frozen.rows(real)])
-    lines = encoder.embed_texts([pair.text for pair in chosen])
+    lines = encoder.embed_texts([pair.text for pair in chosen], Route.FROZEN)
     assert torch.allclose(batch.known["texts"], lines, atol=1e-5)
     alike = (batch.groups[:, None] == batch.groups[None]).any(dim=-1)
     assert alike.tolist() == [[True, False, True], [False, True, False], [True, False, True]]

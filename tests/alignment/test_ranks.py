@@ -38,13 +38,17 @@ import torch
 from pathlib import Path
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.run import Sources, align
+from gmail_align.alignment.guard import Guard
 from gmail_align.artifacts import load
 
+measured, metrics = [], Guard.metrics
+Guard.metrics = lambda guard: measured.append(1) or metrics(guard)
 torch.set_num_threads(1)
 given = json.loads(sys.argv[1])
 sources = [load(Path(given[name])) for name in ("pairs", "real", "generated")]
 config = AlignConfig.model_validate(given["config"])
 align(config, Sources(*sources), Path(given["base"]), Path(given["out"]), seed=3)
+print(len(measured), "evaluations", file=sys.stderr)
 """
 
 
@@ -84,6 +88,7 @@ def test_two_ranks_equal_one(clip_folder: Path, world: Any, tmp_path: Path) -> N
     assert "alignment 5/5 steps" in said[0]
     for words in ("alignment", "images", "features"):
         assert words not in said[1]  # one of them speaks for all
+    assert "0 evaluations" in said[1]  # the first one measures for all
     two = load(tmp_path / "two", "encoder")
     assert two.counts == alone.counts
     assert two.manifest["notes"]["best_step"] == alone.manifest["notes"]["best_step"]

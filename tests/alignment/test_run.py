@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gmail_align.alignment import run as module
 from gmail_align.alignment.config import AlignConfig, AlignWeights
 from gmail_align.alignment.pair_index import REAL
 from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
+from gmail_align.data.images import ImageStore
 from gmail_align.data.pairs import read_pairs
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, TrainingError
+from gmail_align.features import run as features_run
+from gmail_align.features.cache import Cache
 from gmail_align.training.config import OptimConfig
 
 OPTIM = OptimConfig(steps=12, lr=2e-3, schedule="constant", checkpoint_every=5, evaluate_every=4)
@@ -259,7 +264,13 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+FAST = "mixed"
+"""The layout that is always tested; the others take minutes."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == FAST else pytest.mark.slow) for n in LAYOUTS]
+)
 def test_every_layout_and_mix_of_data_trains_and_resumes(
     name: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,3 +359,84 @@ def test_a_loss_that_breaks_stops_and_names_its_pairs(
     found = {tuple(pair[name] for name in names) for pair in content["pairs"]}
     assert len(found) == 6
     assert found <= known
+
+
+def test_pairs_are_read_once_and_nothing_frozen_is_computed_twice(
+    run: Run, world: Any, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, plain = Cache(tmp_path / "cache"), GmailEncoder.from_pretrained(clip_folder)
+    for number, images in enumerate((world.real, world.generated)):
+        cache.extract_images(images, plain, Route.FROZEN, tmp_path / f"features-{number}")
+    opened, decoded, embedded = [], [], []
+    open_path, read, embed = Path.open, ImageStore.read, features_run.image_rows
+    texts = GmailEncoder.embed_texts
+
+    def counted(path: Path, *given: Any, **options: Any) -> Any:
+        opened.append(path.name)
+        return open_path(path, *given, **options)
+
+    monkeypatch.setattr(Path, "open", counted)
+    monkeypatch.setattr(ImageStore, "read", lambda s, n: decoded.append(n) or read(s, n))
+    monkeypatch.setattr(features_run, "image_rows", lambda *g: embedded.append(1) or embed(*g))
+    lines: list[str] = []
+    monkeypatch.setattr(
+        GmailEncoder, "embed_texts", lambda e, t, route: lines.extend(t) or texts(e, t, route)
+    )
+    run(CONFIG, cache=cache.folder)
+    assert opened.count("pairs.jsonl") == 1
+    assert decoded == embedded == []
+    assert len(lines) == len(set(lines)) == 24
+    run(CONFIG.model_copy(update={"temperature": 0.1}), "second", cache=cache.folder)
+    assert opened.count("pairs.jsonl") == 1
+    assert decoded == embedded == []
+    assert len(lines) == 24
+
+
+def test_a_run_that_is_killed_after_its_last_step_is_still_applied(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {**LAYOUTS["mlp"], "strengths": (0.5,)}
+    config = AlignConfig(**{**CONFIG.model_dump(), **changes})
+    whole = run(config, "whole")
+    assert whole.manifest["notes"]["applied"] is True
+
+    def dying(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "choose_strength", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, "killed")
+    gc.collect()
+    again = run(config, "killed")
+    assert GmailEncoder.from_pretrained(again.folder).applied
+    assert _files(again.folder) == _files(whole.folder)
+
+
+def test_the_notes_hold_the_metrics_of_the_strength_that_was_kept(run: Run) -> None:
+    notes = run(CONFIG.model_copy(update={"strengths": (0.001,), "select": "paired_cosine"}))
+    notes = notes.manifest["notes"]
+    chosen = next(row for row in notes["strengths"] if row["kept"])
+    kept = notes["guard"]["kept"]
+    assert kept["step"] == notes["best_step"]
+    assert {name: kept[name] for name in kept if name != "step"} == {
+        name: value for name, value in chosen.items() if name not in ("strength", "kept")
+    }
+
+
+def test_a_base_without_safetensors_is_aligned_and_saved(
+    clip_folder: Path, world: Any, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(clip_folder, base)
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    config = CONFIG.model_copy(update={"optim": OPTIM.model_copy(update={"steps": 4})})
+    sources = Sources(world.pairs, world.real, world.generated)
+    made = align(config, sources, base, tmp_path / "encoder", seed=3)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found, expected = (
+        GmailEncoder.from_pretrained(folder).embed_pixels(pixels, Route.FROZEN)
+        for folder in (made.folder, clip_folder)
+    )
+    assert torch.allclose(found, expected)

@@ -146,7 +146,7 @@ def test_fine_tuning_starts_at_the_weights_of_the_route(route: Route) -> None:
         assert classifier.logits(pixels).tolist() == torch.zeros(2, 3).tolist()
     torch.testing.assert_close(found, wanted[route], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(wanted[Route.REAL], wanted[Route.FROZEN], atol=1e-2)
-    trained = classifier.trained(0.5)
+    trained = classifier.trained
     assert len(trained) == len(list(classifier.model.vision_model.parameters())) + 2
     assert all(parameter.requires_grad for parameter in trained.values())
 

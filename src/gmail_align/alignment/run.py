@@ -219,8 +219,11 @@ class _Training:
         report = self._fit(folder)
         best, encoder = report.best_step, self.encoder
         encoder.best_step, encoder.applied = best, best > 0
-        kept = next(row for row in report.scores if row["step"] == best)
-        guard = {"start": report.scores[0], "kept": kept}
+        scores = {row["step"]: row for row in report.scores}
+        if best not in scores:  # a crash of the machine damaged the event log
+            scores[best] = {"step": float(best), **ranks().from_first(self.guard.metrics)}
+        kept = scores[best]
+        guard = {"start": scores.get(0, kept), "kept": kept}
         notes: dict[str, Any] = {
             "best_step": best,
             "applied": best > 0,
