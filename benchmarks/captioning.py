@@ -33,8 +33,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from gmail_align.captioning.caption_set import CaptionSet
 from gmail_align.captioning.clipcap.model import ClipCap
+from gmail_align.captioning.clipcap.training import CaptionSet
 from gmail_align.captioning.decode import Decoding, decode
 from gmail_align.captioning.ifcap.retrieval import nearest
 from gmail_align.captioning.language import LanguageModel, fuse_gelu, load_tokenizer

@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gmail_align.captioning.clipcap.config import MapperShape
-from gmail_align.captioning.clipcap.mappers import build_mapper
+from gmail_align.captioning.clipcap.mappers import mlp_mapper
 from gmail_align.captioning.clipcap.model import ClipCap, Scaling
 from gmail_align.captioning.prompt import mean_log_prob, token_losses
 from gmail_align.errors import DataError
@@ -77,7 +76,7 @@ def test_mapper_and_language_model_are_both_trained(clipcap: ClipCap) -> None:
 
 def test_the_published_mapper_has_the_published_size() -> None:
     with torch.device("meta"):
-        mapper = build_mapper(MapperShape(), 512, 768)
+        mapper = mlp_mapper(512, 768, 10)
     assert sum(p.numel() for p in mapper.parameters()) == 31_468_800
     assert [tuple(p.shape) for p in mapper.parameters()][0::2] == [(3840, 512), (7680, 3840)]
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from gmail_align.artifacts import Artifact
 from gmail_align.captioning import training
-from gmail_align.captioning.caption_set import CaptionSet
 from gmail_align.captioning.captioner import load_captioner
 from gmail_align.captioning.clipcap.config import ClipCapConfig, ReleasedFaults
 from gmail_align.captioning.clipcap.model import ClipCap, Scaling
+from gmail_align.captioning.clipcap.training import CaptionSet
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.language import load_language_model
 from gmail_align.captioning.predict import predict_captions, read_predictions

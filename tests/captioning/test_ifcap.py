@@ -10,11 +10,11 @@ from torch.nn.functional import normalize
 
 from gmail_align.artifacts import Artifact, read_jsonl
 from gmail_align.captioning import training
-from gmail_align.captioning.captioner import PreparedTraining, load_captioner
+from gmail_align.captioning.captioner import load_captioner
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.ifcap import datastore
 from gmail_align.captioning.ifcap.config import IFCapConfig
-from gmail_align.captioning.ifcap.training import TrainingCaptions
+from gmail_align.captioning.ifcap.training import IFCapTraining
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
 from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.prompt import token_losses
@@ -165,12 +165,12 @@ class StoppedError(Exception):
 
 def prepared(
     monkeypatch: pytest.MonkeyPatch, config: IFCapConfig, data: CaptionerData, gpt2: Path, out: Path
-) -> TrainingCaptions:
+) -> IFCapTraining:
     """Return the data of a training that is stopped before its first step."""
-    kept: list[TrainingCaptions] = []
+    kept: list[IFCapTraining] = []
 
-    def stopped(prepared: PreparedTraining, *others: object) -> None:
-        kept.append(prepared.batch.__self__)
+    def stopped(training: IFCapTraining, *others: object) -> None:
+        kept.append(training)
         raise StoppedError
 
     monkeypatch.setattr(training, "_fit", stopped)
@@ -250,14 +250,14 @@ def test_a_killed_training_ends_with_the_same_bytes(
     )
     data = source(ROWS, texts)
     whole = train_captioner(config, data, gpt2, tmp_path / "whole")
-    batch = TrainingCaptions.batch
+    batch = IFCapTraining.batch
 
-    def killed(self: TrainingCaptions, step: int, seed: int) -> object:
+    def killed(self: IFCapTraining, step: int, seed: int) -> object:
         if step == 3:
             raise KeyboardInterrupt
         return batch(self, step, seed)
 
-    monkeypatch.setattr(TrainingCaptions, "batch", killed)
+    monkeypatch.setattr(IFCapTraining, "batch", killed)
     with pytest.raises(KeyboardInterrupt):
         train_captioner(config, data, gpt2, tmp_path / "resumed")
     monkeypatch.undo()

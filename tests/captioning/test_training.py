@@ -9,12 +9,12 @@ import torch
 
 from gmail_align.artifacts import Artifact, load, read_jsonl
 from gmail_align.captioning import predict, training
-from gmail_align.captioning.caption_set import CaptionSet
 from gmail_align.captioning.captioner import load_captioner
 from gmail_align.captioning.clipcap.config import ClipCapConfig
+from gmail_align.captioning.clipcap.training import CaptionSet, ClipCapTraining
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.predict import predict_captions, read_predictions
-from gmail_align.captioning.prompt import token_losses
+from gmail_align.captioning.training import validation_loss
 from gmail_align.config import build
 from gmail_align.errors import ArtifactError, DataError, ModelError
 from gmail_align.features.store import read_features
@@ -76,15 +76,14 @@ def test_a_killed_training_ends_with_the_same_bytes(
     def train(name: str) -> Artifact:
         return train_clipcap(config, four, ROWS, gpt2, tmp_path / name, validation=validation)
 
-    whole, losses, steps = train("whole"), training.token_losses, []
+    whole, batch = train("whole"), ClipCapTraining.batch
 
-    def killed(*batch: object) -> object:
-        steps.append(batch)
-        if len(steps) == 9:
+    def killed(self: ClipCapTraining, step: int, seed: int) -> object:
+        if step == 5:
             raise Killed
-        return losses(*batch)
+        return batch(self, step, seed)
 
-    monkeypatch.setattr(training, "token_losses", killed)
+    monkeypatch.setattr(ClipCapTraining, "batch", killed)
     with pytest.raises(Killed):
         train("resumed")
     monkeypatch.undo()
@@ -105,9 +104,8 @@ def test_the_step_with_the_lowest_validation_loss_is_kept(
     kept = load_captioner(out, torch.device("cpu"))
     held_out = CaptionSet.read([captioned(four, other)], kept.language, 40)
     with torch.no_grad():
-        batch = held_out.batch(torch.arange(2), kept.prompt)
-        loss = token_losses(kept.language_model, *batch).mean()
-    assert loss.item() == pytest.approx(scores[best], abs=1e-5)
+        loss = validation_loss(ClipCapTraining(kept, held_out, held_out, config))
+    assert loss == pytest.approx(scores[best], abs=1e-5)
 
 
 def test_bfloat16_trains_and_keeps_float32_weights(

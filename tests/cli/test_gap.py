@@ -224,7 +224,10 @@ def test_mistakes_in_folders_are_told_in_a_sentence(folders, tmp_path):
         (("--real", real, *out), "--generated is missing"),
         ((*out,), "give --real and --generated"),
         (("--real", tmp_path / "no", "--generated", made, *encoder, *out), "does not exist"),
-        (("--real", tmp_path / "empty", "--generated", made, *encoder, *out), "holds no image"),
+        (
+            ("--real", tmp_path / "empty", "--generated", made, *encoder, *out),
+            "does not hold an image",
+        ),
         (("--real", real, "--generated", made, "--generators", real, *encoder, *out), "go with"),
     ):
         ran = call("gap", *words)

@@ -13,12 +13,11 @@ from gmail_align.data.captions import (
     CaptionShard,
     cut_captions,
     iter_captions,
-    name_id,
     read_captions,
-    safe_id,
     tidy,
     write_captions,
 )
+from gmail_align.data.ids import name_id, safe_id
 from gmail_align.errors import ArtifactError, DataError
 
 

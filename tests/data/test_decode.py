@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from PIL import Image
 
 from gmail_align.data import decode
 from gmail_align.data.decode import decode_rgb, encode, extension, to_rgb
+from gmail_align.data.images import admit
+from gmail_align.encoders.preprocess import open_image
 from gmail_align.errors import DataError
 
 
@@ -45,7 +48,8 @@ def test_a_truncated_jpeg_is_refused(make_picture: Callable[..., bytes]) -> None
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"), [(b"", "the file is empty"), (b"<html>", "no image that Pillow can read")]
+    ("data", "reason"),
+    [(b"", "the file is empty"), (b"<html>", "is not an image that Pillow can read")],
 )
 def test_no_images_are_refused_with_a_reason_that_never_varies(data: bytes, reason: str) -> None:
     with pytest.raises(DataError) as caught:
@@ -67,3 +71,73 @@ def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_thread_of_pixels_is_refused() -> None:
     with pytest.raises(DataError, match="over 200 times the other"):
         decode_rgb(encode(Image.new("RGB", (1, 201)), "png"))
+
+
+def photo(seed: int) -> Image.Image:
+    low = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(low).resize((60, 40), Image.Resampling.BICUBIC)
+
+
+def with_tag(image: Image.Image, form: str, tag: int) -> bytes:
+    """Encode an image with an orientation tag."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = tag
+    image.save(buffer, form, exif=exif, **({"quality": 98} if form == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("tag", TURNS)
+def test_a_photo_is_turned_upright_and_stored_without_the_tag(form: str, tag: int) -> None:
+    upright = photo(1)
+    turned = TURNS[tag]
+    data = with_tag(upright.transpose(turned), form, tag)
+    shown = np.asarray(decode_rgb(data), dtype=float)
+    assert shown.shape == (40, 60, 3)
+    assert np.abs(shown - np.asarray(upright)).mean() < 4
+    record, kept = admit("a", data, name=f"a.{form.lower()}")
+    assert (record.width, record.height) == (60, 40)
+    with Image.open(io.BytesIO(kept)) as stored:
+        assert stored.getexif().get(0x0112, 1) == 1
+        assert np.abs(np.asarray(stored, dtype=float) - shown).mean() < 5
+    assert np.abs(np.asarray(open_image(Image.open(io.BytesIO(data))), float) - shown).max() == 0
+
+
+def test_an_upright_photo_keeps_its_bytes() -> None:
+    for data in (with_tag(photo(2), "JPEG", 1), encode(photo(2), "jpeg")):
+        assert admit("a", data)[1] == data
+
+
+def test_32_bits_are_refused_even_where_images_are_converted() -> None:
+    for mode in ("F", "I"):
+        buffer = io.BytesIO()
+        Image.new(mode, (9, 9), 70_000).save(buffer, "TIFF")
+        with pytest.raises(DataError, match="32"):
+            admit("a", buffer.getvalue(), convert=True)
+
+
+def test_16_bits_become_8_by_their_upper_ones() -> None:
+    deep = np.random.default_rng(1).integers(0, 65536, (16, 24), dtype=np.uint16)
+    graymap = b"P5 24 16 65535 " + deep.astype(">u2").tobytes()
+    kept = admit("a", graymap, name="a.pgm", convert=True)[1]
+    with Image.open(io.BytesIO(kept)) as stored:
+        assert np.array_equal(np.asarray(stored)[..., 0], (deep >> 8).astype(np.uint8))
+
+
+def test_a_large_transparent_image_is_laid_on_white_strip_by_strip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(3)
+    image = Image.fromarray(rng.integers(0, 256, (37, 21, 4), dtype=np.uint8))
+    whole = np.asarray(to_rgb(image))
+    monkeypatch.setattr(decode, "_STRIP", 50)
+    assert np.array_equal(np.asarray(to_rgb(image)), whole)

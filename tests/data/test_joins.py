@@ -6,8 +6,9 @@ import pytest
 
 from gmail_align.artifacts import Artifact, begin, write_jsonl
 from gmail_align.data.captions import Caption, write_captions
+from gmail_align.data.ids import generated_by_caption
 from gmail_align.data.joins import caption_texts, match_captions
-from gmail_align.data.pairs import PAIRS, generated_by_caption
+from gmail_align.data.pairs import PAIRS
 from gmail_align.errors import ArtifactError, DataError
 
 

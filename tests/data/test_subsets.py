@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gmail_align.artifacts import Artifact, begin, write_jsonl
+from gmail_align.artifacts import Artifact, begin, load, write_jsonl
 from gmail_align.cli.main import app
 from gmail_align.data.captions import Caption, read_captions, write_captions
 from gmail_align.data.pairs import PAIRS, read_pairs
@@ -96,3 +96,16 @@ def test_the_command_refuses_in_one_sentence(
     assert ran.exit_code == 2
     assert said in ran.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_share_of_one_keeps_all_images_and_the_number_one_keeps_one(
+    captions: Artifact, pairs: Artifact, tmp_path: Path
+) -> None:
+    assert len(images(choose_captions(captions, None, tmp_path / "a", images=1.0))) == 20
+    assert len(images(choose_captions(captions, None, tmp_path / "b", images=1))) == 1
+    for text, count in (("1.0", 20), ("1", 1), ("0.25", 5)):
+        words = ["choose", str(pairs.folder), "--images", text, "--out", str(tmp_path / text)]
+        assert CliRunner().invoke(app, words).exit_code == 0
+        assert load(tmp_path / text).counts["real_images"] == count
+    ran = CliRunner().invoke(app, ["choose", str(pairs.folder), "--images", "x", "--out", "o"])
+    assert ran.exit_code == 2

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gmail_align.errors import DataError
-from gmail_align.importing.members import Members, open_members, open_several
+from gmail_align.importing.archives import open_members, open_several
+from gmail_align.importing.members import Members
 
 FILES = {"x/b.jpg": b"bb", "x/a.jpg": b"a", "y/z/c.txt": b"ccc", "x/.hidden": b"h", "y/a.jpg": b"2"}
 SEEN = {name: data for name, data in FILES.items() if "hidden" not in name}
@@ -47,8 +48,9 @@ def test_folders_zips_and_tars_are_read_alike(tmp_path: Path, kind: str) -> None
     assert members.find("y/z/c.txt") == "y/z/c.txt"
     assert members.find("other/c.txt") == (None if kind == "folder" else "y/z/c.txt")
     assert members.find("other/a.jpg") is None  # two have that name
-    assert members.stamp("nowhere") is None
-    assert members.stamp("x/b.jpg") is not None
+    assert members.stamp("x/b.jpg")[0] == len(SEEN["x/b.jpg"])
+    with pytest.raises(DataError, match="nowhere"):
+        members.stamp("nowhere")
     with pytest.raises(DataError):
         members.read("nowhere")
 
@@ -57,14 +59,14 @@ def test_several_places_are_one(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     members = open_several([packed("tar", tmp_path / "a"), packed("zip", tmp_path / "b")])
-    good = [name for name, fault in members.listing() if not fault]
-    again = [fault for _, fault in members.listing() if fault]
-    assert good == list(SEEN)
-    assert again == ["comes twice; the first is kept"] * len(SEEN)
-    assert members.read("x/a.jpg") == b"a"
-    assert members.find("c.txt") == "y/z/c.txt"
-    with pytest.raises(DataError, match="is in none of the archives"):
+    names = [name for name, fault in members.listing() if not fault]
+    assert names == [*SEEN, *(f"f-1/{name}" for name in SEEN)]
+    assert members.read("x/a.jpg") == members.read("f-1/x/a.jpg") == b"a"
+    assert members.find("f-1/y/z/c.txt") == "f-1/y/z/c.txt"
+    with pytest.raises(DataError, match="nowhere"):
         members.read("nowhere")
+    with pytest.raises(DataError, match="is in f and f-1"):
+        members.find("x/a.jpg")
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no zip"])

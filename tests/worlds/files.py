@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ def picture(seed: int, form: str = "JPEG", size: tuple[int, int] = (24, 16)) -> 
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format=form)
     return buffer.getvalue()
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a file of these bytes to an open tar."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
 
 
 @pytest.fixture

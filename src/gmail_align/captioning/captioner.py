@@ -12,9 +12,8 @@ An IFCap's folder also has ``datastore/``, the captions that it looks up.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from gmail_align.artifacts import Artifact, write_bytes, write_json
 from gmail_align.captioning.decode import Decoding
+from gmail_align.captioning.inputs import CaptionerData
 from gmail_align.captioning.kinds import CAPTIONERS
 from gmail_align.captioning.language import LanguageModel
 from gmail_align.captioning.prompt import CaptionBatch, Prompt
@@ -75,21 +75,53 @@ class Captioner(Protocol):
         """Read what :meth:`save` wrote, ready to predict."""
 
 
-@dataclass(frozen=True)
-class PreparedTraining:
+@runtime_checkable
+class CaptionerTraining(Protocol):
     """The data of one training, and the captioner that is trained."""
 
-    captioner: Captioner
-    tokens: TokenTable
-    """The captions that are trained."""
-    counts: Mapping[str, int]
-    """What is trained on, for the manifest."""
-    batch: Callable[[int, int], CaptionBatch]
-    """(step, seed) -> the batch, a pure function of both and of torch's generator."""
-    held_out: Callable[[], Iterator[CaptionBatch]]
-    """Yields the validation captions in order."""
-    temporary_files: tuple[Path, ...] = ()
-    """Files that an interrupted training keeps and a complete one deletes."""
+    @property
+    def captioner(self) -> Captioner:
+        """What is trained."""
+
+    @property
+    def tokens(self) -> TokenTable:
+        """The captions that are trained."""
+
+    @property
+    def temporary_files(self) -> tuple[Path, ...]:
+        """Files that an interrupted training keeps and a complete one deletes."""
+
+    @classmethod
+    def check(cls, config: Any, data: CaptionerData) -> None:
+        """Refuse what cannot be trained together, before anything is read.
+
+        Raises:
+            UserError: the message says what does not fit.
+        """
+
+    @classmethod
+    def prepare(
+        cls, config: Any, data: CaptionerData, language: LanguageModel, out: Path, seed: int
+    ) -> CaptionerTraining:
+        """Read the data and build an untrained captioner.
+
+        ``out`` is the captioner's folder, for files that an interrupted training keeps.
+        """
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was trained on, for the manifest."""
+
+    def batch(self, step: int, seed: int) -> CaptionBatch:
+        """Return the batch of a step, a pure function of (seed, step) and torch's generator."""
+
+    def held_out(self) -> Iterator[CaptionBatch]:
+        """Yield the validation captions in order."""
+
+
+def training_class(kind: str) -> Any:
+    """Import the :class:`CaptionerTraining` of a kind."""
+    return resolve_name(f"{CAPTIONERS[kind].package}.training:TRAINING")
 
 
 def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
@@ -121,7 +153,14 @@ def read_config(artifact: Artifact) -> dict[str, Any]:
 
 
 def save_parts(folder: Path, captioner: Captioner, kind: str, settings: Mapping[str, Any]) -> None:
-    """Write the files that every captioner has; ``settings`` are what else its ``load`` needs."""
+    """Write the files that captioners of every kind have.
+
+    Args:
+        folder: The captioner's folder.
+        captioner: The captioner.
+        kind: Its name in :data:`CAPTIONERS`.
+        settings: What else its ``load`` needs to build it again.
+    """
     captioner.language.save(folder / LANGUAGE_MODEL)
     weights = captioner.mapper.state_dict().items()
     write_bytes(folder / MAPPER, save({name: w.cpu().contiguous() for name, w in weights}))
@@ -134,5 +173,9 @@ def save_parts(folder: Path, captioner: Captioner, kind: str, settings: Mapping[
 
 
 def damage_named(folder: Path) -> AbstractContextManager[None]:
-    """Raise :class:`ArtifactError` for files of a captioner that the block cannot read."""
+    """Name the captioner's folder in errors of damaged files.
+
+    Raises:
+        ArtifactError: a file that the block reads is damaged.
+    """
     return damage_explained(folder, ArtifactError, "train the captioner again")

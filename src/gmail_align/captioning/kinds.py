@@ -18,7 +18,7 @@ class CaptionerKind:
     config: type[CaptionerConfig]
     """Its settings."""
     package: str
-    """Where ``model.CAPTIONER`` is, and ``check`` and ``prepare`` of ``training``."""
+    """Where ``model.CAPTIONER`` and ``training.TRAINING`` are."""
 
 
 CAPTIONERS: Mapping[str, CaptionerKind] = {

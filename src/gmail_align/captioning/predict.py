@@ -18,14 +18,14 @@ from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.decode import Decoded, Decoding, decode
 from gmail_align.captioning.provenance import (
     provenance,
-    require_encoder,
+    require_captioners_encoder,
     require_finite,
     require_image_features,
 )
+from gmail_align.data.decode import decode_rgb
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.preprocess import open_image
 from gmail_align.encoders.route import Route
-from gmail_align.errors import DataError
+from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.store import read_features
 from gmail_align.progress import progress
 from gmail_align.runtime import resolve_device, stable_seed
@@ -101,10 +101,7 @@ def predict_captions(
     how, source = config or PredictConfig(), provenance(features)
     chosen = None if ids is None else fingerprint(list(ids))
     identity = {**how.identity(), "ids": chosen, **source}
-    trained_on: dict[str, str] = read_config(captioner)["trained_on"]
-    for role, artifact in (("encoder", features), ("retrieval", retrieval or features)):
-        require_image_features(artifact)
-        require_encoder(trained_on, role, provenance(artifact)["encoder"], how.any_encoder)
+    trained_on = _require_readable(captioner, features, retrieval, how)
     inputs = {"captioner": captioner, "features": features}
     inputs |= {"retrieval": retrieval} if retrieval else {}
     draft = begin(out, "predictions", identity, inputs)
@@ -126,15 +123,33 @@ def predict_captions(
             if not part.exists():
                 array, looked_up = store.array[store.rows(batch)], keys.array[keys.rows(batch)]
                 captions = caption_batch(model, batch, array, looked_up, how)
-                rows = [
-                    {"image_id": name, **vars(one), "route": source["route"]}
-                    for name, one in zip(batch, captions, strict=True)
-                ]
-                write_jsonl(part, rows)
+                write_jsonl(part, _rows(batch, captions, source["route"]))
             bar.advance(len(batch))
     write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
     shutil.rmtree(draft.path(_PARTS), ignore_errors=True)
     return draft.finish({"images": len(wanted)}, trained_on=trained_on, predicted_from=source)
+
+
+def _require_readable(
+    captioner: Artifact, features: Artifact, retrieval: Artifact | None, how: PredictConfig
+) -> dict[str, str]:
+    """Refuse features that are not the captioner's, and return what it was trained on."""
+    trained_on: dict[str, str] = read_config(captioner)["trained_on"]
+    read = [("encoder", features)]
+    read += [("retrieval", retrieval or features)] if "retrieval" in trained_on else []
+    for role, artifact in read:
+        require_image_features(artifact)
+        other = provenance(artifact)["encoder"]
+        what = f"the encoder of {artifact.folder}"
+        require_captioners_encoder(trained_on[role], other, how.any_encoder, what)
+    return trained_on
+
+
+def _rows(ids: Sequence[str], captions: Sequence[Decoded], route: str) -> list[dict[str, object]]:
+    return [
+        {"image_id": name, "text": caption.text, "log_prob": caption.log_prob, "route": route}
+        for name, caption in zip(ids, captions, strict=True)
+    ]
 
 
 def read_predictions(artifact: Artifact) -> dict[str, str]:
@@ -163,21 +178,33 @@ def caption_files(
 
     Raises:
         DataError: a file is missing or not an image, or an encoder is not the captioner's.
+        ConfigError: the captioner looks captions up with an encoder that was not given.
     """
-    how, trained_on = config or PredictConfig(), read_config(captioner)["trained_on"]
-    for role, reading in (("encoder", encoder), ("retrieval", retrieval or encoder)):
-        require_encoder(trained_on, role, reading.base_fingerprint, how.any_encoder)
+    how = config or PredictConfig()
+    trained_on = read_config(captioner)["trained_on"]
+    looks_up = trained_on.get("retrieval", "")
+    if retrieval is None and looks_up not in ("", trained_on["encoder"]):
+        raise ConfigError(
+            f"this captioner looks captions up with the encoder {looks_up}: give it as the"
+            " retrieval encoder"
+        )
+    own = [(trained_on["encoder"], encoder)]
+    own += [(looks_up, retrieval)] if retrieval is not None else []
+    for name, reading in own:
+        require_captioners_encoder(name, reading.base_fingerprint, how.any_encoder, "the encoder")
     for path in files:
         if not path.is_file():
-            raise DataError(f"{path} cannot be read: it is missing, or is not a file")
+            reason = "it is not a file" if path.exists() else "the file does not exist"
+            raise DataError(f"{path} cannot be read: {reason}")
     model, rows = load_captioner(captioner, resolve_device(how.device)), []
     for start in range(0, len(files), _FILES_BATCH):
         part = files[start : start + _FILES_BATCH]
-        keys = embed_files(retrieval, part, Route.FROZEN) if retrieval else None
+        keys = None if retrieval is None else embed_files(retrieval, part, Route.FROZEN)
         names = [str(path) for path in part]
         captions = caption_batch(model, names, embed_files(encoder, part, route), keys, how)
         rows += [
-            {"file": name, **vars(caption)} for name, caption in zip(names, captions, strict=True)
+            {"file": name, "text": caption.text, "log_prob": caption.log_prob}
+            for name, caption in zip(names, captions, strict=True)
         ]
     return rows
 
@@ -189,8 +216,15 @@ def embed_files(encoder: GmailEncoder, files: Sequence[Path], route: Route) -> F
     Raises:
         DataError: a file is missing or not an image.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DecompressionBombWarning)  # an error names such files
-        images = [open_image(path) for path in files]
+    images = []
+    for path in files:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DecompressionBombWarning)  # an error says so
+                images.append(decode_rgb(path.read_bytes()))
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
     pixels = encoder.preprocess(images).to(encoder.device)
     return encoder.embed_pixels(pixels, route).float().cpu()

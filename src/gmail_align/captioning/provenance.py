@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -39,7 +39,11 @@ def require_finite(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 
 def require_width(features: Float[Tensor, "n d"], width: int) -> None:
-    """Raise :class:`DataError` for features of another width than a captioner reads."""
+    """Refuse features of another width than a captioner reads.
+
+    Raises:
+        DataError: the widths differ.
+    """
     if features.shape[-1] != width:
         raise DataError(
             f"the features are {features.shape[-1]} wide and this captioner reads {width}: extract"
@@ -48,7 +52,11 @@ def require_width(features: Float[Tensor, "n d"], width: int) -> None:
 
 
 def require_image_features(features: Artifact) -> None:
-    """Raise :class:`DataError` for features of captions."""
+    """Refuse features of captions.
+
+    Raises:
+        DataError: the features are of captions.
+    """
     if features.manifest["config"].get("what") == "text":
         raise DataError(f"{features.folder} holds features of captions: give features of images")
 
@@ -69,24 +77,23 @@ def require_one_encoder(encoder: str, artifacts: Iterable[Artifact]) -> None:
             )
 
 
-def require_encoder(trained_on: Mapping[str, str], role: str, other: str, accept: bool) -> None:
-    """Refuse an encoder that is not the captioner's; a captioner of unknown encoder takes any.
+def require_captioners_encoder(own: str, other: str, any_encoder: bool, what: str) -> None:
+    """Refuse an encoder that is not the captioner's; one that is not known fits any.
 
     Args:
-        trained_on: What the captioner was trained on.
-        role: ``encoder`` for what it reads, ``retrieval`` for what it looks captions up with.
-        other: The encoder that is given.
-        accept: Only print that the encoder is another.
+        own: The encoder that the captioner was trained on; empty if it is not known.
+        other: The encoder of what it is to read.
+        any_encoder: Accept another encoder, and print that it is another.
+        what: What has the encoder ``other``, for the message.
 
     Raises:
-        DataError: the encoders differ, and that is not accepted.
+        DataError: the encoders differ and ``any_encoder`` is not set.
     """
-    own = trained_on.get(role, "")
-    if own in ("", other):
+    if not own or own == other:
         return
-    if not accept:
+    if not any_encoder:
         raise DataError(
-            f"the captioner was trained on features of the {role} {own}, and {other} is given: use"
-            " its own, or set any_encoder if you mean it"
+            f"{what} is {other} and the captioner was trained on {own}: use features of its own"
+            " encoder, or set any_encoder if you mean it"
         )
     say("the features come from another encoder than those the captioner was trained on")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -17,14 +16,15 @@ from gmail_align.captioning.captioner import (
     LANGUAGE_MODEL,
     MAPPER,
     Captioner,
-    PreparedTraining,
+    CaptionerTraining,
     damage_named,
     read_config,
+    training_class,
 )
 from gmail_align.captioning.config import VALIDATION_BATCH, CaptionerConfig
 from gmail_align.captioning.decode import Decoding, decode
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData
-from gmail_align.captioning.kinds import CAPTIONERS, kind_of
+from gmail_align.captioning.kinds import kind_of
 from gmail_align.captioning.language import language_model_fingerprint, load_language_model
 from gmail_align.captioning.prompt import token_losses
 from gmail_align.captioning.tokens import say_cut
@@ -65,8 +65,7 @@ def train_captioner(
     kind = kind_of(config)
     if config.select == "cider" and data.validation is None:
         raise ConfigError("select is cider, which needs validation: give held-out captions")
-    package = import_module(f"{CAPTIONERS[kind].package}.training")
-    package.check(config, data)
+    training_class(kind).check(config, data)
     identity = {"captioner": kind, **config.identity()}
     inputs: dict[str, Artifact | str] = {**data.artifacts()}
     if isinstance(language_model, Artifact):
@@ -80,7 +79,7 @@ def train_captioner(
     earlier = language_model if isinstance(language_model, Artifact) else None
     folder = earlier.path(LANGUAGE_MODEL) if earlier else cast(Path, language_model)
     language = load_language_model(folder)
-    training: PreparedTraining = package.prepare(config, data, language, out, seed)
+    training: CaptionerTraining = training_class(kind).prepare(config, data, language, out, seed)
     say_cut(training.tokens, config.max_tokens)
     if earlier:
         _continue_from(training.captioner, earlier)
@@ -121,7 +120,7 @@ def _continue_from(captioner: Captioner, earlier: Artifact) -> None:
 
 
 def _fit(
-    training: PreparedTraining,
+    training: CaptionerTraining,
     config: CaptionerConfig,
     validation: CaptionedImages | None,
     seed: int,
@@ -155,13 +154,14 @@ def _fit(
 
 
 def _guard(
-    training: PreparedTraining, config: CaptionerConfig, validation: CaptionedImages
+    training: CaptionerTraining, config: CaptionerConfig, validation: CaptionedImages
 ) -> Callable[[], Mapping[str, float]]:
     """Return what scores the present parameters: by loss, or by CIDEr of greedy captions."""
-    model = cast(nn.Module, training.captioner)
-    judge = (
-        cider_judge(training.captioner, validation, config) if config.select == "cider" else None
-    )
+    captioner = training.captioner
+    model = cast(nn.Module, captioner)
+    judge = None
+    if config.select == "cider":
+        judge = CiderJudge(validation, captioner, config.validation_images)
 
     def measure() -> dict[str, float]:
         was_training = model.training
@@ -171,7 +171,7 @@ def _guard(
                 mean = validation_loss(training)
                 if judge is None:
                     return {"score": -mean, "loss": mean}
-                value = judge()
+                value = judge.score(config.max_tokens)
                 return {"score": value, "loss": mean, "cider": value}
         finally:
             model.train(was_training)
@@ -179,7 +179,7 @@ def _guard(
     return measure
 
 
-def validation_loss(training: PreparedTraining) -> float:
+def validation_loss(training: CaptionerTraining) -> float:
     """Return the mean cross-entropy of a token of the validation captions, in nats."""
     total, count = 0.0, 0
     for batch in training.held_out():
@@ -189,35 +189,47 @@ def validation_loss(training: PreparedTraining) -> float:
     return total / count
 
 
-def cider_judge(
-    captioner: Captioner, validation: CaptionedImages, config: CaptionerConfig
-) -> Callable[[], float]:
-    """Return what measures CIDEr-D (0 to 10) of greedy captions against those of the same images.
+class CiderJudge:
+    """CIDEr-D of greedy captions against the validation captions of the same images.
 
     References are tokenised once. Document frequencies come from the images that are scored.
+
+    Args:
+        validation: The images and their captions.
+        captioner: What predicts captions.
+        most: Images that are scored, the first ones; all when None.
 
     Raises:
         DataError: fewer than two images, for which CIDEr is always 0.
         MissingExtraError: Java or pycocoevalcap is not installed.
     """
-    features, rows = read_captioned(validation)
-    keys = read_features(validation.retrieval) if validation.retrieval else features
-    references: dict[str, list[str]] = {}
-    for name, text in rows:
-        references.setdefault(name, []).append(text)
-    ids = list(references)[: config.validation_images]
-    if len(ids) < 2:
-        raise DataError("CIDEr needs at least two validation images: select by loss instead")
-    tokens = tokenize({name: references[name] for name in ids})
-    how = Decoding(method="greedy", max_tokens=config.max_tokens)
 
-    def measure() -> float:
-        texts = []
-        for start in range(0, len(ids), VALIDATION_BATCH):
-            part = ids[start : start + VALIDATION_BATCH]
-            array, near = features.array[features.rows(part)], keys.array[keys.rows(part)]
-            prompt = captioner.prompt(array, near)
-            texts += [one.text for one in decode(captioner.language, prompt, how)]
-        return float(cider(tokenize({"": texts})[""], [tokens[name] for name in ids]).mean())
+    def __init__(self, validation: CaptionedImages, captioner: Captioner, most: int | None) -> None:
+        self.features, rows = read_captioned(validation)
+        self.retrieval = read_features(validation.retrieval) if validation.retrieval else None
+        self.captioner = captioner
+        references: dict[str, list[str]] = {}
+        for name, text in rows:
+            references.setdefault(name, []).append(text)
+        self.ids = list(references)[:most]
+        if len(self.ids) < 2:
+            raise DataError("CIDEr needs at least two validation images: select by loss instead")
+        tokens = tokenize({name: references[name] for name in self.ids})
+        self.references = [tokens[name] for name in self.ids]
 
-    return measure
+    def score(self, max_tokens: int) -> float:
+        """Return CIDEr-D of the present parameters, on the tools' scale of 0..10."""
+        texts = [
+            text
+            for start in range(0, len(self.ids), VALIDATION_BATCH)
+            for text in self._captions(self.ids[start : start + VALIDATION_BATCH], max_tokens)
+        ]
+        return float(cider(tokenize({"": texts})[""], self.references).mean())
+
+    def _captions(self, ids: Sequence[str], max_tokens: int) -> list[str]:
+        keys = None
+        if self.retrieval is not None:
+            keys = self.retrieval.array[self.retrieval.rows(ids)]
+        prompt = self.captioner.prompt(self.features.array[self.features.rows(ids)], keys)
+        how = Decoding(method="greedy", max_tokens=max_tokens)
+        return [one.text for one in decode(self.captioner.language, prompt, how)]

@@ -43,6 +43,14 @@ def import_command(name: str) -> Callable[..., None]:
     )
 
 
+def _number_or_share(text: str) -> int | float:
+    """Read a number of images: ``1`` is one image, ``1.0`` is all of them."""
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError as error:
+        raise UserError(f"--images {text} is neither a number nor a share of images") from error
+
+
 @command
 def pair(
     shared: Shared,
@@ -72,8 +80,11 @@ def choose(
         int | None, typer.Option(min=1, help="Most captions of an image; all by default.")
     ] = None,
     images: Annotated[
-        float | None,
-        typer.Option(metavar="N", help="Real images: a number, or a share below 1."),
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Real images: a number such as 1000, or a share such as 0.2.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed makes another choice.")] = 0,
 ) -> None:
@@ -86,16 +97,17 @@ def choose(
     from gmail_align.data.subsets import choose_captions, choose_pairs
 
     artifact = load(source)
+    number = None if images is None else _number_or_share(images)
     if artifact.kind not in ("captions", "pairs"):
         raise UserError(f"{source} holds {artifact.kind}: choose among captions or pairs")
-    if artifact.kind == "pairs" and (each is not None or images is None):
+    if artifact.kind == "pairs" and (each is not None or number is None):
         raise UserError(f"{source} holds pairs: choose real images among them with --images")
     if shared.dry_run:
         shared.show_plan("choose", out, source=source)
-    elif artifact.kind == "pairs" and images is not None:
-        shared.show_artifact(choose_pairs(artifact, images, out, seed=seed))
+    elif artifact.kind == "pairs" and number is not None:
+        shared.show_artifact(choose_pairs(artifact, number, out, seed=seed))
     else:
-        shared.show_artifact(choose_captions(artifact, each, out, images=images, seed=seed))
+        shared.show_artifact(choose_captions(artifact, each, out, images=number, seed=seed))
 
 
 @command

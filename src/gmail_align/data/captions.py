@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import posixpath
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from gmail_align.artifacts import Artifact, Draft, write_jsonl
+from gmail_align.data.ids import safe_id
 from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError, damage_explained
 
@@ -20,9 +20,8 @@ CAPTIONS: Final = "captions.jsonl"
 MAX_CHARACTERS: Final = 20_000
 """Longest caption that is accepted; what is longer is a document, not a caption."""
 
+_WIDTHLESS: Final = "\ufeff\u200b\u200c\u200d\u2060\u180e "
 _NO_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_SAFE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,89}")
-_NAME_LENGTH: Final = 80  # ids of captions and of what is generated from them grow out of it
 
 
 @dataclass(frozen=True)
@@ -34,57 +33,33 @@ class Caption:
     image_id: str
 
 
-def safe_id(value: str, what: str) -> str:
-    """Return ``value`` if it can name a file and a WebDataset sample.
-
-    Ids are 1 to 90 letters, digits, ``_`` and ``-``, and begin with a letter or a digit: no dots
-    (they split a sample's name), no slashes (they leave the folder).
-
-    Args:
-        value: The id.
-        what: What it is the id of, for the message.
-
-    Raises:
-        DataError: another id.
-    """
-    if not _SAFE_ID.fullmatch(value):
-        raise DataError(
-            f"{what} has the id {value[:100]!r}: ids are 1 to 90 letters, digits, '_' and '-', "
-            "beginning with a letter or a digit"
-        )
-    return value
-
-
-def name_id(name: str) -> str:
-    """Return the id of a file by its name inside its set, without the suffix.
-
-    Folders are set off by ``--``. A name that cannot be an id as it stands has what is unfit
-    replaced and ten digits of its hash behind it, so that different names never give one id.
-    """
-    stem = posixpath.splitext(name)[0]
-    plain = stem.replace("/", "--")
-    if _SAFE_ID.fullmatch(plain) and len(plain) <= _NAME_LENGTH and "--" not in stem:
-        return plain
-    fit = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[: _NAME_LENGTH - 11] or "image"
-    return f"{fit}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:10]}"
-
-
 def tidy(text: str) -> str:
     """Return a caption's text with every run of white space made one blank, and none at the ends.
 
+    Characters without width (zero-width blanks, byte-order marks) are removed at the ends.
+
     Raises:
-        DataError: nothing is left, it is longer than :data:`MAX_CHARACTERS`, or it holds
-            characters that no text has (NUL and other control characters, half surrogates); the
-            message goes on from the words "caption that".
+        DataError: nothing is left, it is longer than :data:`MAX_CHARACTERS`, or it has characters
+            that no text has (NUL and other control characters, half surrogates). The message
+            continues a sentence whose subject is the caption.
     """
-    clean = " ".join(text.split())
-    if not clean:
-        raise DataError("is empty: write one or take the entry out")
+    clean = " ".join(text.split()).strip(_WIDTHLESS)
+    if all(unicodedata.category(sign) in ("Cf", "Zs") for sign in clean):
+        raise DataError("is empty: write one or remove the entry")
     if len(clean) > MAX_CHARACTERS:
         raise DataError(f"has {len(clean)} characters: at most {MAX_CHARACTERS} are accepted")
-    if found := _NO_TEXT.search(clean):
-        raise DataError(f"holds the character U+{ord(found[0]):04X}: remove it")
+    if wrong := _NO_TEXT.search(clean):
+        raise DataError(f"has the character U+{ord(wrong[0]):04X}: remove it")
     return clean
+
+
+def is_usable(text: str) -> bool:
+    """Whether :func:`tidy` accepts a text."""
+    try:
+        tidy(text)
+    except DataError:
+        return False
+    return True
 
 
 def write_captions(draft: Draft, captions: Iterable[Caption]) -> int:

@@ -1,12 +1,17 @@
-"""Encoded bytes to RGB, refusing what is truncated, too large or no image."""
+"""Encoded bytes to upright RGB, refusing what is truncated, too large or no image."""
 
 from __future__ import annotations
 
 import io
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gmail_align.errors import DataError
 
@@ -14,21 +19,163 @@ MAX_PIXELS: Final = 89_478_485
 """Most pixels of an image (Pillow's own limit); more is taken for a decompression bomb."""
 MAX_ASPECT: Final = 200
 """Longest side over shortest; more would make resizing by the shortest side explode."""
-
+MAX_DECODING: Final = 512 * 2**20
+"""Bytes of pixels that are decoded at a time, over all threads; a single image may need more."""
 
 _FORMATS: Final[dict[str, tuple[str, ...]]] = {
-    **dict.fromkeys(("jpg", "jpeg", "jpe"), ("JPEG", "MPO")),
+    **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp"), ("JPEG", "MPO")),
+    "mpo": ("JPEG", "MPO"),
     **dict.fromkeys(("tif", "tiff"), ("TIFF",)),
-    "png": ("PNG",),
+    **dict.fromkeys(("png", "apng"), ("PNG",)),
     "webp": ("WEBP",),
     "gif": ("GIF",),
-    "bmp": ("BMP",),
-    "ppm": ("PPM",),
+    **dict.fromkeys(("bmp", "dib"), ("BMP", "DIB")),
+    **dict.fromkeys(("ppm", "pgm", "pbm", "pnm", "pfm"), ("PPM",)),
+    **dict.fromkeys(("avif", "avifs"), ("AVIF",)),
+    **dict.fromkeys(("jp2", "j2k", "jpx", "jpf", "j2c", "jpc"), ("JPEG2000",)),
+    "tga": ("TGA",),
+    "ico": ("ICO",),
 }
-SUFFIXES: Final = frozenset(_FORMATS)
-"""Suffixes of image files, in small letters and without the dot."""
+_UNREADABLE: Final = {
+    *("heic", "heif", "hif", "jxl", "svg", "psd", "xcf", "eps", "dng", "cr2", "cr3", "nef"),
+    *("arw", "orf", "rw2", "raf", "raw", "exr", "hdr", "dds", "pcx", "xbm", "xpm", "sgi", "qoi"),
+}
+SUFFIXES: Final = frozenset({*_FORMATS, *_UNREADABLE})
+"""Suffixes of image files, in small letters and without the dot; some of them cannot be decoded."""
 
 _SHALLOW: Final = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+_FOREIGN: Final = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError),
+    *(AttributeError, AssertionError, RuntimeError),
+)
+_ORIENTATION: Final = 0x0112
+_MARK: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_STRIP: Final = 2**22  # pixels that are laid on white at a time
+
+
+@lru_cache
+def _readable() -> list[str]:
+    """Return the formats that this Pillow reads; the most frequent ones are tried first."""
+    Image.init()
+    wanted = dict.fromkeys(form for forms in _FORMATS.values() for form in forms)
+    return [form for form in wanted if form in Image.OPEN]
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """Open encoded bytes as one of the formats that are read here; nothing is decoded yet.
+
+    Raises:
+        DataError: the reason why the bytes cannot be used; it names no file and is the same in
+            every run.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_readable()) as image:
+            check_size(*image.size)
+            yield image
+    except UnidentifiedImageError as error:
+        raise DataError(_unknown(data)) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"more than {MAX_PIXELS} pixels") from error
+    except _FOREIGN as error:
+        raise DataError(f"cannot be decoded: {error}") from error
+
+
+def _unknown(data: bytes) -> str:
+    if not data:
+        return "the file is empty"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
+        return "is HEIC, which Pillow cannot read: convert it to JPEG"
+    if data[:2] in (b"\xff\x0a",) or data[4:8] == b"JXL ":
+        return "is JPEG XL, which Pillow cannot read: convert it to JPEG"
+    return "is not an image that Pillow can read"
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """Decode an image completely, turn it upright by its EXIF tag, and convert it to RGB.
+
+    Raises:
+        DataError: the reason why the bytes cannot be used.
+    """
+    with opened(data) as image:
+        image.load()
+        return to_rgb(upright(image))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation tag says; the result does not have the tag."""
+    if image.getexif().get(_ORIENTATION, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether an EXIF tag says to turn the image before it is shown."""
+    with opened(data) as image:
+        return bool(image.getexif().get(_ORIENTATION, 1) != 1)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB; what is transparent is laid on white, as in transformers' processors.
+
+    16 bits a channel become 8 by dropping the lower ones.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    result = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):  # whole images of three kinds would take too much
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        strip.info = image.info
+        clear = strip.convert("RGBA")
+        white = Image.new("RGBA", clear.size, (255, 255, 255, 255))
+        result.paste(Image.alpha_composite(white, clear).convert("RGB"), (0, top))
+    return result
+
+
+def check_plain(data: bytes, name: str = "") -> None:
+    """Refuse what decodes, but not to what its maker saw or its name says.
+
+    These are pictures of several frames, of CMYK (its conversion needs a profile), of more than 8
+    bits a channel, and files whose suffix belongs to another format.
+
+    Args:
+        data: The encoded image.
+        name: Its file name, for the suffix; any is right when it is not an image's suffix.
+
+    Raises:
+        DataError: the reason.
+    """
+    with opened(data) as image:
+        form, mode = image.format or "", image.mode
+        frames = 1 if form == "MPO" else int(getattr(image, "n_frames", 1))
+    ending = name.rpartition(".")[2]
+    expected = _FORMATS.get(ending.lower())
+    if expected and form not in expected:
+        raise DataError(f"is {form}, but its name ends in .{ending}")
+    if frames > 1:
+        raise DataError(f"has {frames} frames")
+    if mode == "CMYK":
+        raise DataError("is CMYK, not RGB")
+    if is_deep(data):
+        raise DataError("has more than 8 bits a channel")
+
+
+def is_deep(data: bytes) -> bool:
+    """Whether an image has more than 8 bits a channel.
+
+    Raises:
+        DataError: it has 32, which no conversion brings to 8 without knowing their range.
+    """
+    with opened(data) as image:
+        form, mode = image.format, image.mode
+    if mode == "F" or (mode == "I" and form not in ("PNG", "PPM")):
+        raise DataError("has more than 8 bits a channel, and 32 cannot be converted: scale to 8")
+    return data[24:25] == b"\x10" if form == "PNG" else mode not in _SHALLOW
 
 
 def extension(data: bytes) -> str | None:
@@ -42,75 +189,44 @@ def extension(data: bytes) -> str | None:
     return None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB; what is transparent is laid on white, as in transformers' processors."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        clear = image.convert("RGBA")
-        white = Image.new("RGBA", clear.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, clear).convert("RGB")
-    return image.convert("RGB")
+def whole_image(data: bytes) -> bytes:
+    """Return a JPEG, PNG or WebP without the bytes that follow its end."""
+    ends = {"jpg": _jpeg_end, "png": _png_end, "webp": _webp_end}
+    kind = extension(data)
+    end = ends[kind](data) if kind else None
+    return data if end is None else data[:end]
 
 
-def decode_rgb(data: bytes) -> Image.Image:
-    """Decode an image completely and convert it to RGB.
-
-    The orientation tag of EXIF is not applied, as in the processors that CLIP was trained with.
-
-    Raises:
-        DataError: the reason why the bytes cannot be used; it names no file, and is the same in
-            every run.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            check_size(*image.size)
-            image.load()
-            return to_rgb(image)
-    except UnidentifiedImageError as error:
-        raise DataError("no image that Pillow can read" if data else "the file is empty") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"more than {MAX_PIXELS} pixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError) as error:
-        raise DataError(f"cannot be decoded: {error}") from error
+def _jpeg_end(data: bytes) -> int | None:
+    """Return where the end mark is; None where there is none, or where more images follow (MPO)."""
+    place = 2
+    while mark := _MARK.match(data, place):
+        if mark[0] == b"\xff\xd9":
+            return place + 2
+        if mark[0] == b"\xff\xe2" and data[place + 4 : place + 8] == b"MPF\0":
+            return None
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if mark[0] == b"\xff\xda":  # the compressed pixels last until the next mark
+            following = _MARK.search(data, place)
+            if following is None:
+                return None
+            place = following.start()
+    return None
 
 
-def check_plain(data: bytes, name: str = "") -> None:
-    """Refuse what decodes, but not to what its maker saw or its name says.
-
-    These are pictures of several frames, of CMYK (its conversion needs a profile), of more than 8
-    bits a channel, and files whose suffix belongs to another format.
-
-    Args:
-        data: The encoded image.
-        name: Its file name, for the suffix; any is right when it has none of an image.
-
-    Raises:
-        DataError: the reason.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            form, mode = image.format or "", image.mode
-            frames = 1 if form == "MPO" else int(getattr(image, "n_frames", 1))
-            deep = data[24:25] == b"\x10" if form == "PNG" else mode not in _SHALLOW
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError) as error:
-        raise DataError(f"cannot be decoded: {error}") from error
-    said = _FORMATS.get(name.rpartition(".")[2].lower())
-    if said and form not in said:
-        raise DataError(f"is {form}, but its name ends in .{name.rpartition('.')[2]}")
-    if frames > 1:
-        raise DataError(f"has {frames} frames")
-    if mode == "CMYK":
-        raise DataError("is CMYK, not RGB")
-    if deep:
-        raise DataError("has more than 8 bits a channel")
+def _png_end(data: bytes) -> int | None:
+    place = 8
+    while place + 12 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        place += 12 + size
+        if data[place - size - 8 : place - size - 4] == b"IEND":
+            return place
+    return None
 
 
-def shallow(image: Image.Image) -> Image.Image:
-    """Bring a grey image of 16 bits to 8 by dropping the lower ones; others stay as they are."""
-    if not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def _webp_end(data: bytes) -> int:
+    size = 8 + int.from_bytes(data[4:8], "little")
+    return size + size % 2
 
 
 def check_size(width: int, height: int) -> None:
@@ -133,3 +249,30 @@ def encode(image: Image.Image, form: str, quality: int = 95) -> bytes:
     else:
         image.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
+
+
+_room = threading.Condition()
+_taken = 0
+
+
+@contextmanager
+def decoding(data: bytes) -> Iterator[None]:
+    """Wait until the decoded image has room among those that other threads decode.
+
+    Raises:
+        DataError: the bytes are no image.
+    """
+    global _taken
+    with opened(data) as image:
+        wide = 2 if image.mode.startswith(("I", "F")) or data[24:25] == b"\x10" else 1
+        bands = len(image.getbands()) * wide + 3
+        cost = image.width * image.height * bands
+    with _room:
+        _room.wait_for(lambda: not _taken or _taken + cost <= MAX_DECODING)
+        _taken += cost
+    try:
+        yield
+    finally:
+        with _room:
+            _taken -= cost
+            _room.notify_all()

@@ -31,8 +31,17 @@ from gmail_align.artifacts import (
     read_jsonl,
     write_jsonl,
 )
-from gmail_align.data.captions import safe_id
-from gmail_align.data.decode import check_plain, decode_rgb, encode, extension, shallow
+from gmail_align.data.decode import (
+    check_plain,
+    decode_rgb,
+    decoding,
+    encode,
+    extension,
+    is_deep,
+    is_turned,
+    whole_image,
+)
+from gmail_align.data.ids import safe_id
 from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError
 
@@ -115,28 +124,28 @@ def shard_name(index: int) -> str:
 def admit(image_id: str, data: bytes, *, name: str = "", convert: bool = False) -> Sample:
     """Check that a real image decodes and make a sample of it.
 
-    JPEG, PNG and WebP keep their bytes; every other format is stored as lossless PNG.
+    JPEG, PNG and WebP keep their bytes, without what follows the end of the image. Every other
+    format is stored as lossless PNG. A photo that its EXIF tag says to turn is turned and encoded
+    again without the tag: JPEG at quality 95, others as PNG.
 
     Args:
         image_id: Its id.
         data: Its encoded bytes.
         name: Its file name; a suffix of another format is a reason to leave the image out.
-        convert: Take what :func:`~gmail_align.data.decode.check_plain` refuses as it converts: the
-            first frame, CMYK by Pillow, the upper 8 of 16 bits, the format that the bytes have.
+        convert: Convert what :func:`~gmail_align.data.decode.check_plain` refuses: take the first
+            frame, CMYK by Pillow, the upper 8 of 16 bits, the format that the bytes have.
 
     Raises:
         DataError: the reason why the image cannot be used.
     """
-    image = decode_rgb(data)
-    try:
-        check_plain(data, name)
-    except DataError:
+    with decoding(data):
         if not convert:
-            raise
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.mode.startswith("I;16"):
-                data = encode(shallow(opened).convert("RGB"), "png")
-    kept = data if extension(data) else encode(image, "png")
+            check_plain(data, name)
+        image, kept = decode_rgb(data), whole_image(data)
+        if is_deep(kept) or extension(kept) is None:
+            kept = encode(image, "png")
+        elif is_turned(kept):
+            kept = encode(image, "jpeg" if extension(kept) == "jpg" else "png")
     return ImageRecord(id=image_id, width=image.width, height=image.height), kept
 
 

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator
 
 from gmail_align.artifacts import Artifact
 from gmail_align.data.captions import iter_captions
-from gmail_align.data.pairs import generated_by_caption, iter_pairs
+from gmail_align.data.ids import generated_by_caption
+from gmail_align.data.pairs import iter_pairs
 from gmail_align.errors import DataError
 
 

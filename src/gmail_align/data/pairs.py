@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
 from gmail_align.data.captions import Caption, read_captions
+from gmail_align.data.ids import generated_by_caption
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import ArtifactError, DataError
 
@@ -23,24 +24,6 @@ class Pair:
     text: str
     real_image_id: str
     generated_image_id: str
-
-
-def generated_id(caption_id: str, k: int) -> str:
-    """Return the id of the ``k``-th image generated from a caption."""
-    return f"{caption_id}-{k}"
-
-
-def generated_by_caption(image_ids: Iterable[str]) -> dict[str, list[str]]:
-    """Return caption id -> the ids of its generated images, by ascending ``k``.
-
-    The inverse of :func:`generated_id`; ids of another form are left out.
-    """
-    numbered: dict[str, list[tuple[int, str]]] = {}
-    for image_id in image_ids:
-        caption_id, dash, k = image_id.rpartition("-")
-        if dash and k.isdecimal():
-            numbered.setdefault(caption_id, []).append((int(k), image_id))
-    return {caption: [name for _, name in sorted(items)] for caption, items in numbered.items()}
 
 
 def make_pairs(captions: Artifact, real: Artifact, generated: Artifact, out: Path) -> Artifact:

@@ -20,7 +20,7 @@ def choose_captions(
     each: int | None,
     out: Path,
     *,
-    images: float | None = None,
+    images: int | float | None = None,
     seed: int = 0,
 ) -> Artifact:
     """Keep some captions of every image, or all captions of some images, or both.
@@ -31,7 +31,7 @@ def choose_captions(
         captions: The captions.
         each: How many of an image are kept; all where there are fewer, or where it is None.
         out: Folder of the new ``captions`` artifact, in the order of the old one.
-        images: Number of images, or their share where it is below 1; None keeps all.
+        images: Number of images (an int), or their share (a float up to 1.0); None keeps all.
         seed: Changes the choice.
 
     Raises:
@@ -55,12 +55,12 @@ def choose_captions(
     return draft.finish({"captions": count, "images": len(chosen)})
 
 
-def choose_pairs(pairs: Artifact, images: float, out: Path, *, seed: int = 0) -> Artifact:
+def choose_pairs(pairs: Artifact, images: int | float, out: Path, *, seed: int = 0) -> Artifact:
     """Keep all pairs of some real images, chosen by a hash of the seed and the image's id.
 
     Args:
         pairs: The pairs.
-        images: Number of real images, or their share where it is below 1.
+        images: Number of real images (an int), or their share (a float up to 1.0).
         out: Folder of the new ``pairs`` artifact.
         seed: Changes the choice.
 
@@ -77,7 +77,7 @@ def choose_pairs(pairs: Artifact, images: float, out: Path, *, seed: int = 0) ->
     return draft.finish({"pairs": len(chosen), "real_images": len(kept)})
 
 
-def _config(*, images: float | None, each: int | None = None) -> dict[str, Any]:
+def _config(*, images: int | float | None, each: int | None = None) -> dict[str, Any]:
     """Return the numbers that were given.
 
     Raises:
@@ -85,16 +85,17 @@ def _config(*, images: float | None, each: int | None = None) -> dict[str, Any]:
     """
     numbers = {"each": each, "images": images}
     given = {name: number for name, number in numbers.items() if number is not None}
-    wrong = [name for name, number in given.items() if number <= 0]
+    wrong = [name for name, number in given.items() if not 0 < number < float("inf")]
     if wrong or not given:
         what = f"{wrong[0]} is {given[wrong[0]]:g}" if wrong else "nothing says how many to choose"
         raise UserError(f"{what}: give a number above 0")
     return given
 
 
-def _some(names: Collection[str], images: float | None, seed: int) -> set[str]:
+def _some(names: Collection[str], images: int | float | None, seed: int) -> set[str]:
     """Return the chosen ones of the images' names."""
     if images is None:
         return set(names)
-    count = max(1, round(images * len(names))) if images < 1 else int(images)
+    share = images < 1 or (images == 1 and isinstance(images, float))
+    count = max(1, round(images * len(names))) if share else int(images)
     return set(sorted(names, key=lambda name: stable_seed(seed, name))[:count])

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from gmail_align.artifacts import fingerprint
-from gmail_align.data.decode import decode_rgb, to_rgb
+from gmail_align.data.decode import decode_rgb, to_rgb, upright
 from gmail_align.encoders.resize import planes, resized_centre
 from gmail_align.errors import DataError, ModelError
 
@@ -122,13 +122,13 @@ class Preprocess:
 
 
 def open_image(image: Image.Image | str | Path) -> Image.Image:
-    """Return an RGB image of a file, or of an image that is open already.
+    """Return an upright RGB image of a file, or of an image that is open already.
 
     Raises:
         DataError: the file is missing or is not an image.
     """
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return to_rgb(upright(image))
     try:
         return decode_rgb(Path(image).read_bytes())
     except (OSError, DataError) as error:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Final, TypeVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Final, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import try_to_load_from_cache
 
-from gmail_align.artifacts import MANIFEST, Artifact, begin, fingerprint, load, write_jsonl
-from gmail_align.data.captions import CAPTIONS
+from gmail_align.artifacts import MANIFEST, Artifact, begin, fingerprint, load
+from gmail_align.data.captions import Caption, write_captions
+from gmail_align.data.ids import key_id
 from gmail_align.data.images import INDEX, ImageStore
 from gmail_align.data.pairs import read_pairs
 from gmail_align.encoders.encoder import GmailEncoder
@@ -21,17 +23,13 @@ from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.features.run import extract_images, extract_texts
 from gmail_align.gap.config import GapConfig
 from gmail_align.gap.sides import Known, sample_rows
-from gmail_align.importing.captions_beside_images import captions_beside
-from gmail_align.importing.class_folders import (
-    Kind,
-    class_prompt,
-    import_images,
-    labels_of,
-    pairs_by_name,
-    source_paths,
-)
+from gmail_align.importing.formats.image_folders import common_folder, image_folder
+from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.splits import split_of
+from gmail_align.importing.write import write_import
 from gmail_align.progress import say
 
+Kind = Literal["real", "generated"]
 KINDS: Final[tuple[Kind, Kind]] = ("real", "generated")
 DEFAULTS: Final = (
     *("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch32"),
@@ -114,6 +112,21 @@ def encoder_at_hand() -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class _ImageSet:
+    """One side of the gap: features, or images with what lies beside them.
+
+    Attributes:
+        artifact: The features or images.
+        paths: Image id -> its path in the folder or archive; None for an artifact.
+        captions: Image id -> its first caption.
+    """
+
+    artifact: Artifact
+    paths: Mapping[str, str] | None = None
+    captions: Mapping[str, str] = field(default_factory=dict)
+
+
 def prepare(source: Source, encoder: GmailEncoder | None) -> Prepared:
     """Import and extract what is not features yet, and read pairs, classes and texts.
 
@@ -124,39 +137,44 @@ def prepare(source: Source, encoder: GmailEncoder | None) -> Prepared:
     Raises:
         UserError: a side cannot be used, or nothing can be paired.
     """
-    sides = _side(source, "real", encoder), _side(source, "generated", encoder)
-    paths = [source_paths(side) if side.kind == "images" else None for side in sides]
-    known, pairs, captions = Known(generators=_generators(sides[1])), None, None
+    sets = _image_set(source, "real", encoder), _image_set(source, "generated", encoder)
+    known, pairs, captions = Known(generators=_generators(sets[1].artifact)), None, None
     if source.pairs is not None:
         rows = _some(read_pairs(source.pairs), source, "pairs")
         pairs = [(row.real_image_id, row.generated_image_id) for row in rows]
         captions = [row.caption_id for row in rows]
-    if paths[0] is not None and paths[1] is not None:
-        known = Known(*labels_of(paths[0], paths[1]))
+    if sets[0].paths is not None and sets[1].paths is not None:
+        known = Known(*labels_of(sets[0].paths, sets[1].paths))
         if source.by_name:
-            pairs = _some(pairs_by_name(paths[0], paths[1]), source, "pairs")
+            pairs = _some(pairs_by_name(sets[0].paths, sets[1].paths), source, "pairs")
     elif source.by_name:
         raise ConfigError("--paired compares names of files: give two folders, or --pairs")
     chosen = [
-        None if side.kind == "features" else _chosen(side, kind, source, pairs)
-        for side, kind in zip(sides, KINDS, strict=True)
+        None if one.artifact.kind == "features" else _chosen(one.artifact, kind, source, pairs)
+        for one, kind in zip(sets, KINDS, strict=True)
     ]
     if encoder is not None:
-        said = [{}, {}] if captions else _said(source, paths, chosen, pairs)
-        known = _with_texts(known, encoder, source, captions, said)
+        texts = [{}, {}] if captions else _captions_of(sets, chosen, pairs)
+        known = _with_texts(known, encoder, source, captions, texts)
     real, generated = (
-        _features(side, kind, source, encoder, ids)
-        for side, kind, ids in zip(sides, KINDS, chosen, strict=True)
+        _features(one.artifact, kind, source, encoder, ids)
+        for one, kind, ids in zip(sets, KINDS, chosen, strict=True)
     )
     return Prepared(real, generated, pairs, known)
 
 
-def _side(source: Source, kind: Kind, encoder: GmailEncoder | None) -> Artifact:
+def _image_set(source: Source, kind: Kind, encoder: GmailEncoder | None) -> _ImageSet:
     """Return features or images, imported where files were given."""
     path = source.real if kind == "real" else source.generated
-    if check_side(path, encoder is not None) == "files":
-        return import_images(path, source.home / f"{kind}-images", kind)
-    return load(path)
+    if check_side(path, encoder is not None) != "files":
+        return _ImageSet(load(path))
+    listed = image_folder(path, kind)
+    images = write_import(listed, source.home / f"{kind}-images", ImportOptions())["images"]
+    captions: dict[str, str] = {}
+    for caption in listed.staging.captions():
+        captions.setdefault(caption.image_id, caption.text)
+    paths = {image.image_id: image.place for image in listed.staging.images()}
+    return _ImageSet(images, paths, captions)
 
 
 def _chosen(side: Artifact, kind: Kind, source: Source, pairs: Pairs | None) -> list[str]:
@@ -178,31 +196,89 @@ def _features(
     return extract_images(side, encoder, Route.FROZEN, source.home / kind, ids=wanted)
 
 
-def _said(
-    source: Source,
-    paths: Sequence[dict[str, str] | None],
-    chosen: Sequence[list[str] | None],
-    pairs: Pairs | None,
+def _captions_of(
+    sets: Sequence[_ImageSet], chosen: Sequence[list[str] | None], pairs: Pairs | None
 ) -> list[dict[str, str]]:
     """Return image id -> caption of each side, from what lies beside the images.
 
-    A pair shares its caption where one side alone says it. A side of which only some images have
-    one says nothing.
+    A pair shares its caption where only one of its images has one. A side whose images do not all
+    have a caption counts as a side without captions.
     """
-    found: list[dict[str, str]] = []
-    for folder, own, ids in zip((source.real, source.generated), paths, chosen, strict=True):
-        told = {} if own is None or ids is None else captions_beside(folder, [own[i] for i in ids])
-        found.append({i: told[own[i]] for i in ids or () if own and own[i] in told})
+    texts = [
+        {image: one.captions[image] for image in ids or () if image in one.captions}
+        for one, ids in zip(sets, chosen, strict=True)
+    ]
     for first, second in pairs or ():
-        text = found[0].get(first) or found[1].get(second)
+        text = texts[0].get(first) or texts[1].get(second)
         if text is not None:
-            found[0].setdefault(first, text)
-            found[1].setdefault(second, text)
-    for kind, own, ids in zip(KINDS, found, chosen, strict=True):
+            texts[0].setdefault(first, text)
+            texts[1].setdefault(second, text)
+    for kind, own, ids in zip(KINDS, texts, chosen, strict=True):
         if own and ids and len(own) < len(ids):
             say(f"no text recall: {len(ids) - len(own)} of {len(ids)} {kind} images lack a caption")
             own.clear()
-    return found
+    return texts
+
+
+def pairs_by_name(real: Mapping[str, str], generated: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Pair images whose paths are equal up to their suffixes.
+
+    Raises:
+        DataError: no two are, or a name stands for two images.
+    """
+    first, second = (_by_stem(paths) for paths in (real, generated))
+    names = [name for name in first if name in second]
+    if not names:
+        raise DataError(
+            "no generated image has the name of a real one: give both the same name to pair them, "
+            "or leave out --paired"
+        )
+    return [(first[name], second[name]) for name in names]
+
+
+def _by_stem(paths: Mapping[str, str]) -> dict[str, str]:
+    """Return path without suffix -> image id."""
+    start = len(common_folder(list(paths.values())))
+    ids: dict[str, str] = {}
+    for name, path in paths.items():
+        stem = str(PurePosixPath(path[start:]).with_suffix(""))
+        if ids.setdefault(stem, name) != name:
+            raise DataError(f"two images are named {stem}: names must be unique to pair them")
+    return ids
+
+
+def labels_of(
+    real: Mapping[str, str], generated: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Read classes and generators off the subfolders, by image id.
+
+    The innermost folder is an image's class where both sides have folders of the same names. What
+    stands above it on the generated side names the generator. A split is neither.
+
+    Returns:
+        Classes of the real images, classes of the generated ones, generators of the generated
+        ones; empty where the folders do not say.
+    """
+    above = [{name: _folders(path) for name, path in paths.items()} for paths in (real, generated)]
+    inner = [{parts[-1] for parts in side.values() if parts} for side in above]
+    shared = inner[0] & inner[1]
+    by_class = len(shared) > 1 and all(parts for side in above for parts in side.values())
+    cut = -1 if by_class else None
+    generators = {name: "/".join(parts[:cut]) for name, parts in above[1].items()}
+    first, second = (
+        {name: parts[-1] for name, parts in side.items()} if by_class else {} for side in above
+    )
+    return first, second, generators if len(set(generators.values())) > 1 else {}
+
+
+def _folders(path: str) -> list[str]:
+    return [part for part in PurePosixPath(path).parent.parts if not split_of(part)]
+
+
+def class_prompt(name: str) -> str:
+    """Return the caption that a class folder stands for: ``0_fire_truck`` is a fire truck."""
+    words = re.sub(r"^\d+[_\-. ]+", "", name).replace("_", " ").replace("-", " ").strip()
+    return f"a photo of a {words or name}."
 
 
 def _some(rows: Sequence[T], source: Source, what: str) -> list[T]:
@@ -227,7 +303,7 @@ def _with_texts(
     encoder: GmailEncoder,
     source: Source,
     captions: Sequence[str] | None,
-    said: Sequence[dict[str, str]],
+    own_texts: Sequence[dict[str, str]],
 ) -> Known:
     """Add text features: the captions of pairs or images, or else a prompt for every class."""
     out = source.home / "texts"
@@ -235,28 +311,27 @@ def _with_texts(
         if source.pairs is not None:
             texts = extract_texts(source.pairs, encoder, out, route=Route.FROZEN)
             return replace(known, texts=texts, captions=captions)
-        if any(said):
-            ids = [{image: fingerprint(text) for image, text in own.items()} for own in said]
-            lines = {fingerprint(text): text for own in said for text in own.values()}
-            own_captions = _captions(lines, "beside", source.home / "captions")
+        if any(own_texts):
+            ids = [{image: fingerprint(text) for image, text in own.items()} for own in own_texts]
+            lines = {fingerprint(text): text for own in own_texts for text in own.values()}
+            own_captions = _write_texts(lines, "beside", source.home / "captions")
             texts = extract_texts(own_captions, encoder, out, route=Route.FROZEN)
             return replace(known, texts=texts, real_texts=ids[0], generated_texts=ids[1])
         names = sorted({*known.real_classes.values(), *known.generated_classes.values()})
         if not names:
             return known
-        prompts = {name: class_prompt(name) for name in names}
-        classes = _captions(prompts, "classes", source.home / "class-prompts")
+        prompts = {key_id(name): class_prompt(name) for name in names}
+        classes = _write_texts(prompts, "classes", source.home / "class-prompts")
         return replace(known, texts=extract_texts(classes, encoder, out, route=Route.FROZEN))
     except ModelError as error:  # an encoder of images alone, such as SynCLR
         say(f"no text recall: {error}")
         return known
 
 
-def _captions(lines: Mapping[str, str], what: str, out: Path) -> Artifact:
-    """Write caption id -> text as captions; the prompt of a class has the class as its id."""
-    draft = begin(out, "captions", {"format": what, "names": list(lines)})
+def _write_texts(texts: Mapping[str, str], what: str, out: Path) -> Artifact:
+    """Write caption id -> text as captions, each of an image of the same id."""
+    draft = begin(out, "captions", {"format": what, "names": list(texts)})
     if draft.complete is not None:
         return draft.complete
-    rows = [{"caption_id": name, "text": text, "image_id": name} for name, text in lines.items()]
-    write_jsonl(draft.path(CAPTIONS), rows)
-    return draft.finish({"captions": len(rows), "images": len(rows)})
+    count = write_captions(draft, (Caption(name, text, name) for name, text in texts.items()))
+    return draft.finish({"captions": count, "images": count})

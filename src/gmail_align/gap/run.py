@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, write_json
+from gmail_align.data.ids import key_id
 from gmail_align.errors import DataError
 from gmail_align.features.store import Features, read_features
 from gmail_align.gap.config import GapConfig
@@ -150,7 +151,8 @@ def _texts(
         )
     if sides[0].classes is None or sides[1].classes is None:
         return None
-    return Texts(told.array, told.rows(sides[0].classes), told.rows(sides[1].classes))
+    own = (told.rows(map(key_id, side.classes or ())) for side in sides)
+    return Texts(told.array, *own)
 
 
 def _made_with(features: Artifact) -> dict[str, Any]:

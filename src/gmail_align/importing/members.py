@@ -1,26 +1,27 @@
-"""Files inside a folder, a zip or a tar, listed and read in place: nothing is unpacked to disk."""
+"""Files inside a folder, a zip or a tar, listed and read in place: nothing is unpacked to disk.
+
+A name that comes out of an annotation file is a name inside the folder or archive. This is the one
+place where names become paths, so it is the one place that keeps them inside.
+"""
 
 from __future__ import annotations
 
-import io
 import os
 import posixpath
 import stat
-import tarfile
-import threading
-import weakref
-import zipfile
-import zlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, Protocol, cast, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
-from gmail_align.data.unique import temporary_database
 from gmail_align.errors import DataError
 
 MAX_BYTES: Final = 256 * 2**20
-"""Largest file that is read; what is larger is no image that could be used."""
+"""Largest file that is read; what is larger is no image that can be used."""
+MAX_DEPTH: Final = 64
+"""Most folders inside one another that are listed."""
 
+ARCHIVES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 _HIDDEN: Final = ("__MACOSX", ".")
 
 
@@ -38,8 +39,12 @@ class Members(Protocol):
     def find(self, name: str) -> str | None:
         """Return the name under which a file is there; in an archive, in whatever folder."""
 
-    def stamp(self, name: str) -> list[int] | None:
-        """Return numbers that change when a file does (its size, ...); None when it is missing."""
+    def stamp(self, name: str) -> list[int]:
+        """Return numbers that change when a file does; the first is its size in bytes.
+
+        Raises:
+            DataError: the reason why the file cannot be read.
+        """
 
     def place(self, name: str) -> int:
         """Return where a file lies in an archive, for reading in order; 0 in a folder."""
@@ -52,70 +57,77 @@ class Members(Protocol):
         """
 
 
-def open_members(path: Path) -> Members:
-    """Open a folder, a zip, or a tar (also one that is compressed).
-
-    Raises:
-        DataError: there is nothing, or something else.
-    """
-    if path.is_dir():
-        return Folder(path)
-    if not path.is_file():
-        raise DataError(f"there is no folder, zip or tar at {path}: give one that holds the images")
-    if zipfile.is_zipfile(path):
-        return Zip(path)
-    if tarfile.is_tarfile(path):
-        return Tar(path)
-    raise DataError(f"{path} is neither a folder nor a zip nor a tar, or it is cut off")
-
-
-def open_several(paths: Sequence[Path]) -> Members:
-    """Open one or more folders, zips and tars as if they were one.
-
-    Raises:
-        DataError: one of them is missing or something else.
-    """
-    opened = [open_members(path) for path in paths]
-    return opened[0] if len(opened) == 1 else Several(opened)
-
-
 class Several:
-    """The files of several folders and archives; where a name comes twice, the first's."""
+    """The files of several folders and archives.
 
-    def __init__(self, parts: Sequence[Members]) -> None:
+    A name that an earlier part has too is told apart by the part's own name: ``second/1.jpg``.
+    """
+
+    def __init__(self, parts: Sequence[Members], labels: Sequence[str]) -> None:
+        """Keep the parts; ``labels`` are their names."""
         self._parts = parts
+        self._labels = [
+            label if labels.index(label) == number else f"{label}-{number}"
+            for number, label in enumerate(labels)
+        ]
         self.serial = any(part.serial for part in parts)
 
     def listing(self) -> Iterator[tuple[str, str]]:
-        """Yield every file of the first, then of the second, ..."""
+        """Yield every file of the first part, then of the second, ..."""
         for number, part in enumerate(self._parts):
             for name, fault in part.listing():
-                again = any(other.stamp(name) is not None for other in self._parts[:number])
-                yield name, fault or ("comes twice; the first is kept" if again else "")
+                again = any(_has(other, name) for other in self._parts[:number])
+                yield (f"{self._labels[number]}/{name}" if again else name), fault
 
-    def _holder(self, name: str) -> tuple[int, Members]:
+    def _holder(self, name: str) -> tuple[int, Members, str]:
         for number, part in enumerate(self._parts):
-            if part.stamp(name) is not None:
-                return number, part
-        raise DataError("is in none of the archives")
+            if _has(part, name):
+                return number, part, name
+        label, _, rest = name.partition("/")
+        if label in self._labels and _has(self._parts[self._labels.index(label)], rest):
+            number = self._labels.index(label)
+            return number, self._parts[number], rest
+        fault = name_fault(name)
+        raise DataError(f"{name} {fault}" if fault else f"there is no file {name}")
 
     def find(self, name: str) -> str | None:
-        """Return the name under which the first that has the file has it."""
-        exact = next((name for part in self._parts if part.stamp(name) is not None), None)
-        return exact or next((found for part in self._parts if (found := part.find(name))), None)
+        """Return the name under which the only part that has the file has it.
 
-    def stamp(self, name: str) -> list[int] | None:
-        """Return the stamp that the first gives that has the file."""
-        return next((found for part in self._parts if (found := part.stamp(name))), None)
+        Raises:
+            DataError: two parts have a file of that name.
+        """
+        hits = [number for number, part in enumerate(self._parts) if _has(part, name)]
+        if len(hits) > 1:
+            both = " and ".join(self._labels[number] for number in hits[:2])
+            raise DataError(f"{name} is in {both}: name the file with its folder")
+        if hits:
+            return name
+        label, _, rest = name.partition("/")
+        if label in self._labels and _has(self._parts[self._labels.index(label)], rest):
+            return name
+        return next((one for part in self._parts if (one := part.find(name))), None)
+
+    def name_of_folder(self, folder: Path) -> str | None:
+        """Return the name of a folder on disk that lies in one of the parts."""
+        for label, part in zip(self._labels, self._parts, strict=True):
+            if (name := name_of_folder(part, folder)) is not None:
+                return posixpath.join(label, name)
+        return None
+
+    def stamp(self, name: str) -> list[int]:
+        """Return the stamp of the part that has the file."""
+        _, part, own = self._holder(name)
+        return part.stamp(own)
 
     def place(self, name: str) -> int:
-        """Return which one has the file, and where, as one number."""
-        number, part = self._holder(name)
-        return (number << 48) + part.place(name)
+        """Return which part has the file, and where, as one number."""
+        number, part, own = self._holder(name)
+        return (number << 48) + part.place(own)
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
-        return self._holder(name)[1].read(name)
+        _, part, own = self._holder(name)
+        return part.read(own)
 
 
 class Folder:
@@ -124,35 +136,68 @@ class Folder:
     serial = False
 
     def __init__(self, root: Path) -> None:
+        """Keep the folder."""
         self.root = root
 
     def listing(self) -> Iterator[tuple[str, str]]:
-        """Yield every file below the folder, without hidden ones."""
-        yield from self._walk("")
+        """Yield every file below the folder, without hidden ones.
 
-    def _walk(self, below: str) -> Iterator[tuple[str, str]]:
-        with os.scandir(self.root / below) as entries:
-            found = sorted((entry.name, entry.is_dir()) for entry in entries)
-        for name, folder in found:
-            whole = f"{below}/{name}" if below else name
-            if name.startswith(_HIDDEN):
+        A folder that a link leads to a second time, or one that lies too deep, is a fault. A link
+        to a folder above it is passed over.
+        """
+        seen: set[tuple[int, int]] = set()
+        waiting = [""]
+        while waiting:
+            name = waiting.pop()
+            path = self.root / name
+            try:
+                if not stat.S_ISDIR(os.stat(path).st_mode):
+                    regular = os.path.isfile(path)
+                    yield name, "" if regular else "is not a regular file"
+                    continue
+                if self._is_above(name):
+                    continue  # all that is in it is listed already
+                if fault := self._folder_fault(name, seen):
+                    yield name, fault
+                    continue
+                inside = sorted(os.listdir(path), reverse=True)
+            except OSError as error:
+                yield name or str(self.root), f"cannot be read: {error.strerror}"
                 continue
-            if folder:
-                yield from self._walk(whole)
-            else:
-                yield whole, ""
+            start = f"{name}/" if name else ""
+            waiting += [start + one for one in inside if not one.startswith(_HIDDEN)]
+
+    def _is_above(self, name: str) -> bool:
+        """Whether a folder is a link to one that it lies in."""
+        path = self.root / name
+        if not name or not path.is_symlink():
+            return False
+        target, home = os.path.realpath(path), os.path.realpath(path.parent)
+        return os.path.commonpath([target, home]) == target
+
+    def _folder_fault(self, name: str, seen: set[tuple[int, int]]) -> str:
+        state = os.stat(self.root / name)
+        if (state.st_dev, state.st_ino) in seen:
+            return "is a link to a folder that is listed already"
+        seen.add((state.st_dev, state.st_ino))
+        deep = name.count("/") >= MAX_DEPTH
+        return f"is more than {MAX_DEPTH} folders deep" if deep else ""
 
     def find(self, name: str) -> str | None:
-        """Return the name itself when the file is there."""
-        return name if self.stamp(name) is not None else None
+        """Return the name under which the file is there: as it is, or in another Unicode form."""
+        return next((one for one in spellings(name) if _has(self, one)), None)
 
-    def stamp(self, name: str) -> list[int] | None:
+    def stamp(self, name: str) -> list[int]:
         """Return a file's size."""
         try:
-            status = os.stat(self.root / name)
-        except (OSError, ValueError):
-            return None
-        return [status.st_size] if stat.S_ISREG(status.st_mode) else None
+            if fault := name_fault(name):
+                raise DataError(f"{name} {fault}")
+            state = os.stat(self.root / name)
+        except (OSError, ValueError) as error:
+            raise DataError(f"there is no file {name}") from error
+        if not stat.S_ISREG(state.st_mode):
+            raise DataError(f"there is no file {name}, only a folder or a pipe of that name")
+        return [state.st_size]
 
     def place(self, name: str) -> int:
         """Return 0: files of a folder have no order."""
@@ -160,205 +205,62 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
+        self.stamp(name)  # a pipe would be waited for
         try:
             with open(self.root / name, "rb") as file:
                 data = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}") from error
-        return _not_too_large(data)
+        if len(data) > MAX_BYTES:
+            raise DataError(f"has more than {MAX_BYTES} bytes")
+        return data
 
 
-class Zip:
-    """The members of a zip."""
-
-    serial = False
-
-    def __init__(self, path: Path) -> None:
-        """Read the table of contents.
-
-        Raises:
-            DataError: it is damaged.
-        """
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error}): download it again") from error
-        self._infos: dict[str, zipfile.ZipInfo] = {}
-        self._bases: dict[str, str | None] = {}
-        self._faults: list[tuple[str, str]] = []
-        for info in self._zip.infolist():
-            if not info.is_dir() and not _hidden(info.filename):
-                self._take(info)
-
-    def _take(self, info: zipfile.ZipInfo) -> None:
-        fault = _name_fault(info.filename) or ("is encrypted" if info.flag_bits & 1 else "")
-        if stat.S_ISLNK(info.external_attr >> 16):
-            fault = "is a link"
-        if info.filename in self._infos:
-            fault = "comes twice in the archive; the first is kept"
-        if fault:
-            self._faults.append((info.filename, fault))
-            return
-        self._infos[info.filename] = info
-        base = posixpath.basename(info.filename)
-        self._bases[base] = None if base in self._bases else info.filename
-
-    def listing(self) -> Iterator[tuple[str, str]]:
-        """Yield every member in the order of the table of contents, then what is faulty."""
-        yield from ((name, "") for name in self._infos)
-        yield from self._faults
-
-    def find(self, name: str) -> str | None:
-        """Return the member's whole name; in another folder when no other has that file name."""
-        return name if name in self._infos else self._bases.get(posixpath.basename(name))
-
-    def stamp(self, name: str) -> list[int] | None:
-        """Return a member's size and checksum."""
-        info = self._infos.get(name)
-        return None if info is None else [info.file_size, info.CRC]
-
-    def place(self, name: str) -> int:
-        """Return where the member begins."""
-        return self._infos[name].header_offset
-
-    def read(self, name: str) -> bytes:
-        """Return a member's bytes, checked against its checksum."""
-        info = self._infos.get(name)
-        if info is None:
-            raise DataError("is not in the archive")
-        if info.file_size > MAX_BYTES:
-            raise DataError(f"has {info.file_size} bytes, more than {MAX_BYTES}")
-        try:
-            return self._zip.read(info)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-            raise DataError(f"cannot be read from the archive: {error}") from error
+def name_of_folder(members: Members | None, folder: Path) -> str | None:
+    """Return the name that a folder on disk has inside members; None when it lies elsewhere."""
+    if isinstance(members, Several):
+        return members.name_of_folder(folder)
+    if not isinstance(members, Folder) or not folder.is_relative_to(members.root.absolute()):
+        return None
+    name = folder.relative_to(members.root.absolute()).as_posix()
+    return "" if name == "." else name
 
 
-class Tar:
-    """The members of a tar; one that is compressed is read from front to back."""
-
-    def __init__(self, path: Path) -> None:
-        """Read every header once, into a temporary database.
-
-        Raises:
-            DataError: it is damaged from its beginning on.
-        """
-        self._index = temporary_database()
-        self._index.execute(
-            "CREATE TABLE members (name TEXT PRIMARY KEY, base TEXT, start INTEGER, size INTEGER)"
-        )
-        self._faults: list[tuple[str, str]] = []
-        for name, start, size, fault in scan_tar(path):
-            row = (name, posixpath.basename(name), start, size)
-            if not fault and not self._add(row):
-                fault = "comes twice in the archive; the first is kept"
-            if fault:
-                self._faults.append((name, fault))
-        self._index.execute("CREATE INDEX bases ON members (base)")
-        self._tar = tarfile.open(path)  # noqa: SIM115 - kept open as long as the object lives
-        self._lock = threading.Lock()
-        self.serial = not isinstance(self._tar.fileobj, io.BufferedReader)
-        weakref.finalize(self, self._index.close)
-        weakref.finalize(self, self._tar.close)
-
-    def _add(self, row: tuple[str, str, int, int]) -> bool:
-        sql = "INSERT OR IGNORE INTO members VALUES (?, ?, ?, ?)"
-        return self._index.execute(sql, row).rowcount > 0
-
-    def _row(self, name: str) -> tuple[int, int] | None:
-        sql = "SELECT start, size FROM members WHERE name = ?"
-        found: tuple[int, int] | None = self._index.execute(sql, (name,)).fetchone()
-        return found
-
-    def listing(self) -> Iterator[tuple[str, str]]:
-        """Yield every member in the order of the archive, then what is faulty."""
-        for (name,) in self._index.execute("SELECT name FROM members ORDER BY start"):
-            yield name, ""
-        yield from self._faults
-
-    def find(self, name: str) -> str | None:
-        """Return the member's whole name; in another folder when no other has that file name."""
-        if self._row(name):
-            return name
-        sql = "SELECT name FROM members WHERE base = ? LIMIT 2"
-        found = self._index.execute(sql, (posixpath.basename(name),)).fetchall()
-        return str(found[0][0]) if len(found) == 1 else None
-
-    def stamp(self, name: str) -> list[int] | None:
-        """Return a member's place and size."""
-        row = self._row(name)
-        return None if row is None else list(row)
-
-    def place(self, name: str) -> int:
-        """Return where the member's bytes begin."""
-        row = self._row(name)
-        return row[0] if row else 0
-
-    def read(self, name: str) -> bytes:
-        """Return a member's bytes."""
-        row = self._row(name)
-        if row is None:
-            raise DataError("is not in the archive")
-        with self._lock:
-            return read_part(cast(io.BufferedIOBase, self._tar.fileobj), *row)
-
-
-def scan_tar(path: Path) -> Iterator[tuple[str, int, int, str]]:
-    """Yield (name, start in bytes, size, fault) of every member that is no folder.
-
-    A tar that is cut off or damaged yields what stands before and then one fault under its own
-    name. Nothing is held in memory.
-
-    Raises:
-        DataError: it is no tar.
-    """
+def _has(members: Members, name: str) -> bool:
     try:
-        tar = tarfile.open(path)  # noqa: SIM115 - closed below
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is no tar that can be read ({error}): make it again") from error
-    with tar:
-        while True:
-            try:
-                info = tar.next()
-            except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-                yield path.stem, 0, 0, f"the archive {path.name} is damaged from here on: {error}"
-                return
-            if info is None:
-                if not _ends_well(tar):
-                    fault = f"the archive {path.name} is damaged from here on: it is cut off"
-                    yield path.stem, 0, 0, fault
-                return
-            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-            if info.isdir() or _hidden(info.name):
-                continue
-            name = info.name.removeprefix("./")
-            yield name, info.offset_data, info.size, _tar_fault(info)
-
-
-def _ends_well(tar: tarfile.TarFile) -> bool:
-    """Whether the block at which tarfile stopped is a tar's end mark, and not half a header."""
-    try:
-        return not any(
-            read_part(cast(io.BufferedIOBase, tar.fileobj), tar.offset, tarfile.BLOCKSIZE)
-        )
+        members.stamp(name)
     except DataError:
         return False
+    return True
 
 
-def read_part(file: io.BufferedIOBase, start: int, size: int) -> bytes:
-    """Return ``size`` bytes of an open file from ``start`` on.
+def spellings(name: str) -> Iterator[str]:
+    """Yield a name as it is, then with plain slashes, and in the two Unicode forms of accents."""
+    clean = posixpath.normpath(name.replace("\\", "/")) if name else name
+    forms = (unicodedata.normalize("NFC", clean), unicodedata.normalize("NFD", clean))
+    yield from dict.fromkeys((name, clean, *forms))
 
-    Raises:
-        DataError: there are fewer, or it cannot be read.
-    """
-    try:
-        file.seek(start)
-        data: bytes = file.read(size)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot be read from the archive: {error}") from error
-    if len(data) < size:
-        raise DataError(f"the archive ends after {len(data)} of its {size} bytes")
-    return data
+
+def name_fault(name: str) -> str:
+    """Return why a name cannot be one of a file inside the folder; empty when it can."""
+    if name.startswith("/") or ".." in name.split("/"):
+        return (
+            "has a name that leaves the folder or archive: give the folder that holds the file, "
+            "and names relative to that"
+        )
+    if not is_text(name) or "\0" in name:
+        return "has a name that is not UTF-8"
+    return ""
+
+
+def is_text(name: str) -> bool:
+    """Whether a name has no half surrogates, as names of files that are not UTF-8 do."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or one of its folders is hidden, or is macOS's own."""
+    return any(part.startswith(_HIDDEN) for part in name.split("/") if part not in ("..", "."))
 
 
 def base_name(name: str) -> str:
@@ -371,27 +273,13 @@ def suffix(name: str) -> str:
     return posixpath.splitext(name)[1][1:].lower()
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(_HIDDEN) for part in name.split("/") if part not in ("..", "."))
-
-
-def _name_fault(name: str) -> str:
-    if name.startswith("/") or ".." in name.split("/"):
-        return "has a name that leaves the archive"
-    return ""
-
-
-def _tar_fault(info: tarfile.TarInfo) -> str:
-    if info.issym() or info.islnk():
-        return "is a link"
-    if not info.isreg():
-        return "is no regular file"
-    if info.size > MAX_BYTES:
-        return f"has {info.size} bytes, more than {MAX_BYTES}"
-    return _name_fault(info.name)
-
-
-def _not_too_large(data: bytes) -> bytes:
-    if len(data) > MAX_BYTES:
-        raise DataError(f"has more than {MAX_BYTES} bytes")
-    return data
+def nothing_found(members: Members, what: str) -> DataError:
+    """Return the error of a source that holds nothing of use; it names an archive inside."""
+    for name, fault in members.listing():
+        if name.lower().endswith(ARCHIVES):
+            return DataError(
+                f"{what}, but it holds the archive {name}: unpack that one, and give what is inside"
+            )
+        if fault:
+            return DataError(f"{what}: {name[:200]} {fault}")
+    return DataError(what)

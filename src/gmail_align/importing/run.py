@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from gmail_align.artifacts import Artifact, canonical_json, load, write_json
 from gmail_align.data.protocols import find_protocol
 from gmail_align.errors import ArtifactError, ConfigError
+from gmail_align.importing.members import Folder
 from gmail_align.importing.source import ImportOptions, Source
 from gmail_align.importing.table import find_importer
 from gmail_align.importing.write import write_import
@@ -190,23 +191,14 @@ class ImportReceipt:
 def _state(path: Path) -> list[Any] | None:
     """Return what changes with a file, or with any file in a folder; None when unknown."""
     try:
-        if path.is_dir():
-            digest, count = hashlib.sha256(), 0
-            for row in _walk(str(path)):
-                digest.update(canonical_json(row).encode(errors="surrogateescape"))
-                count += 1
-            return [count, digest.hexdigest()[:16]]
-        state = path.stat()
-    except (OSError, RecursionError):  # links in a circle
+        if not path.is_dir():
+            state = path.stat()
+            return [state.st_size, state.st_mtime_ns]
+        digest = hashlib.sha256()
+        for name, fault in Folder(path).listing():
+            state = os.stat(path / name)
+            row = canonical_json([name, fault, state.st_size, state.st_mtime_ns])
+            digest.update(row.encode(errors="surrogateescape"))
+        return [digest.hexdigest()[:16]]
+    except OSError:
         return None
-    return [state.st_size, state.st_mtime_ns]
-
-
-def _walk(folder: str) -> Iterator[list[Any]]:
-    """Yield name, size and time of change of every file in a folder and those inside it."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
-            yield from _walk(entry.path)
-        elif entry.is_file():
-            state = entry.stat()
-            yield [entry.path, state.st_size, state.st_mtime_ns]

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field
 
-from gmail_align.errors import DataError
-from gmail_align.importing.members import Members, open_several
+from gmail_align.importing.archives import open_several
+from gmail_align.importing.members import Members
 from gmail_align.importing.staging import Staging
 
 TEMPLATE: Final = "a photo of a {}."
@@ -88,34 +88,7 @@ def image_places(images: Sequence[Path]) -> Members | None:
     return open_several(images) if images else None
 
 
-def files_in(places: Sequence[Path], suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files themselves, and those in folders that have one of the suffixes, sorted.
-
-    Raises:
-        DataError: a place does not exist, or there is no such file.
-    """
-    files: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            inside = [path for path in place.rglob("*") if path.name.endswith(suffixes)]
-            files += sorted(inside, key=lambda path: path.as_posix())
-        elif place.is_file():
-            files.append(place)
-        else:
-            raise DataError(f"there is no file or folder at {place}")
-    if not files:
-        raise DataError(f"{places[0]} holds no file that ends in {' or '.join(suffixes)}")
-    return files
-
-
-def files_of_split(paths: list[Path], split: str) -> list[Path]:
-    """Keep the files whose names begin with the split, where any does (as on the hub).
-
-    Raises:
-        DataError: the files are those of other splits.
-    """
-    own = [path for path in paths if path.name.startswith(split)]
-    others = [path for path in paths if path.name.startswith(("dev", "test", "train", "valid"))]
-    if not own and others:
-        raise DataError(f"none of the {len(paths)} files is of the split {split!r}: name another")
-    return own or paths
+def whole_source(staging: Staging, members: Members, config: Mapping[str, Any]) -> Source:
+    """Make a source of a folder or archive that holds everything, and no list of it."""
+    inputs = {"listed": staging.fingerprint()}
+    return Source(config=config, inputs=inputs, staging=staging, members=members)

@@ -9,24 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from gmail_align.artifacts import canonical_json
-from gmail_align.data.captions import Caption, name_id, safe_id, tidy
+from gmail_align.data.captions import Caption, tidy
+from gmail_align.data.decode import SUFFIXES
+from gmail_align.data.ids import key_id, name_id, safe_id
 from gmail_align.data.images import Quarantined
 from gmail_align.data.questions import Question
 from gmail_align.data.unique import temporary_database
 from gmail_align.errors import DataError
-from gmail_align.importing.members import Members
+from gmail_align.importing.members import Members, is_text, suffix
 
 _TABLES: Final = """
 CREATE TABLE images (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, place TEXT, label TEXT,
                      prompt TEXT, rank INTEGER NOT NULL DEFAULT 0, gone INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE captions (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, image TEXT, text TEXT);
 CREATE TABLE questions (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, row TEXT);
-CREATE TABLE said (image TEXT PRIMARY KEY, captions INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE caption_counts (image TEXT PRIMARY KEY, captions INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE faults (n INTEGER PRIMARY KEY, kind TEXT, id TEXT, reason TEXT);
 """
 _BY_NUMBER: Final = "CAST(id AS INTEGER), id"
@@ -51,6 +54,18 @@ class Staging:
             self._database.execute(table).close()
         weakref.finalize(self, self._database.close)
         self._sorted = False
+        self._unclear: dict[str, str] = {}
+        self.passed_over: Counter[str] = Counter()
+        """Suffix -> number of files that are no images and no captions."""
+
+    def image_id(self, name: str, place: str) -> str:
+        """Return the id of the image that a source names: two places never share one.
+
+        It is made of the name without its suffix; where another place has that id already, of the
+        whole place (``1.png`` beside ``1.jpg``, ``dog/1.jpg`` beside ``cat/1.jpg``).
+        """
+        own = name_id(name)
+        return own if self.place(own) in (None, place) else key_id(place)
 
     def add_image(self, image_id: str, place: str, *, label: str = "", prompt: str = "") -> bool:
         """List an image; False (and nothing done) when its id was listed before.
@@ -60,12 +75,58 @@ class Staging:
         Raises:
             DataError: the id cannot name a file.
         """
-        if not _is_text(place + label):
+        if not is_text(place + label):
             self.refuse("images", image_id, "has a name that is not UTF-8")
             return True
         sql = "INSERT OR IGNORE INTO images (id, place, label, prompt) VALUES (?, ?, ?, ?)"
         row = (safe_id(image_id, "an image"), place, label, prompt)
         return self._database.execute(sql, row).rowcount > 0
+
+    def add(self, image_id: str, place: str, captions: Sequence[tuple[str, Any]]) -> None:
+        """List an image, if it is new, and its captions (id, text); what cannot be used is refused.
+
+        Where the id belongs to another place, the image and its captions are left out: they would
+        be bound to the wrong image.
+        """
+        if self.place(image_id) not in (None, place):
+            reason = f"the id {image_id} comes twice, with another file; the first is kept"
+            self.refuse("images", image_id, reason)
+            for caption_id, _ in captions:
+                self.refuse("captions", caption_id, f"its image is left out: {reason}")
+            return
+        self.add_image(image_id, place)
+        self.add_captions(image_id, captions)
+
+    def add_captions(self, image_id: str, captions: Sequence[tuple[str, Any]]) -> None:
+        """List captions (id, text) of an image; what cannot be used is refused with its reason."""
+        for caption_id, text in captions:
+            if isinstance(text, DataError):
+                self.refuse("captions", caption_id, str(text))
+            elif not isinstance(text, str):
+                self.refuse("captions", caption_id, "is no text")
+            elif not self.add_caption(caption_id, text, image_id):
+                self.refuse("captions", caption_id, "comes twice; the first is kept")
+
+    def locate(self, members: Members | None, *names: str) -> str:
+        """Return the first name under which a file is there, else the first name.
+
+        A name that stands for several files is remembered: :meth:`drop_missing` refuses it.
+        """
+        for name in names if members else ():
+            try:
+                place = members.find(name)  # type: ignore[union-attr]
+            except DataError as error:
+                self._unclear[name] = str(error)
+                return name
+            if place:
+                return place
+        return names[0]
+
+    def refuse_faults(self, members: Members) -> None:
+        """Leave out what a folder or archive itself cannot give."""
+        for name, fault in members.listing():
+            if fault:
+                self.refuse("images", name_id(name), f"{name} {fault}")
 
     def place(self, image_id: str) -> str | None:
         """Return where a listed image's bytes are; None when it is not listed."""
@@ -75,10 +136,10 @@ class Staging:
 
     def number_captions(self, image_id: str, more: int) -> int:
         """Return the number (from 0) of the first of ``more`` further captions of an image."""
-        sql = "SELECT captions FROM said WHERE image = ?"
+        sql = "SELECT captions FROM caption_counts WHERE image = ?"
         row = self._database.execute(sql, (image_id,)).fetchone()
         first = 0 if row is None else int(row[0])
-        sql = "INSERT OR REPLACE INTO said (image, captions) VALUES (?, ?)"
+        sql = "INSERT OR REPLACE INTO caption_counts (image, captions) VALUES (?, ?)"
         self._database.execute(sql, (image_id, first + more)).close()
         return first
 
@@ -100,6 +161,11 @@ class Staging:
             return True
         sql = "INSERT OR IGNORE INTO captions (id, image, text) VALUES (?, ?, ?)"
         return self._database.execute(sql, row).rowcount > 0
+
+    def count_others(self, members: Members) -> None:
+        """Count the files that are no images, by suffix: they are passed over."""
+        names = (name for name, fault in members.listing() if not fault)
+        self.passed_over.update(suffix(name) for name in names if suffix(name) not in SUFFIXES)
 
     def add_question(self, question: Question) -> bool:
         """List a question; False (and nothing done) when its id was listed before.
@@ -202,7 +268,8 @@ class Staging:
 
     def gone(self) -> set[str]:
         """Return the ids of images that were left out and are not listed under any other name."""
-        sql = "SELECT id FROM faults WHERE kind = 'images' AND id NOT IN (SELECT id FROM images)"
+        listed = "SELECT id FROM images WHERE NOT gone"
+        sql = f"SELECT id FROM faults WHERE kind = 'images' AND id NOT IN ({listed})"
         return {row[0] for row in self._database.execute(sql)}
 
     def left_out_count(self, kind: str) -> int:
@@ -210,24 +277,26 @@ class Staging:
         return self._one("SELECT COUNT(*) FROM faults WHERE kind = ?", kind)
 
     def drop_missing(self, members: Members) -> str:
-        """Leave out every image whose file is missing, and fingerprint the others' files.
+        """Leave out every image whose file cannot be read, and fingerprint the others' files.
 
         Returns:
             Fingerprint of every listed file's name and stamp (its size, and more in archives).
         """
-        digest, comma = hashlib.sha256(b"["), ""
+        digest, comma, gone = hashlib.sha256(b"["), "", []
         for image in self.images():
-            stamp = members.stamp(image.place)
-            row = [image.place, *stamp] if stamp is not None else [image.place, None]
+            try:
+                if image.place in self._unclear:
+                    raise DataError(self._unclear[image.place])
+                row = [image.place, *members.stamp(image.place)]
+            except DataError as error:
+                row = [image.place, None]
+                gone.append(image.image_id)
+                self.refuse("images", image.image_id, str(error))
             digest.update((comma + canonical_json(row)).encode(errors="surrogateescape"))
             comma = ","
-            if stamp is None:
-                self.refuse("images", image.image_id, f"there is no file {image.place}")
         digest.update(b"]")
-        self._database.execute(
-            "UPDATE images SET gone = 1 WHERE id IN (SELECT id FROM faults WHERE kind = 'images' "
-            "AND reason LIKE 'there is no file %')"
-        ).close()
+        sql = "UPDATE images SET gone = 1 WHERE id = ?"
+        self._database.executemany(sql, [(image_id,) for image_id in gone]).close()
         return digest.hexdigest()[:16]
 
     def fingerprint(self) -> str:
@@ -243,35 +312,7 @@ class Staging:
         return int(self._database.execute(sql, values).fetchone()[0])
 
 
-def _is_text(name: str) -> bool:
-    """Whether a name holds no half surrogates, as names of files that are not UTF-8 do."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in name)
-
-
 def _checked(kind: str) -> str:
     if kind not in ("images", "captions", "questions"):
         raise ValueError(kind)
     return kind
-
-
-def add(staging: Staging, image_id: str, place: str, captions: list[tuple[str, Any]]) -> None:
-    """List an image, if it is new, and its captions; one that comes twice is left out."""
-    staging.add_image(image_id, place)
-    for caption_id, text in captions:
-        if not isinstance(text, str):
-            staging.refuse("captions", caption_id, "is no text")
-        elif not staging.add_caption(caption_id, text, image_id):
-            staging.refuse("captions", caption_id, "comes twice; the first is kept")
-
-
-def located(members: Members | None, *names: str) -> str:
-    """Return the first name under which a file is there, else the first name."""
-    found: Iterator[str | None] = (members.find(name) for name in names) if members else iter(())
-    return next((name for name in found if name), names[0])
-
-
-def refuse_faults(staging: Staging, members: Members) -> None:
-    """Leave out what a folder or archive itself cannot give."""
-    for name, fault in members.listing():
-        if fault:
-            staging.refuse("images", name_id(name), f"{name} {fault}")

@@ -40,7 +40,7 @@ IMPORTERS: Final[dict[str, Importer]] = {
     "flickr30k": Importer("captioned:flickr30k", "Flickr30k's token file, with all its images."),
     "cc": Importer("captioned:cc", "CC3M or CC12M: the TSV, or img2dataset's shards."),
     "sharegpt4v": Importer("captioned:sharegpt4v", "ShareGPT4V's long captions."),
-    "urban1k": Importer("captioned:urban1k", "Urban-1k, or images with .txt captions beside them."),
+    "urban1k": Importer("image_folders:urban1k", "Urban-1k, or images with captions beside."),
     "folder": Importer("classes:folder", "Folders of images named by their class."),
     "cifake": Importer("classes:cifake", "The real or the generated images of CIFAKE."),
     "classification": Importer(

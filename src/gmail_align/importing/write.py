@@ -32,11 +32,12 @@ from gmail_align.errors import DataError
 from gmail_align.importing.members import Members
 from gmail_align.importing.source import ImportOptions, Source
 from gmail_align.importing.staging import StagedImage, Staging
-from gmail_align.progress import progress
+from gmail_align.progress import progress, say
 
 LABELS, CLASSES = "labels.json", "classes.json"
 
 _WINDOW: Final = 32  # images that are read ahead of the one that is written
+_IN_FLIGHT: Final = 256 * 2**20  # bytes of them
 
 
 def write_import(source: Source, out: Path, options: ImportOptions) -> dict[str, Artifact]:
@@ -134,11 +135,21 @@ def _write_images(
             left_out += done[1] if done else _write_shard(path, chunk, source, options, faults)
             bar.advance(len(chunk))
             check_quarantine(left_out, total + missing, options.limit_quarantine)
-    notes: dict[str, Any] = {}
+    notes: dict[str, Any] = _passed_over(staging)
     counts = {"images": total + missing - len(left_out), **_class_count(source)}
     if options.protocol and "captions" not in find_protocol(options.protocol).counts:
-        notes = _protocol_note(options, counts | {"questions": staging.count("questions")})
+        notes |= _protocol_note(options, counts | {"questions": staging.count("questions")})
     return finish_images(draft, limit_quarantine=options.limit_quarantine, **notes)
+
+
+def _passed_over(staging: Staging) -> dict[str, Any]:
+    """Say how many files are no images by their suffix, and return that as a note."""
+    if not staging.passed_over:
+        return {}
+    kinds = dict(sorted(staging.passed_over.items()))
+    listed = ", ".join(f"{count} .{kind}" if kind else f"{count}" for kind, count in kinds.items())
+    say(f"passed over files that are no images: {listed}")
+    return {"passed_over": kinds}
 
 
 def _write_shard(
@@ -165,7 +176,10 @@ def _write_shard(
 def _read_ahead(
     images: Sequence[StagedImage], source: Source, convert: bool
 ) -> Iterator[Sample | Quarantined]:
-    """Yield the images in order; some are read and decoded ahead in threads."""
+    """Yield the images in order; some are read and decoded ahead in threads.
+
+    How many depends on their number and on their bytes, so that large files do not fill memory.
+    """
     members = source.members
     assert members is not None
 
@@ -173,21 +187,26 @@ def _read_ahead(
         try:
             if isinstance(data, DataError):
                 raise data
-            found = members.read(image.place) if data is None else data
-            record, kept = admit(image.image_id, found, name=image.place, convert=convert)
+            encoded = members.read(image.place) if data is None else data
+            record, kept = admit(image.image_id, encoded, name=image.place, convert=convert)
         except DataError as error:
             return Quarantined(image.image_id, str(error))
         return replace(record, prompt=image.prompt, **dict(source.record)), kept  # type: ignore[arg-type]
 
-    waiting: deque[Future[Sample | Quarantined]] = deque()
+    waiting: deque[tuple[Future[Sample | Quarantined], int]] = deque()
+    held = 0
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for image in images:
             data = _read_now(members, image) if members.serial else None
-            waiting.append(pool.submit(load, image, data))
-            if len(waiting) == _WINDOW:
-                yield waiting.popleft().result()
+            size = len(data) if isinstance(data, bytes) else members.stamp(image.place)[0]
+            while waiting and (len(waiting) == _WINDOW or held + size > _IN_FLIGHT):
+                future, freed = waiting.popleft()
+                held -= freed
+                yield future.result()
+            waiting.append((pool.submit(load, image, data), size))
+            held += size
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[0].result()
 
 
 def _read_now(members: Members, image: StagedImage) -> bytes | DataError:

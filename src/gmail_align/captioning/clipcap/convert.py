@@ -6,10 +6,13 @@ not run any code that a pickle may hold.
 
 from __future__ import annotations
 
+import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -22,12 +25,15 @@ from gmail_align.captioning.language import (
     language_model_fingerprint,
     load_tokenizer,
 )
-from gmail_align.convert.weights import read_weights
 from gmail_align.errors import ConfigError, ModelError
 
 MAX_TOKENS, BEAM = 67, 5
 _MAPPER, _GPT2 = "clip_project.", "gpt."
 _BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$")
+_DAMAGED = (
+    *(pickle.UnpicklingError, RuntimeError, OSError, EOFError),
+    *(ValueError, KeyError, TypeError, IndexError, AttributeError),
+)
 _LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
 
 
@@ -73,10 +79,7 @@ def _build(weights: Path, gpt2: Path, normalise: bool | None, norm: float | None
     Raises:
         ModelError: it holds more than tensors, is not a ClipCap, or is of another GPT-2.
     """
-    tensors = {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in read_weights(weights).items()
-    }
+    tensors = read_state_dict(weights)
     mapper = _part(tensors, _MAPPER)
     config = GPT2Config.from_pretrained(gpt2, local_files_only=True)
     shape, width = mapper_shape(mapper, config.n_embd, weights)
@@ -104,6 +107,30 @@ def _build(weights: Path, gpt2: Path, normalise: bool | None, norm: float | None
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{weights} does not fit the GPT-2 of {gpt2}: {reason}") from error
     return model
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a file of tensors by name, and nothing else.
+
+    Raises:
+        ModelError: it is damaged, or holds anything but tensors.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch did not write
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        raise ModelError(
+            f"{path} is damaged or holds more than tensors, so it is not opened: give a state dict"
+        ) from error
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    ):
+        raise ModelError(f"{path} does not hold a state dict: give ClipCap's .pt file")
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in tensors.items()
+    }
 
 
 def mapper_shape(

@@ -6,8 +6,6 @@ modules carry the names of the released code, so that its weights load as they a
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -16,11 +14,16 @@ from torch import Tensor, nn
 from gmail_align.captioning.clipcap.config import MapperShape
 
 
+def mlp_mapper(width: int, hidden: int, prefix_length: int) -> nn.Sequential:
+    """Build ClipCap's mapper: a feature to ``prefix_length`` embeddings of ``hidden``."""
+    out = prefix_length * hidden
+    return nn.Sequential(nn.Linear(width, out // 2), nn.Tanh(), nn.Linear(out // 2, out))
+
+
 def build_mapper(shape: MapperShape, width: int, hidden: int) -> nn.Module:
     """Draw a mapper from features of ``width`` to embeddings of ``hidden``."""
     if shape.kind == "mlp":
-        out = shape.prefix_length * hidden
-        return nn.Sequential(nn.Linear(width, out // 2), nn.Tanh(), nn.Linear(out // 2, out))
+        return mlp_mapper(width, hidden, shape.prefix_length)
     return TransformerMapper(
         width,
         hidden,
@@ -46,10 +49,10 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b n h"]:
         """Let ``states`` look at ``others``."""
         keys, values = self.to_keys_values(others).chunk(2, dim=-1)
-        seen = F.scaled_dot_product_attention(
+        found = F.scaled_dot_product_attention(
             self._split(self.to_queries(states)), self._split(keys), self._split(values)
         )
-        projected: Tensor = self.project(seen.transpose(1, 2).reshape(states.shape))
+        projected: Tensor = self.project(found.transpose(1, 2).reshape(states.shape))
         return projected
 
     def _split(self, states: Tensor) -> Tensor:
@@ -57,10 +60,18 @@ class Attention(nn.Module):
         return states.view(batch, length, self.heads, hidden // self.heads).transpose(1, 2)
 
 
-def feed_forward(hidden: int) -> nn.Sequential:
-    """Build Linear, ReLU, Linear, twice as wide inside."""
-    first, second = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden)
-    return nn.Sequential(OrderedDict(fc1=first, relu=nn.ReLU(), fc2=second))
+class FeedForward(nn.Module):
+    """Linear, ReLU, Linear, twice as wide inside."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden, 2 * hidden)
+        self.fc2 = nn.Linear(2 * hidden, hidden)
+
+    def forward(self, states: Float[Tensor, "b n h"]) -> Float[Tensor, "b n h"]:
+        """Map every state by itself."""
+        mapped: Tensor = self.fc2(F.relu(self.fc1(states)))
+        return mapped
 
 
 class TransformerLayer(nn.Module):
@@ -71,7 +82,7 @@ class TransformerLayer(nn.Module):
         self.norm1 = nn.LayerNorm(hidden)
         self.attn = Attention(hidden, heads)
         self.norm2 = nn.LayerNorm(hidden)
-        self.mlp = feed_forward(hidden)
+        self.mlp = FeedForward(hidden)
 
     def forward(
         self, states: Float[Tensor, "b n h"], others: Float[Tensor, "b m h"] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from torch.nn.functional import normalize
 
 from gmail_align.artifacts import write_bytes
 from gmail_align.captioning.caption_set import CaptionSet
-from gmail_align.captioning.captioner import PreparedTraining
 from gmail_align.captioning.config import VALIDATION_BATCH
 from gmail_align.captioning.ifcap.config import IFCapConfig
 from gmail_align.captioning.ifcap.datastore import Datastore, read_datastore, write_datastore
@@ -27,8 +26,8 @@ from gmail_align.captioning.prompt import CaptionBatch
 from gmail_align.captioning.provenance import provenance, require_finite, require_one_encoder
 from gmail_align.captioning.tokens import TokenTable, tokenise
 from gmail_align.data.batches import batch_indices
+from gmail_align.data.ids import generated_by_caption
 from gmail_align.data.joins import caption_texts
-from gmail_align.data.pairs import generated_by_caption
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.store import Features, read_features
 from gmail_align.progress import say
@@ -38,82 +37,9 @@ RETRIEVED = "retrieved.safetensors"
 _NOISE_BLOCK = 65_536
 
 
-def check(config: IFCapConfig, data: CaptionerData) -> None:
-    """Refuse features of encoders that do not belong together.
-
-    Raises:
-        ConfigError: there are no captions, or the mode needs generated images and there are none.
-        DataError: features come from different encoders.
-    """
-    texts, images, held = data.texts, data.images, data.validation
-    if texts is None:
-        raise ConfigError("IFCap is trained on captions: give captions and text features")
-    if len(images) > 1:
-        raise ConfigError("IFCap takes one set of generated images: give one")
-    if config.mode != "text_noise" and not images:
-        raise ConfigError(f"mode is {config.mode}: give features of generated images")
-    reads = provenance(texts.features)["encoder"]
-    require_one_encoder(reads, [part.features for part in (*images, held) if part])
-    if held:
-        looks_up = provenance(texts.retrieval or texts.features)["encoder"]
-        require_one_encoder(looks_up, [held.retrieval or held.features])
-
-
-def prepare(
-    config: IFCapConfig, data: CaptionerData, language: LanguageModel, out: Path, seed: int
-) -> PreparedTraining:
-    """Write the datastore, draw the fusion module, tokenise, and retrieve.
-
-    Raises:
-        ConfigError: there are too few captions to retrieve from, or no caption has a generated
-            image.
-        DataError: captions and features do not belong together, or differ in width.
-        ModelError: the language model has too few positions, or the heads do not divide its width.
-        MissingExtraError: the tagger is not installed.
-    """
-    assert data.texts is not None  # ``check`` refuses that
-    store = _make_datastore(config, data.texts, out / DATASTORE)
-    language.require_heads(config.heads)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stable_seed(seed, "fusion"))
-        captioner = IFCap(language, store, config, _identity(config, data))
-    captioner.to(resolve_device(config.device)).train()
-    generated = read_features(data.images[0].features) if data.images else None
-    images = _first_images(store, generated)
-    rows = _trained_rows(config, images)
-    texts = (store.texts[row] for row in rows.tolist())
-    tokens = tokenise(texts, language.tokenizer, config.max_tokens)
-    captioner.require_room()
-    retrieved = retrieve_for_captions(captioner, out / RETRIEVED, seed)
-    captions = TrainingCaptions(captioner, tokens, rows, retrieved, images, generated)
-    counts = {"captions": len(rows), "generated": int((images >= 0).sum())}
-    held_out = _held_out(captioner, data.validation)
-    kept = (out / RETRIEVED,)
-    return PreparedTraining(captioner, tokens, counts, captions.batch, held_out, kept)
-
-
-def _held_out(
-    captioner: IFCap, images: CaptionedImages | None
-) -> Callable[[], Iterator[CaptionBatch]]:
-    """Read held-out captions, and look captions up for each of their images once."""
-    if images is None:
-        return lambda: iter(())
-    held = CaptionSet.read([images], captioner.language, captioner.config.max_tokens)
-    ids = read_features(images.features).ids
-    keys = read_features(images.retrieval or images.features)
-    each, place = held.rows.unique(return_inverse=True)
-    near = captioner.look_up(keys.array[keys.rows(ids[row] for row in each.tolist())])[place]
-
-    def batches() -> Iterator[CaptionBatch]:
-        for rows in torch.arange(len(held)).split(VALIDATION_BATCH):
-            yield held.batch(rows, partial(captioner.prompt_with, rows=near[rows]))
-
-    return batches
-
-
 @dataclass(frozen=True)
-class TrainingCaptions:
-    """The captions of a training, and what stands for the image of each."""
+class IFCapTraining:
+    """The data of one training, and the captioner that is trained."""
 
     captioner: IFCap
     tokens: TokenTable
@@ -125,11 +51,80 @@ class TrainingCaptions:
     images: Int[Tensor, " n"]
     """Row of a generated image for each row of the datastore; -1 where there is none."""
     generated: Features | None
+    validation: CaptionSet | None
+    looked_up: Int[Tensor, "v l"] | None
+    """Rows of the captions looked up for the image of each validation caption."""
+    temporary_files: tuple[Path, ...]
+    """Kept until the training is complete: the retrieved rows."""
 
     @property
     def config(self) -> IFCapConfig:
         """The captioner's settings."""
         return self.captioner.config
+
+    @classmethod
+    def check(cls, config: IFCapConfig, data: CaptionerData) -> None:
+        """Refuse features of encoders that do not belong together.
+
+        Raises:
+            ConfigError: there are no captions, or the mode needs generated images and there are
+                none.
+            DataError: features come from different encoders.
+        """
+        texts, images, held = data.texts, data.images, data.validation
+        if texts is None:
+            raise ConfigError("IFCap is trained on captions: give captions and text features")
+        if len(images) > 1:
+            raise ConfigError("IFCap takes one set of generated images: give one")
+        if config.mode != "text_noise" and not images:
+            raise ConfigError(f"mode is {config.mode}: give features of generated images")
+        reads = provenance(texts.features)["encoder"]
+        require_one_encoder(reads, [part.features for part in (*images, held) if part])
+        if held:
+            looks_up = provenance(texts.retrieval or texts.features)["encoder"]
+            require_one_encoder(looks_up, [held.retrieval or held.features])
+
+    @classmethod
+    def prepare(
+        cls,
+        config: IFCapConfig,
+        data: CaptionerData,
+        language: LanguageModel,
+        out: Path,
+        seed: int,
+    ) -> IFCapTraining:
+        """Write the datastore, draw the fusion module, tokenise, and retrieve.
+
+        Raises:
+            ConfigError: there are too few captions to retrieve from, or no caption has a generated
+                image.
+            DataError: captions and features do not belong together, or differ in width.
+            ModelError: the language model has too few positions, or the heads do not divide its
+                width.
+            MissingExtraError: the tagger is not installed.
+        """
+        assert data.texts is not None  # ``check`` refuses that
+        store = _make_datastore(config, data.texts, out / DATASTORE)
+        language.require_heads(config.heads)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable_seed(seed, "fusion"))
+            captioner = IFCap(language, store, config, _identity(config, data))
+        captioner.to(resolve_device(config.device)).train()
+        generated = read_features(data.images[0].features) if data.images else None
+        images = _first_images(store, generated)
+        rows = _trained_rows(config, images)
+        texts = (store.texts[row] for row in rows.tolist())
+        tokens = tokenise(texts, language.tokenizer, config.max_tokens)
+        captioner.require_room()
+        retrieved = retrieve_for_captions(captioner, out / RETRIEVED, seed)
+        held, looked_up = _read_validation(captioner, data.validation)
+        kept = (out / RETRIEVED,)
+        return cls(captioner, tokens, rows, retrieved, images, generated, held, looked_up, kept)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was trained on, for the manifest."""
+        return {"captions": len(self.rows), "generated": int((self.images >= 0).sum())}
 
     def batch(self, step: int, seed: int) -> CaptionBatch:
         """Return the batch of a step; noise and drops come from torch's generator."""
@@ -137,6 +132,14 @@ class TrainingCaptions:
         rows = self.rows[picked]
         prompt = self.captioner.join(self.inputs(rows), self.retrieved[rows], self.objects(rows))
         return self.tokens.behind(prompt, picked)
+
+    def held_out(self) -> Iterator[CaptionBatch]:
+        """Yield the validation captions in order."""
+        if self.validation is None or self.looked_up is None:
+            return
+        for rows in torch.arange(len(self.validation)).split(VALIDATION_BATCH):
+            prompt = partial(self.captioner.prompt_with, rows=self.looked_up[rows])
+            yield self.validation.batch(rows, prompt)
 
     def inputs(self, rows: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Return what stands for the image of each caption, at unit length."""
@@ -207,6 +210,20 @@ def _make_datastore(config: IFCapConfig, texts: EmbeddedCaptions, folder: Path) 
     return store
 
 
+def _read_validation(
+    captioner: IFCap, images: CaptionedImages | None
+) -> tuple[CaptionSet | None, Int[Tensor, "v l"] | None]:
+    """Read held-out captions, and look captions up for each of their images once."""
+    if images is None:
+        return None, None
+    held = CaptionSet.read([images], captioner.language, captioner.config.max_tokens)
+    ids = read_features(images.features).ids
+    keys = read_features(images.retrieval or images.features)
+    each, place = held.rows.unique(return_inverse=True)
+    near = captioner.look_up(keys.array[keys.rows(ids[row] for row in each.tolist())])
+    return held, near[place]
+
+
 def _identity(config: IFCapConfig, data: CaptionerData) -> dict[str, str]:
     """Name the encoders that the captioner reads, and weights and route of what it saw."""
     texts = data.texts
@@ -260,3 +277,6 @@ def _trained_rows(config: IFCapConfig, images: Int[Tensor, " n"]) -> Int[Tensor,
             " are only looked up; mode = 'mix' trains on them too"
         )
     return with_image
+
+
+TRAINING = IFCapTraining

@@ -1,227 +1,34 @@
-"""Captioned sets: Karpathy, Flickr30k, Conceptual Captions, ShareGPT4V, Urban-1k."""
+"""Sets with a file of captions: Karpathy, Flickr30k, Conceptual Captions, ShareGPT4V."""
 
 from __future__ import annotations
 
 import posixpath
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
-from gmail_align.data.captions import name_id
-from gmail_align.data.decode import SUFFIXES
+from gmail_align.data.ids import numbered
 from gmail_align.data.protocols import Protocol, require_dataset
 from gmail_align.errors import DataError
 from gmail_align.importing.formats.shards import shard_source
-from gmail_align.importing.formats.streams import file_digest, json_items, text_lines
-from gmail_align.importing.members import Members, base_name, open_several, suffix
-from gmail_align.importing.source import Images, Places, Source, image_places
-from gmail_align.importing.staging import Staging, add, located, refuse_faults
+from gmail_align.importing.rows import table_rows
+from gmail_align.importing.source import Images, Source, image_places
+from gmail_align.importing.staging import Staging
+from gmail_align.importing.streams import file_digest, json_items, text_lines
 
 SHAREGPT4V_TEST: Final = 1000
 """The first so many entries of ShareGPT4V are its test split, as in Long-CLIP."""
 
-
-def list_karpathy(
-    staging: Staging, annotations: Path, members: Members | None, splits: Collection[str]
-) -> tuple[str, str]:
-    """List a json of Karpathy's layout (``dataset_coco.json``, ``_flickr30k``, ``_flickr8k``).
-
-    COCO's images keep their COCO id, others get the id of their file's name; a caption's id is its
-    ``sentid``.
-
-    Args:
-        staging: Gets the images and captions.
-        annotations: The json.
-        members: Where the images are; None lists captions alone.
-        splits: Splits to keep (``train``, ``restval``, ``val``, ``test``); empty keeps all.
-
-    Returns:
-        The sha256 of the file, and the ``dataset`` it names.
-
-    Raises:
-        DataError: the file is missing or of another kind, or has none of the splits.
-    """
-    digest, seen = file_digest(annotations), set()
-    for number, entry in enumerate(json_items(annotations, "images")):
-        try:
-            name, split, sentences = entry["filename"], entry["split"], entry["sentences"]
-            seen.add(split)
-            if splits and split not in splits:
-                continue
-            image_id = str(entry["cocoid"]) if "cocoid" in entry else name_id(name)
-            place = posixpath.join(entry.get("filepath", ""), name)
-            rows = [(str(one["sentid"]), one["raw"]) for one in sentences]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{annotations}: entry {number} of 'images' is not of Karpathy's layout ({error!r})"
-            ) from error
-        add(staging, image_id, located(members, place, name), rows)
-    if not seen:
-        raise DataError(f"{annotations} is json but lists no 'images': give dataset_*.json")
-    if missing := sorted(set(splits) - seen):
-        raise DataError(f"{annotations} has no split {missing[0]!r}: use {', '.join(sorted(seen))}")
-    return digest, _dataset_of(annotations)
-
-
-def _dataset_of(path: Path) -> str:
-    stem = path.name.partition(".")[0].removeprefix("dataset_")
-    return stem if stem in ("coco", "flickr30k", "flickr8k") else "karpathy"
-
-
-def list_tokens(staging: Staging, tokens: Path, members: Members | None) -> str:
-    """List Flickr30k's or Flickr8k's token file: ``name.jpg#n``, a tab, the caption.
-
-    Returns:
-        The sha256 of the file.
-
-    Raises:
-        DataError: the file is missing or no line of it has that form.
-    """
-    count = 0
-    for number, line in text_lines(tokens):
-        head, tab, text = line.partition("\t") if isinstance(line, str) else ("", "", "")
-        name, sign, which = head.rpartition("#")
-        if not (tab and sign and which.isdecimal()):
-            if line:
-                _refuse_line(staging, number, line, "is not of the form name.jpg#n, tab, caption")
-            continue
-        count += 1
-        add(staging, name_id(name), located(members, name), [(f"{name_id(name)}-{which}", text)])
-    _refuse_none(count, tokens, "lines of the form name.jpg#n, tab, caption")
-    return file_digest(tokens)
-
-
-def list_conceptual(staging: Staging, table: Path, members: Members | None) -> str:
-    """List the TSV of CC3M (caption, url) or CC12M (url, caption).
-
-    A line's number, from 0, is its image's id. Images are looked for as ``{number}``, with or
-    without leading zeros and a suffix, or as ``{number}_{crc32 of the url}``.
-
-    Returns:
-        The sha256 of the file.
-
-    Raises:
-        DataError: the file is missing or no line of it has a caption and a url.
-    """
-    count = 0
-    for number, line in text_lines(table):
-        parts = line.split("\t") if isinstance(line, str) else []
-        if len(parts) == 2 and _is_url(parts[0]):
-            parts.reverse()
-        if len(parts) != 2 or not _is_url(parts[1]):
-            if line:
-                _refuse_line(staging, number, line, "is no caption and url with a tab between")
-            continue
-        count += 1
-        text, url = parts
-        name = f"{number - 1:09d}"
-        add(staging, name, _conceptual_place(members, number - 1, url), [(f"{name}-0", text)])
-    _refuse_none(count, table, "captions and urls with a tab between")
-    return file_digest(table)
-
-
-def _conceptual_place(members: Members | None, number: int, url: str) -> str:
-    names = (f"{number}", f"{number:08d}", f"{number:09d}")
-    hashed = f"{number}_{zlib.crc32(url.encode('utf-8', 'replace')) & 0xFFFFFFFF}"
-    wanted = [f"{name}.jpg" for name in names] + [hashed, names[0]]
-    return located(members, *wanted)
-
-
-def _is_url(text: str) -> bool:
-    return text.startswith(("http://", "https://"))
-
-
-def list_sharegpt4v(
-    staging: Staging, annotations: Path, members: Members | None, split: str
-) -> str:
-    """List ShareGPT4V's captions: the second turn of each entry's conversation.
-
-    Args:
-        staging: Gets the images and captions.
-        annotations: The json, a list of ``{image, conversations}``.
-        members: Where the images are; None lists captions alone.
-        split: ``test`` is the first thousand entries, ``train`` the others; ``all``.
-
-    Returns:
-        The sha256 of the file.
-
-    Raises:
-        DataError: the file is missing, of another kind, or the split is another.
-    """
-    if split not in ("test", "train", "all"):
-        raise DataError(f"ShareGPT4V has no split {split!r}: use test, train or all")
-    count = 0
-    for number, entry in enumerate(json_items(annotations)):
-        count += 1
-        if split == "test" and number >= SHAREGPT4V_TEST:
-            break
-        if split == "train" and number < SHAREGPT4V_TEST:
-            continue
-        try:
-            name, text = entry["image"], entry["conversations"][1]["value"]
-            image_id = name_id(name)
-        except (KeyError, TypeError, IndexError, AttributeError):
-            staging.refuse("captions", f"entry-{number}", "has no image and second turn")
-            continue
-        add(staging, image_id, located(members, name), [(f"{image_id}-{number}", text)])
-    _refuse_none(count, annotations, "entries: give ShareGPT4V's share-captioner_*.json")
-    return file_digest(annotations)
-
-
-def list_beside(staging: Staging, members: Members) -> None:
-    """List images whose captions lie beside them, as Urban-1k's do.
-
-    The captions of ``x/image/7.jpg`` are the lines of ``x/caption/7.txt`` or ``x/image/7.txt``.
-    """
-    names = [name for name, fault in members.listing() if not fault]
-    texts = {_beside(name): name for name in names if suffix(name) == "txt"}
-    refuse_faults(staging, members)
-    taken = set()
-    for name in names:
-        if suffix(name) not in SUFFIXES or _beside(name) not in texts:
-            continue
-        text = texts[_beside(name)]
-        taken.add(text)
-        image_id = base_name(name)
-        add(staging, name_id(f"{image_id}.jpg"), name, _lines_of(members, text, image_id))
-    for text in sorted(set(texts.values()) - taken):
-        staging.refuse("captions", base_name(text), f"{text} has no image beside it")
-
-
-def _beside(name: str) -> str:
-    stem = posixpath.splitext(name)[0]
-    folder, _, base = stem.rpartition("/")
-    outer, _, inner = folder.rpartition("/")
-    return f"{outer if inner in ('image', 'images', 'caption', 'captions') else folder}/{base}"
-
-
-def _lines_of(members: Members, name: str, stem: str) -> list[tuple[str, str]]:
-    try:
-        lines = members.read(name).decode("utf-8-sig").splitlines()
-    except (DataError, UnicodeDecodeError):
-        lines = [""]
-    found = [line for line in lines if line.strip()] or [""]
-    return [(f"{name_id(stem + '.jpg')}-{k}", line) for k, line in enumerate(found)]
-
-
-def _refuse_line(staging: Staging, number: int, line: str | DataError, reason: str) -> None:
-    staging.refuse(
-        "captions", f"line-{number}", str(line) if isinstance(line, DataError) else reason
-    )
-
-
-def _refuse_none(count: int, path: Path, what: str) -> None:
-    if not count:
-        raise DataError(f"{path} holds no {what}")
+_RESULTS: Final = ("image_name", "comment")
+"""Columns of the copy of Flickr30k's captions that Kaggle distributes (``results.csv``)."""
 
 
 def karpathy(
     annotations: Annotated[
-        Path,
-        Field(description="dataset_coco.json, dataset_flickr30k.json, ..."),
+        Path, Field(description="dataset_coco.json, dataset_flickr30k.json or the like.")
     ],
     images: Images = (),
     split: Annotated[
@@ -230,29 +37,97 @@ def karpathy(
     ] = (),
     protocol: Protocol | None = None,
 ) -> Source:
-    """Import Karpathy's splits of COCO, Flickr30k or Flickr8k."""
+    """Import Karpathy's splits of COCO, Flickr30k or Flickr8k.
+
+    COCO's images keep their COCO id, others get the id of their file's name; a caption's id is its
+    ``sentid``.
+    """
     require_dataset(protocol, "coco", "flickr30k")
-    splits = list(split) or ([protocol.split] if protocol else [])
+    splits = set(split) or ({protocol.split} if protocol else set())
     staging, members = Staging(), image_places(images)
-    digest, dataset = list_karpathy(staging, annotations, members, splits)
-    name = ",".join(sorted(splits)) or "all"
-    config = {"format": "karpathy", "dataset": dataset, "split": name}
+    digest, seen = file_digest(annotations), set()
+    for number, entry in enumerate(json_items(annotations, "images")):
+        try:
+            name, own_split, sentences = entry["filename"], entry["split"], entry["sentences"]
+            seen.add(own_split)
+            if splits and own_split not in splits:
+                continue
+            place = staging.locate(members, posixpath.join(entry.get("filepath", ""), name), name)
+            image_id = str(entry.get("cocoid", "")) or staging.image_id(name, place)
+            captions = [(str(one["sentid"]), one["raw"]) for one in sentences]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{annotations}: entry {number} of 'images' is not of Karpathy's layout ({error!r})"
+            ) from error
+        staging.add(image_id, place, captions)
+    if not seen:
+        raise DataError(f"{annotations} is json but lists no 'images': give dataset_*.json")
+    if missing := sorted(splits - seen):
+        raise DataError(f"{annotations} has no split {missing[0]!r}: use {', '.join(sorted(seen))}")
+    stem = annotations.name.partition(".")[0].removeprefix("dataset_")
+    dataset = stem if stem in ("coco", "flickr30k", "flickr8k") else "karpathy"
+    config = {
+        "format": "karpathy",
+        "dataset": dataset,
+        "split": ",".join(sorted(splits)) or "all",
+    }
     return Source(config=config, inputs={"annotations": digest}, staging=staging, members=members)
 
 
 def flickr30k(
     tokens: Annotated[
-        Path, Field(description="results_20130124.token, or a file of that form of Flickr8k.")
+        Path,
+        Field(
+            description="results_20130124.token, or a file of that form; or Kaggle's results.csv."
+        ),
     ],
     images: Images = (),
     protocol: Protocol | None = None,
 ) -> Source:
-    """Import Flickr30k's token file with all its images (the protocol flickr30k_31k)."""
+    """Import Flickr30k's token file with all its images (the protocol flickr30k_31k).
+
+    A line is ``name.jpg#n``, a tab and the caption.
+    """
     require_dataset(protocol, "flickr30k")
     staging, members = Staging(), image_places(images)
-    digest = list_tokens(staging, tokens, members)
-    config = {"format": "flickr30k", "split": "all"}
-    return Source(config=config, inputs={"annotations": digest}, staging=staging, members=members)
+    count = 0
+    for number, row in _token_rows(tokens):
+        if isinstance(row, DataError):
+            staging.refuse("captions", f"line-{number}", str(row))
+            continue
+        count += 1
+        name, which, text = row
+        place = staging.locate(members, name)
+        image_id = staging.image_id(name, place)
+        staging.add(image_id, place, [(f"{image_id}-{which}", text)])
+    _refuse_none(count, tokens, "lines of the form name.jpg#n, tab, caption")
+    return Source(
+        config={"format": "flickr30k", "split": "all"},
+        inputs={"annotations": file_digest(tokens)},
+        staging=staging,
+        members=members,
+    )
+
+
+def _token_rows(path: Path) -> Any:
+    """Yield line number and (image name, number of the caption, caption), or why there is none."""
+    if path.name.removesuffix(".gz").endswith(".csv"):
+        for number, row in table_rows(path, _RESULTS):
+            if isinstance(row, DataError):
+                yield number, row
+            else:
+                name, text = (str(row[column]).strip() for column in _RESULTS)
+                yield number, (name, str(row.get("comment_number", number)).strip(), text)
+        return
+    for number, line in text_lines(path):
+        head, tab, text = line.partition("\t") if isinstance(line, str) else ("", "", "")
+        name, _, which = head.rpartition("#")
+        if name and tab and which.isdecimal():
+            yield number, (name, which, text)
+        elif isinstance(line, DataError):
+            yield number, line
+        elif line.strip():
+            yield number, DataError("is not of the form name.jpg#n, tab, caption")
 
 
 def cc(
@@ -261,15 +136,48 @@ def cc(
     ],
     images: Images = (),
 ) -> Source:
-    """Import CC3M or CC12M; the images of a TSV are files named by their line, from 0."""
+    """Import CC3M (caption, url) or CC12M (url, caption); a TSV's images are named by their line.
+
+    A line's number, from 0, is its image's id. Images are looked for as ``{number}``, with or
+    without leading zeros and a suffix, or as ``{number}_{crc32 of the url}``.
+    """
     if source.is_dir() or source.suffix == ".tar":
         if images:
             raise DataError("shards of img2dataset hold their images: leave out --images")
         return shard_source([source], "cc")
     staging, members = Staging(), image_places(images)
-    digest = list_conceptual(staging, source, members)
-    config = {"format": "cc", "split": source.name.partition(".")[0]}
-    return Source(config=config, inputs={"annotations": digest}, staging=staging, members=members)
+    count = 0
+    for number, line in text_lines(source):
+        parts = line.split("\t") if isinstance(line, str) else []
+        if len(parts) == 2 and _is_url(parts[0]):
+            parts.reverse()
+        if isinstance(line, DataError) or len(parts) != 2 or not _is_url(parts[1]):
+            if line:
+                reason = line if isinstance(line, DataError) else "is no caption, tab and url"
+                staging.refuse("captions", f"line-{number}", str(reason))
+            continue
+        count += 1
+        text, url = parts
+        image_id = f"{number - 1:09d}"
+        place = staging.locate(members, *_conceptual_names(number - 1, url))
+        staging.add(image_id, place, [(numbered(image_id, 0), text)])
+    _refuse_none(count, source, "captions and urls with a tab between")
+    return Source(
+        config={"format": "cc", "split": source.name.partition(".")[0]},
+        inputs={"annotations": file_digest(source)},
+        staging=staging,
+        members=members,
+    )
+
+
+def _conceptual_names(number: int, url: str) -> list[str]:
+    names = (f"{number}", f"{number:08d}", f"{number:09d}")
+    hashed = f"{number}_{zlib.crc32(url.encode('utf-8', 'replace')) & 0xFFFFFFFF}"
+    return [*(f"{name}.jpg" for name in names), hashed, names[0]]
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
 
 
 def sharegpt4v(
@@ -280,20 +188,36 @@ def sharegpt4v(
     ] = None,
     protocol: Protocol | None = None,
 ) -> Source:
-    """Import ShareGPT4V's long captions."""
+    """Import ShareGPT4V's long captions: the second turn of each entry's conversation."""
     require_dataset(protocol, "sharegpt4v")
-    name = split or (protocol.split if protocol else "all")
+    split = split or (protocol.split if protocol else "all")
+    if split not in ("test", "train", "all"):
+        raise DataError(f"ShareGPT4V does not have a split {split!r}: use test, train or all")
     staging, members = Staging(), image_places(images)
-    digest = list_sharegpt4v(staging, annotations, members, name)
-    config = {"format": "sharegpt4v", "split": name}
-    return Source(config=config, inputs={"annotations": digest}, staging=staging, members=members)
+    count = 0
+    for number, entry in enumerate(json_items(annotations)):
+        count += 1
+        if split == "test" and number >= SHAREGPT4V_TEST:
+            break
+        if split == "train" and number < SHAREGPT4V_TEST:
+            continue
+        try:
+            name, text = entry["image"], entry["conversations"][1]["value"]
+            place = staging.locate(members, name)
+            image_id = staging.image_id(name, place)
+        except (KeyError, TypeError, IndexError, AttributeError):
+            staging.refuse("captions", f"entry-{number}", "does not have an image and second turn")
+            continue
+        staging.add(image_id, place, [(numbered(image_id, number), text)])
+    _refuse_none(count, annotations, "entries: give ShareGPT4V's share-captioner_*.json")
+    return Source(
+        config={"format": "sharegpt4v", "split": split},
+        inputs={"annotations": file_digest(annotations)},
+        staging=staging,
+        members=members,
+    )
 
 
-def urban1k(source: Places, protocol: Protocol | None = None) -> Source:
-    """Import Urban-1k, or any images with .txt captions of the same names beside them."""
-    require_dataset(protocol, "urban1k")
-    staging, members = Staging(), open_several(source)
-    list_beside(staging, members)
-    config = {"format": "urban1k", "split": "test"}
-    inputs = {"listed": staging.fingerprint()}
-    return Source(config=config, inputs=inputs, staging=staging, members=members)
+def _refuse_none(count: int, path: Path, what: str) -> None:
+    if not count:
+        raise DataError(f"{path} does not hold any {what}")

@@ -1,29 +1,25 @@
-"""Images with a class: class folders, the eight sets in their own layouts, CIFAKE's two sides."""
+"""Images with a class: class folders, the eight sets in their own layouts, CIFAKE."""
 
 from __future__ import annotations
 
-import io
-import json
-import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import Field
 
-from gmail_align.data.captions import name_id
-from gmail_align.data.classes import class_set
-from gmail_align.data.decode import SUFFIXES
+from gmail_align.data.classes import CLASS_SETS, class_set
+from gmail_align.data.ids import numbered
 from gmail_align.data.protocols import Protocol, find_protocol, require_dataset
 from gmail_align.errors import DataError
-from gmail_align.extras import require
-from gmail_align.importing.members import Members, base_name, open_several, suffix
-from gmail_align.importing.source import TEMPLATE, Places, Source, Template
-from gmail_align.importing.staging import Staging, add, refuse_faults
-
-Row = tuple[str, str, str]
-"""Image id, place, class as the files name it."""
+from gmail_align.importing.archives import open_several
+from gmail_align.importing.formats.class_layouts import LAYOUTS, Row
+from gmail_align.importing.formats.image_folders import common_folder, image_names
+from gmail_align.importing.members import base_name, nothing_found
+from gmail_align.importing.source import TEMPLATE, Places, Source, Template, whole_source
+from gmail_align.importing.splits import SplitChoice, choose_split, split_of, split_of_folders
+from gmail_align.importing.staging import Staging
 
 GENERATOR: Final = "CompVis/stable-diffusion-v1-4"
 """What made the generated images of CIFAKE, by its paper."""
@@ -34,86 +30,86 @@ CIFAR10: Final = (
 )
 
 
-def list_folders(staging: Staging, members: Members, template: str) -> dict[str, str]:
-    """List class folders: the class of ``[.../]dog/1.jpg`` is the first folder that divides them.
+def folder(source: Places, template: Template = TEMPLATE, split: SplitChoice = None) -> Source:
+    """Import folders of images named by their class; each image's caption is the template.
 
-    Images that all lie in one folder have no class, and get no captions.
-
-    Returns:
-        Key -> name of every class, sorted; the name has blanks for ``_``.
-
-    Raises:
-        DataError: there is no image, or some are in class folders and others are not.
+    The class of ``[.../]dog/1.jpg`` is the first folder that divides the images. Its name in a
+    caption has blanks for ``_``. Images that all lie in one folder do not have a class, and do not
+    get captions.
     """
-    refuse_faults(staging, members)
-    above: list[str] | None = None
-    for name in _images(members):
-        folders = name.split("/")[:-1]
-        if above is not None:
-            same = [one == other for one, other in zip(above, folders, strict=False)]
-            folders = folders[: [*same, False].index(False)]
-        above = folders
-    if above is None:
-        raise DataError("the source holds no image: give a folder, zip or tar of images")
-    start = len("/".join([*above, ""]))
-    labels = {name[start:].partition("/")[0] for name in _images(members) if "/" in name[start:]}
+    staging, members = Staging(), open_several(source)
+    staging.refuse_faults(members)
+    kept = choose_split(map(split_of_folders, image_names(members)), split, "the source")
+    names = [name for name in image_names(members) if kept in (None, split_of_folders(name))]
+    if not names:
+        raise nothing_found(members, "the source does not hold an image")
+    inside = {name: _below_split(name) if kept or split == "all" else name for name in names}
+    start = len(common_folder(list(inside.values())))
+    labels = {name[start:].partition("/")[0] for name in inside.values() if "/" in name[start:]}
     classes = {label: label.replace("_", " ") for label in sorted(labels)}
-    rows = (
-        (name_id(name[start:]), name, name[start:].rpartition("/")[0]) for name in _images(members)
-    )
-    if classes:
-        _list(staging, (_in_class(*row) for row in rows), classes, template)
-    else:
-        _list(staging, rows, {}, "")
-    return classes
+    for name in names:
+        label, slash, _ = inside[name][start:].partition("/")
+        if classes and not slash:
+            raise DataError(f"{name} is in no class folder, and others are: put it into one")
+        image_id = staging.image_id(inside[name][start:], name)
+        _add(staging, (image_id, name, label if classes else ""), classes, template)
+    staging.count_others(members)
+    config = {"format": "folder", "template": template, **({"split": split} if split else {})}
+    listed = whole_source(staging, members, config)
+    return replace(listed, names=classes or None, templates=[template])
 
 
-def _images(members: Members) -> Iterator[str]:
-    for name, fault in members.listing():
-        if not fault and suffix(name) in SUFFIXES:
-            yield name
+def _below_split(name: str) -> str:
+    """Return a path without the folder that is named by a split."""
+    *folders, base = name.split("/")
+    at = next((place for place, one in enumerate(folders) if split_of(one)), None)
+    return "/".join([*(one for place, one in enumerate(folders) if place != at), base])
 
 
-def _in_class(image_id: str, place: str, folder: str) -> Row:
-    if not folder:
-        raise DataError(f"{place} is in no class folder, and others are: put it into one")
-    return image_id, place, folder.partition("/")[0]
+def cifake(
+    source: Places,
+    real: Annotated[bool, Field(description="Import the real images.")] = False,
+    generated: Annotated[bool, Field(description="Import the generated images.")] = False,
+    split: Annotated[str, Field(description="Name of the split.")] = "train",
+    template: Template = TEMPLATE,
+) -> Source:
+    """Import the real or the generated images of CIFAKE, with ids by which `pair` joins them.
 
-
-def list_cifake(
-    staging: Staging, members: Members, *, generated: bool, template: str
-) -> dict[str, str]:
-    """List one side of CIFAKE: ``K_class/N.jpg``, or ``{REAL,FAKE}/N (C).jpg`` as published.
-
-    The k-th real and the k-th generated image of a class get ids that pair them (``dog-00007`` and
-    ``dog-00007-0-0``); they share the class and its prompt, no more.
-
-    Returns:
-        Key -> name of the ten classes.
-
-    Raises:
-        DataError: an image has no class, or there is none.
+    Images are ``K_class/N.jpg``, or ``{REAL,FAKE}/N (C).jpg`` as published. The k-th real and the
+    k-th generated image of a class get ids that pair them (``dog-00007`` and ``dog-00007-0-0``).
+    They share the class and its prompt, no more.
     """
-    side = "FAKE" if generated else "REAL"
+    if real == generated:
+        raise DataError("CIFAKE has two kinds of images: give --real or --generated, not both")
+    staging, members = Staging(), open_several(source)
+    kind = "generated" if generated else "real"
+    folder_name = "FAKE" if generated else "REAL"
     counts = dict.fromkeys(CIFAR10, 0)
-    refuse_faults(staging, members)
-    for name, fault in members.listing():
-        folders = name.split("/")[:-1]
-        other = {"REAL", "FAKE"} & set(folders)
-        if fault or suffix(name) not in SUFFIXES or (other and side not in other):
+    staging.refuse_faults(members)
+    splits = {split_of_folders(name) for name in image_names(members)} - {None}
+    for name in image_names(members):
+        other = {"REAL", "FAKE"} & set(name.split("/")[:-1])
+        if other and folder_name not in other:
+            continue
+        if splits and split_of_folders(name) != split_of(split):
             continue
         label = _cifake_class(name)
         image_id = f"{label}-{counts[label]:05d}"
         counts[label] += 1
         text = template.replace("{}", label)
         if generated:
-            staging.add_image(f"{image_id}-0-0", name, label=label, prompt=text)
+            image_id = numbered(numbered(image_id, 0), 0)
+            staging.add_image(image_id, name, label=label, prompt=text)
         else:
             staging.add_image(image_id, name, label=label)
-            staging.add_caption(f"{image_id}-0", text, image_id)
+            staging.add_caption(numbered(image_id, 0), text, image_id)
     if not any(counts.values()):
-        raise DataError(f"the source holds no {side.lower()} image of CIFAKE")
-    return {label: label for label in CIFAR10}
+        raise nothing_found(members, f"the source does not hold a {kind} image of CIFAKE")
+    config = {"format": "cifake", "side": kind, "split": split, "template": template}
+    record = {"source": "generated", "generator": GENERATOR} if generated else {}
+    listed = whole_source(staging, members, config)
+    names = {label: label for label in CIFAR10}
+    return replace(listed, names=names, templates=[template], record=record)
 
 
 def _cifake_class(name: str) -> str:
@@ -127,198 +123,10 @@ def _cifake_class(name: str) -> str:
     raise DataError(f"{name} names no class of CIFAKE: give its zips as they are published")
 
 
-def list_classification(
-    staging: Staging, name: str, members: Members, split: str, template: str
-) -> dict[str, str]:
-    """List one of the eight sets in the layout of its authors, which is also torchvision's.
-
-    Args:
-        staging: Gets the images, and one caption each by ``template``.
-        name: One of :data:`gmail_align.data.classes.CLASS_SETS`.
-        members: Folder, zip or tar that holds the set; both its lists and its images.
-        split: Split as the set's files name it (``test``, ``train``, ``val``).
-        template: Text of the captions.
-
-    Returns:
-        Key -> name of every class, in the set's order.
-
-    Raises:
-        DataError: the files of the set are not there, or name an unknown class.
-    """
-    own = class_set(name)
-    _list(staging, _known(name, members, split), own.names, template)
-    if not staging.count("images"):
-        raise DataError(f"the source lists no image of {name} {split}")
-    return dict(own.names)
-
-
-def _known(name: str, members: Members, split: str) -> Iterator[Row]:
-    """Yield a set's images with the keys of their classes."""
-    own = class_set(name)
-    for image_id, place, said in _LAYOUTS[name](members, split):
-        key = own.key(said)
-        if key is None:
-            raise DataError(f"{place} is of class {said!r}, which {name} does not have")
-        yield image_id, place, key
-
-
-def _list(staging: Staging, rows: Iterable[Row], names: Mapping[str, str], template: str) -> None:
-    for image_id, place, label in rows:
-        if not staging.add_image(image_id, place, label=label):
-            staging.refuse("images", image_id, f"{place} comes twice; the first is kept")
-            continue
-        if label:
-            add(staging, image_id, place, [(f"{image_id}-0", template.replace("{}", names[label]))])
-
-
-def _root(members: Members, marker: str, *roots: str) -> str:
-    """Return the first of ``roots`` below which the file ``marker`` is."""
-    for root in ("", *roots):
-        if members.stamp(root + marker) is not None:
-            return root
-    raise DataError(
-        f"the source has no {marker}, which lists the images: give the set as its authors pack it"
-    )
-
-
-def _read_lines(members: Members, name: str) -> Iterator[str]:
-    for line in members.read(name).decode("utf-8", "replace").splitlines():
-        if line.strip():
-            yield line.strip()
-
-
-def _dtd(members: Members, split: str) -> Iterator[Row]:
-    marker = f"labels/{split}1.txt"
-    root = _root(members, marker, "dtd/", "dtd/dtd/")
-    for line in _read_lines(members, root + marker):
-        yield name_id(line), f"{root}images/{line}", line.partition("/")[0]
-
-
-def _food101(members: Members, split: str) -> Iterator[Row]:
-    marker = f"meta/{split}.json"
-    root = _root(members, marker, "food-101/")
-    for label, images in json.loads(members.read(root + marker)).items():
-        for image in images:
-            yield name_id(f"{image}.jpg"), f"{root}images/{image}.jpg", label
-
-
-def _aircraft(members: Members, split: str) -> Iterator[Row]:
-    marker = f"images_variant_{split}.txt"
-    root = _root(members, marker, "data/", "fgvc-aircraft-2013b/data/")
-    for line in _read_lines(members, root + marker):
-        image, _, variant = line.partition(" ")
-        yield name_id(f"{image}.jpg"), f"{root}images/{image}.jpg", variant
-
-
-def _pets(members: Members, split: str) -> Iterator[Row]:
-    marker = f"annotations/{'trainval' if split == 'train' else split}.txt"
-    root = _root(members, marker, "oxford-iiit-pet/")
-    for line in _read_lines(members, root + marker):
-        image = line.split()[0]
-        yield name_id(f"{image}.jpg"), f"{root}images/{image}.jpg", image.rpartition("_")[0]
-
-
-def _sun397(members: Members, split: str) -> Iterator[Row]:
-    marker = {"test": "Testing_01.txt", "train": "Training_01.txt"}.get(split, f"{split}.txt")
-    root = _root(members, marker, "SUN397/", "Partitions/")
-    folder = "SUN397/" if root == "Partitions/" else root
-    for line in _read_lines(members, root + marker):
-        path = line.strip("/")
-        label = " ".join(path.split("/")[1:-1])
-        yield name_id(posixpath.basename(path)), folder + path, label
-
-
-def _caltech101(members: Members, split: str) -> Iterator[Row]:
-    for place, label, rest in _class_folders(members, "101_ObjectCategories"):
-        if label != "BACKGROUND_Google":
-            yield name_id(f"{label}/{rest}"), place, label
-
-
-def _imagenet(members: Members, split: str) -> Iterator[Row]:
-    for place, label, rest in _class_folders(members, split):
-        yield name_id(f"{label}/{rest}"), place, label
-
-
-def _class_folders(members: Members, above: str) -> Iterator[tuple[str, str, str]]:
-    """Yield (place, class, file) of every image two levels below the folder ``above``."""
-    found = False
-    for place, fault in members.listing():
-        parts = place.split("/")
-        if not fault and suffix(place) in SUFFIXES and above in parts[:-2]:
-            at = parts.index(above)
-            if len(parts) == at + 3:
-                found = True
-                yield place, parts[at + 1], parts[at + 2]
-    if not found:
-        raise DataError(f"the source has no images in class folders below {above}/: unpack them so")
-
-
-def _cars(members: Members, split: str) -> Iterator[Row]:
-    marker = {"test": "cars_test_annos_withlabels.mat", "train": "devkit/cars_train_annos.mat"}
-    root = _root(members, marker.get(split, split), "stanford_cars/")
-    keys = class_set("stanford_cars").keys
-    for row in _mat_rows(members.read(root + marker[split])):
-        image, number = str(row["fname"]), int(row["class"])
-        if not 1 <= number <= len(keys):
-            raise DataError(f"{image} is of class {number}, and Stanford Cars has {len(keys)}")
-        yield name_id(image), f"{root}cars_{split}/{image}", keys[number - 1]
-
-
-def _mat_rows(data: bytes) -> Iterator[Any]:
-    """Yield the entries of ``annotations`` in a MATLAB file; they hold ``fname`` and ``class``."""
-    scipy_io = require("scipy.io", "report")
-    try:
-        yield from scipy_io.loadmat(io.BytesIO(data), squeeze_me=True)["annotations"]
-    except (KeyError, ValueError, TypeError, NotImplementedError) as error:
-        raise DataError(f"the .mat file of Stanford Cars cannot be read: {error!r}") from error
-
-
-_LAYOUTS: Final[Mapping[str, Callable[[Members, str], Iterator[Row]]]] = {
-    "dtd": _dtd,
-    "stanford_cars": _cars,
-    "sun397": _sun397,
-    "food101": _food101,
-    "fgvc_aircraft": _aircraft,
-    "oxford_pets": _pets,
-    "caltech101": _caltech101,
-    "imagenet": _imagenet,
-}
-
-
-def folder(source: Places, template: Template = TEMPLATE) -> Source:
-    """Import folders of images named by their class; each image's caption is the template."""
-    staging, members = Staging(), open_several(source)
-    names = list_folders(staging, members, template)
-    config = {"format": "folder", "template": template}
-    return _whole(config, staging, members, names=names or None, templates=[template])
-
-
-def cifake(
-    source: Places,
-    real: Annotated[bool, Field(description="Import the real images.")] = False,
-    generated: Annotated[bool, Field(description="Import the generated images.")] = False,
-    split: Annotated[str, Field(description="Name of the split.")] = "train",
-    template: Template = TEMPLATE,
-) -> Source:
-    """Import the real or the generated images of CIFAKE, with ids by which `pair` joins them."""
-    if real == generated:
-        raise DataError("CIFAKE has two kinds of images: give --real or --generated, not both")
-    staging, members = Staging(), open_several(source)
-    names = list_cifake(staging, members, generated=generated, template=template)
-    kind = "generated" if generated else "real"
-    config = {"format": "cifake", "side": kind, "split": split, "template": template}
-    record = {"source": "generated", "generator": GENERATOR} if generated else {}
-    return _whole(config, staging, members, names=names, templates=[template], record=record)
-
-
 def classification(
     name: Annotated[
         str,
-        Field(
-            description="dtd, stanford_cars, sun397, food101, fgvc_aircraft, oxford_pets, "
-            "caltech101 or imagenet.",
-            json_schema_extra={"argument": "SET"},
-        ),
+        Field(description=f"{', '.join(CLASS_SETS)}.", json_schema_extra={"argument": "SET"}),
     ],
     source: Places,
     split: Annotated[
@@ -333,13 +141,27 @@ def classification(
     scored = find_protocol(name).split
     split = split or scored
     staging, members = Staging(), open_several(source)
-    names = list_classification(staging, name, members, split, template)
+    for image_id, place, label in LAYOUTS[name](members, split):
+        key = own.key(label)
+        if key is None:
+            raise DataError(f"{place} is of class {label!r}, which {name} does not have")
+        _add(staging, (image_id, place, key), own.names, template)
+    if not staging.count("images"):
+        raise nothing_found(members, f"the source does not list an image of {name} {split}")
     config = {"format": name, "split": split, "template": template}
-    listed = _whole(config, staging, members, names=names, templates=own.templates)
-    return replace(listed, convert=True, protocol=name if split == scored else None)
+    return replace(
+        whole_source(staging, members, config),
+        names=dict(own.names),
+        templates=own.templates,
+        convert=True,
+        protocol=name if split == scored else None,
+    )
 
 
-def _whole(config: dict[str, Any], staging: Staging, members: Members, **more: Any) -> Source:
-    """Make a source of a folder or archive that holds everything."""
-    inputs = {"listed": staging.fingerprint()}
-    return Source(config=config, inputs=inputs, staging=staging, members=members, **more)
+def _add(staging: Staging, row: Row, names: Mapping[str, str], template: str) -> None:
+    image_id, place, label = row
+    if not staging.add_image(image_id, place, label=label):
+        staging.refuse("images", image_id, f"{place} comes twice; the first is kept")
+    elif label:
+        text = template.replace("{}", names[label])
+        staging.add(image_id, place, [(numbered(image_id, 0), text)])

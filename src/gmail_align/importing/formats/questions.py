@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import Field
 
-from gmail_align.data.captions import name_id
+from gmail_align.data.ids import key_id, numbered
 from gmail_align.data.protocols import Protocol, require_dataset
 from gmail_align.data.questions import Question, letter
 from gmail_align.errors import DataError
-from gmail_align.importing.formats.streams import file_digest, json_items, json_pairs
-from gmail_align.importing.formats.tables import Tables, table_rows
-from gmail_align.importing.members import Members, open_several
-from gmail_align.importing.source import Images, Source, files_in, files_of_split, image_places
-from gmail_align.importing.staging import Staging, located
+from gmail_align.importing.archives import open_several
+from gmail_align.importing.members import Members
+from gmail_align.importing.rows import ParquetImages, parquet_file, table_rows
+from gmail_align.importing.source import Images, Source, image_places
+from gmail_align.importing.splits import files_in, files_of_split
+from gmail_align.importing.staging import Staging
+from gmail_align.importing.streams import file_digest, json_pairs
 
 _MMMU_IMAGES: Final = 7  # image_1 .. image_7
 
@@ -44,7 +46,7 @@ def list_scienceqa(
     count = 0
     for number, problem in json_pairs(problems):
         if not isinstance(problem, dict) or "question" not in problem:
-            raise DataError(f"{problems}: entry {number!r} is no problem of ScienceQA")
+            raise DataError(f"{problems}: entry {number!r} is not a problem of ScienceQA")
         if problem.get("split") != split or (with_image and not problem.get("image")):
             continue
         count += 1
@@ -52,9 +54,9 @@ def list_scienceqa(
         question = _scienceqa(staging, number, problem, images, split)
         if question and images:
             tail = f"{split}/{number}/{problem['image']}"
-            staging.add_image(number, located(members, f"images/{tail}", tail))
+            staging.add_image(number, staging.locate(members, f"images/{tail}", tail))
     if not count:
-        raise DataError(f"{problems} holds no question of the split {split!r}")
+        raise DataError(f"{problems} does not hold a question of the split {split!r}")
     return file_digest(problems)
 
 
@@ -72,7 +74,7 @@ def list_scienceqa_table(
             question = _scienceqa(staging, name, values, images, split)
             if question and images:
                 staging.add_image(name, f"{number}:{row}:image")
-    return Tables(paths, "image")
+    return ParquetImages(paths)
 
 
 def _scienceqa(
@@ -95,7 +97,7 @@ def _scienceqa(
             split=split,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        staging.refuse("questions", name, f"is no question of ScienceQA: {error}")
+        staging.refuse("questions", name, f"is not a question of ScienceQA: {error}")
         return False
     return _add(staging, question)
 
@@ -115,33 +117,27 @@ def list_mmmu(staging: Staging, paths: Sequence[Path], members: Members | None) 
     for number, path in enumerate(paths):
         names = [f"image_{k}" for k in range(1, _MMMU_IMAGES + 1)]
         present = [_rows_with(path, (name,)) for name in names] if inside else []
-        for row, values in _mmmu_rows(path):
+        for row, values in table_rows(path):
             if not isinstance(values, dict) or "id" not in values:
-                staging.refuse("questions", f"row-{number}-{row}", "is no question of MMMU")
+                reason = values if isinstance(values, DataError) else "is not a question of MMMU"
+                staging.refuse("questions", f"row-{number}-{row}", str(reason))
                 continue
-            places, stem = {}, name_id(f"{values['id']}.x")
+            places, stem = {}, key_id(str(values["id"]))
             for k, name in enumerate(names, 1):
                 if inside and present[k - 1][row]:
-                    places[f"{stem}-{k}"] = f"{number}:{row}:{name}"
+                    places[numbered(stem, k)] = f"{number}:{row}:{name}"
                 elif not inside and isinstance(values.get(name), str) and values[name]:
-                    places[f"{stem}-{k}"] = located(members, values[name])
+                    places[numbered(stem, k)] = staging.locate(members, values[name])
             if _mmmu(staging, values, tuple(places)):
                 for image_id, place in places.items():
                     staging.add_image(image_id, place)
     if not staging.count("questions") + staging.left_out_count("questions"):
-        raise DataError(f"{paths[0]} holds no question of MMMU: give its Parquet or JSON")
-    return Tables(paths, "image_1") if inside else members
-
-
-def _mmmu_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if path.suffix == ".json":
-        yield from enumerate(json_items(path))
-    else:
-        yield from table_rows(path)
+        raise DataError(f"{paths[0]} does not hold a question of MMMU: give its Parquet or JSON")
+    return ParquetImages(paths) if inside else members
 
 
 def _mmmu(staging: Staging, values: Mapping[str, Any], images: tuple[str, ...]) -> bool:
-    name = name_id(f"{values['id']}.x")
+    name = key_id(str(values["id"]))
     try:
         choices = _literal_list(values.get("options"))
         open_one = values.get("question_type", "multiple-choice") != "multiple-choice"
@@ -159,7 +155,7 @@ def _mmmu(staging: Staging, values: Mapping[str, Any], images: tuple[str, ...]) 
             split=str(values["id"]).partition("_")[0],
         )
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
-        staging.refuse("questions", name, f"is no question of MMMU: {error}")
+        staging.refuse("questions", name, f"is not a question of MMMU: {error}")
         return False
     return _add(staging, question)
 
@@ -176,15 +172,13 @@ def _literal_list(value: Any) -> tuple[str, ...]:
 
 def _rows_with(path: Path, columns: Sequence[str]) -> list[bool]:
     """Tell of every row of a Parquet file whether one of the columns is filled."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with parquet_file(path) as file:
         have = [name for name in columns if name in file.schema_arrow.names]
-        found: list[bool] = []
+        filled: list[bool] = []
         for batch in file.iter_batches(batch_size=64, columns=have):
             masks = [batch.column(name).is_valid().to_pylist() for name in have]
-            found += [any(row) for row in zip(*masks, strict=True)] if masks else []
-        return found or [False] * file.metadata.num_rows
+            filled += [any(row) for row in zip(*masks, strict=True)] if masks else []
+        return filled or [False] * file.metadata.num_rows
 
 
 def _add(staging: Staging, question: Question) -> bool:
@@ -215,7 +209,7 @@ def scienceqa(
     if source.name.endswith((".json", ".json.gz")):
         digest = list_scienceqa(staging, source, members, split, with_image=with_image)
     else:
-        paths = files_of_split(files_in([source], (".parquet",)), split)
+        paths = files_of_split(files_in([source], (".parquet",), "all"), split)
         members = list_scienceqa_table(staging, paths, split, with_image=with_image)
         digest = staging.fingerprint()
     inputs = {"problems": digest}
@@ -234,7 +228,7 @@ def mmmu(
     require_dataset(protocol, "mmmu")
     split = protocol.split if protocol else split or "validation"
     staging = Staging()
-    paths = files_of_split(files_in([source], (".parquet", ".jsonl", ".json")), split)
+    paths = files_of_split(files_in([source], (".parquet", ".jsonl", ".json"), "all"), split)
     members = list_mmmu(staging, paths, image_places(images))
     config, inputs = {"format": "mmmu", "split": split}, {"problems": staging.fingerprint()}
     return Source(config=config, inputs=inputs, staging=staging, members=members, convert=True)

@@ -1,20 +1,27 @@
-"""Files of metadata read one entry at a time: JSON, JSON lines, plain lines; also gzipped."""
+"""The reading layer: files of text, read one entry at a time, whatever their encoding.
+
+JSON, JSON lines and plain lines, gzipped or not, in UTF-8 or UTF-16 with or without a byte-order
+mark. What cannot be read is yielded as a :class:`DataError` in the place of the entry, so that the
+importers list it with its reason.
+"""
 
 from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import json
 import re
-import zlib
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, cast, runtime_checkable
 
 from gmail_align.artifacts import sha256_file
-from gmail_align.errors import DataError
+from gmail_align.errors import DataError, GmailAlignError
 
 MAX_LINE: Final = 16 * 2**20
 """Longest line, and longest entry of a JSON file, in bytes."""
@@ -22,28 +29,123 @@ MAX_LINE: Final = 16 * 2**20
 _BLOCK: Final = 2**18
 _NUMBER: Final = re.compile(r"[-+.0-9eE]*")
 _BLANKS: Final = re.compile(r"[ \t\n\r]*")
+_PACKED: Final = {
+    b"PK\x03\x04": "a zip archive",
+    b"\xfd7zXZ": "packed by xz",
+    b"BZh": "packed by bzip2",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+}
+_WIDE: Final = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A file that lies inside an archive: its name, and its bytes."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        """Return the name, for messages."""
+        return self.name
+
+
+TextFile = Path | Inside
+
+
+@runtime_checkable
+class ByteStream(Protocol):
+    """What is needed of an open file."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return so many bytes; all without a size."""
+
+    def readline(self, size: int = -1, /) -> bytes:
+        """Return the bytes up to the next line's beginning."""
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BufferedIOBase]:
-    """Open a file for reading, unpacked on the way when it is gzipped.
+def damaged(what: str) -> Iterator[None]:
+    """Turn whatever a foreign parser raises inside into one sentence about ``what``.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: ``what`` is damaged, or the system cannot read it.
     """
     try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            if not packed:
-                yield raw
-                return
-            with gzip.open(raw) as file:
-                yield file
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        yield
+    except (GmailAlignError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise DataError(f"{what} cannot be read: {error.strerror}") from error
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise DataError(f"{what} is damaged: {reason}") from error
+
+
+@contextmanager
+def opened(path: TextFile) -> Iterator[ByteStream]:
+    """Open a file of text as a stream of UTF-8 without a byte-order mark, unpacked if gzipped.
+
+    Raises:
+        DataError: it is missing, damaged, or an archive.
+    """
+    with _raw(path) as raw, damaged(str(path)):
+        head = raw.read(4)
+        raw.seek(0)
+        _refuse_archive(path, head)
+        if not head.startswith(b"\x1f\x8b"):
+            yield _decoded(raw)
+            return
+        with gzip.open(raw) as file:
+            yield _decoded(cast(BufferedIOBase, file))
+
+
+@contextmanager
+def _raw(path: TextFile) -> Iterator[BufferedIOBase]:
+    if isinstance(path, Inside):
+        yield io.BytesIO(path.data)
+        return
+    require_file(path)
+    with path.open("rb") as file:
+        yield file
+
+
+def require_file(path: Path) -> None:
+    """Check that a file is there and can be read twice, as a pipe cannot.
+
+    Raises:
+        DataError: it is not.
+    """
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"there is no annotation file at {path}: give the right one") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is cut off or damaged ({error}): download it again") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if not regular:
+        raise DataError(f"there is no annotation file at {path}: it is no regular file")
+
+
+def _refuse_archive(path: TextFile, head: bytes) -> None:
+    for magic, what in _PACKED.items():
+        if head.startswith(magic):
+            raise DataError(f"{path} is {what}: unpack it, and give the file inside")
+
+
+def _decoded(file: BufferedIOBase) -> ByteStream:
+    head = file.read(4)
+    for mark, encoding in _WIDE.items():
+        if head.startswith(mark):
+            file.seek(0)
+            return cast(ByteStream, codecs.EncodedFile(file, "utf-8", encoding))
+    file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
+    return file
 
 
 def file_digest(path: Path) -> str:
@@ -52,19 +154,28 @@ def file_digest(path: Path) -> str:
     Raises:
         DataError: it is missing.
     """
-    try:
+    require_file(path)
+    with damaged(str(path)):
         return sha256_file(path)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise DataError(f"there is no annotation file at {path}: give the right one") from error
 
 
-def json_items(path: Path, key: str = "") -> Iterator[Any]:
+def json_value(path: TextFile) -> Any:
+    """Return what a small JSON file holds.
+
+    Raises:
+        DataError: the file is missing or not JSON.
+    """
+    with _json(path) as reader:
+        return reader.value()
+
+
+def json_items(path: TextFile, key: str = "") -> Iterator[Any]:
     """Yield the values of a JSON file's list, or of the list under a key of its object.
 
     Nothing is yielded when the file is of another shape.
 
     Raises:
-        DataError: the file is missing or no JSON.
+        DataError: the file is missing or not JSON.
     """
     with _json(path) as reader:
         if not key and reader.peek() == "[":
@@ -77,11 +188,11 @@ def json_items(path: Path, key: str = "") -> Iterator[Any]:
                     reader.skip()
 
 
-def json_pairs(path: Path) -> Iterator[tuple[str, Any]]:
+def json_pairs(path: TextFile) -> Iterator[tuple[str, Any]]:
     """Yield key and value of every entry of a JSON file's object; nothing for another shape.
 
     Raises:
-        DataError: the file is missing or no JSON.
+        DataError: the file is missing or not JSON.
     """
     with _json(path) as reader:
         if reader.peek() == "{":
@@ -89,11 +200,11 @@ def json_pairs(path: Path) -> Iterator[tuple[str, Any]]:
                 yield name, reader.value()
 
 
-def json_keys(path: Path) -> dict[str, str] | None:
+def json_keys(path: TextFile) -> dict[str, str] | None:
     """Return the keys of a JSON file's object with the first sign of each value, None for a list.
 
     Raises:
-        DataError: the file is missing or no JSON.
+        DataError: the file is missing or not JSON.
     """
     found = {}
     with _json(path) as reader:
@@ -108,9 +219,9 @@ def json_keys(path: Path) -> dict[str, str] | None:
 class _JsonReader:
     """Reads JSON from a stream; what is held at a time is one value that was asked for."""
 
-    def __init__(self, file: BufferedIOBase) -> None:
+    def __init__(self, file: ByteStream) -> None:
         self._file = file
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._text, self._place, self._over = "", 0, False
         self._json = json.JSONDecoder()
 
@@ -191,19 +302,17 @@ class _JsonReader:
 
 
 @contextmanager
-def _json(path: Path) -> Iterator[_JsonReader]:
+def _json(path: TextFile) -> Iterator[_JsonReader]:
     with opened(path) as file:
         try:
             yield _JsonReader(file)
-        except DataError:
-            raise
         except (ValueError, RecursionError) as error:
-            said = " ".join(str(error).split())[:120]
-            raise DataError(f"{path} is not json ({said}): download it again") from error
+            reason = " ".join(str(error).split())[:120]
+            raise DataError(f"{path} is not json ({reason}): download it again") from error
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield number (from 1) and value of every line; a line that is no JSON yields a DataError.
+def json_lines(path: TextFile) -> Iterator[tuple[int, Any]]:
+    """Yield number (from 1) and value of every line; a line that is not JSON yields a DataError.
 
     Raises:
         DataError: the file is missing.
@@ -213,13 +322,14 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield number, text
         elif text.strip():
             try:
-                yield number, json.loads(text)
+                value = json.loads(text)
             except (ValueError, RecursionError):
-                yield number, DataError("is no JSON")
+                value = DataError("is not JSON")
+            yield number, value
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
-    """Yield number (from 1) and text of every line; one that is no UTF-8 yields a DataError.
+def text_lines(path: TextFile) -> Iterator[tuple[int, str | DataError]]:
+    """Yield number (from 1) and text of every line; one that is not UTF-8 yields a DataError.
 
     Raises:
         DataError: the file is missing or damaged.
@@ -234,6 +344,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
                 yield number, DataError(f"is longer than {MAX_LINE} bytes")
                 continue
             try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                text: str | DataError = line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
-                yield number, DataError("is no UTF-8")
+                text = DataError("is not UTF-8")
+            yield number, text

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gmail_align.errors import DataError
-from gmail_align.importing.formats import streams
-from gmail_align.importing.formats.streams import (
+from gmail_align.importing import streams
+from gmail_align.importing.streams import (
     json_items,
     json_keys,
     json_lines,
@@ -84,8 +84,8 @@ def test_lines_that_are_no_json_or_no_text_are_values_of_their_own(tmp_path: Pat
     assert [number for number, _ in found] == [1, 3, 4, 5]
     assert [value for _, value in found if not isinstance(value, DataError)] == [{"a": 1}, [2]]
     assert [str(value) for _, value in found if isinstance(value, DataError)] == [
-        "is no JSON",
-        "is no UTF-8",
+        "is not JSON",
+        "is not UTF-8",
     ]
 
 
@@ -105,5 +105,5 @@ def test_files_that_are_missing_or_cut_off(tmp_path: Path) -> None:
         list(text_lines(tmp_path / "none"))
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(b"some text\n" * 1000)[:-20])
-    with pytest.raises(DataError, match="is cut off or damaged"):
+    with pytest.raises(DataError, match="is damaged"):
         list(text_lines(path))

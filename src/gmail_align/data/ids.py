@@ -1,0 +1,81 @@
+"""Ids of images, captions and generated images: one convention, in one place.
+
+An image's id is made of its file's name. The ``k``-th caption of image ``dog`` may be ``dog-k``.
+The ``k``-th image generated from caption ``dog-0`` is ``dog-0-k``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from gmail_align.errors import DataError
+
+_SAFE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,89}")
+_NAME_LENGTH: Final = 80  # ids of captions and of generated images are longer than their image's
+
+
+def safe_id(value: str, what: str) -> str:
+    """Return ``value`` if it can name a file and a WebDataset sample.
+
+    Ids are 1 to 90 letters, digits, ``_`` and ``-``, and begin with a letter or a digit: no dots
+    (they split a sample's name), no slashes (they leave the folder).
+
+    Args:
+        value: The id.
+        what: What it is the id of, for the message.
+
+    Raises:
+        DataError: another id.
+    """
+    if not _SAFE_ID.fullmatch(value):
+        raise DataError(
+            f"{what} has the id {value[:100]!r}: ids are 1 to 90 letters, digits, '_' and '-', "
+            "beginning with a letter or a digit"
+        )
+    return value
+
+
+def name_id(name: str) -> str:
+    """Return the id of a file by its name inside its set, without the suffix.
+
+    Folders are set off by ``--``. Where a name cannot be an id, unfit characters are replaced and
+    ten digits of its hash are added, so that different names never give one id.
+    """
+    stem = posixpath.splitext(name)[0]
+    plain = stem.replace("/", "--")
+    if _SAFE_ID.fullmatch(plain) and len(plain) <= _NAME_LENGTH and "--" not in stem:
+        return plain
+    fit = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[: _NAME_LENGTH - 11] or "image"
+    return f"{fit}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:10]}"
+
+
+def key_id(key: str) -> str:
+    """Return the id of a key that is no file name: all of it counts, dots included."""
+    return name_id(f"{key}.x")
+
+
+def numbered(stem: str, k: int) -> str:
+    """Return the id of an image's ``k``-th caption, or of a caption's ``k``-th generated image."""
+    return f"{stem}-{k}"
+
+
+def split_number(value: str) -> tuple[str, int] | None:
+    """Return the two parts of :func:`numbered`; None for an id of another form."""
+    stem, dash, k = value.rpartition("-")
+    return (stem, int(k)) if dash and k.isdecimal() and k.isascii() else None
+
+
+def generated_by_caption(image_ids: Iterable[str]) -> dict[str, list[str]]:
+    """Return caption id -> the ids of its generated images, by ascending ``k``.
+
+    Ids of another form are left out.
+    """
+    numbers: dict[str, list[tuple[int, str]]] = {}
+    for image_id in image_ids:
+        if parts := split_number(image_id):
+            numbers.setdefault(parts[0], []).append((parts[1], image_id))
+    return {caption: [name for _, name in sorted(items)] for caption, items in numbers.items()}

@@ -1,0 +1,215 @@
+"""Folders of images whose captions lie beside them: Urban-1k, and what lies on anyone's disk."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from gmail_align.data.captions import is_usable
+from gmail_align.data.decode import SUFFIXES
+from gmail_align.data.ids import key_id, numbered
+from gmail_align.data.protocols import Protocol, require_dataset
+from gmail_align.errors import DataError
+from gmail_align.importing.archives import open_members, open_several
+from gmail_align.importing.members import Members, base_name, nothing_found, suffix
+from gmail_align.importing.rows import table_rows
+from gmail_align.importing.source import Places, Source, whole_source
+from gmail_align.importing.splits import SplitChoice, choose_split, split_of_folders
+from gmail_align.importing.staging import Staging
+from gmail_align.importing.streams import Inside, json_pairs, text_lines
+
+_TABLES: Final = frozenset(
+    f"{stem}.{kind}"
+    for stem in ("captions", "metadata", "prompts")
+    for kind in ("jsonl", "json", "csv", "tsv")
+)
+"""Files that may hold the captions of the images in their folder and below."""
+_NAME_COLUMNS: Final = ("file_name", "filename", "image", "path", "name", "image_id", "id")
+_TEXT_COLUMNS: Final = ("text", "caption", "prompt", "captions", "prompts")
+_TEXT_FILES: Final = ("txt", "caption", "json")
+_LAYOUT: Final = ("image", "images", "caption", "captions")
+"""Folders that part images from captions, as ``image/7.jpg`` and ``caption/7.txt``."""
+
+
+def urban1k(source: Places, split: SplitChoice = None, protocol: Protocol | None = None) -> Source:
+    """Import Urban-1k, or any images with captions beside them: .txt files, or a table."""
+    require_dataset(protocol, "urban1k")
+    staging, members = Staging(), open_several(source)
+    _list_images(staging, members, split, every=True)
+    return whole_source(staging, members, {"format": "urban1k", "split": split or "test"})
+
+
+def image_folder(place: Path, kind: Literal["real", "generated"]) -> Source:
+    """List a folder, zip or tar of images, and those captions that lie beside them."""
+    staging, members = Staging(), open_members(place)
+    _list_images(staging, members, None, every=False)
+    source = whole_source(staging, members, {"format": "files", "source": kind})
+    return replace(source, record={"source": kind})
+
+
+def image_names(members: Members) -> Iterator[str]:
+    """Yield the files whose suffix is that of an image."""
+    for name, fault in members.listing():
+        if not fault and suffix(name) in SUFFIXES:
+            yield name
+
+
+def common_folder(names: Sequence[str]) -> str:
+    """Return the folder, with its slash, that all files lie in; empty when there is none."""
+    above = posixpath.commonpath([posixpath.dirname(name) for name in names]) if names else ""
+    return f"{above}/" if above else ""
+
+
+def _list_images(staging: Staging, members: Members, wanted: str | None, *, every: bool) -> None:
+    """List images and their captions.
+
+    Args:
+        staging: Gets them.
+        members: Where they are.
+        wanted: The split that is chosen.
+        every: Whether an image without a caption, and a caption without an image, are faults.
+    """
+    staging.refuse_faults(members)
+    names = [name for name, fault in members.listing() if not fault]
+    images = [name for name in names if suffix(name) in SUFFIXES]
+    if not every:
+        images.sort()  # a folder and a zip of it give the same
+    split = choose_split(map(split_of_folders, images), wanted, "the source")
+    images = [name for name in images if split in (None, split_of_folders(name))]
+    if not images:
+        raise nothing_found(members, "the source does not hold an image")
+    captions = _CaptionsBeside(members, names, images)
+    start = len(common_folder([f"{_key(name)}.x" for name in images]))
+    for name in images:
+        image_id = staging.image_id(f"{_key(name)[start:]}.{suffix(name)}", name)
+        texts = [text for text in captions.of(name) if every or is_usable(text)]
+        rows = [(numbered(image_id, k), text) for k, text in enumerate(texts)]
+        staging.add(image_id, name, rows)
+        if every and not texts:
+            staging.refuse("captions", image_id, f"{name} does not have a caption beside it")
+    if every:
+        for entry in captions.unused():
+            staging.refuse("captions", key_id(base_name(entry)), f"{entry} has no image")
+    staging.passed_over.update(
+        suffix(name) for name in names if suffix(name) not in SUFFIXES and not captions.read(name)
+    )
+
+
+def _key(name: str) -> str:
+    """Return what an image and its file of captions have in common."""
+    stem = posixpath.splitext(name)[0]
+    folder, _, base = stem.rpartition("/")
+    outer, _, inner = folder.rpartition("/")
+    return posixpath.join(outer if inner in _LAYOUT else folder, base)
+
+
+class _CaptionsBeside:
+    """The captions of images: in a table of their own folder or one above, or in a file each."""
+
+    def __init__(self, members: Members, names: Sequence[str], images: Sequence[str]) -> None:
+        self._members = members
+        self._files: dict[str, list[str]] = defaultdict(list)
+        self._used: set[str] = set()
+        keys = {_key(name) for name in images}
+        for name in names:
+            if suffix(name) in _TEXT_FILES and posixpath.basename(name) not in _TABLES:
+                self._files[_key(name)].append(name)
+        self._alone = sorted(
+            name
+            for key, files in self._files.items()
+            if key not in keys
+            for name in files
+            if suffix(name) != "json"
+        )
+        self._tables = {
+            posixpath.dirname(name): _Table(members, name, images)
+            for name in sorted(names, reverse=True)
+            if posixpath.basename(name) in _TABLES
+        }
+
+    def of(self, name: str) -> list[str]:
+        """Return the captions of an image; an unreadable file gives one empty caption."""
+        folder = posixpath.dirname(name)
+        while True:
+            table = self._tables.get(folder)
+            if table and (texts := table.of(name)):
+                return texts
+            if not folder:
+                break
+            folder = posixpath.dirname(folder)
+        for kind in _TEXT_FILES:
+            for file in self._files.get(_key(name), ()):
+                if suffix(file) == kind and (texts := self._texts(file)):
+                    self._used.add(file)
+                    return texts
+        return []
+
+    def _texts(self, file: str) -> list[str]:
+        try:
+            inside = Inside(file, self._members.read(file))
+            if suffix(file) == "json":
+                return _texts_of(dict(json_pairs(inside)), _TEXT_COLUMNS)
+            lines = [line if isinstance(line, str) else "" for _, line in text_lines(inside)]
+        except DataError:
+            return [""]
+        return [line for line in lines if line.strip()] or [""]
+
+    def read(self, name: str) -> bool:
+        """Whether a file was read for captions."""
+        return name in self._used or posixpath.basename(name) in _TABLES
+
+    def unused(self) -> list[str]:
+        """Return the files and table entries of captions that belong to no image."""
+        return [*self._alone, *(one for table in self._tables.values() for one in table.unused())]
+
+
+class _Table:
+    """The captions in one table; it names images by path below its own folder, or by file name."""
+
+    def __init__(self, members: Members, name: str, images: Sequence[str]) -> None:
+        self._name, self._start = name, len(name) - len(posixpath.basename(name))
+        self._texts: dict[str, list[str]] = defaultdict(list)
+        self._used: set[str] = set()
+        for number, row in table_rows(Inside(name, members.read(name))):
+            if isinstance(row, Mapping):
+                image = next(iter(_texts_of(row, _NAME_COLUMNS)), f"row {number}")
+                self._texts[posixpath.normpath(image)] += _texts_of(row, _TEXT_COLUMNS)
+            else:
+                self._texts[f"row {number}"] += []
+        below = [image[self._start :] for image in images if image.startswith(name[: self._start])]
+        self._alike = Counter(one for image in below for one in set(_short_names(image)))
+
+    def of(self, image: str) -> list[str]:
+        """Return an image's captions; a short name counts where it stands for one image alone."""
+        own = image[self._start :]
+        clear = [name for name in _short_names(own) if self._alike[name] == 1]
+        for name in (own, *clear):
+            if name in self._texts:
+                self._used.add(name)
+                return self._texts[name]
+        return []
+
+    def unused(self) -> list[str]:
+        """Return the entries that belong to no image."""
+        return [f"{name} in {self._name}" for name in self._texts if name not in self._used]
+
+
+def _short_names(path: str) -> tuple[str, ...]:
+    """Return by what a table may name an image besides its path."""
+    names = dict.fromkeys((posixpath.splitext(path)[0], posixpath.basename(path), base_name(path)))
+    return tuple(name for name in names if name != path)
+
+
+def _texts_of(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    """Return the texts of the first column that has any."""
+    for column in columns:
+        value = row.get(column)
+        values = value if isinstance(value, list) else [value]
+        plain = [str(one) for one in values if isinstance(one, str | int) and one is not True]
+        if texts := [text.strip() for text in plain if text.strip()]:
+            return texts
+    return []

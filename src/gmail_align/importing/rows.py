@@ -1,0 +1,321 @@
+"""The reading layer of tables: Parquet, CSV, TSV, JSON, JSON lines, and plain lines of text."""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gmail_align.errors import DataError
+from gmail_align.importing.streams import (
+    MAX_LINE,
+    ByteStream,
+    Inside,
+    TextFile,
+    damaged,
+    json_items,
+    json_lines,
+    json_pairs,
+    opened,
+    require_file,
+    text_lines,
+)
+
+TABLES: Final = (
+    *(".parquet", ".jsonl", ".ndjson", ".csv", ".tsv"),
+    *(".jsonl.gz", ".ndjson.gz", ".csv.gz", ".tsv.gz"),
+)
+"""Suffixes of files that are tables for sure; .json and .txt may be something else."""
+
+_SIGNS: Final = (",", ";", "|", "\t")
+_LONGEST_RECORD: Final = 200  # lines of one quoted CSV record
+_BATCH: Final = 64  # rows that are decoded at a time where images are inside
+
+
+def table_rows(path: TextFile, columns: Sequence[str] = ()) -> Iterator[tuple[int, Any]]:
+    """Yield number (from 0) and values (a dict, or one text) of every row of a table.
+
+    A line of plain text, and a text in a JSON list, is a row that is one text.
+    Columns of Parquet that hold bytes are left out (their ``path`` stays). A row that cannot be
+    read yields a DataError in the place of its values.
+
+    Raises:
+        DataError: the file is missing, damaged, or lacks one of ``columns``.
+    """
+    name = path.name.lower().removesuffix(".gz")
+    kind = name.rpartition(".")[2]
+    if kind == "parquet":
+        if isinstance(path, Inside):
+            raise DataError(f"{path} is Parquet inside an archive: unpack it")
+        yield from _parquet_rows(path, columns)
+    elif kind in ("csv", "tsv"):
+        yield from _csv_rows(path, kind, columns)
+    elif kind == "json":
+        yield from enumerate(_row(value) for value in _json_values(path))
+    elif kind in ("jsonl", "ndjson"):
+        yield from ((number - 1, _row(value)) for number, value in json_lines(path))
+    elif kind == "txt":
+        for number, text in text_lines(path):
+            if text:
+                yield number - 1, text
+    else:
+        raise DataError(
+            f"{path} is neither .parquet nor .json, .jsonl, .csv, .tsv or .txt: name it by its "
+            "format"
+        )
+
+
+def _row(value: Any) -> Any:
+    return value if isinstance(value, dict | str | DataError) else DataError("is no row of columns")
+
+
+def _json_values(path: TextFile) -> Iterator[Any]:
+    """Yield a list's entries; of an object of image -> captions, one row an image."""
+    empty = True
+    for value in json_items(path):
+        empty = False
+        yield value
+    if not empty:
+        return
+    for name, value in json_pairs(path):
+        if not isinstance(value, str | list):
+            raise DataError(f"{path} is json, but no list of rows: give a table")
+        yield {"image": name, "caption": value}
+
+
+def _csv_rows(path: TextFile, kind: str, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    with opened(path) as file:
+        lines = _Lines(file)
+        head = lines.read().decode("utf-8", "replace").rstrip("\r\n")
+        sign, names = _header(head, kind, columns)
+        require_columns(path, columns, names)
+        for number, record in enumerate(_records(lines, sign, len(names))):
+            if isinstance(record, DataError):
+                yield number, record
+            else:
+                yield number, dict(zip(names, record, strict=True))
+
+
+class _Lines:
+    """The lines of a file, some of which can be given back."""
+
+    def __init__(self, file: ByteStream) -> None:
+        self._file = file
+        self._waiting: deque[bytes] = deque()
+
+    def read(self) -> bytes:
+        """Return the next line; empty at the end."""
+        return self._waiting.popleft() if self._waiting else self._file.readline(MAX_LINE)
+
+    def give_back(self, lines: Sequence[bytes]) -> None:
+        self._waiting.extendleft(reversed(lines))
+
+
+def _header(head: str, kind: str, columns: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the sign between fields and the columns: the sign that gives the columns asked for."""
+    best = ("\t" if kind == "tsv" else ",", [""])
+    for sign in ("\t",) if kind == "tsv" else _SIGNS:
+        names = [name.strip() for name in next(csv.reader([head], delimiter=sign), [""])]
+        if columns and set(columns) <= set(names):
+            return sign, names
+        if len(names) > len(best[1]):
+            best = (sign, names)
+    return best[0], best[1] if best[1] != [""] else [head.strip()]
+
+
+def _records(lines: _Lines, sign: str, width: int) -> Iterator[list[str] | DataError]:
+    """Yield the fields of every record; a quoted field may go over several lines.
+
+    A quotation mark that does not close would swallow everything behind it. Such a line is read as
+    it stands where that gives the right number of fields.
+    """
+    while line := lines.read():
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            yield DataError("is not UTF-8")
+            continue
+        if not text.strip("\r\n"):
+            continue
+        fields = _over_lines(text, lines, sign)
+        if fields is None:
+            fields = [_unquoted(one) for one in text.rstrip("\r\n").split(sign)]
+        if len(fields) == width:
+            yield fields
+        else:
+            yield DataError(f"has {len(fields)} fields, and the table has {width} columns")
+
+
+def _over_lines(text: str, lines: _Lines, sign: str) -> list[str] | None:
+    """Split one record, reading on until its quotation marks close; None where they never do.
+
+    In a TSV, quotation marks are part of the text, as its writers do not double them.
+    """
+    if sign == "\t":
+        return None
+    held: list[bytes] = []
+    while True:
+        try:
+            return next(csv.reader([text], delimiter=sign, strict=True, skipinitialspace=True))
+        except csv.Error as error:
+            more = b""
+            if "unexpected end" in str(error) and len(held) < _LONGEST_RECORD:
+                more = lines.read()
+            if not more:
+                lines.give_back(held)
+                return None
+            held.append(more)
+            text += more.decode("utf-8", "replace")
+
+
+def _unquoted(field: str) -> str:
+    """Take the quotation marks off a field that is quoted as a whole."""
+    inner = field[1:-1]
+    whole = len(field) > 1 and field[0] == field[-1] == '"'
+    return inner.replace('""', '"') if whole and '"' not in inner.replace('""', "") else field
+
+
+@contextmanager
+def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    require_file(path)
+    with damaged(str(path)), pq.ParquetFile(path, pre_buffer=False) as file:
+        yield file
+
+
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    with parquet_file(path) as file:
+        kinds = {field.name: field.type for field in file.schema_arrow}
+        require_columns(path, columns, list(kinds))
+        wanted = [part for name, kind in kinds.items() for part in _without_bytes(name, kind)]
+        row = 0
+        for batch in file.iter_batches(batch_size=1024, columns=wanted):
+            for values in batch.to_pylist():
+                yield row, values
+                row += 1
+
+
+def _without_bytes(name: str, kind: pa.DataType) -> list[str]:
+    """Return the parts of a column that are read while rows are listed."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [] if holds_bytes(kind) else [name]
+    if holds_bytes(kind):
+        has_path = pa.types.is_struct(kind) and any(part.name == "path" for part in kind)
+        return [f"{name}.path"] if has_path else []
+    return [name]
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type are images: bytes, ``{bytes, path}``, or a list of those."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return holds_bytes(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def require_columns(path: TextFile, wanted: Sequence[str], have: Sequence[str]) -> None:
+    """Check that a table has the columns; ``sentences.raw`` is a part of the column ``sentences``.
+
+    Raises:
+        DataError: it lacks one.
+    """
+    for name in wanted:
+        if name not in have and name.partition(".")[0].removesuffix("[]") not in have:
+            raise DataError(f"{path} has no column {name!r}: it has {', '.join(have)}")
+        if have.count(name) > 1:
+            raise DataError(f"{path} has {have.count(name)} columns named {name!r}: rename one")
+
+
+def value_of(values: dict[str, Any], column: str) -> Any:
+    """Return a column's value; ``sentences.raw`` is the field ``raw`` of each of ``sentences``."""
+    if column in values:
+        return values[column]
+    first, *rest = column.replace("[]", "").replace(".list.element", "").split(".")
+    value = values.get(first)
+    for key in rest:
+        if isinstance(value, list):
+            value = [one.get(key) if isinstance(one, dict) else None for one in value]
+        else:
+            value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+class ParquetImages:
+    """The images inside Parquet files, by a place ``file:row:column``."""
+
+    serial = True
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Keep the paths of the tables in their order."""
+        self._paths = paths
+        self._rows: Iterator[tuple[int, dict[str, Any]]] = iter(())
+        self._file, self._at = -1, -1
+        self._value: dict[str, Any] = {}
+
+    def listing(self) -> Iterator[tuple[str, str]]:
+        """Yield nothing: the importer lists the rows."""
+        yield from ()
+
+    def find(self, name: str) -> str | None:
+        """Return the place itself."""
+        return name
+
+    def stamp(self, name: str) -> list[int]:
+        """Return a size that is not known before reading, and file and row."""
+        return [0, *self._parts(name)[:2]]
+
+    def place(self, name: str) -> int:
+        """Return file and row as one number."""
+        file, row, _ = self._parts(name)
+        return (file << 40) + row
+
+    def read(self, name: str) -> bytes:
+        """Return an image's bytes; rows are read forwards.
+
+        Raises:
+            DataError: the row does not have one image's bytes.
+        """
+        file, row, column = self._parts(name)
+        if file != self._file or row < self._at:
+            self._file, self._at = file, -1
+            self._rows = _image_rows(self._paths[file], row)
+        if row != self._at:
+            hit = next((one for one in self._rows if one[0] == row), (row, {}))
+            self._at, self._value = hit
+        value = self._value.get(column)
+        if isinstance(value, list):
+            if len(value) != 1:
+                raise DataError(f"the row has a list of {len(value)} images: it must have one")
+            value = value[0]
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes):
+            raise DataError("the row holds no bytes of an image")
+        return data
+
+    def _parts(self, name: str) -> tuple[int, int, str]:
+        file, row, column = name.split(":", 2)
+        return int(file), int(row), column
+
+
+def _image_rows(path: Path, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows from the row group on that has the row ``start``."""
+    with parquet_file(path) as file:
+        columns = [field.name for field in file.schema_arrow if holds_bytes(field.type)]
+        row, groups = 0, list(range(file.metadata.num_row_groups))
+        while groups and row + file.metadata.row_group(groups[0]).num_rows <= start:
+            row += file.metadata.row_group(groups.pop(0)).num_rows
+        for batch in file.iter_batches(batch_size=_BATCH, columns=columns, row_groups=groups):
+            for values in batch.to_pylist():
+                yield row, values
+                row += 1

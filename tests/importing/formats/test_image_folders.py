@@ -1,0 +1,137 @@
+"""Captions that lie beside images, in the shapes in which people keep them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gmail_align.artifacts import read_jsonl
+from gmail_align.data.captions import read_captions
+from gmail_align.data.images import ImageStore
+from gmail_align.errors import DataError
+from gmail_align.importing.formats.image_folders import image_folder
+from gmail_align.importing.run import import_data
+from gmail_align.importing.source import ImportOptions, Source
+from gmail_align.importing.write import write_import
+
+Make = Callable[..., bytes]
+BOTH = {"a/cat.jpg": ["a cat"], "dog.png": ["a dog"]}
+
+
+@pytest.fixture
+def home(tmp_path: Path, make_picture: Make) -> Path:
+    (tmp_path / "set/a").mkdir(parents=True)
+    (tmp_path / "set/a/cat.jpg").write_bytes(make_picture(1))
+    (tmp_path / "set/dog.png").write_bytes(make_picture(2, "PNG"))
+    return tmp_path / "set"
+
+
+def captions(source: Source) -> dict[str, list[str]]:
+    places = {one.image_id: one.place for one in source.staging.images()}
+    texts: dict[str, list[str]] = {}
+    for caption in source.staging.captions():
+        texts.setdefault(places[caption.image_id], []).append(caption.text)
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        (
+            "captions.jsonl",
+            [{"file_name": "a/cat.jpg", "text": "a cat"}, {"id": "dog", "text": "a dog"}],
+        ),
+        (
+            "metadata.jsonl",
+            [{"image": "cat.jpg", "caption": "a cat"}, {"path": "dog.png", "prompt": "a dog"}],
+        ),
+        ("captions.json", {"a/cat": "a cat", "dog.png": ["a dog"]}),
+        ("metadata.csv", "file_name,text\na/cat.jpg,a cat\ndog.png,a dog\n"),
+        (
+            "prompts.json",
+            [{"filename": "cat", "prompt": " a cat "}, {"filename": "dog", "captions": ["a dog"]}],
+        ),
+    ],
+)
+def test_a_table_names_images_by_path_or_file(home: Path, name: str, rows: Any) -> None:
+    lines = "\n".join(map(json.dumps, rows)) if name.endswith("jsonl") else json.dumps(rows)
+    (home / name).write_text(rows if isinstance(rows, str) else lines)
+    assert captions(image_folder(home, "real")) == BOTH
+    with zipfile.ZipFile(home.parent / "all.zip", "w") as archive:
+        for path in sorted(home.rglob("*.*")):
+            archive.write(path, path.relative_to(home))
+    assert captions(image_folder(home.parent / "all.zip", "real")) == BOTH
+
+
+def test_a_file_of_each_image(home: Path) -> None:
+    (home / "a/cat.txt").write_text("\ufeffa cat\n two cats\n", encoding="utf-8")
+    (home / "dog.json").write_text(json.dumps({"caption": "a dog", "width": 3}))
+    expected = {"a/cat.jpg": ["a cat", "two cats"], "dog.png": ["a dog"]}
+    assert captions(image_folder(home, "real")) == expected
+    (home / "dog.json").write_text("[1, 2]")
+    (home / "a/cat.txt").write_bytes(b"\xfc\x00")
+    assert captions(image_folder(home, "real")) == {}
+    (home / "dog.caption").write_text("a dog")
+    assert captions(image_folder(home, "real")) == {"dog.png": ["a dog"]}
+
+
+def test_a_short_name_that_several_images_have_is_not_guessed(
+    home: Path, make_picture: Make
+) -> None:
+    (home / "b").mkdir()
+    (home / "b/cat.jpg").write_bytes(make_picture(3))
+    rows = [{"image": "cat.jpg", "text": "which?"}, {"image": "b/cat.jpg", "text": "this one"}]
+    (home / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert captions(image_folder(home, "real")) == {"b/cat.jpg": ["this one"]}
+    made = import_data(
+        "urban1k", {"source": home}, home.parent / "out", ImportOptions(limit_quarantine=1.0)
+    )
+    reasons = [row["reason"] for row in read_jsonl(made["captions"].path("quarantine.jsonl"))]
+    assert any("cat.jpg in metadata.jsonl" in reason for reason in reasons)
+
+
+def test_a_damaged_table_is_refused(home: Path) -> None:
+    (home / "captions.json").write_text("{")
+    with pytest.raises(DataError, match=r"captions\.json"):
+        image_folder(home, "real")
+
+
+def test_a_folder_and_a_zip_of_it_give_the_same_images(home: Path) -> None:
+    (home / "notes.md").write_text("no image")
+    (home / ".hidden.png").write_bytes(b"hidden")
+    with zipfile.ZipFile(home.parent / "set.zip", "w") as archive:
+        for path in sorted(home.rglob("*.*"), reverse=True):
+            archive.write(path, path.relative_to(home))
+        archive.writestr("__MACOSX/a/cat.jpg", b"resource fork")
+    made = {}
+    for place in (home, home.parent / "set.zip"):
+        source = image_folder(place, "generated")
+        made[place.name] = write_import(source, home.parent / f"o-{place.name}", ImportOptions())
+    one, two = (made[name]["images"] for name in ("set", "set.zip"))
+    assert one.manifest["files"] == two.manifest["files"]
+    store = ImageStore(one)
+    assert store.ids == ["a--cat", "dog"]
+    assert store.record("dog").source == "generated"
+
+
+def test_one_name_in_two_folders_and_images_without_captions(
+    tmp_path: Path, make_picture: Make
+) -> None:
+    for number, name in enumerate(("10_cat", "10_dog")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "1.jpg").write_bytes(make_picture(number))
+        (tmp_path / "set" / name / "1.txt").write_text(f"a {name[3:]}.")
+    (tmp_path / "set/10_dog/2.jpg").write_bytes(make_picture(2))
+    made = import_data(
+        "urban1k", {"source": tmp_path / "set"}, tmp_path / "o", ImportOptions(limit_quarantine=0.5)
+    )
+    store = ImageStore(made["images"])
+    got = {one.text: store.read_bytes(one.image_id) for one in read_captions(made["captions"])}
+    assert got == {"a cat.": make_picture(0), "a dog.": make_picture(1)}
+    (row,) = read_jsonl(made["captions"].path("quarantine.jsonl"))
+    assert row["id"] == "10_dog--2"

@@ -1,0 +1,142 @@
+"""Different images never share an id, and a name belongs to its own table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gmail_align.artifacts import Artifact
+from gmail_align.data.captions import read_captions
+from gmail_align.data.images import ImageStore
+from gmail_align.errors import DataError
+from gmail_align.importing.run import import_data
+
+Make = Callable[..., bytes]
+
+
+def bytes_by_caption(made: dict[str, Artifact]) -> dict[str, bytes]:
+    store = ImageStore(made["images"])
+    return {one.text: store.read_bytes(one.image_id) for one in read_captions(made["captions"])}
+
+
+def test_images_inside_parquet_are_told_apart_by_their_bytes(
+    tmp_path: Path, make_picture: Make
+) -> None:
+    seeds = [0, 1, 0, 2, 1, 0]  # all rows name one path
+    rows = [
+        {"image": {"bytes": make_picture(seed), "path": "1.jpg"}, "caption": f"row {k}"}
+        for k, seed in enumerate(seeds)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet", row_group_size=2)
+    made = import_data("parquet", {"source": tmp_path / "t.parquet"}, tmp_path / "out")
+    assert made["images"].counts["images"] == 3
+    assert bytes_by_caption(made) == {
+        f"row {k}": make_picture(seed) for k, seed in enumerate(seeds)
+    }
+
+
+@pytest.mark.parametrize("kind", ["sharegpt4v", "karpathy", "parquet", "flickr30k"])
+def test_one_stem_with_two_suffixes_is_two_images(
+    tmp_path: Path, make_picture: Make, kind: str
+) -> None:
+    names = {"1.jpg": make_picture(1), "1.png": make_picture(2, "PNG")}
+    (tmp_path / "images").mkdir()
+    for name, data in names.items():
+        (tmp_path / "images" / name).write_bytes(data)
+    entries: dict[str, Any] = {
+        "sharegpt4v": [{"image": n, "conversations": [{}, {"value": n}]} for n in names],
+        "karpathy": {
+            "images": [
+                {"filename": n, "split": "test", "sentences": [{"raw": n, "sentid": k}]}
+                for k, n in enumerate(names)
+            ]
+        },
+        "parquet": [{"image": n, "caption": n} for n in names],
+    }
+    path = tmp_path / "notes.json"
+    if kind == "flickr30k":
+        path.write_text("".join(f"{n}#0\t{n}\n" for n in names))
+    else:
+        path.write_text(json.dumps(entries[kind]))
+    options = {"source": path, "images": [tmp_path / "images"]}
+    assert bytes_by_caption(import_data(kind, options, tmp_path / "out")) == names
+
+
+def test_a_table_names_the_images_of_its_own_folder(tmp_path: Path, make_picture: Make) -> None:
+    expected = {}
+    for number, part in enumerate(("a", "b")):
+        folder = tmp_path / "set" / part
+        folder.mkdir(parents=True)
+        rows = []
+        for k in range(2):
+            (folder / f"{k}.jpg").write_bytes(make_picture(10 * number + k))
+            rows.append({"image": f"{k}.jpg", "caption": f"{part}{k}"})
+            expected[f"{part}{k}"] = make_picture(10 * number + k)
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    places = [[tmp_path / "set"], [tmp_path / "set/a", tmp_path / "set/b"]]
+    for number, images in enumerate(places):
+        options = {"source": [tmp_path / "set"], "images": images}
+        made = import_data("parquet", options, tmp_path / f"out{number}")
+        assert bytes_by_caption(made) == expected
+    made = import_data("urban1k", {"source": tmp_path / "set"}, tmp_path / "beside")
+    assert bytes_by_caption(made) == expected
+
+
+def test_one_name_in_two_places_of_one_import_is_two_images(
+    tmp_path: Path, make_picture: Make
+) -> None:
+    for number, part in enumerate(("a", "b")):
+        (tmp_path / part / "cat").mkdir(parents=True)
+        (tmp_path / part / "cat/1.jpg").write_bytes(make_picture(number))
+        (tmp_path / part / "dog").mkdir()
+        (tmp_path / part / f"dog/{part}.jpg").write_bytes(make_picture(10 + number))
+    made = import_data("folder", {"source": [tmp_path / "a", tmp_path / "b"]}, tmp_path / "out")
+    store = ImageStore(made["images"])
+    assert {store.read_bytes(name) for name in store.ids} == {
+        make_picture(seed) for seed in (0, 1, 10, 11)
+    }
+
+
+def split_set(home: Path, make_picture: Make) -> Path:
+    for number, split in enumerate(("train", "test")):
+        for label in ("cat", "dog"):
+            path = home / split / label / "1.jpg"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(make_picture(number))
+    return home
+
+
+def test_splits_are_not_classes_and_not_one_set(tmp_path: Path, make_picture: Make) -> None:
+    source = split_set(tmp_path / "set", make_picture)
+    with pytest.raises(DataError, match="test and train: choose one with --split"):
+        import_data("folder", {"source": source}, tmp_path / "out")
+    made = import_data("folder", {"source": source, "split": "test"}, tmp_path / "out")
+    assert json.loads(made["classes"].path("classes.json").read_text()).keys() == {"cat", "dog"}
+    assert ImageStore(made["images"]).ids == ["cat--1", "dog--1"]
+    assert ImageStore(made["images"]).read_bytes("cat--1") == make_picture(1)
+    whole = import_data("folder", {"source": source, "split": "all"}, tmp_path / "all")
+    assert whole["images"].counts["images"] == 4
+    assert whole["classes"].counts["classes"] == 2
+    with pytest.raises(DataError, match="does not hold the split 'val'"):
+        import_data("folder", {"source": source, "split": "val"}, tmp_path / "val")
+    with pytest.raises(DataError, match="--split"):
+        import_data("urban1k", {"source": source}, tmp_path / "beside")
+
+
+def test_tables_of_two_splits_are_not_one_set(tmp_path: Path, make_picture: Make) -> None:
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation"):
+        rows = [{"image": {"bytes": make_picture(len(split)), "path": None}, "caption": split}]
+        path = tmp_path / f"data/{split}-00000-of-00001.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(DataError, match="train and val"):
+        import_data("parquet", {"source": tmp_path / "data"}, tmp_path / "out")
+    options = {"source": tmp_path / "data", "split": "val"}
+    made = import_data("parquet", options, tmp_path / "out")
+    assert [one.text for one in read_captions(made["captions"])] == ["validation"]

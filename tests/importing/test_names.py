@@ -1,0 +1,130 @@
+"""Names out of annotation files stay inside the image folder, whatever the format."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gmail_align.artifacts import Artifact, read_jsonl
+from gmail_align.data.images import ImageStore
+from gmail_align.errors import DataError
+from gmail_align.importing.run import import_data
+from gmail_align.importing.source import ImportOptions
+
+Make = Callable[..., bytes]
+ALL = ImportOptions(limit_quarantine=1.0)
+
+
+def faults(artifact: Artifact) -> dict[str, str]:
+    path = artifact.path("quarantine.jsonl")
+    return {row["id"]: row["reason"] for row in read_jsonl(path)} if path.exists() else {}
+
+
+def annotations(kind: str, home: Path, names: list[str]) -> dict[str, Any]:
+    """Write a file of the kind that names images, and return the importer's options."""
+    path = home / f"notes.{kind}"
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a"}]
+    rows: dict[str, Any] = {
+        "json": {
+            "images": [{"id": k, "file_name": name} for k, name in enumerate(names)],
+            "annotations": [{"id": k, "image_id": k, "caption": "a"} for k in range(len(names))],
+        },
+        "karpathy": {
+            "images": [
+                {"filename": name, "split": "test", "sentences": [{"raw": "a", "sentid": k}]}
+                for k, name in enumerate(names)
+            ]
+        },
+        "sharegpt4v": [{"image": name, "conversations": turns} for name in names],
+    }
+    if kind in rows:
+        path = home / f"{kind}.json"
+        path.write_text(json.dumps(rows[kind]))
+        return {"source": path}
+    lines = {
+        "token": "".join(f"{name}#0\ta\n" for name in names),
+        "csv": "image,caption\n" + "".join(f"{name},a\n" for name in names),
+        "jsonl": "".join(json.dumps({"image": name, "caption": "a"}) + "\n" for name in names),
+        "mmmu": "".join(
+            json.dumps({"id": f"test_A_{k}", "question": "?", "options": ["x"], "answer": "A"})[:-1]
+            + f', "image_1": {json.dumps(name)}}}\n'
+            for k, name in enumerate(names)
+        ),
+    }
+    path = home / ("mmmu.jsonl" if kind == "mmmu" else path.name)
+    path.write_text(lines[kind])
+    return {"source": path}
+
+
+IMPORTERS = {
+    "json": "coco",
+    "karpathy": "karpathy",
+    "sharegpt4v": "sharegpt4v",
+    "token": "flickr30k",
+    "csv": "parquet",
+    "jsonl": "parquet",
+    "mmmu": "mmmu",
+}
+
+
+@pytest.mark.parametrize("kind", IMPORTERS)
+def test_names_that_leave_the_folder_are_left_out_with_a_reason(
+    tmp_path: Path, make_picture: Make, kind: str
+) -> None:
+    for folder, name in (("secret", "x.jpg"), ("images", "y.jpg")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(make_picture(len(folder)))
+    names = ["y.jpg", "../secret/x.jpg", str(tmp_path / "secret/x.jpg")]
+    options = annotations(kind, tmp_path, names) | {"images": [tmp_path / "images"]}
+    made = import_data(IMPORTERS[kind], options, tmp_path / "out", ALL)
+    store = ImageStore(made["images"])
+    assert [store.read_bytes(name) for name in store.ids] == [make_picture(len("images"))]
+    reasons = list(faults(made["images"]).values())
+    assert len(reasons) == 2
+    assert all("leaves the folder" in reason for reason in reasons)
+
+
+def test_images_of_questions_stay_inside_too(tmp_path: Path, make_picture: Make) -> None:
+    (tmp_path / "secret.jpg").write_bytes(make_picture(1))
+    problem = {"question": "?", "choices": ["a", "b"], "answer": 0, "split": "test"}
+    problem["image"] = "../../../secret.jpg"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "problems.json").write_text(json.dumps({"0": problem}))
+    options = {"source": tmp_path / "problems.json", "images": [tmp_path / "images"]}
+    with pytest.raises(DataError, match="leaves the folder"):
+        import_data("scienceqa", options, tmp_path / "out", ALL)
+
+
+def test_names_in_another_unicode_form_and_with_other_slashes_are_found(
+    tmp_path: Path, make_picture: Make
+) -> None:
+    apart = unicodedata.normalize("NFD", "sub/caf\u00e9.jpg")
+    (tmp_path / "images/sub").mkdir(parents=True)
+    (tmp_path / "images" / apart).write_bytes(make_picture(1))
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        file.writestr(f"images/{apart}", make_picture(1))
+    options = annotations("json", tmp_path, ["sub\\caf\u00e9.jpg"])
+    for place in ("images", "images.zip"):
+        own = options | {"images": [tmp_path / place]}
+        made = import_data("coco", own, tmp_path / f"out-{place}")
+        assert ImageStore(made["images"]).read_bytes("0") == make_picture(1)
+
+
+def test_a_name_that_several_archives_have_is_not_guessed(
+    tmp_path: Path, make_picture: Make
+) -> None:
+    for number, folder in enumerate(("one", "two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jpg").write_bytes(make_picture(number))
+        (tmp_path / folder / f"{folder}.jpg").write_bytes(make_picture(number))
+    options = annotations("jsonl", tmp_path, ["a.jpg", "one.jpg", "two.jpg"])
+    options["images"] = [tmp_path / "one", tmp_path / "two"]
+    made = import_data("parquet", options, tmp_path / "out", ALL)
+    assert ImageStore(made["images"]).ids == ["one", "two"]
+    assert "is in one and two" in faults(made["images"])["a"]

@@ -1,0 +1,296 @@
+"""Everything that a source says is imported, or listed with a reason: the counts add up."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import random
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gmail_align.artifacts import Artifact, read_jsonl
+from gmail_align.data.captions import read_captions
+from gmail_align.data.images import ImageStore
+from gmail_align.errors import DataError
+from gmail_align.importing.rows import table_rows
+from gmail_align.importing.run import import_data
+from gmail_align.importing.source import ImportOptions
+from worlds.files import add_member
+
+Make = Callable[..., bytes]
+ALL = ImportOptions(limit_quarantine=1.0)
+
+
+def left_out(artifact: Artifact) -> dict[str, str]:
+    path = artifact.path("quarantine.jsonl")
+    return {row["id"]: row["reason"] for row in read_jsonl(path)} if path.exists() else {}
+
+
+def texts(made: dict[str, Artifact]) -> list[str]:
+    return [one.text for one in read_captions(made["captions"])]
+
+
+TRICKY = ['"Stop" says a red sign.', '"Hello, a man waves.', "A blue cube.", 'A 12" ruler.']
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv"])
+def test_quotation_marks_swallow_no_rows(tmp_path: Path, kind: str) -> None:
+    sign = "\t" if kind == "tsv" else "|"
+    lines = [f"image{sign}caption", *(f"{k}.jpg{sign}{text}" for k, text in enumerate(TRICKY))]
+    path = tmp_path / f"t.{kind}"
+    path.write_text("\n".join([*lines, f'9.jpg{sign}"quoted ""as"" a whole"']))
+    made = import_data("parquet", {"source": path}, tmp_path / "out")
+    assert texts(made) == [*TRICKY, 'quoted "as" a whole']
+
+
+def test_a_quoted_field_of_a_csv_goes_over_lines(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('image,caption\n1.jpg,"one,\ntwo"\n2.jpg,"never closed\n3.jpg,three\n')
+    made = import_data("parquet", {"source": path}, tmp_path / "out")
+    assert texts(made) == ["one, two", '"never closed', "three"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_encodings_with_a_byte_order_mark_are_read(
+    tmp_path: Path, encoding: str, packed: bool
+) -> None:
+    text = "image;caption\r\nä.jpg;Größe, 猫\r\n"
+    data = text.encode(encoding)
+    data = codecs.BOM_UTF16_BE + data if encoding == "utf-16-be" else data
+    path = tmp_path / ("t.csv.gz" if packed else "t.csv")
+    path.write_bytes(gzip.compress(data) if packed else data)
+    assert list(table_rows(path, ["image", "caption"])) == [
+        (0, {"image": "ä.jpg", "caption": "Größe, 猫"})
+    ]
+    tokens = tmp_path / "t.token"
+    tokens.write_bytes("1.jpg#0\tGröße\n".encode(encoding.removesuffix("-be")))
+    made = import_data("flickr30k", {"source": tokens}, tmp_path / "out")
+    assert texts(made) == ["Größe"]
+
+
+def test_rows_with_other_fields_and_encodings_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(
+        b"image, caption\n1.jpg, one\n2.jpg, two, more\n3.jpg\n"
+        b"4.jpg, caf\xe9\n\n5.jpg, \xe2\x80\x8b\n"
+    )
+    made = import_data("parquet", {"source": path}, tmp_path / "out", ALL)
+    assert texts(made) == ["one"]
+    faults = left_out(made["captions"])
+    assert list(faults) == ["row-1", "row-2", "row-3", "5-0"]
+    assert "3 fields" in faults["row-1"]
+    assert "1 fields" in faults["row-2"]
+    assert faults["row-3"] == "is not UTF-8"
+    assert "is empty" in faults["5-0"]
+
+
+def test_plain_texts_and_records_of_texts(tmp_path: Path, make_picture: Make) -> None:
+    (tmp_path / "p.txt").write_text('a cat\na dog, "quoted"\tand a tab\n\n')
+    made = import_data("parquet", {"source": tmp_path / "p.txt"}, tmp_path / "txt")
+    assert texts(made) == ["a cat", 'a dog, "quoted" and a tab']
+    (tmp_path / "p.json").write_text(json.dumps(["a cat", "a dog"]))
+    made = import_data("parquet", {"source": tmp_path / "p.json"}, tmp_path / "json")
+    assert texts(made) == ["a cat", "a dog"]
+    records = pa.array([[{"raw": "a", "n": 1}, {"raw": "b", "n": 2}]])
+    image = pa.array([make_picture(1)], pa.binary())
+    pq.write_table(pa.table({"image": image, "said": records}), tmp_path / "t.parquet")
+    for number, column in enumerate(("said", "said.raw", "said[].raw")):
+        options = {"source": tmp_path / "t.parquet", "caption_column": column}
+        made = import_data("parquet", options, tmp_path / f"o{number}")
+        assert texts(made) == ["a", "b"]
+
+
+def test_lists_of_images_have_one_image(tmp_path: Path, make_picture: Make) -> None:
+    images = [[{"bytes": make_picture(k), "path": None} for k in range(n)] for n in (1, 2)]
+    rows = [{"images": own, "caption": "a"} for own in images]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    options = {"source": tmp_path / "t.parquet", "image_column": "images"}
+    made = import_data("parquet", options, tmp_path / "out", ALL)
+    assert made["images"].counts["images"] == 1
+    assert "list of 2 images" in left_out(made["images"])["row-1"]
+
+
+def test_other_kinds_of_files_are_named(tmp_path: Path, make_picture: Make) -> None:
+    home = tmp_path / "set"
+    home.mkdir()
+    for name, data in {
+        "a.jpg": make_picture(1),
+        "b.jfif": make_picture(2),
+        "c.heic": b"\0\0\0\x18ftypheic" + bytes(60),
+        "d.pgm": b"P5 2 1 255 ab",
+        "e.md": b"notes",
+    }.items():
+        (home / name).write_bytes(data)
+    made = import_data("folder", {"source": home}, tmp_path / "out", ALL)
+    assert ImageStore(made["images"]).ids == ["a", "b", "d"]
+    assert "HEIC" in left_out(made["images"])["c"]
+    assert made["images"].manifest["notes"]["passed_over"] == {"md": 1}
+
+
+@pytest.mark.parametrize("importer", ["coco", "karpathy", "sharegpt4v", "scienceqa"])
+def test_an_archive_in_the_place_of_a_file_is_named(tmp_path: Path, importer: str) -> None:
+    path = tmp_path / "captions.json"
+    path.write_bytes(b"PK\x03\x04" + bytes(30))
+    with pytest.raises(DataError, match="zip archive: unpack it"):
+        import_data(importer, {"source": path}, tmp_path / "out")
+
+
+# --- the counts add up, for every importer ---------------------------------------------------
+
+BAD = ["", "  ", "\u200b", "a\0b", "x" * 30_000]
+
+
+class Drawn:
+    """A set with faults of every kind, and how many captions and images it speaks of."""
+
+    def __init__(self, home: Path, seed: int, make_picture: Make) -> None:
+        rng = random.Random(seed)
+        self.home = home
+        self.images = home / "images"
+        self.images.mkdir(parents=True)
+        self.rows = []
+        for number in range(12):
+            name = f"{number}.jpg"
+            state = rng.choice(["good", "good", "missing", "broken"])
+            if state != "missing":
+                data = make_picture(number)
+                (self.images / name).write_bytes(data if state == "good" else data[:-200])
+            few = [rng.choice([f"text {number}", *BAD]) for _ in range(rng.randint(1, 3))]
+            self.rows.append((name, few))
+        self.captions = sum(len(few) for _, few in self.rows)
+
+
+def write_karpathy(drawn: Drawn) -> dict[str, Any]:
+    ids = iter(range(1000))
+    rows = [
+        {
+            "filename": name,
+            "split": "test",
+            "sentences": [{"raw": text, "sentid": next(ids)} for text in few],
+        }
+        for name, few in drawn.rows
+    ]
+    (drawn.home / "k.json").write_text(json.dumps({"images": rows}))
+    return {"source": drawn.home / "k.json", "images": [drawn.images]}
+
+
+def write_coco(drawn: Drawn) -> dict[str, Any]:
+    images = [{"id": k, "file_name": name} for k, (name, _) in enumerate(drawn.rows)]
+    pairs = [(k, text) for k, (_, few) in enumerate(drawn.rows) for text in few]
+    notes = [{"id": n, "image_id": k, "caption": text} for n, (k, text) in enumerate(pairs)]
+    (drawn.home / "c.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    return {"source": drawn.home / "c.json", "images": [drawn.images]}
+
+
+def write_sharegpt4v(drawn: Drawn) -> dict[str, Any]:
+    rows: list[Any] = [
+        {"image": name, "conversations": [{}, {"value": text}]}
+        for name, few in drawn.rows
+        for text in few
+    ]
+    (drawn.home / "s.json").write_text(json.dumps([*rows, 7, {"image": "x.jpg"}]))
+    drawn.captions += 2
+    return {"source": drawn.home / "s.json", "images": [drawn.images]}
+
+
+def write_flickr30k(drawn: Drawn) -> dict[str, Any]:
+    lines = [f"{n}#{k}\t{text}" for n, few in drawn.rows for k, text in enumerate(few)]
+    (drawn.home / "t.token").write_bytes("\n".join([*lines, "no tab"]).encode() + b"\n1#9\t\xff")
+    drawn.captions += 2
+    return {"source": drawn.home / "t.token", "images": [drawn.images]}
+
+
+def write_cc(drawn: Drawn) -> dict[str, Any]:
+    lines = [f"{text}\thttp://x.org/{k}" for k, (_, few) in enumerate(drawn.rows) for text in few]
+    (drawn.home / "c.tsv").write_text("\n".join([*lines, "one field", "a\tb\tc"]))
+    drawn.captions += 2
+    return {"source": drawn.home / "c.tsv"}
+
+
+def write_table(drawn: Drawn, kind: str) -> dict[str, Any]:
+    pairs = [(name, text) for name, few in drawn.rows for text in few]
+    path = drawn.home / f"t.{kind}"
+    if kind == "jsonl":
+        rows = [json.dumps({"image": name, "caption": text}) for name, text in pairs]
+        path.write_text("\n".join([*rows, "{", "7"]))
+    elif kind == "parquet":
+        names, few = zip(*pairs, strict=True)
+        pq.write_table(pa.table({"image": names, "caption": few}), path)
+        drawn.captions -= 2
+    else:
+        sign = "\t" if kind == "tsv" else ","
+        lines = [f"{name}{sign}{text}" for name, text in pairs]
+        lines = [f"image{sign}caption", *lines, f"a{sign}b{sign}c", "one"]
+        path.write_text("\n".join(lines))
+    drawn.captions += 2
+    return {"source": path, "images": [drawn.images]}
+
+
+def write_beside(drawn: Drawn) -> dict[str, Any]:
+    drawn.captions = 0
+    for name, few in drawn.rows:
+        if (drawn.images / name).exists():
+            lines = [text for text in few if text.strip()]
+            (drawn.images / name).with_suffix(".txt").write_text("\n".join(few))
+            drawn.captions += len(lines) or 1
+    (drawn.images / "alone.txt").write_text("no image")
+    drawn.captions += 1
+    return {"source": drawn.images}
+
+
+def write_shards(drawn: Drawn) -> dict[str, Any]:
+    drawn.captions = 0
+    with tarfile.open(drawn.home / "0.tar", "w") as tar:
+        for name, few in drawn.rows:
+            if (drawn.images / name).exists():
+                add_member(tar, name, (drawn.images / name).read_bytes())
+            add_member(tar, name.replace("jpg", "txt"), "\n".join(few).encode())
+            drawn.captions += len([text for text in few if text.strip()]) or 1
+    return {"source": drawn.home / "0.tar"}
+
+
+WRITERS: dict[str, tuple[str, Callable[[Drawn], dict[str, Any]]]] = {
+    "karpathy": ("karpathy", write_karpathy),
+    "coco": ("coco", write_coco),
+    "sharegpt4v": ("sharegpt4v", write_sharegpt4v),
+    "flickr30k": ("flickr30k", write_flickr30k),
+    "cc": ("cc", write_cc),
+    "jsonl": ("parquet", lambda drawn: write_table(drawn, "jsonl")),
+    "csv": ("parquet", lambda drawn: write_table(drawn, "csv")),
+    "tsv": ("parquet", lambda drawn: write_table(drawn, "tsv")),
+    "parquet": ("parquet", lambda drawn: write_table(drawn, "parquet")),
+    "urban1k": ("urban1k", write_beside),
+    "webdataset": ("webdataset", write_shards),
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", WRITERS)
+def test_captions_and_images_are_imported_or_listed(
+    tmp_path: Path, make_picture: Make, kind: str, seed: int
+) -> None:
+    importer, write = WRITERS[kind]
+    drawn = Drawn(tmp_path / "set", seed, make_picture)
+    options = write(drawn)
+    made = import_data(importer, options, tmp_path / "out", ALL)
+    counts = made["captions"].counts
+    assert counts["captions"] + counts.get("quarantined", 0) == drawn.captions
+    assert len(texts(made)) == counts["captions"]
+    if kind == "cc":
+        return
+    images = made["images"].counts
+    there = len(list(drawn.images.glob("*.jpg"))) if kind == "urban1k" else len(drawn.rows)
+    assert images["images"] + images["quarantined"] == there
+    store = ImageStore(made["images"])
+    for image_id in store.ids:
+        assert store.read_bytes(image_id) in {
+            path.read_bytes() for path in drawn.images.glob("*.jpg")
+        }
