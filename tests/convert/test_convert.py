@@ -6,6 +6,7 @@ import argparse
 import gzip
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,8 @@ def test_stretching_weights_and_folders_is_the_same(tmp_path: Path) -> None:
 
 
 def test_a_stretched_clip_keeps_its_short_texts(clip_folder: Path, tmp_path: Path) -> None:
-    """The tiny CLIP has 12 positions: too few to keep 20, and said so."""
-    with pytest.raises(ModelError, match="12 text positions cannot be stretched to 40"):
+    """The tiny CLIP has 12 positions: too few to keep 20."""
+    with pytest.raises(ModelError, match="12 text positions"):
         convert(clip_folder, tmp_path / "out", ConvertConfig(stretch=40))
     tabletop = Path(__file__).parents[2] / "src/gmail_align/tabletop/weights/clip"
     made = convert(tabletop, tmp_path / "long", ConvertConfig(stretch=68))
@@ -141,7 +142,7 @@ def test_syn_clr(prefix: str, pixels: torch.Tensor, tmp_path: Path) -> None:
     if prefix:
         state[f"{prefix.removesuffix('visual.')}image_mlp.0.weight"] = torch.zeros(4, 4)
     torch.save({"model": state, "epoch": 1}, tmp_path / "synclr.pth")
-    made = convert(tmp_path / "synclr.pth", tmp_path / "out", ConvertConfig())
+    made = convert(tmp_path / "synclr.pth", tmp_path / "out", ConvertConfig(heads=2))
     plain = ViTModel.from_pretrained(made.folder, add_pooling_layer=False).eval()
     encoder = GmailEncoder.from_pretrained(made.folder)
     with torch.no_grad():
@@ -161,7 +162,7 @@ def test_syn_clr(prefix: str, pixels: torch.Tensor, tmp_path: Path) -> None:
 def test_syn_clr_is_aligned_without_texts(world: Any, tmp_path: Path) -> None:
     state = {f"visual.{name}": tensor for name, tensor in TimmViT().state_dict().items()}
     torch.save({"model": state}, tmp_path / "synclr.pth")
-    base = convert(tmp_path / "synclr.pth", tmp_path / "base", ConvertConfig()).folder
+    base = convert(tmp_path / "synclr.pth", tmp_path / "base", ConvertConfig(heads=2)).folder
     weights = AlignWeights(text_generated=0, text_real=0)
     optim = OptimConfig(steps=8, lr=2e-3, schedule="constant", evaluate_every=4)
     config = AlignConfig(batch_size=6, holdout=0.25, optim=optim, weights=weights)
@@ -173,7 +174,7 @@ def test_syn_clr_is_aligned_without_texts(world: Any, tmp_path: Path) -> None:
     adapter = [name for name in encoder.trainable() if ".lora_" in name]
     assert all("clip.vision_model.layers." in name for name in adapter)
     assert len(adapter) == 2 * 2 * 2
-    with pytest.raises(UserError, match="weights.text_generated and weights.text_real to 0"):
+    with pytest.raises(UserError, match=r"weights\.text_generated"):
         align(AlignConfig(batch_size=6), Sources(*sources), base, tmp_path / "texts", seed=3)
 
 
@@ -241,8 +242,112 @@ def test_heads_of_another_width_are_read_from_open_clips_description(tmp_path: P
         assert torch.allclose(found.embed_pixels(pixels), expected, atol=1e-5)
     words = ["A red ball.", "A blue cube on the grass."]
     assert torch.allclose(found.encode_texts(words), plain.encode_texts(words), atol=1e-5)
-    with pytest.raises(ModelError, match="says quick_gelu, but --activation gelu was given"):
+    with pytest.raises(ModelError, match="activation"):
         convert(source, tmp_path / "other", ConvertConfig(activation="gelu"))
+
+
+def _described(folder: Path, vision: Any = None, text: Any = None, **preprocess: Any) -> Path:
+    """Write random weights of open_clip's with a description; return the file of weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(OpenAIModel(act="gelu").state_dict()), folder / "open_clip_model.safetensors")
+    model = {"embed_dim": 24, "vision_cfg": vision or {}, "text_cfg": text or {}}
+    described = {"model_cfg": model, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    return folder / "open_clip_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("key", "settings"),
+    [
+        ("vision_cfg.pool_type", {"vision": {"pool_type": "avg"}}),
+        ("vision_cfg.attentional_pool", {"vision": {"attentional_pool": True}}),
+        ("vision_cfg.no_ln_pre", {"vision": {"no_ln_pre": True}}),
+        ("vision_cfg.ls_init_value", {"vision": {"ls_init_value": 1e-4}}),
+        ("vision_cfg.qk_norm", {"vision": {"qk_norm": True}}),
+        ("vision_cfg.act_kwargs", {"vision": {"act_kwargs": {"approximate": "tanh"}}}),
+        ("vision_cfg.timm_model_name", {"vision": {"timm_model_name": "vit_base"}}),
+        ("vision_cfg.layers", {"vision": {"layers": 3}}),
+        ("vision_cfg.image_size", {"vision": {"image_size": 64}}),
+        ("vision_cfg.rope", {"vision": {"rope": True}}),
+        ("text_cfg.pool_type", {"text": {"pool_type": "last"}}),
+        ("text_cfg.eos_id", {"text": {"pool_type": "eos", "eos_id": 2}}),
+        ("text_cfg.no_causal_mask", {"text": {"no_causal_mask": True}}),
+        ("text_cfg.embed_cls", {"text": {"embed_cls": True}}),
+        ("text_cfg.proj_type", {"text": {"proj_type": "none"}}),
+        ("text_cfg.hf_model_name", {"text": {"hf_model_name": "roberta-base"}}),
+        ("text_cfg.tokenizer_mode", {"text": {"tokenizer_mode": "clips"}}),
+        ("text_cfg.vocab_size", {"text": {"vocab_size": 61}}),
+        ("text_cfg.norm_kwargs.bias", {"text": {"norm_kwargs": {"bias": False}}}),
+        ("preprocess_cfg.resize_mode", {"resize_mode": "longest"}),
+        ("preprocess_cfg.size", {"size": 48}),
+        ("preprocess_cfg.mode", {"mode": "L"}),
+        ("preprocess_cfg.mean", {"mean": [0.5]}),
+    ],
+)
+def test_what_a_description_says_beyond_our_models_is_refused_by_name(
+    key: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=re.escape(key.rpartition(".")[2])):
+        convert(_described(tmp_path, **settings), tmp_path / "out", ConvertConfig())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_description_that_changes_nothing_is_taken(tmp_path: Path, pixels: torch.Tensor) -> None:
+    """Keys of training, of the order of one token's norm and pooling, and defaults in full."""
+    vision = {"width": 128, "layers": 2, "patch_size": 8, "image_size": [32, 32], "head_width": 64}
+    vision |= {"patch_dropout": 0.5, "final_ln_after_pool": True, "output_tokens": True}
+    vision |= {"ls_init_value": None, "attentional_pool": False, "timm_model_name": None}
+    text = {"width": 64, "heads": 1, "layers": 2, "context_length": 77, "vocab_size": 60}
+    text |= {"hf_tokenizer_name": "x/y", "pad_id": 1, "no_causal_mask": False}
+    source = _described(tmp_path, vision, text, size=32, interpolation="random", mean=0.5)
+    made = convert(source, tmp_path / "out", ConvertConfig())
+    model = OpenAIModel(act="gelu").eval()
+    model.load_state_dict(load_file(source))
+    assert_same(made, model, pixels, texts(60, 77))
+    preprocess = GmailEncoder.from_pretrained(made.folder).preprocess
+    assert (preprocess.mean, preprocess.interpolation) == ((0.5, 0.5, 0.5), "bicubic")
+
+
+def test_the_end_of_texts_and_the_norms_are_those_described(
+    tmp_path: Path, pixels: torch.Tensor
+) -> None:
+    norms = {"norm_kwargs": {"eps": 1e-2}}
+    source = _described(tmp_path, norms, {**norms, "pool_type": "eos", "eos_id": 7})
+    made = convert(source, tmp_path / "out", ConvertConfig())
+    model = OpenAIModel(act="gelu").eval()
+    model.load_state_dict(load_file(source))
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-2
+    ids = torch.randint(8, 58, (3, 77), generator=torch.Generator().manual_seed(4))
+    ids[:, 30] = 7
+    ids[:, 40:] = 59  # larger ids behind the end do not count
+    loaded = CLIPModel.from_pretrained(made.folder).eval()
+    with torch.no_grad():
+        hidden = model.token_embedding(ids) + model.positional_embedding
+        hidden = model.transformer.resblocks(hidden.permute(1, 0, 2)).permute(1, 0, 2)
+        expected = model.ln_final(hidden)[:, 30] @ model.text_projection
+        found = loaded.get_text_features(ids, torch.ones_like(ids)).pooler_output
+        assert torch.allclose(found, expected, atol=1e-4)
+        images = loaded.get_image_features(pixels).pooler_output
+        assert torch.allclose(images, model.visual(pixels), atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_cfg": 3}', '{"model_cfg": {"embed": 1}}'])
+def test_a_damaged_description_is_named(text: str, tmp_path: Path) -> None:
+    source = _described(tmp_path)
+    (tmp_path / "open_clip_config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"open_clip_config\.json"):
+        convert(source, tmp_path / "out", ConvertConfig())
+
+
+def test_heads_that_weights_do_not_tell_are_asked_for(tmp_path: Path) -> None:
+    save_file(dict(TimmViT().state_dict()), tmp_path / "vit.safetensors")
+    for heads in (None, 3):
+        with pytest.raises(ModelError, match="heads"):
+            convert(tmp_path / "vit.safetensors", tmp_path / "out", ConvertConfig(heads=heads))
+    made = convert(tmp_path / "vit.safetensors", tmp_path / "out", ConvertConfig(heads=4))
+    assert json.loads(made.path("config.json").read_text())["num_attention_heads"] == 4
 
 
 def test_a_probe_that_differs_is_an_error(tmp_path: Path) -> None:
@@ -251,12 +356,12 @@ def test_a_probe_that_differs_is_an_error(tmp_path: Path) -> None:
     config = made.folder / "config.json"
     text = config.read_text()
     config.write_text(text.replace("quick_gelu", "gelu"))
-    with pytest.raises(ModelError, match=r"saved with gmail-align .*features of the probe differ"):
+    with pytest.raises(ModelError, match=re.escape(str(made.folder))):
         GmailEncoder.from_pretrained(made.folder)
     config.write_text(text)
     GmailEncoder.from_pretrained(made.folder)
     (made.folder / "probe.safetensors").write_bytes(b"short")
-    with pytest.raises(ModelError, match=r"probe\.safetensors is missing or damaged"):
+    with pytest.raises(ModelError, match=r"probe\.safetensors"):
         GmailEncoder.from_pretrained(made.folder)
 
 
@@ -271,7 +376,7 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     torch.save({"state_dict": state, "extra": _Evil()}, "evil.pt")
     Path("plain.pt").write_bytes(pickle.dumps({"a": _Evil()}))
     for name in ("evil.pt", "plain.pt"):
-        with pytest.raises(ModelError, match="never unpickled here"):
+        with pytest.raises(ModelError, match=name):
             convert(name, tmp_path / "out", QUICK)
     assert not Path("ran").exists()
 
@@ -279,7 +384,7 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "ViT-B-32.pt")
-    with pytest.raises(ModelError, match="TorchScript archive, which holds code"):
+    with pytest.raises(ModelError, match="TorchScript"):
         convert(tmp_path / "ViT-B-32.pt", tmp_path / "out", QUICK)
 
 
@@ -292,18 +397,16 @@ def _refused(state: Any, message: str, tmp_path: Path, config: ConvertConfig = Q
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     state = dict(OpenAIModel().state_dict())
-    _refused({"a": 1}, "holds no tensors by name", tmp_path)
-    _refused([1, 2], "holds no tensors by name", tmp_path)
-    _refused({"layer1.weight": torch.zeros(1)}, "no CLIP with a ViT", tmp_path)
-    _refused(state, "does not tell its activation", tmp_path, ConvertConfig())
-    _refused({**state, "logit_bias": torch.zeros(1)}, "logit_bias is not known", tmp_path)
-    _refused(
-        state | {"visual.proj": torch.zeros(5, 24)}, "visual_projection.weight has sh", tmp_path
-    )
+    _refused({"a": 1}, "weights.pt", tmp_path)
+    _refused([1, 2], "weights.pt", tmp_path)
+    _refused({"layer1.weight": torch.zeros(1)}, "layer1.weight", tmp_path)
+    _refused(state, "--activation", tmp_path, ConvertConfig())
+    _refused({**state, "logit_bias": torch.zeros(1)}, "logit_bias", tmp_path)
+    _refused(state | {"visual.proj": torch.zeros(5, 24)}, "visual_projection.weight", tmp_path)
     del state["visual.ln_pre.bias"]
-    _refused(state, "vision_model.pre_layrnorm.bias is missing", tmp_path)
+    _refused(state, "vision_model.pre_layrnorm.bias", tmp_path)
     del state["token_embedding.weight"]
-    _refused(state, "hold no 'token_embedding.weight'", tmp_path)
+    _refused(state, "token_embedding.weight", tmp_path)
     (tmp_path / "bad.safetensors").write_bytes(b"short")
     for name in ("bad.safetensors", "absent.pt"):
         with pytest.raises(ModelError, match=name):

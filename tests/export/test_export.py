@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ def test_syn_clr(pixels: torch.Tensor, tmp_path: Path) -> None:
     """Its features are the logits of a ViT for classification; peft finds its layers by name."""
     torch.manual_seed(0)
     save_file(dict(TimmViT().state_dict()), tmp_path / "weights.safetensors")
-    base = convert(tmp_path / "weights.safetensors", tmp_path / "base", ConvertConfig())
+    base = convert(tmp_path / "weights.safetensors", tmp_path / "base", ConvertConfig(heads=2))
     folder = disturbed(base.folder, tmp_path / "encoder")
     expected = features(folder, pixels, Route.GENERATED)
     whole = made(folder, tmp_path / "hf", "hf", Route.GENERATED)
@@ -336,11 +337,31 @@ def test_the_card_tells_recipe_data_and_results(
         "transformers ",
     ):
         assert words in card, words
-    with pytest.raises(DataError, match="nothing that the encoder was made of"):
+    with pytest.raises(DataError, match=str(world.captions.folder)):
         export(config, aligned.folder, tmp_path / "other", data=[world.captions])
     checked = artifact.manifest["notes"]["checked"]
     assert set(checked["versions"]) == {"torch", "transformers"}
     assert checked["differences"]["image"] < 1e-5
+
+
+def test_the_card_shows_what_was_saved_of_an_alignment_at_part_of_its_strength(
+    aligned: Artifact, tmp_path: Path
+) -> None:
+    """The guard's row is that of the strength that was kept."""
+    source = Path(shutil.copytree(aligned.folder, tmp_path / "encoder"))
+    manifest = json.loads((source / "manifest.json").read_text())
+    kept = {**manifest["notes"]["guard"]["kept"], "align_loss": 0.6262}
+    manifest["notes"]["guard"]["kept"] = kept
+    rows = [(0.5, 0.6262, 1.0), (1.0, 0.6736, 0.0)]
+    manifest["notes"]["strengths"] = [
+        {"strength": strength, "align_loss": loss, "kept": chosen}
+        for strength, loss, chosen in rows
+    ]
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    card = made(source, tmp_path / "hf", "hf").path("README.md").read_text()
+    assert "strength 0.5" in card
+    assert "0.6262" in card
+    assert "0.6736" not in card
 
 
 def test_the_card_of_an_encoder_without_a_manifest(folder: Path, tmp_path: Path) -> None:

@@ -13,9 +13,13 @@ Activation = Literal["quick_gelu", "gelu"]
 
 
 class ConvertConfig(Config):
-    """How weights from elsewhere become a folder in Hugging Face's format."""
+    """How other people's weights become a folder in Hugging Face's format."""
 
     activation: Activation | None = None
     """The activation that the model was trained with; None where the file itself tells."""
+    heads: int | None = Field(default=None, ge=1)
+    """Attention heads of the image tower, which weights do not tell. A ViT in timm's naming needs
+    it; other towers have 64 channels a head, unless a description beside the file says otherwise.
+    """
     stretch: int | None = Field(default=None, ge=22)
     """Text positions to stretch the table to, as Long-CLIP does (248); None leaves it."""

@@ -20,7 +20,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from gmail_align.artifacts import MANIFEST, Artifact, begin, sha256_file, write_json
 from gmail_align.convert import openai_format, timm_format
-from gmail_align.convert.config import Activation, ConvertConfig
+from gmail_align.convert.config import ConvertConfig
+from gmail_align.convert.open_clip_config import OPEN_CLIP_CONFIG, OpenClipConfig
+from gmail_align.convert.openai_format import ClipOptions, TowerOptions
 from gmail_align.convert.weights import read_weights
 from gmail_align.encoders.backbones import load_backbone
 from gmail_align.encoders.backbones.backbone import Backbone
@@ -28,14 +30,13 @@ from gmail_align.encoders.backbones.clip import KEPT, ClipBackbone, stretch_posi
 from gmail_align.encoders.backbones.vit import VitBackbone
 from gmail_align.encoders.folder import find_folder, folder_fingerprint, no_bars
 from gmail_align.encoders.preprocess import Preprocess
-from gmail_align.encoders.probe import compare, probe_ids, probe_pixels, write_probe
+from gmail_align.encoders.probe import compare, probe_ids, write_probe
 from gmail_align.errors import ModelError
 from gmail_align.progress import say
 
 KIND = "backbone"
 SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
 """Names of files of weights end so."""
-OPEN_CLIP_CONFIG = "open_clip_config.json"
 PREPROCESSOR = "preprocessor_config.json"
 _MERGES = 49152 - 256 - 2
 """Merges of OpenAI's vocabulary file that its tokenizer uses."""
@@ -106,7 +107,7 @@ def convert(
 def _from_file(path: Path, config: ConvertConfig) -> Converted:
     state = read_weights(path)
     if timm_format.is_timm(state):
-        return _syn_clr(state, config)
+        return _syn_clr(path, state, config)
     plain = openai_format.normalise_state(state)
     if not openai_format.is_openai(plain):
         some = ", ".join(sorted(state)[:3])
@@ -120,38 +121,54 @@ def _from_file(path: Path, config: ConvertConfig) -> Converted:
 def _open_ai(
     path: Path, state: dict[str, Tensor], plain: dict[str, Tensor], config: ConvertConfig
 ) -> Converted:
-    described = _described(path)
-    activation = _activation(path, state, described, config.activation)
     if config.stretch:
         table = plain["positional_embedding"]
         plain["positional_embedding"] = stretch_positions(table, config.stretch)
-    shape, heads = openai_format.read_shape(plain), _heads(described)
-    model = openai_format.build_hf(plain, activation, heads)
-    pixels = probe_pixels(shape.image_size)
-    ids = probe_ids(shape.vocabulary, shape.positions)
-    probe = {
-        "pixels": pixels,
-        "image_features": openai_format.encode_image(plain, pixels, activation, heads=heads[0]),
-        "input_ids": ids,
-        "text_features": openai_format.encode_text(plain, ids, activation, heads=heads[1]),
+    shape, described = openai_format.read_shape(plain), OpenClipConfig.from_folder(path.parent)
+    if described is None:
+        described = OpenClipConfig()
+        options = _undescribed(path, state, shape, config)
+    else:
+        described.check_shape(shape, stretched=config.stretch is not None)
+        options = described.options(shape)
+        _refuse_contradiction(path, options, config)
+    backbone = ClipBackbone(openai_format.build_hf(plain, options))
+    probe = backbone.probe_inputs()
+    probe |= {
+        "image_features": openai_format.encode_image(plain, probe["pixels"], options),
+        "text_features": openai_format.encode_text(plain, probe["input_ids"], options),
     }
     long = openai_format.RESIDUAL in state
-    notes = {"format": "Long-CLIP" if long else "OpenAI", "activation": activation}
-    preprocessor = preprocessor_config(shape.image_size, described.get("preprocess_cfg"))
-    return Converted(ClipBackbone(model), probe, preprocessor, shape.positions, notes)
+    notes = {
+        "format": "Long-CLIP" if long else "OpenAI",
+        "activation": options.activation,
+        "heads": [options.vision.heads, options.text.heads],
+    }
+    preprocessor = described.preprocess(shape.image_size).to_config()
+    return Converted(backbone, probe, preprocessor, shape.positions, notes)
 
 
-def _syn_clr(state: dict[str, Tensor], config: ConvertConfig) -> Converted:
+def _syn_clr(path: Path, state: dict[str, Tensor], config: ConvertConfig) -> Converted:
     if config.stretch or config.activation == "quick_gelu":
         raise ModelError("a ViT in timm's naming has no texts to stretch, and uses GELU")
+    if config.heads is None:
+        raise ModelError(
+            f"{path} does not tell how many attention heads its ViT has: give --heads (12 for the "
+            "usual ViT-B, 16 for ViT-L)"
+        )
     plain = timm_format.vision_state(state)
-    model = timm_format.build_vit(plain)
-    pixels = probe_pixels(model.config.image_size)
-    probe = {"pixels": pixels, "image_features": timm_format.encode_image(plain, pixels)}
-    notes = {"format": "timm", "activation": "gelu", "left_behind": len(state) - len(plain)}
-    return Converted(
-        VitBackbone.of(model), probe, preprocessor_config(model.config.image_size), None, notes
-    )
+    backbone = VitBackbone.of(timm_format.build_vit(plain, config.heads))
+    probe = backbone.probe_inputs()
+    probe["image_features"] = timm_format.encode_image(plain, probe["pixels"], config.heads)
+    notes = {
+        "format": "timm",
+        "activation": "gelu",
+        "heads": [config.heads],
+        "left_behind": len(state) - len(plain),
+    }
+    preprocessor = Preprocess(backbone.vision_config.image_size).to_config()
+    say("images are normalised as CLIP's: if others were used, correct preprocessor_config.json")
+    return Converted(backbone, probe, preprocessor, None, notes)
 
 
 def _stretched(folder: Path, config: ConvertConfig) -> Converted:
@@ -176,78 +193,41 @@ def _stretched(folder: Path, config: ConvertConfig) -> Converted:
     return Converted(after, probe, config_file, config.stretch, notes)
 
 
-def _activation(
-    path: Path, state: dict[str, Tensor], described: dict[str, Any], given: Activation | None
-) -> Activation:
-    """Find out the activation, which weights alone do not tell.
+def _undescribed(
+    path: Path, state: dict[str, Tensor], shape: openai_format.Shape, config: ConvertConfig
+) -> ClipOptions:
+    """Return what weights without a description need, by OpenAI's rules or as it was given.
 
     Raises:
-        ModelError: nothing tells it, or two things tell it differently.
+        ModelError: nothing tells the activation.
     """
-    if "model_cfg" in described:
-        found: Activation = "quick_gelu" if described["model_cfg"].get("quick_gelu") else "gelu"
-        if given not in (None, found):
-            raise ModelError(
-                f"{OPEN_CLIP_CONFIG} beside {path} says {found}, but --activation {given} was given"
-            )
-        return found
-    if given is not None:
-        return given
+    activation = config.activation
     if openai_format.RESIDUAL in state or openai_format.SCALARS & set(state):
-        return "quick_gelu"
-    raise ModelError(
-        f"{path} does not tell its activation, and the wrong one spoils every feature: give "
-        "--activation quick_gelu (OpenAI's weights, and open_clip's whose name says quickgelu) or "
-        "gelu (all other of open_clip's)"
-    )
+        activation = activation or "quick_gelu"
+    if activation is None:
+        raise ModelError(
+            f"{path} does not tell its activation, and the wrong one spoils every feature: give "
+            "--activation quick_gelu (OpenAI's weights, and open_clip's whose name says quickgelu) "
+            "or gelu (all other of open_clip's)"
+        )
+    heads = config.heads or shape.heads
+    return ClipOptions(activation, TowerOptions(heads), TowerOptions(shape.text_heads))
 
 
-def _heads(described: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Return the attention heads of both towers, where open_clip's description has them.
+def _refuse_contradiction(path: Path, options: ClipOptions, config: ConvertConfig) -> None:
+    """Refuse settings that differ from the description beside the weights.
 
-    Without one, every 64 channels are a head, as in all CLIPs of OpenAI.
+    Raises:
+        ModelError: one does.
     """
-    model = described.get("model_cfg", {})
-    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-    width = vision.get("head_width")
-    return (vision["width"] // width if width else None), text.get("heads")
-
-
-def _described(path: Path) -> dict[str, Any]:
-    """Return what open_clip's own description beside the weights says; empty without one."""
-    beside = path.parent / OPEN_CLIP_CONFIG
-    if not beside.exists():
-        return {}
-    try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{beside} is damaged: get it again, or move it away") from error
-    return found if isinstance(found, dict) else {}
-
-
-def preprocessor_config(size: int, described: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the ``preprocessor_config.json`` of a CLIP of that size; CLIP's own mean and std.
-
-    ``described`` is the ``preprocess_cfg`` of open_clip, where there is one.
-    """
-    said, plain = described or {}, Preprocess()
-    square = said.get("resize_mode") == "squash"
-    side = {"height": size, "width": size}
-    methods = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": side if square else {"shortest_edge": size},
-        "resample": methods[said.get("interpolation", "bicubic")],
-        "do_center_crop": not square,
-        "crop_size": side,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(said.get("mean", plain.mean)),
-        "image_std": list(said.get("std", plain.std)),
-        "do_convert_rgb": True,
-    }
+    described = {"activation": options.activation, "heads": options.vision.heads}
+    for name, value in described.items():
+        given = getattr(config, name)
+        if given not in (None, value):
+            raise ModelError(
+                f"{OPEN_CLIP_CONFIG} beside {path} says {name} = {value}, but --{name} {given} was "
+                "given: leave it out"
+            )
 
 
 @torch.no_grad()

@@ -56,8 +56,28 @@ _RESBLOCK = re.compile(r"(visual\.transformer|transformer)\.resblocks\.(\d+)\.(.
 
 
 @dataclass(frozen=True)
+class TowerOptions:
+    """What the weights of a tower do not tell."""
+
+    heads: int
+    epsilon: float = 1e-5
+    """Added to the variance in layer norms."""
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """What the weights of a CLIP do not tell."""
+
+    activation: Activation
+    vision: TowerOptions
+    text: TowerOptions
+    end_of_text: int | None = None
+    """The token at which texts are pooled; None for the largest id of each text."""
+
+
+@dataclass(frozen=True)
 class Shape:
-    """What the tensors' shapes say of a model."""
+    """What the tensors' shapes say of a model; heads are a guess by the width."""
 
     width: int
     layers: int
@@ -138,40 +158,44 @@ def read_shape(state: State) -> Shape:
     return shape
 
 
-def build_hf(
-    state: State, activation: Activation, heads: tuple[int | None, int | None] = (None, None)
-) -> CLIPModel:
+def build_hf(state: State, options: ClipOptions) -> CLIPModel:
     """Build Hugging Face's model of a normalised state, in fp32.
 
     Args:
         state: What :func:`normalise_state` returned.
-        activation: The activation of both towers.
-        heads: Attention heads of the image and of the text tower; None where the width tells.
+        options: What the weights do not tell.
 
     Raises:
-        ModelError: a tensor is missing, unknown or of another shape.
+        ModelError: a tensor is missing, unknown or of another shape, or the heads do not divide
+            the width.
     """
     shape = read_shape(state)
+    for width, tower in ((shape.width, options.vision), (shape.text_width, options.text)):
+        if tower.heads < 1 or width % tower.heads:
+            raise ModelError(f"{tower.heads} attention heads do not divide a width of {width}")
+    end = shape.vocabulary - 1 if options.end_of_text is None else options.end_of_text
     text = {
         "hidden_size": shape.text_width,
         "num_hidden_layers": shape.text_layers,
-        "num_attention_heads": heads[1] or shape.text_heads,
+        "num_attention_heads": options.text.heads,
+        "layer_norm_eps": options.text.epsilon,
         "intermediate_size": shape.text_feed_forward,
         "vocab_size": shape.vocabulary,
         "max_position_embeddings": shape.positions,
         "bos_token_id": shape.vocabulary - 2,
-        "eos_token_id": shape.vocabulary - 1,
+        "eos_token_id": end,
         "pad_token_id": shape.vocabulary - 1,
-        "hidden_act": activation,
+        "hidden_act": options.activation,
     }
     vision = {
         "hidden_size": shape.width,
         "num_hidden_layers": shape.layers,
-        "num_attention_heads": heads[0] or shape.heads,
+        "num_attention_heads": options.vision.heads,
+        "layer_norm_eps": options.vision.epsilon,
         "intermediate_size": shape.feed_forward,
         "image_size": shape.image_size,
         "patch_size": shape.patch,
-        "hidden_act": activation,
+        "hidden_act": options.activation,
     }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=shape.dim))
     load_strictly(model, to_hf(state))
@@ -242,70 +266,69 @@ def to_openai(state: State) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def encode_image(
-    state: State,
-    pixels: Float[Tensor, "b 3 h w"],
-    activation: Activation,
-    *,
-    heads: int | None = None,
+    state: State, pixels: Float[Tensor, "b 3 h w"], options: ClipOptions
 ) -> Float[Tensor, "b dim"]:
-    """Run the image tower on bare tensors in OpenAI's naming; the width gives its heads."""
+    """Run the image tower on bare tensors in OpenAI's naming."""
     shape = read_shape(state)
     patches = conv2d(pixels, state["visual.conv1.weight"], stride=shape.patch)
     tokens = patches.flatten(2).transpose(1, 2)
     first = state["visual.class_embedding"].expand(len(tokens), 1, -1)
     hidden = torch.cat([first, tokens], dim=1) + state["visual.positional_embedding"]
-    hidden = _norm(state, "visual.ln_pre", hidden)
-    count = heads or shape.heads
-    hidden = _tower(state, "visual.transformer", hidden, shape.layers, count, activation)
-    return _norm(state, "visual.ln_post", hidden[:, 0]) @ state["visual.proj"]
+    tower = _Tower(state, options.vision, options.activation)
+    hidden = tower.run("visual.transformer", tower.norm("visual.ln_pre", hidden), shape.layers)
+    return tower.norm("visual.ln_post", hidden[:, 0]) @ state["visual.proj"]
 
 
 @torch.no_grad()
 def encode_text(
-    state: State, ids: Int[Tensor, "m t"], activation: Activation, *, heads: int | None = None
+    state: State, ids: Int[Tensor, "m t"], options: ClipOptions
 ) -> Float[Tensor, "m dim"]:
-    """Run the text tower on bare tensors in OpenAI's naming; texts end with their largest id."""
+    """Run the text tower on bare tensors in OpenAI's naming."""
     shape = read_shape(state)
     hidden = state["token_embedding.weight"][ids] + state["positional_embedding"][: ids.shape[1]]
-    count = heads or shape.text_heads
-    hidden = _tower(state, "transformer", hidden, shape.text_layers, count, activation, causal=True)
-    hidden = _norm(state, "ln_final", hidden)
-    return hidden[torch.arange(len(ids)), ids.argmax(dim=-1)] @ state["text_projection"]
+    tower, end = _Tower(state, options.text, options.activation), options.end_of_text
+    hidden = tower.norm("ln_final", tower.run("transformer", hidden, shape.text_layers, True))
+    places = ids.argmax(dim=-1) if end is None else (ids == end).int().argmax(dim=-1)
+    return hidden[torch.arange(len(ids)), places] @ state["text_projection"]
 
 
-def _tower(
-    state: State,
-    name: str,
-    hidden: Tensor,
-    layers: int,
-    heads: int,
-    activation: Activation,
-    causal: bool = False,
-) -> Tensor:
-    for layer in range(layers):
-        place = f"{name}.resblocks.{layer}"
-        normed = _norm(state, f"{place}.ln_1", hidden)
-        mixed = linear(
-            normed, state[f"{place}.attn.in_proj_weight"], state[f"{place}.attn.in_proj_bias"]
-        )
+@dataclass(frozen=True)
+class _Tower:
+    """One tower of bare tensors."""
+
+    state: State
+    options: TowerOptions
+    activation: Activation
+
+    def run(self, name: str, hidden: Tensor, layers: int, causal: bool = False) -> Tensor:
+        """Return what the tower's layers make of tokens, shape (b, t, width)."""
         batch, length, width = hidden.shape
-        q, k, v = mixed.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        attended = scaled_dot_product_attention(q, k, v, is_causal=causal)
-        attended = attended.transpose(1, 2).reshape(batch, length, width)
-        hidden = hidden + _linear(state, f"{place}.attn.out_proj", attended)
-        inner = _linear(state, f"{place}.mlp.c_fc", _norm(state, f"{place}.ln_2", hidden))
-        inner = gelu(inner) if activation == "gelu" else inner * torch.sigmoid(1.702 * inner)
-        hidden = hidden + _linear(state, f"{place}.mlp.c_proj", inner)
-    return hidden
+        heads = self.options.heads
+        for layer in range(layers):
+            place = f"{name}.resblocks.{layer}"
+            normed = self.norm(f"{place}.ln_1", hidden)
+            mixed = linear(
+                normed,
+                self.state[f"{place}.attn.in_proj_weight"],
+                self.state[f"{place}.attn.in_proj_bias"],
+            )
+            q, k, v = mixed.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+            attended = scaled_dot_product_attention(q, k, v, is_causal=causal)
+            attended = attended.transpose(1, 2).reshape(batch, length, width)
+            hidden = hidden + self._linear(f"{place}.attn.out_proj", attended)
+            inner = self._linear(f"{place}.mlp.c_fc", self.norm(f"{place}.ln_2", hidden))
+            plain = self.activation == "gelu"
+            inner = gelu(inner) if plain else inner * torch.sigmoid(1.702 * inner)
+            hidden = hidden + self._linear(f"{place}.mlp.c_proj", inner)
+        return hidden
 
+    def norm(self, name: str, hidden: Tensor) -> Tensor:
+        """Apply a layer norm."""
+        weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
+        return layer_norm(hidden, weight.shape, weight, bias, self.options.epsilon)
 
-def _linear(state: State, name: str, hidden: Tensor) -> Tensor:
-    return linear(hidden, state[f"{name}.weight"], state[f"{name}.bias"])
-
-
-def _norm(state: State, name: str, hidden: Tensor) -> Tensor:
-    weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
-    return layer_norm(hidden, weight.shape, weight, bias, 1e-5)
+    def _linear(self, name: str, hidden: Tensor) -> Tensor:
+        return linear(hidden, self.state[f"{name}.weight"], self.state[f"{name}.bias"])
 
 
 def _depth(state: State, tower: str) -> int:

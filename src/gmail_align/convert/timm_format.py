@@ -15,7 +15,7 @@ from gmail_align.convert.openai_format import load_strictly
 from gmail_align.errors import ModelError
 
 State = Mapping[str, Tensor]
-_HEAD_WIDTH, _EPSILON = 64, 1e-6
+_EPSILON = 1e-6
 _TOP = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
@@ -53,22 +53,29 @@ def vision_state(state: State) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in found.items() if not name.startswith("head.")}
 
 
-def build_vit(state: State) -> ViTModel:
+def build_vit(state: State, heads: int) -> ViTModel:
     """Build Hugging Face's model of what :func:`vision_state` returned.
 
+    Args:
+        state: The weights.
+        heads: Attention heads, which the weights do not tell.
+
     Raises:
-        ModelError: a tensor is missing, unknown or of another shape.
+        ModelError: a tensor is missing, unknown or of another shape, or the heads do not divide
+            the width.
     """
     try:
         width, _, patch, _ = state["patch_embed.proj.weight"].shape
         cells = state["pos_embed"].shape[1] - 1
         feed_forward = len(state["blocks.0.mlp.fc1.weight"])
     except KeyError as error:
-        raise ModelError(f"the weights hold no {error}: this is no ViT of timm") from error
+        raise ModelError(f"the weights lack {error}: this is not a ViT of timm") from error
+    if width % heads:
+        raise ModelError(f"{heads} attention heads do not divide a width of {width}")
     config = ViTConfig(
         hidden_size=width,
         num_hidden_layers=_depth(state),
-        num_attention_heads=width // _HEAD_WIDTH,
+        num_attention_heads=heads,
         intermediate_size=feed_forward,
         image_size=patch * round(cells**0.5),
         patch_size=patch,
@@ -98,7 +105,9 @@ def to_hf(state: State) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def encode_image(state: State, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b width"]:
+def encode_image(
+    state: State, pixels: Float[Tensor, "b 3 h w"], heads: int
+) -> Float[Tensor, "b width"]:
     """Run the ViT on bare tensors in timm's naming: the class token behind the last norm."""
     kernel = state["patch_embed.proj.weight"]
     patches = conv2d(pixels, kernel, state["patch_embed.proj.bias"], stride=kernel.shape[-1])
@@ -113,8 +122,7 @@ def encode_image(state: State, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor
             state[f"{place}.attn.qkv.weight"],
             state.get(f"{place}.attn.qkv.bias"),
         )
-        heads = width // _HEAD_WIDTH
-        q, k, v = mixed.view(batch, length, 3, heads, _HEAD_WIDTH).permute(2, 0, 3, 1, 4)
+        q, k, v = mixed.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
         attended = scaled_dot_product_attention(q, k, v).transpose(1, 2)
         attended = attended.reshape(batch, length, width)
         hidden = hidden + _linear(state, f"{place}.attn.proj", attended)

@@ -35,6 +35,8 @@ PUBLISHERS = frozenset({"apple", "facebook", "google", "laion", "openai", "timm"
 """Owners on the hub whose models are asked for without a revision: those that the docs name."""
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin")
 _WEIGHTS = (".safetensors", ".bin")
+_LONGEST_REASON = 300
+"""Characters of a library's own message that are passed on."""
 
 
 def find_folder(path_or_id: str | Path) -> Path:
@@ -117,11 +119,11 @@ def reading(path: Path, fault: str = "is damaged") -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # libraries raise what they like, plain Exception included
-        line = (str(error).strip().splitlines() or [""])[0]
-        raise ModelError(f"{path} {fault}: {line or type(error).__name__}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{path} {fault}: {reason[:_LONGEST_REASON]}") from error
 
 
-def read_config(folder: Path) -> dict[str, object]:
+def read_config(folder: Path) -> dict[str, Any]:
     """Read a model folder's ``config.json``.
 
     Raises:
@@ -129,15 +131,22 @@ def read_config(folder: Path) -> dict[str, object]:
     """
     if is_unfinished(folder):
         raise ModelError(f"{folder} is unfinished: run the stage that makes it again")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} is not a model folder: it does not hold {CONFIG}") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / CONFIG} is damaged: get the model again") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder / CONFIG} is damaged: it does not hold an object")
-    return config
+    if not (folder / CONFIG).exists():
+        raise ModelError(f"{folder} is not a model folder: it does not hold {CONFIG}")
+    return read_json(folder / CONFIG)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ModelError: the file is missing or damaged, or holds something else.
+    """
+    with reading(path):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it does not hold an object")
+    return value
 
 
 def read_card(folder: Path) -> EncoderCard | None:

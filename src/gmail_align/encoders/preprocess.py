@@ -58,6 +58,25 @@ class Preprocess:
         """
         return _parse(_read_config(path), path)
 
+    def to_config(self) -> dict[str, Any]:
+        """Return the ``preprocessor_config.json`` that asks transformers for these steps."""
+        side = {"height": self.size, "width": self.size}
+        square = self.resize == "square"
+        return {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": True,
+            "size": side if square else {"shortest_edge": self.resize_to or self.size},
+            "resample": int(_RESAMPLING[self.interpolation]),
+            "do_center_crop": not square,
+            "crop_size": side,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_convert_rgb": True,
+        }
+
     @property
     def fingerprint(self) -> str:
         """Identity of the steps and their parameters."""

@@ -17,6 +17,11 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model",
 """One of these holds a vocabulary; without any, transformers would make up an empty tokenizer."""
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder holds a vocabulary."""
+    return any((folder / name).exists() for name in _VOCABULARIES)
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load a folder's tokenizer.
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gmail_align.artifacts import Artifact
 from gmail_align.encoders.probe import TOLERANCE
 from gmail_align.export.config import ExportConfig
+from gmail_align.export.source import PHOTO_TOLERANCE
 
-LOADING = {
-    "hf": "transformers.CLIPModel.from_pretrained(folder)",
-    "peft": "peft.PeftModel.from_pretrained(CLIPModel.from_pretrained(folder / 'base'), folder)",
+_LOADING = {
+    "hf": "transformers.AutoModel.from_pretrained(folder)",
+    "peft": "peft.PeftModel.from_pretrained({model}.from_pretrained(folder / 'base'), folder)",
     "open_clip": "open_clip.create_model_from_pretrained('local-dir:' + folder)",
     "llava": "--vision_tower folder",
     "sentence-transformers": "sentence_transformers.SentenceTransformer(folder)",
@@ -22,89 +24,112 @@ LOADING = {
 """How each format is loaded."""
 
 
-def write_card(
-    out: Path,
-    config: ExportConfig,
-    encoder: Artifact | None,
-    data: Sequence[Artifact],
-    results: Sequence[Artifact],
-    checked: Mapping[str, Any],
-    *,
-    plain: bool,
-) -> None:
-    """Write ``README.md`` of an export.
+@dataclass(frozen=True)
+class Card:
+    """What the model card of an export tells."""
 
-    Args:
-        out: The export's folder.
-        config: Format and route.
-        encoder: The encoder's artifact; None for a plain model, or a folder without a manifest.
-        data: Artifacts that the encoder was made of, to be described.
-        results: Results to be listed.
-        checked: ``versions`` that it was checked with, and the largest ``differences``.
-        plain: Whether it is a plain model, not one of our encoders.
-    """
-    lines = [
-        "---",
-        "tags: [gmail-align, clip]",
-        "---",
-        "",
-        f"# Encoder for generated and real images, by the route `{config.route}`",
-        "",
-        f"Written by gmail-align as `{config.format}`. Load it with `{LOADING[config.format]}`.",
-        "The route's adapter and head are baked in; there is no other route in this folder.",
-        "",
-        *_origin(encoder, plain),
-        *_data(encoder, data),
-        *_results(results),
-        *_checked(checked),
-    ]
-    (out / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config: ExportConfig
+    """Format and route."""
+    encoder: Artifact | None
+    """The encoder's artifact; None for a plain model, or a folder without a manifest."""
+    plain: bool
+    """Whether it is a plain model, not one of our encoders."""
+    notes: Sequence[str]
+    """What whoever loads the export has to know."""
+    checked: Mapping[str, Any]
+    """``versions`` that it was checked with, and the largest ``differences``."""
 
+    def write(
+        self, out: Path, model: str, data: Sequence[Artifact], results: Sequence[Artifact]
+    ) -> None:
+        """Write ``README.md``.
 
-def _origin(encoder: Artifact | None, plain: bool) -> list[str]:
-    if encoder is None:
-        said = "An encoder without a manifest: how it was aligned is not known here."
-        return ["## Recipe", "", "A plain model, not aligned." if plain else said, ""]
-    notes, config = encoder.manifest.get("notes", {}), encoder.manifest["config"]
-    guard = notes.get("guard", {})
-    applied = notes.get("applied", True)
-    said = "" if applied else " **The guard kept step 0: this is the plain base model.**"
-    lines = [
-        "## Recipe",
-        "",
-        f"Alignment after GMAIL (Mo & Yun, ICML 2025), step {notes.get('best_step', 0)} kept."
-        f"{said} Seed {encoder.manifest['seed']}.",
-        "",
-        "```json",
-        json.dumps(config, indent=2, ensure_ascii=False),
-        "```",
-        "",
-    ]
-    start, kept = guard.get("start", {}), guard.get("kept", {})
-    if kept:
-        lines += ["On held-out pairs:", "", "| measure | before | kept |", "| --- | --- | --- |"]
-        lines += [
-            f"| {name} | {_number(start.get(name))} | {_number(value)} |"
-            for name, value in kept.items()
-            if name != "step"
+        Args:
+            out: The export's folder.
+            model: Class of transformers that loads the base.
+            data: Artifacts that the encoder was made of, to be described.
+            results: Results to be listed.
+        """
+        loading = _LOADING[self.config.format].format(model=model)
+        lines = [
+            "---",
+            "tags: [gmail-align, clip]",
+            "---",
+            "",
+            f"# Encoder for generated and real images, by the route `{self.config.route}`",
+            "",
+            f"Written by gmail-align as `{self.config.format}`. Load it with `{loading}`.",
+            "The route's adapter and head are baked in; this folder holds no other route.",
+            "",
+            *(f"- {note}" for note in self.notes),
+            "",
+            *self._recipe(),
+            *self._data(data),
+            *_results(results),
+            *self._checks(),
         ]
-        lines += [""]
-    return lines
+        (out / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
+    def _recipe(self) -> list[str]:
+        if self.encoder is None:
+            unknown = "An encoder without a manifest: how it was aligned is unknown."
+            return ["## Recipe", "", "A plain model, not aligned." if self.plain else unknown, ""]
+        notes, config = self.encoder.manifest.get("notes", {}), self.encoder.manifest["config"]
+        applied = notes.get("applied", True)
+        plain = "" if applied else " **The guard kept step 0: this is the plain base model.**"
+        strengths = [row["strength"] for row in notes.get("strengths", []) if row["kept"]]
+        strength = f", applied at strength {strengths[0]:g}" if strengths else ""
+        lines = [
+            "## Recipe",
+            "",
+            f"Alignment after GMAIL (Mo & Yun, ICML 2025), step {notes.get('best_step', 0)} kept"
+            f"{strength}.{plain} Seed {self.encoder.manifest['seed']}.",
+            "",
+            "```json",
+            json.dumps(config, indent=2, ensure_ascii=False),
+            "```",
+            "",
+        ]
+        guard = notes.get("guard", {})
+        start, kept = guard.get("start", {}), guard.get("kept", {})
+        if kept:
+            lines += ["On held-out pairs:", "", "| measure | before | kept |"]
+            lines += ["| --- | --- | --- |"]
+            lines += [
+                f"| {name} | {_number(start.get(name))} | {_number(value)} |"
+                for name, value in kept.items()
+                if name != "step"
+            ]
+            lines += [""]
+        return lines
 
-def _data(encoder: Artifact | None, data: Sequence[Artifact]) -> list[str]:
-    if encoder is None:
-        return []
-    counts = ", ".join(f"{value} {_words(name)}" for name, value in encoder.counts.items())
-    roles = {value: name for name, value in encoder.manifest["inputs"].items()}
-    lines = ["## Data", "", f"{counts}. Fingerprints of what it was made of:", ""]
-    lines += [f"- {name}: `{value}`" for name, value in encoder.manifest["inputs"].items()]
-    for artifact in data:
-        role = roles[artifact.fingerprint]
-        held = ", ".join(f"{value} {_words(name)}" for name, value in artifact.counts.items())
-        lines += ["", f"**{role}** ({artifact.kind}; {held}), made with:", "", "```json"]
-        lines += [json.dumps(artifact.manifest["config"], indent=2, ensure_ascii=False), "```"]
-    return [*lines, ""]
+    def _data(self, data: Sequence[Artifact]) -> list[str]:
+        if self.encoder is None:
+            return []
+        inputs = self.encoder.manifest["inputs"]
+        roles = {value: name for name, value in inputs.items()}
+        lines = ["## Data", "", f"{_counts(self.encoder)}. Fingerprints of its inputs:", ""]
+        lines += [f"- {name}: `{value}`" for name, value in inputs.items()]
+        for artifact in data:
+            role = roles[artifact.fingerprint]
+            lines += ["", f"**{role}** ({artifact.kind}; {_counts(artifact)}), made with:", ""]
+            lines += ["```json"]
+            lines += [json.dumps(artifact.manifest["config"], indent=2, ensure_ascii=False), "```"]
+        return [*lines, ""]
+
+    def _checks(self) -> list[str]:
+        differences = self.checked["differences"].items()
+        versions = ", ".join(f"{name} {value}" for name, value in self.checked["versions"].items())
+        worst = ", ".join(f"{name} {value:.1e}" for name, value in differences)
+        return [
+            "## Checked",
+            "",
+            f"Loaded with {versions}, its features differ from the encoder's by at most {worst} of",
+            f"their size. More than {TOLERANCE:.0e} ({PHOTO_TOLERANCE} on a photo, which libraries",
+            "resize with other rounding) would have been an error. With other versions, run",
+            "`probe.safetensors` again: libraries that load weights wrongly often only warn.",
+            "",
+        ]
 
 
 def _results(results: Sequence[Artifact]) -> list[str]:
@@ -123,22 +148,9 @@ def _results(results: Sequence[Artifact]) -> list[str]:
     return [*lines, ""]
 
 
-def _checked(checked: Mapping[str, Any]) -> list[str]:
-    versions = ", ".join(f"{name} {value}" for name, value in checked["versions"].items())
-    worst = ", ".join(f"{name} {value:.1e}" for name, value in checked["differences"].items())
-    return [
-        "## Checked",
-        "",
-        f"Loaded with {versions}, its features on `probe.safetensors` differ from the encoder's by",
-        f"at most {worst} of their size; more than {TOLERANCE:.0e} would have been an error. With",
-        "other versions, run the probe again: libraries that load weights wrongly often only warn.",
-        "",
-    ]
-
-
 def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, int | float) else "-"
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def _counts(artifact: Artifact) -> str:
+    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in artifact.counts.items())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from gmail_align.artifacts import write_bytes, write_json
-from gmail_align.convert.openai_format import encode_image, encode_text, to_openai
+from gmail_align.convert.open_clip_config import OPEN_CLIP_CONFIG, NormOptions, OpenClipConfig
+from gmail_align.convert.openai_format import encode_image, encode_text, read_shape, to_openai
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
 from gmail_align.export.hugging_face import export_hf
-from gmail_align.export.ready import Ready
+from gmail_align.export.source import ExportSource, pixels_of
 from gmail_align.extras import require
 
 ONNX = "model.onnx"
@@ -31,92 +34,163 @@ _EXTERNAL_BYTES = 1_500_000_000
 """A graph above this has its weights in a file beside it: one file may have 2 GB."""
 
 
-def export_open_clip(ready: Ready, out: Path) -> dict[str, float]:
+def export_open_clip(source: ExportSource, out: Path) -> dict[str, float]:
     """Write ``open_clip_model.safetensors`` and ``open_clip_config.json``, as open_clip's own are.
 
-    open_clip is no dependency: what is written is run from its bare tensors by the names that
-    open_clip gives them.
+    open_clip is not a dependency. What is written is run from its bare tensors, by the description
+    that lies beside them; where open_clip is installed, it loads the folder as well.
+
+    Raises:
+        ModelError: open_clip has no name for the activation or for the image transform.
     """
-    clip: Any = ready.merged.plain
+    clip: Any = source.merged.plain
     state = to_openai({name: value.float() for name, value in clip.state_dict().items()})
     path = out / "open_clip_model.safetensors"
     write_bytes(path, save(state, {"format": "pt"}))
-    write_json(out / "open_clip_config.json", open_clip_config(ready))
-    ready.copy_processors(out)
-    read, vision, text = load_file(path), clip.config.vision_config, clip.config.text_config
-    what, act = "open_clip's tensors, run by their names", vision.hidden_act
-    image = ready.check(
-        what, lambda x: encode_image(read, x, act, heads=vision.num_attention_heads)
-    )
-    texts = ready.check_texts(
-        what, lambda ids: encode_text(read, ids, act, heads=text.num_attention_heads)
-    )
-    return {"image": image, "text": texts}
+    write_json(out / OPEN_CLIP_CONFIG, _describe(source))
+    source.write_processors(out)
+    tensors, described = load_file(path), OpenClipConfig.from_folder(out)
+    assert described is not None, "it was written above"
+    shape = read_shape(tensors)
+    options, size = described.options(shape), source.encoder.preprocess.size
+    described.check_shape(shape, stretched=False)
+    if described.preprocess(size) != source.encoder.preprocess:
+        raise ModelError(
+            "open_clip has no name for this image transform (another size before the crop, or a "
+            "filter that is neither bicubic nor bilinear): export it as hf"
+        )
+    source.notes.append("open_clip's own image transform may cut one pixel beside ours.")
+    what = "open_clip's tensors, run by their description"
+
+    def embed_texts(texts: list[str]) -> Tensor:
+        tokenizer: Any = AutoTokenizer.from_pretrained(out, local_files_only=True)
+        batch = tokenizer(
+            [" ".join(text.split()) for text in texts],
+            max_length=described.model_cfg.text_cfg.context_length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        return encode_text(tensors, batch["input_ids"], options)
+
+    differences = {
+        "image": source.check(what, lambda pixels: encode_image(tensors, pixels, options)),
+        "token ids": source.check_ids(what, lambda ids: encode_text(tensors, ids, options)),
+        "text": source.check_texts(what, embed_texts),
+    }
+    return differences | (_check_by_open_clip(source, out) if find_spec("open_clip") else {})
 
 
-def open_clip_config(ready: Ready) -> dict[str, Any]:
+def _check_by_open_clip(source: ExportSource, out: Path) -> dict[str, float]:
+    """Load the folder by open_clip itself, and compare."""
+    open_clip: Any = importlib.import_module("open_clip")
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{out}")
+    tokenize, what = open_clip.get_tokenizer(f"local-dir:{out}"), "open_clip"
+    model.eval()
+    return {
+        "open_clip's photo": source.check_photo(
+            what, lambda image: model.encode_image(transform(image)[None])
+        ),
+        "open_clip's text": source.check_texts(
+            what, lambda texts: model.encode_text(tokenize(texts))
+        ),
+    }
+
+
+def _describe(source: ExportSource) -> dict[str, Any]:
     """Return what open_clip has to be told: ``model_cfg`` and ``preprocess_cfg``.
 
     Raises:
         ModelError: open_clip has no name for the activation.
     """
-    config: Any = ready.merged.plain.config
-    vision, text, pixels = config.vision_config, config.text_config, ready.encoder.preprocess
+    backbone, pixels = source.merged, source.encoder.preprocess
+    config: Any = backbone.plain.config
+    vision, text = backbone.vision_config, backbone.text_config
     if {vision.hidden_act, text.hidden_act} not in ({"quick_gelu"}, {"gelu"}):
         raise ModelError(f"open_clip has no CLIP with the activation {vision.hidden_act}")
+    towers: dict[str, dict[str, Any]] = {
+        "vision_cfg": {
+            "image_size": vision.image_size,
+            "layers": vision.num_hidden_layers,
+            "width": vision.hidden_size,
+            "patch_size": vision.patch_size,
+            "head_width": vision.hidden_size // vision.num_attention_heads,
+            "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+        },
+        "text_cfg": {
+            "context_length": text.max_position_embeddings,
+            "vocab_size": text.vocab_size,
+            "width": text.hidden_size,
+            "heads": text.num_attention_heads,
+            "layers": text.num_hidden_layers,
+            "mlp_ratio": text.intermediate_size / text.hidden_size,
+        },
+    }
+    for name, tower in (("vision_cfg", vision), ("text_cfg", text)):
+        if tower.layer_norm_eps != NormOptions().eps:
+            towers[name]["norm_kwargs"] = {"eps": tower.layer_norm_eps}
+    end = source.probe["input_ids"][1, -1].item()
+    if end != text.vocab_size - 1:  # open_clip pools at the largest id unless it is told
+        towers["text_cfg"] |= {"pool_type": "eos", "eos_id": end}
+        source.notes.append("It takes open_clip 3 or newer, which pools texts at `eos_id`.")
+    if source.tokenizer is not None:
+        towers["text_cfg"]["hf_tokenizer_name"] = "."
+        source.notes.append(
+            "open_clip takes the tokenizer of this folder; when you upload the folder, set "
+            "`hf_tokenizer_name` in `open_clip_config.json` to the name of the repository."
+        )
     return {
         "model_cfg": {
             "embed_dim": config.projection_dim,
             "quick_gelu": vision.hidden_act == "quick_gelu",
-            "vision_cfg": {
-                "image_size": vision.image_size,
-                "layers": vision.num_hidden_layers,
-                "width": vision.hidden_size,
-                "patch_size": vision.patch_size,
-                "head_width": vision.hidden_size // vision.num_attention_heads,
-                "mlp_ratio": vision.intermediate_size / vision.hidden_size,
-            },
-            "text_cfg": {
-                "context_length": text.max_position_embeddings,
-                "vocab_size": text.vocab_size,
-                "width": text.hidden_size,
-                "heads": text.num_attention_heads,
-                "layers": text.num_hidden_layers,
-                "mlp_ratio": text.intermediate_size / text.hidden_size,
-            },
+            **towers,
         },
         "preprocess_cfg": {
+            "size": pixels.size,
             "mean": list(pixels.mean),
             "std": list(pixels.std),
-            "interpolation": pixels.interpolation,
+            "interpolation": "bilinear" if pixels.interpolation == "bilinear" else "bicubic",
             "resize_mode": "squash" if pixels.resize == "square" else "shortest",
         },
     }
 
 
-def export_sentence_transformers(ready: Ready, out: Path) -> dict[str, float]:
-    """Write a folder that ``SentenceTransformer(folder)`` loads, for images and texts."""
+def export_sentence_transformers(source: ExportSource, out: Path) -> dict[str, float]:
+    """Write a folder that ``SentenceTransformer(folder)`` loads, for images and texts.
+
+    Raises:
+        ModelError: the base has no tokenizer, without which that library loads nothing.
+    """
     require("sentence_transformers", "export")
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules.transformer import Transformer
 
+    if source.tokenizer is None:
+        raise ModelError("sentence-transformers takes a tokenizer, which the base does not have")
+    padding = {"text": {"padding": "max_length"}} if source.merged.full_length else None
     with tempfile.TemporaryDirectory(dir=out, prefix=".tmp-") as name:
         folder = Path(name)
-        export_hf(ready, folder)
-        whole = SentenceTransformer(modules=[Transformer(str(folder))], device="cpu")
+        export_hf(source, folder)
+        module = Transformer(str(folder), processing_kwargs=padding)
+        whole = SentenceTransformer(modules=[module], device="cpu")
         whole.save(str(out), create_model_card=False)
     loaded = SentenceTransformer(str(out), device="cpu", local_files_only=True)
     first: Any = loaded[0]
-    inner = first.auto_model.eval()
-    what = "the CLIP inside, loaded by sentence-transformers"
-    image = ready.check(what, lambda x: inner.get_image_features(x).pooler_output)
-    texts = ready.check_texts(what, lambda ids: inner.get_text_features(ids).pooler_output)
-    return {"image": image, "text": texts}
+    inner, what = first.auto_model.eval(), "the model, loaded by sentence-transformers"
+
+    def encode(batch: Any) -> Tensor:
+        return torch.from_numpy(np.asarray(loaded.encode(batch, show_progress_bar=False)))
+
+    return {
+        "image": source.check(what, lambda pixels: inner.get_image_features(pixels).pooler_output),
+        "photo": source.check_photo(what, lambda image: encode([image])),
+        "text": source.check_texts(what, encode),
+    }
 
 
 @contextmanager
-def _hushed(name: str) -> Iterator[None]:
-    """Keep a library from logging what is no error."""
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a library from logging what is not an error."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -138,17 +212,17 @@ class _ImageTower(nn.Module):
         return features
 
 
-def export_onnx(ready: Ready, out: Path) -> dict[str, float]:
+def export_onnx(source: ExportSource, out: Path) -> dict[str, float]:
     """Write the image tower as one ONNX graph of any batch size, and run it by onnxruntime.
 
     Input ``pixel_values``, output ``image_embeds``, which is not normalised.
     """
     onnxruntime: Any = require("onnxruntime", "export")
     require("onnxscript", "export")
-    tower = _ImageTower(ready.encoder, ready.route).eval()
-    pixels = ready.probe["pixels"]
+    tower = _ImageTower(source.encoder, source.route).eval()
+    pixels = source.probe["pixels"]
     large = sum(p.numel() * p.element_size() for p in tower.parameters()) > _EXTERNAL_BYTES
-    with warnings.catch_warnings(), _hushed("torch.onnx"):
+    with warnings.catch_warnings(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # of the exporter about itself
         torch.onnx.export(
             tower,
@@ -162,8 +236,7 @@ def export_onnx(ready: Ready, out: Path) -> dict[str, float]:
             dynamo=True,
             verbose=False,
         )
-    for path in ready.encoder.base_folder.glob("*processor_config.json"):
-        shutil.copyfile(path, out / path.name)
+    write_json(out / "preprocessor_config.json", source.encoder.preprocess.to_config())
     session = onnxruntime.InferenceSession(str(out / ONNX), providers=["CPUExecutionProvider"])
 
     def run(batch: Tensor) -> Tensor:
@@ -173,4 +246,8 @@ def export_onnx(ready: Ready, out: Path) -> dict[str, float]:
     three = torch.cat([pixels, pixels[:1]])
     if not np.allclose(run(three)[2], run(pixels)[0], atol=1e-4):
         raise ModelError("the ONNX graph gives other features in a batch of another size")
-    return {"image": ready.check("the ONNX graph, run by onnxruntime", run)}
+    what = "the ONNX graph, run by onnxruntime"
+    return {
+        "image": source.check(what, run),
+        "photo": source.check_photo(what, lambda image: run(pixels_of(out, image))),
+    }

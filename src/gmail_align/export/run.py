@@ -11,7 +11,7 @@ from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import find_folder, folder_fingerprint, read_card
 from gmail_align.encoders.probe import write_probe
 from gmail_align.errors import DataError, ModelError
-from gmail_align.export.card import write_card
+from gmail_align.export.card import Card
 from gmail_align.export.config import ExportConfig
 from gmail_align.export.hugging_face import export_hf, export_llava, export_peft
 from gmail_align.export.others import (
@@ -19,10 +19,10 @@ from gmail_align.export.others import (
     export_open_clip,
     export_sentence_transformers,
 )
-from gmail_align.export.ready import Ready
+from gmail_align.export.source import ExportSource
 from gmail_align.runtime import versions
 
-WRITERS: dict[str, Callable[[Ready, Path], dict[str, float]]] = {
+WRITERS: dict[str, Callable[[ExportSource, Path], dict[str, float]]] = {
     "hf": export_hf,
     "peft": export_peft,
     "open_clip": export_open_clip,
@@ -30,7 +30,7 @@ WRITERS: dict[str, Callable[[Ready, Path], dict[str, float]]] = {
     "sentence-transformers": export_sentence_transformers,
     "onnx": export_onnx,
 }
-"""Format -> what writes it, loads it again and returns the largest differences on the probe."""
+"""Format -> what writes it, loads it again and returns the largest differences of its features."""
 _LOADERS = {
     "hf": "transformers",
     "peft": "peft",
@@ -51,8 +51,9 @@ def export(
 ) -> Artifact:
     """Write one route of an encoder for other people's code; an artifact of kind ``export``.
 
-    What is written is loaded by that code and has to give, on a probe that is stored with it, the
-    features that the encoder gives.
+    That code loads what is written, and has to give the features that the encoder gives: on a probe
+    that is stored with the export, on a photo and on texts, through its own image transform and
+    tokenizer.
 
     Args:
         config: Format and route.
@@ -68,43 +69,33 @@ def export(
     """
     folder = find_folder(source)
     artifact = load(folder) if (folder / MANIFEST).exists() else None
-    encoder_artifact = artifact if artifact is not None and artifact.kind == "encoder" else None
-    _check_data(encoder_artifact, data)
+    aligned = artifact if artifact is not None and artifact.kind == "encoder" else None
+    _check_data(aligned, data)
     inputs: dict[str, Artifact | str] = {
         "encoder": artifact.fingerprint if artifact else folder_fingerprint(folder)
     }
     inputs |= {f"data.{number}": one for number, one in enumerate(data)}
     inputs |= {f"results.{number}": one for number, one in enumerate(results)}
-    ready = None  # read before the folder is begun, so that what cannot be exported leaves nothing
+    exported = None  # loaded before the folder is begun: what cannot be exported leaves nothing
     if not (out / MANIFEST).exists():
-        ready = _ready(folder, config)
+        exported = _load(folder, config)
     draft = begin(out, "export", config.model_dump(mode="json"), inputs)
     if draft.complete is not None:
         return draft.complete
-    assert ready is not None, "begin would have found the manifest"
-    differences = WRITERS[config.format](ready, out)
-    write_probe(out, ready.probe)
+    assert exported is not None, "begin would have found the manifest"
+    differences = WRITERS[config.format](exported, out)
+    write_probe(out, exported.probe)
     names = {"transformers", "torch", _LOADERS.get(config.format, "transformers")}
     checked = {
         "versions": {name: versions().get(name) or version(name) for name in sorted(names)},
         "differences": differences,
     }
-    plain = read_card(folder) is None
-    write_card(out, config, encoder_artifact, data, results, checked, plain=plain)
+    card = Card(config, aligned, read_card(folder) is None, exported.notes, checked)
+    card.write(out, exported.merged.model_class.__name__, data, results)
     return draft.finish({"files": sum(path.is_file() for path in out.rglob("*"))}, checked=checked)
 
 
-def _check_data(encoder: Artifact | None, data: Sequence[Artifact]) -> None:
-    inputs = set(encoder.manifest["inputs"].values()) if encoder else set()
-    for artifact in data:
-        if artifact.fingerprint not in inputs:
-            raise DataError(
-                f"{artifact.folder} is nothing that the encoder was made of: leave it out, or give "
-                "the artifact that it was"
-            )
-
-
-def _ready(folder: Path, config: ExportConfig) -> Ready:
+def _load(folder: Path, config: ExportConfig) -> ExportSource:
     """Load what is exported.
 
     Raises:
@@ -117,4 +108,30 @@ def _ready(folder: Path, config: ExportConfig) -> Ready:
             f"the format {config.format} has no place for a {backbone.name}, on which the encoder "
             f"is built: use one of {', '.join(sorted(backbone.formats))}"
         )
-    return Ready(encoder, config.route)
+    return ExportSource(encoder, config.route)
+
+
+def _check_data(encoder: Artifact | None, data: Sequence[Artifact]) -> None:
+    inputs = set(encoder.manifest["inputs"].values()) if encoder else set()
+    for artifact in data:
+        if artifact.fingerprint not in inputs:
+            raise DataError(
+                f"{artifact.folder} is not an input of the encoder: leave it out, or give the "
+                "artifact that is"
+            )
+
+
+def _source(folder: Path, config: ExportConfig) -> ExportSource:
+    """Load what is exported.
+
+    Raises:
+        ModelError: the format has no place for such a model.
+    """
+    encoder = GmailEncoder.from_pretrained(folder)
+    backbone = encoder.backbone
+    if config.format not in backbone.formats:
+        raise ModelError(
+            f"the format {config.format} has no place for a {backbone.name}, on which the encoder "
+            f"is built: use one of {', '.join(sorted(backbone.formats))}"
+        )
+    return ExportSource(encoder, config.route)

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 from jaxtyping import Float
+from tokenizers import Tokenizer, normalizers
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, SiglipModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    SiglipModel,
+)
 
 from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.tokenizer import load_tokenizer
 from gmail_align.errors import ModelError
 from gmail_align.extras import require
 
+_GEMMA_VOCABULARY = 256_000
+"""Token ids of SigLIP 2's tokenizer, which is Gemma's; SigLIP has 32,000."""
+
 
 class SiglipBackbone(Backbone):
-    """A ``SiglipModel``, trained on padded texts without a mask and with a sigmoid."""
+    """A ``SiglipModel``, trained on padded texts without a mask and with a sigmoid.
+
+    SigLIP 2 has the same model type, and Gemma's tokenizer instead of its own.
+    """
 
     name = "SigLIP"
     model_class = SiglipModel
@@ -49,7 +62,11 @@ class SiglipBackbone(Backbone):
         if (folder / "spiece.model").exists() and not (folder / "tokenizer.json").exists():
             require("sentencepiece", "siglip")
             require("google.protobuf", "siglip")
-        return load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
+        of_gemma = any(name in type(tokenizer).__name__ for name in ("Gemma", "Siglip2"))
+        if of_gemma or self.text_config.vocab_size >= _GEMMA_VOCABULARY:
+            return _lower_case(tokenizer)
+        return tokenizer
 
     def exported(self, head: Float[Tensor, "dim width"] | None) -> PreTrainedModel:
         """Return the model itself.
@@ -64,3 +81,21 @@ class SiglipBackbone(Backbone):
                 "as onnx or peft"
             )
         return self.plain
+
+
+def _lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return Gemma's tokenizer with texts in lower case, as SigLIP 2 was trained.
+
+    It is of the class that takes ``tokenizer.json`` as it stands, so that what is saved of it keeps
+    the lower case.
+    """
+    backend: Any = Tokenizer.from_str(cast("Any", tokenizer).backend_tokenizer.to_str())
+    lower, normalizer = normalizers.Lowercase(), backend.normalizer
+    backend.normalizer = lower if normalizer is None else normalizers.Sequence([lower, normalizer])
+    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        padding_side=tokenizer.padding_side,
+        **tokens,
+    )
