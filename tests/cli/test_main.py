@@ -97,6 +97,8 @@ def test_every_command_says_what_it_does_and_takes_the_shared_options(words):
     assert command.help
     options = {option for parameter in command.params for option in parameter.opts}
     assert options | {"--help"} >= SHARED
+    silent = [parameter.name for parameter in command.params if not parameter.help]
+    assert silent == []
     shown = call(*words, "--help")
     assert shown.exit_code == 0
     assert all(option in shown.stdout for option in SHARED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,7 +13,7 @@ import typer
 from pydantic import Field
 from typer.testing import CliRunner, Result
 
-from gmail_align.cli.options import Overrides, Settings
+from gmail_align.cli.options import File, Folder, Overrides, Settings
 from gmail_align.cli.shared import Shared, command
 from gmail_align.config import Config
 
@@ -43,15 +43,49 @@ class Stage(Config):
 
 @dataclass(frozen=True)
 class Group:
-    place: Annotated[Path, Field(description="Where.")]
-    limit: Annotated[float, Field(description="A limit.", ge=0, le=1)] = 0.1
-    swap: Annotated[bool, Field(description="A switch.")] = False
+    """A group.
+
+    Attributes:
+        limit: A limit.
+    """
+
+    place: Annotated[Folder, Field(description="Where.")]
+    limit: Annotated[float, Field(ge=0, le=1)] = 0.1
+    swap: Annotated[bool, "--swap/--keep", Field(description="A switch.")] = False
 
 
 @command
-def stage(
-    shared: Shared, config: Stage, rows_read: Annotated[int, typer.Option(help="Own.")] = 0
+def placed(
+    shared: Shared,
+    name: Annotated[str, "WORD"],
+    more: list[File] | None = None,
+    /,
+    *,
+    kind: Literal["x", "y"] | None = None,
+    folders: Sequence[Folder] = (),
 ) -> None:
+    """Show words and options.
+
+    Args:
+        name: A word.
+        more: Files.
+        kind: A kind.
+        folders: Folders.
+
+    Raises:
+        Nothing: at all.
+    """
+    shared.show({"name": name, "more": more, "kind": kind, "folders": folders}, "")
+
+
+@command
+def stage(shared: Shared, config: Stage, rows_read: int = 0) -> None:
+    """Show a configuration.
+
+    Args:
+        rows_read: Rows that
+            were read.
+    """
     shared.show({**config.model_dump(mode="json"), "rows_read": rows_read}, "")
 
 
@@ -88,6 +122,7 @@ def test_plain_keys_are_options_with_default_bounds_and_help() -> None:
     assert "--rows N Rows a batch, as in Eq. 1. [default: 4] [x>=1]" in shown
     assert "--kind <a|b> a or b. [default: a]" in shown
     assert "--on / --no-on" in shown
+    assert "--rows-read N Rows that were read. [default: 0]" in shown
     assert "--optim" not in shown
     assert "--many" not in shown
 
@@ -141,6 +176,17 @@ def test_a_group_is_a_dataclass_of_described_values() -> None:
     assert told(grouped, "--place", "x", "--limit", 1, "--swap")["swap"] is True
     assert call(grouped, "--place", "x", "--limit", 2).exit_code == 2
     assert "--place" in call(grouped).stderr
+
+
+def test_the_signature_and_the_docstring_make_options_and_arguments() -> None:
+    shown = " ".join(call(placed, "--help").stdout.split())
+    assert "Show words and options. Arguments: WORD" in shown
+    assert "--kind <x|y> A kind." in shown
+    assert "--folders DIR Folders." in shown
+    assert "Nothing: at all" not in shown
+    said = told(placed, "a", "b", "c", "--kind", "y", "--folders", "d", "--folders", "e")
+    assert said == {"name": "a", "more": ["b", "c"], "kind": "y", "folders": ["d", "e"]}
+    assert told(placed, "a") == {"name": "a", "more": None, "kind": None, "folders": []}
 
 
 def test_a_recipe_gets_overrides(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_result_is_printed_with_intervals(world):
         ("align", ["--set", "batch_size=9"], "config.batch_size was 8 and is now 9"),
         ("align", ["--pairs", "{real}/captions"], "holds captions, but pairs are needed here"),
         ("gap", ["--real", "{pairs}"], "holds pairs, but images or features are needed here"),
-        ("extract", ["--device", "gpu"], "'gpu' is no device"),
+        ("extract", ["--device", "gpu"], "'gpu'"),
         ("train", ["--captions", "{w}"], "--features and --captions come in pairs"),
         ("predict", ["--features", "{gap}"], "holds result, but features are needed here"),
         ("captions", ["x={gap}"], "holds result, but predictions are needed here"),

@@ -3,53 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from pydantic import Field
 
 from gmail_align.alignment.config import AlignConfig, ScratchConfig
 from gmail_align.artifacts import load
-from gmail_align.cli.options import Device, EncoderName, Out, Place, Seed
+from gmail_align.cli.options import Device, EncoderName, Folder, Model, Out, Place, Seed
 from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.encoders.route import Route
 from gmail_align.engine import Engine
 from gmail_align.errors import ConfigError
 
-CacheFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--cache",
-        metavar="DIR",
-        help="Folder of decoded pixels and frozen features that several commands share.",
-    ),
-]
-
 
 @dataclass(frozen=True)
 class Pairs:
-    """Folders of what an encoder is aligned on."""
+    """Folders of what an encoder is aligned on.
 
-    pairs: Annotated[Path, typer.Option(metavar="DIR", help="What pair made.")]
-    real: Annotated[Path, typer.Option(metavar="DIR", help="The real images.")]
-    generated: Annotated[Path, typer.Option(metavar="DIR", help="The generated images.")]
-    classes: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Classes of the real images, from an import, for the guard's zero-shot accuracy.",
-        ),
-    ] = None
+    Attributes:
+        pairs: What pair made.
+        real: The real images.
+        generated: The generated images.
+        classes: Classes of the real images, from an import, for the guard's zero-shot accuracy.
+    """
+
+    pairs: Folder
+    real: Folder
+    generated: Folder
+    classes: Folder | None = None
 
 
 @dataclass(frozen=True)
 class Forward:
-    """How features are computed and stored."""
+    """How features are computed and stored.
 
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of one forward pass.")] = 64
-    dtype: Annotated[
-        Literal["float32", "float16"], typer.Option(help="Number type of stored features.")
-    ] = "float32"
+    Attributes:
+        batch_size: Rows of one forward pass.
+        dtype: Number type of stored features.
+    """
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    dtype: Literal["float32", "float16"] = "float32"
     device: Device = "auto"
 
 
@@ -57,18 +51,20 @@ class Forward:
 def align(
     shared: Shared,
     data: Pairs,
-    base: Annotated[
-        str, typer.Option(metavar="MODEL", help="Folder or hub id of a CLIP; tabletop is shipped.")
-    ],
+    base: Model,
     out: Out,
     config: AlignConfig,
-    cache: CacheFolder = None,
+    cache: Folder | None = None,
     seed: Seed = 0,
 ) -> None:
     """Align generated images to the frozen features of the real images of their captions.
 
     Held-out pairs pick the step that is kept. If no step helps, the encoder says so and is the
     plain CLIP.
+
+    Args:
+        base: Folder or hub id of a CLIP; tabletop is shipped.
+        cache: Folder of decoded pixels and frozen features that several commands share.
     """
     inputs = load(data.pairs, "pairs"), load(data.real, "images"), load(data.generated, "images")
     classes = None if data.classes is None else load(data.classes, "classes")
@@ -88,26 +84,25 @@ def align(
 @command
 def extract(
     shared: Shared,
-    source: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Images, captions or pairs (for their captions).")
-    ],
+    source: Folder,
+    /,
     encoder: EncoderName,
     out: Out,
     forward: Forward,
     place: Place,
-    route: Annotated[
-        Route | None,
-        typer.Option(
-            help="Which weights images go through; required for images. Of captions: the route of "
-            "the images that they are compared with, real when not given."
-        ),
-    ] = None,
-    cache: CacheFolder = None,
+    route: Route | None = None,
+    cache: Folder | None = None,
 ) -> None:
     """Compute features of images through one route, or of captions, and keep them.
 
     Parts of a SLURM array (--shard-of slurm) share --out; the one that ends last, or the same
     command without --shard-of, finishes it.
+
+    Args:
+        source: Images, captions or pairs (for their captions).
+        route: Which weights images go through; required for images. Of captions: the route of the
+            images that they are compared with, real when not given.
+        cache: Folder of decoded pixels and frozen features that several commands share.
     """
     artifact = load(source)
     texts = artifact.kind != "images"
@@ -152,15 +147,9 @@ def _needs_workers(engine: Engine, device: str) -> bool:
 @command
 def train_clip(
     shared: Shared,
-    captions: Annotated[Path, typer.Option(metavar="DIR", help="Captions of the images.")],
-    images: Annotated[Path, typer.Option(metavar="DIR", help="The images.")],
-    base: Annotated[
-        str,
-        typer.Option(
-            metavar="MODEL",
-            help="A CLIP whose shape, tokenizer and preprocessing are taken, but no weight.",
-        ),
-    ],
+    captions: Folder,
+    images: Folder,
+    base: Model,
     out: Out,
     config: ScratchConfig,
     seed: Seed = 0,
@@ -168,6 +157,11 @@ def train_clip(
     """Train a CLIP from random weights on images and captions.
 
     What comes out is a plain Hugging Face CLIP, a --base for align.
+
+    Args:
+        captions: Captions of the images.
+        images: The images.
+        base: A CLIP whose shape, tokenizer and preprocessing are taken, but no weight.
     """
     inputs = (load(captions, "captions"), load(images, "images"))
     if shared.dry_run:

@@ -6,43 +6,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from gmail_align.artifacts import MANIFEST, Artifact, load
 from gmail_align.captioning.clipcap.config import ClipCapConfig
 from gmail_align.captioning.config import CaptionerConfig, PredictConfig
 from gmail_align.captioning.ifcap.config import IFCapConfig
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
-from gmail_align.cli.options import EncoderName, Out, Seed
+from gmail_align.cli.options import EncoderName, Folder, Model, Out, Seed
 from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
 
-CaptionerFolder = Annotated[
-    Path,
-    typer.Option("--captioner", metavar="DIR", help="What train clipcap or train ifcap made."),
-]
-
 
 @dataclass(frozen=True)
 class Training:
-    """What every training of a captioner takes."""
+    """What every training of a captioner takes.
 
-    language_model: Annotated[
-        str,
-        typer.Option(
-            metavar="DIR",
-            help="A causal language model, or a captioner to continue from; tabletop is shipped.",
-        ),
-    ]
+    Attributes:
+        language_model: A causal language model, or a captioner to continue from; tabletop is
+            shipped.
+        validation_features: Held-out image features, to pick the best step.
+        validation_captions: Captions of the held-out images.
+    """
+
+    language_model: Annotated[str, "DIR"]
     out: Out
-    validation_features: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Held-out image features, to pick the best step."),
-    ] = None
-    validation_captions: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Captions of the held-out images.")
-    ] = None
+    validation_features: Folder | None = None
+    validation_captions: Folder | None = None
     seed: Seed = 0
 
     def held_out(self, retrieval: Path | None = None) -> CaptionedImages | None:
@@ -71,16 +60,8 @@ class Training:
 @command
 def train_clipcap(
     shared: Shared,
-    features: Annotated[
-        list[Path],
-        typer.Option(
-            metavar="DIR",
-            help="Features of real or generated images; repeat it to train on several sets.",
-        ),
-    ],
-    captions: Annotated[
-        list[Path], typer.Option(metavar="DIR", help="Their captions; one for each --features.")
-    ],
+    features: list[Folder],
+    captions: list[Folder],
     training: Training,
     config: ClipCapConfig,
 ) -> None:
@@ -88,6 +69,10 @@ def train_clipcap(
 
     Features are matched with captions by image: real images by their own id, generated images by
     the caption that they were generated from.
+
+    Args:
+        features: Features of real or generated images; repeat it to train on several sets.
+        captions: Their captions; one for each --features.
     """
     if len(features) != len(captions):
         raise ConfigError("--features and --captions come in pairs: give one for the other")
@@ -101,30 +86,23 @@ def train_clipcap(
 @command
 def train_ifcap(
     shared: Shared,
-    captions: Annotated[Path, typer.Option(metavar="DIR", help="The captions, or their pairs.")],
-    texts: Annotated[
-        Path, typer.Option(metavar="DIR", help="Their text features, by the encoder it will read.")
-    ],
+    captions: Folder,
+    texts: Folder,
     training: Training,
     config: IFCapConfig,
-    retrieval_texts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Their text features by the encoder that looks captions up."
-        ),
-    ] = None,
-    generated: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Features of images generated from the captions."),
-    ] = None,
-    validation_retrieval: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Held-out features by the encoder that looks captions up."
-        ),
-    ] = None,
+    retrieval_texts: Folder | None = None,
+    generated: Folder | None = None,
+    validation_retrieval: Folder | None = None,
 ) -> None:
-    """Train IFCap on captions alone, or with generated images (--set mode=gen_embed or mix)."""
+    """Train IFCap on captions alone, or with generated images (--set mode=gen_embed or mix).
+
+    Args:
+        captions: The captions, or their pairs.
+        texts: Their text features, by the encoder it will read.
+        retrieval_texts: Their text features by the encoder that looks captions up.
+        generated: Features of images generated from the captions.
+        validation_retrieval: Held-out features by the encoder that looks captions up.
+    """
     words, images = load(captions), _features(generated)
     data = CaptionerData(
         (CaptionedImages(images, words),) if images else (),
@@ -137,19 +115,19 @@ def train_ifcap(
 @command
 def predict_captions(
     shared: Shared,
-    captioner: CaptionerFolder,
-    features: Annotated[Path, typer.Option(metavar="DIR", help="Image features.")],
+    captioner: Folder,
+    features: Folder,
     out: Out,
     config: PredictConfig,
-    retrieval: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Features by which an IFCap looks captions up, if another encoder made them.",
-        ),
-    ] = None,
+    retrieval: Folder | None = None,
 ) -> None:
-    """Predict one caption for every image of a feature store."""
+    """Predict one caption for every image of a feature store.
+
+    Args:
+        captioner: What train clipcap or train ifcap made.
+        features: Image features.
+        retrieval: Features by which an IFCap looks captions up, if another encoder made them.
+    """
     model, source = load(captioner, "captioner"), load(features, "features")
     keys = _features(retrieval)
     if shared.dry_run:
@@ -163,24 +141,23 @@ def predict_captions(
 @command
 def caption(
     shared: Shared,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    captioner: CaptionerFolder,
+    images: Annotated[list[Path], "IMAGE..."],
+    /,
+    captioner: Folder,
     encoder: EncoderName,
     config: PredictConfig,
-    route: Annotated[
-        Route, typer.Option(help="Which of the encoder's weights the images go through.")
-    ] = Route.FROZEN,
-    retrieval_encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Encoder by which an IFCap looks captions up.",
-        ),
-    ] = None,
+    route: Route = Route.FROZEN,
+    retrieval_encoder: Model | None = None,
 ) -> None:
     """Caption image files with a trained captioner and the encoder that it was trained on.
 
     One line is printed for each file: its path, a tab, its caption.
+
+    Args:
+        images: Image files.
+        captioner: What train clipcap or train ifcap made.
+        route: Which of the encoder's weights the images go through.
+        retrieval_encoder: Encoder by which an IFCap looks captions up.
     """
     artifact = load(captioner, "captioner")
     if shared.dry_run:

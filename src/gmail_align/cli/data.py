@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from pydantic import Field
 
 from gmail_align.artifacts import load
-from gmail_align.cli.options import Out, expand
+from gmail_align.cli.options import Folder, Out, expand
 from gmail_align.cli.shared import Shared, command, make_command
 from gmail_align.errors import UserError
-
-ImportOut = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="Folder for captions/, images/ and the like.")
-]
 
 
 def import_command(name: str) -> Callable[..., None]:
@@ -36,11 +33,10 @@ def import_command(name: str) -> Callable[..., None]:
         shared.show_artifact(*(made[kind] for kind in order if kind in made))
 
     run.__doc__ = importer.__doc__
-    own = option_fields(importer).values()
-    parts = {p.name: expand(p.name, p.annotation, p.default) for p in own}
-    return make_command(
-        run, {**parts, "out": expand("out", ImportOut), "options": expand("options", ImportOptions)}
-    )
+    parts = {field.name: expand(field) for field in option_fields(importer).values()}
+    for own, kind in (("out", Out), ("options", ImportOptions)):
+        parts[own] = expand(inspect.Parameter(own, inspect.Parameter.KEYWORD_ONLY, annotation=kind))
+    return make_command(run, parts)
 
 
 def _number_or_share(text: str) -> int | float:
@@ -52,16 +48,14 @@ def _number_or_share(text: str) -> int | float:
 
 
 @command
-def pair(
-    shared: Shared,
-    captions: Annotated[Path, typer.Option(metavar="DIR", help="Captions of the real images.")],
-    real: Annotated[Path, typer.Option(metavar="DIR", help="The real images.")],
-    generated: Annotated[
-        Path, typer.Option(metavar="DIR", help="The images generated from the captions.")
-    ],
-    out: Out,
-) -> None:
-    """Pair each caption's real image with the images generated from it."""
+def pair(shared: Shared, captions: Folder, real: Folder, generated: Folder, out: Out) -> None:
+    """Pair each caption's real image with the images generated from it.
+
+    Args:
+        captions: Captions of the real images.
+        real: The real images.
+        generated: The images generated from the captions.
+    """
     from gmail_align.data.pairs import make_pairs
 
     inputs = (load(captions, "captions"), load(real, "images"), load(generated, "images"))
@@ -74,25 +68,24 @@ def pair(
 @command
 def choose(
     shared: Shared,
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="Captions, or pairs.")],
+    source: Folder,
+    /,
     out: Out,
-    each: Annotated[
-        int | None, typer.Option(min=1, help="Most captions of an image; all by default.")
-    ] = None,
-    images: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="Real images: a number such as 1000, or a share such as 0.2.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed makes another choice.")] = 0,
+    each: Annotated[int | None, Field(ge=1)] = None,
+    images: Annotated[str | None, "N"] = None,
+    seed: int = 0,
 ) -> None:
     """Keep some captions of each image, or all captions or pairs of some images.
 
     This makes a trial of a thousand images, one caption an image as in the paper, or pairs for the
     scarce regime. A hash of the seed and an image's id decides, so a larger choice contains a
     smaller one.
+
+    Args:
+        source: Captions, or pairs.
+        each: Most captions of an image; all by default.
+        images: Real images: a number such as 1000, or a share such as 0.2.
+        seed: Another seed makes another choice.
     """
     from gmail_align.data.subsets import choose_captions, choose_pairs
 
@@ -113,25 +106,22 @@ def choose(
 @command
 def leaks(
     shared: Shared,
-    train: Annotated[Path, typer.Option(metavar="DIR", help="Images or captions to train on.")],
-    evaluation: Annotated[
-        list[Path],
-        typer.Option(metavar="DIR", help="Images or captions to evaluate on; may be repeated."),
-    ],
-    drop: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write the training set again here, without leaks."),
-    ] = None,
-    distance: Annotated[
-        int, typer.Option(min=0, max=64, help="Most bits of 128 in which two copies differ.")
-    ] = 10,
-    ids_only: Annotated[
-        bool, typer.Option("--ids-only", help="Compare ids only; no image is read.")
-    ] = False,
+    train: Folder,
+    evaluation: list[Folder],
+    drop: Folder | None = None,
+    distance: Annotated[int, Field(ge=0, le=64)] = 10,
+    ids_only: bool = False,
 ) -> None:
     """Check training images against evaluations, by photo id and by perceptual hash.
 
     Exits with 2 when something leaks and --drop is not given.
+
+    Args:
+        train: Images or captions to train on.
+        evaluation: Images or captions to evaluate on; may be repeated.
+        drop: Write the training set again here, without leaks.
+        distance: Most bits of 128 in which two copies differ.
+        ids_only: Compare ids only; no image is read.
     """
     train_set, others = load(train), [load(path) for path in evaluation]
     if shared.dry_run:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from gmail_align.artifacts import load
-from gmail_align.cli.options import Out
+from gmail_align.cli.options import File, Folder, Out
 from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.convert.config import ConvertConfig
 from gmail_align.export.config import ExportConfig
@@ -17,25 +15,21 @@ from gmail_align.export.config import ExportConfig
 @command
 def export(
     shared: Shared,
-    encoder: Annotated[
-        str, typer.Argument(metavar="ENCODER", help="What align made, or a plain CLIP.")
-    ],
+    encoder: str,
+    /,
     out: Out,
     config: ExportConfig,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="DIR", help="Training images or pairs, for the model card; repeatable."
-        ),
-    ] = None,
-    result: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="A result for the model card; repeatable."),
-    ] = None,
+    data: list[Folder] | None = None,
+    result: list[Folder] | None = None,
 ) -> None:
     """Write one route of an encoder in a format that works without gmail-align.
 
     The library of that format then loads it, and its features are compared with the encoder's.
+
+    Args:
+        encoder: What align made, or a plain CLIP.
+        data: Training images or pairs, for the model card; repeatable.
+        result: A result for the model card; repeatable.
     """
     if shared.dry_run:
         shared.show_plan("export", out, config, encoder=encoder)
@@ -50,27 +44,16 @@ def export(
 
 @command
 def convert(
-    shared: Shared,
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Weights of OpenAI, open_clip, Long-CLIP or SynCLR (.pt, .safetensors); or a CLIP "
-            "folder to stretch.",
-        ),
-    ],
-    out: Out,
-    config: ConvertConfig,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH", help="Tokenizer folder, or OpenAI's bpe_simple_vocab_16e6.txt.gz."
-        ),
-    ] = None,
+    shared: Shared, source: str, /, out: Out, config: ConvertConfig, tokenizer: Path | None = None
 ) -> None:
     """Write weights as a folder that align takes as its --base, and compare their features.
 
     Nothing is unpickled. A file that must run code to be read is refused.
+
+    Args:
+        source: Weights of OpenAI, open_clip, Long-CLIP or SynCLR (.pt, .safetensors); or a CLIP
+            folder to stretch.
+        tokenizer: Tokenizer folder, or OpenAI's bpe_simple_vocab_16e6.txt.gz.
     """
     if shared.dry_run:
         shared.show_plan("convert", out, config, source=source, tokenizer=tokenizer)
@@ -83,22 +66,21 @@ def convert(
 @command
 def convert_clipcap(
     shared: Shared,
-    weights: Annotated[Path, typer.Argument(metavar="FILE", help="ClipCap's .pt file.")],
-    gpt2: Annotated[Path, typer.Option(metavar="DIR", help="GPT-2's configuration and tokenizer.")],
+    weights: File,
+    /,
+    gpt2: Folder,
     out: Out,
-    normalise: Annotated[
-        bool | None,
-        typer.Option(
-            "--normalise/--raw",
-            help="Features it reads; by default raw for the MLP, unit length for the transformer.",
-        ),
-    ] = None,
-    norm: Annotated[
-        float | None,
-        typer.Option(help="Scale features to this length, for aligned ones before the MLP."),
-    ] = None,
+    normalise: Annotated[bool, "--normalise/--raw"] | None = None,
+    norm: float | None = None,
 ) -> None:
-    """Turn ClipCap's released weights into a captioner; no code of the file runs."""
+    """Turn ClipCap's released weights into a captioner; no code of the file runs.
+
+    Args:
+        weights: ClipCap's .pt file.
+        gpt2: GPT-2's configuration and tokenizer.
+        normalise: Features it reads; by default raw for the MLP, unit length for the transformer.
+        norm: Scale features to this length, for aligned ones before the MLP.
+    """
     if shared.dry_run:
         shared.show_plan("convert-clipcap", out, weights=weights, gpt2=gpt2)
         return

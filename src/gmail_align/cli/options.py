@@ -1,8 +1,15 @@
-"""Options, written once: fields and parameters with descriptions become options of a command.
+"""Options, written once: parameters and fields become the options of a command.
 
-A command's parameter is one of: a value with a typer option; a value with a pydantic ``Field``; a
-dataclass, which is a group of such values; a stage's configuration class, whose plain keys become
-options; or :class:`Settings` of one, for a command that has to look before it builds.
+A command's parameter is one of these:
+
+- a plain value. Its type, default and place in the signature make the option, and the docstring's
+  ``Args`` its help; a positional-only parameter becomes an argument. ``Annotated`` may hold bounds
+  (pydantic's ``Field``), the word that stands for the value in ``--help``, and other flags than
+  the name (a text that begins with ``--``);
+- a dataclass: a group of such values, described by its docstring's ``Attributes``;
+- a stage's configuration class: its plain keys become options, and it is built from them;
+- :class:`Settings` of a configuration class, for a command that has to look before it builds;
+- :data:`Overrides`, for a command that reads a recipe.
 """
 
 from __future__ import annotations
@@ -29,6 +36,7 @@ from typing import (
 )
 
 import typer
+from pydantic import Field
 from pydantic.fields import FieldInfo
 from typer.models import ParameterInfo
 
@@ -42,24 +50,22 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 Overrides = NewType("Overrides", list[str])
 """``--config`` and ``--set`` of a command that reads a recipe, each as ``a.b=value``."""
 
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the result.")]
+Folder = Annotated[Path, "DIR"]
+File = Annotated[Path, "FILE"]
+Model = Annotated[str, "MODEL"]
+
+Out = Annotated[Folder, Field(description="Folder of the result.")]
 OptionalOut = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="Folder of the result; plain files can do without."),
+    Folder | None, Field(description="Folder of the result; without it, the result is printed.")
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of every random choice.")]
-Device = Annotated[str, typer.Option("--device", metavar="TEXT", help="auto, cpu, cuda or cuda:N.")]
-Protocol = Annotated[
-    str, typer.Option("--protocol", help="Name under which the numbers are stored.")
-]
+Seed = Annotated[int, Field(description="Seed of every random choice.")]
+Device = Annotated[str, Field(description="auto, cpu, cuda or cuda:N.")]
+Protocol = Annotated[str, Field(description="Name under which the numbers are stored.")]
 Subset = Annotated[
-    bool, typer.Option("--subset", help="Allow fewer items than the protocol; the result says so.")
+    bool, Field(description="Allow fewer items than the protocol; the result says so.")
 ]
 EncoderName = Annotated[
-    str,
-    typer.Option(
-        "--encoder", metavar="MODEL", help="Aligned encoder, or a CLIP; tabletop is shipped."
-    ),
+    Model, Field(description="Aligned encoder, or a CLIP; tabletop is shipped.")
 ]
 
 SETTINGS = "Settings (also --config FILE and --set KEY=VALUE; --keys lists all)"
@@ -72,24 +78,17 @@ _SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z`])")
 
 @dataclass(frozen=True)
 class Place:
-    """Where shards run, and which of them."""
+    """Where shards run, and which of them.
 
-    engine: Annotated[
-        str,
-        typer.Option("--engine", metavar="WHERE", help="local, ray, or ray://HOST of a cluster."),
-    ] = "local"
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", help="Number of processes; by default one per visible GPU."),
-    ] = None
-    shard_of: Annotated[
-        str | None,
-        typer.Option(
-            "--shard-of",
-            metavar="I/N",
-            help="Make only part I of N; slurm takes both numbers from the job array.",
-        ),
-    ] = None
+    Attributes:
+        engine: local, ray, or ray://HOST of a cluster.
+        workers: Number of processes; by default one per visible GPU.
+        shard_of: Make only part I of N; slurm takes both numbers from the job array.
+    """
+
+    engine: Annotated[str, "WHERE"] = "local"
+    workers: int | None = None
+    shard_of: Annotated[str, "I/N"] | None = None
 
     def open(self) -> tuple[Engine, Part | None]:
         """Return the engine and the part of the shards to make; None for all of them.
@@ -141,24 +140,17 @@ class Expanded:
     """The configuration class that its options set."""
 
 
-def expand(
-    name: str,
-    hint: Any,
-    default: Any = inspect.Parameter.empty,
-    taken: frozenset[str] = frozenset(),
-) -> Expanded:
-    """Expand one parameter of a command.
+def expand(parameter: inspect.Parameter, taken: frozenset[str] = frozenset()) -> Expanded:
+    """Expand one parameter of a command, whose annotation is resolved.
 
     Args:
-        name: The parameter.
-        hint: Its annotation.
-        default: Its default; ``inspect.Parameter.empty`` without one.
+        parameter: The parameter. A positional-only one becomes an argument.
         taken: Names of the command's own options, which win over keys of that name.
     """
-    origin = get_origin(hint)
+    name, hint = parameter.name, parameter.annotation
     if hint is Overrides:
         return Expanded((), lambda _, shared: Overrides(shared.dotted_overrides()), True)
-    if origin is Settings:
+    if get_origin(hint) is Settings:
         return _of_config(get_args(hint)[0], taken, built=False)
     if isinstance(hint, type) and issubclass(hint, Config):
         return _of_config(hint, taken, built=True)
@@ -166,7 +158,51 @@ def expand(
         options = group_options(hint)
         names = [option.name for option in options]
         return Expanded(options, lambda values, _: hint(**{n: values[n] for n in names}))
-    return Expanded((_option(name, hint, default),), lambda values, _: values[name])
+    return Expanded((_option(parameter),), lambda values, _: values[name])
+
+
+def described_parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return a function's parameters, each described by what ``Args`` says of it."""
+    meanings = _read_docstring(function)[1]
+    hints = get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
+    return [_describe(parameter, hints[parameter.name], meanings) for parameter in parameters]
+
+
+def help_text(function: Callable[..., Any]) -> str:
+    """Return a docstring without its sections."""
+    return _read_docstring(function)[0]
+
+
+def group_options(group: type, section: str | None = None) -> list[inspect.Parameter]:
+    """Return the options of a dataclass, each described by what ``Attributes`` says of it."""
+    meanings = _read_docstring(group)[1]
+    hints = get_type_hints(group, include_extras=True)
+    empty = inspect.Parameter.empty
+    options = []
+    for field in fields(group):
+        default = empty if field.default is MISSING else field.default
+        parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        options.append(_option(_describe(parameter, hints[field.name], meanings), section))
+    return options
+
+
+def _describe(
+    parameter: inspect.Parameter, hint: Any, meanings: Mapping[str, str]
+) -> inspect.Parameter:
+    """Put what the docstring says of a parameter into its annotation."""
+    if parameter.name in meanings:
+        hint = Annotated[hint, Field(description=meanings[parameter.name])]
+    return parameter.replace(annotation=hint)
+
+
+def _read_docstring(owner: Any) -> tuple[str, dict[str, str]]:
+    """Return a docstring up to its sections, and what ``Args`` or ``Attributes`` say of names."""
+    text = inspect.getdoc(owner) or ""
+    entries = re.search(r"\n(?:Args|Attributes):\n((?: .*\n?|\n)*)", text)
+    meanings = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", entries[1], re.M) if entries else ()
+    summary = re.split(r"\n(?:Args|Attributes|Raises|Returns):\n", text)[0].strip()
+    return summary, {name: " ".join(meaning.split()) for name, meaning in meanings}
 
 
 def option_names(name: str, hint: Any) -> list[str]:
@@ -175,16 +211,6 @@ def option_names(name: str, hint: Any) -> list[str]:
         return [field.name for field in fields(hint)]
     config = get_origin(hint) is Settings or (isinstance(hint, type) and issubclass(hint, Config))
     return [] if config else [name]
-
-
-def group_options(group: type) -> list[inspect.Parameter]:
-    """Return the options of a dataclass, one for each field."""
-    hints = get_type_hints(group, include_extras=True)
-    empty = inspect.Parameter.empty
-    return [
-        _option(field.name, hints[field.name], empty if field.default is MISSING else field.default)
-        for field in fields(group)
-    ]
 
 
 def _of_config(stage: type[Config], taken: frozenset[str], *, built: bool) -> Expanded:
@@ -202,7 +228,7 @@ def _of_config(stage: type[Config], taken: frozenset[str], *, built: bool) -> Ex
     def read(values: Mapping[str, Any], shared: Shared) -> Any:
         given = {name: values[name] for name in names if values[name] is not None}
         data = merge(load_toml(shared.config) if shared.config else {}, given)
-        data = apply_overrides(data, shared.overrides or [])
+        data = apply_overrides(data, shared.set or [])
         source = str(shared.config) if shared.config else "configuration"
         settings = Settings(stage, values.get("preset"), data, source)
         return settings.build() if built else settings
@@ -210,37 +236,52 @@ def _of_config(stage: type[Config], taken: frozenset[str], *, built: bool) -> Ex
     return Expanded(options, read, True, stage)
 
 
-def _option(name: str, hint: Any, default: Any) -> inspect.Parameter:
-    """Return a parameter whose annotation typer understands."""
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    described = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, FieldInfo)]
-    typed = any(isinstance(m, ParameterInfo) for m in getattr(hint, "__metadata__", ()))
-    if described and not typed:
-        kind, field = get_args(hint)[0], described[0]
-        if get_origin(kind) is Sequence:
-            kind, default = list[get_args(kind)[0]], [] if default == () else default  # type: ignore[misc]
-        hint = Annotated[kind, _described(name, kind, field, default)]
-    return inspect.Parameter(name, keyword, default=default, annotation=hint)
+def _option(parameter: inspect.Parameter, section: str | None = None) -> inspect.Parameter:
+    """Return a parameter whose annotation typer understands.
 
-
-def _described(name: str, kind: Any, field: FieldInfo, default: Any) -> ParameterInfo:
-    """Return the option that a field describes.
-
-    ``json_schema_extra={"argument": "X"}`` makes it the argument X.
+    Args:
+        parameter: A described parameter.
+        section: Heading of the option in ``--help``.
     """
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    text = _plain(field.description)
-    if "argument" in extra:
-        argument: ParameterInfo = typer.Argument(help=text, metavar=str(extra["argument"]))
-        return argument
-    alternatives = [part for part in _alternatives(kind) if part is not type(None)]
-    flag = f"--{_dashed(name)}"
-    if alternatives == [bool]:
-        flag = _flag(name, both=default is not False)
-    element = get_args(kind)[0] if get_origin(kind) is list else alternatives[0]
-    metavar = _METAVARS.get(element)
-    option: ParameterInfo = typer.Option(flag, help=text, metavar=metavar, **_bounds(field))
-    return option
+    kind, notes = _unwrap(parameter.annotation)
+    if any(isinstance(note, ParameterInfo) for note in notes):
+        return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    described = [note for note in notes if isinstance(note, FieldInfo)]
+    texts = [note for note in notes if isinstance(note, str)]
+    words = [text for text in texts if not text.startswith("--")]
+    help_ = next((_plain(note.description) for note in described[::-1] if note.description), None)
+    bounds = {key: value for note in described for key, value in _bounds(note).items()}
+    extra = next((e for note in described if isinstance(e := note.json_schema_extra, dict)), {})
+    if parameter.kind is inspect.Parameter.POSITIONAL_ONLY or "argument" in extra:
+        word = str(extra.get("argument", words[0] if words else parameter.name.upper()))
+        info: ParameterInfo = typer.Argument(help=help_, metavar=word, **bounds)
+    else:
+        plain = [part for part in _alternatives(kind) if part is not type(None)]
+        element = get_args(plain[0])[0] if get_origin(plain[0]) is list else plain[0]
+        metavar = words[0] if words else _METAVARS.get(element)
+        own = _flag(parameter.name, both=plain == [bool] and parameter.default is not False)
+        flags = [flag for text in texts if text.startswith("--") for flag in text.split()] or [own]
+        info = typer.Option(*flags, help=help_, metavar=metavar, rich_help_panel=section, **bounds)
+    default = [] if parameter.default == () else parameter.default
+    return parameter.replace(
+        kind=inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+    )
+
+
+def _unwrap(hint: Any) -> tuple[Any, list[Any]]:
+    """Return a type without ``Annotated`` at any depth, sequences as lists, and its notes."""
+    parts = get_args(hint)
+    if get_origin(hint) is Annotated:
+        kind, notes = _unwrap(parts[0])
+        return kind, [*notes, *hint.__metadata__]
+    if get_origin(hint) in (Sequence, list):
+        kind, notes = _unwrap(parts[0])
+        return types.GenericAlias(list, (kind,)), notes
+    if len(_alternatives(hint)) > 1:
+        unwrapped = [_unwrap(part) for part in parts]
+        kind = Union[tuple(part for part, _ in unwrapped)]  # noqa: UP007
+        return kind, [note for _, notes in unwrapped for note in notes]
+    return hint, []
 
 
 def _key_option(name: str, field: FieldInfo) -> inspect.Parameter | None:
@@ -255,7 +296,7 @@ def _key_option(name: str, field: FieldInfo) -> inspect.Parameter | None:
     kind: Any = kinds[0] if len(kinds) == 1 else str
     default = "" if field.is_required() else _default_text(field.get_default())
     text = _SENTENCE_END.split(_plain(field.description))[0] + default
-    flag = _flag(name, both=True) if kind is bool else f"--{_dashed(name)}"
+    flag = _flag(name, both=kind is bool)
     option = typer.Option(
         flag, help=text, metavar=_METAVARS.get(kind), rich_help_panel=SETTINGS, **_bounds(field)
     )
@@ -329,12 +370,9 @@ def _plain(description: str | None) -> str:
 
 
 def _flag(name: str, *, both: bool) -> str:
-    dashed = _dashed(name)
+    """Return the flag of a name; ``both`` adds the one that switches it off."""
+    dashed = name.replace("_", "-")
     return f"--{dashed}/--no-{dashed}" if both else f"--{dashed}"
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

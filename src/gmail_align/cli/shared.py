@@ -12,13 +12,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gmail_align import progress
 from gmail_align.artifacts import Artifact
-from gmail_align.cli.options import EVERYWHERE, Expanded, expand, group_options, option_names
+from gmail_align.cli.options import (
+    EVERYWHERE,
+    Expanded,
+    File,
+    described_parameters,
+    expand,
+    group_options,
+    help_text,
+    option_names,
+)
 from gmail_align.config import Config, load_toml, to_toml
 from gmail_align.errors import GmailAlignError, Terminated, UserError, full_disk_explained
 from gmail_align.progress import printable
@@ -30,44 +39,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shared:
-    """The options that every command takes."""
+    """The options that every command takes.
 
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            metavar="FILE",
-            help="Read the configuration from a TOML file.",
-            rich_help_panel=EVERYWHERE,
-        ),
-    ] = None
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Replace one key, for example optim.steps=2000; may be repeated.",
-            rich_help_panel=EVERYWHERE,
-        ),
-    ] = None
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Check the inputs and print the plan.", rich_help_panel=EVERYWHERE
-        ),
-    ] = False
-    json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print the result as JSON on stdout.", rich_help_panel=EVERYWHERE
-        ),
-    ] = False
-    quiet: Annotated[
-        bool,
-        typer.Option(
-            "--quiet", help="Print nothing but errors and JSON.", rich_help_panel=EVERYWHERE
-        ),
-    ] = False
+    Attributes:
+        config: Read the configuration from a TOML file.
+        set: Replace one key, for example optim.steps=2000; may be repeated.
+        dry_run: Check the inputs and print the plan.
+        json: Print the result as JSON on stdout.
+        quiet: Print nothing but errors and JSON.
+    """
+
+    config: File | None = None
+    set: list[Annotated[str, "KEY=VALUE"]] | None = None
+    dry_run: bool = False
+    json: bool = False
+    quiet: bool = False
 
     def refuse_configuration(self) -> None:
         """Do nothing: commands without a configuration refuse one by themselves."""
@@ -75,7 +61,7 @@ class Shared:
     def dotted_overrides(self) -> list[str]:
         """Return ``--config`` and then ``--set``, each as ``a.b=value``."""
         table = load_toml(self.config) if self.config else {}
-        return [*_flatten(table, ()), *(self.overrides or [])]
+        return [*_flatten(table, ()), *(self.set or [])]
 
     def show(self, value: Mapping[str, Any], lines: str) -> None:
         """Print a result: ``value`` under ``--json``, else ``lines`` unless quiet."""
@@ -122,11 +108,9 @@ class Shared:
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Turn ``function(shared, ...)`` into a command: options of its parameters, and exit codes."""
-    hints = get_type_hints(function, include_extras=True)
-    own = list(inspect.signature(function).parameters.values())[1:]
-    taken = frozenset(name for p in own for name in option_names(p.name, hints[p.name]))
-    parts = {p.name: expand(p.name, hints[p.name], p.default, taken) for p in own}
-    return make_command(function, parts)
+    _, *own = described_parameters(function)
+    taken = frozenset(name for p in own for name in option_names(p.name, p.annotation))
+    return make_command(function, {p.name: expand(p, taken) for p in own})
 
 
 def make_command(
@@ -135,26 +119,32 @@ def make_command(
     """Make a command that calls ``function(shared, ...)`` with each of its ``parts``.
 
     Args:
-        function: Its docstring is the command's help.
+        function: Its docstring, without ``Args``, is the command's help.
         parts: Parameter of ``function`` -> what it becomes on the command line.
     """
-    shared_options = group_options(Shared)
+    shared_options = group_options(Shared, EVERYWHERE)
     options = [option for part in parts.values() for option in part.options] + shared_options
     configurable = any(part.configurable for part in parts.values())
+    positional = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is inspect.Parameter.POSITIONAL_ONLY and p.name in parts
+    ]
 
     def run(**values: Any) -> None:
         with exit_codes(), termination_raised():
             shared = Shared(**{option.name: values[option.name] for option in shared_options})
             progress.set_quiet(shared.quiet)
-            if not configurable and (shared.config or shared.overrides):
+            if not configurable and (shared.config or shared.set):
                 raise UserError(
                     "this command does not have a configuration: leave out --config and --set"
                 )
-            function(shared, **{name: part.read(values, shared) for name, part in parts.items()})
+            given = {name: part.read(values, shared) for name, part in parts.items()}
+            function(shared, *(given.pop(name) for name in positional), **given)
 
     stages = [part.stage for part in parts.values() if part.stage is not None]
     run.stage = stages[0] if stages else None  # type: ignore[attr-defined]
-    run.__doc__ = function.__doc__
+    run.__doc__ = help_text(function)
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run

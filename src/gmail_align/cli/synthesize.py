@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from gmail_align.artifacts import load, read_jsonl
-from gmail_align.cli.options import Device, Out, Place, Settings
+from gmail_align.cli.options import Device, Folder, Model, Out, Place, Settings
 from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.errors import ConfigError
 from gmail_align.synthesis.config import HUB_COPIES, SynthesisConfig
@@ -19,23 +16,23 @@ from gmail_align.synthesis.filter_config import FilterConfig
 @command
 def synthesize(
     shared: Shared,
-    captions: Annotated[Path, typer.Option(metavar="DIR", help="The captions.")],
+    captions: Folder,
     out: Out,
     settings: Settings[SynthesisConfig],
     place: Place,
-    model_path: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of a diffusers pipeline, in place of --model."),
-    ] = None,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="The preset's faster, lossy form: other images.")
-    ] = False,
+    model_path: Folder | None = None,
+    fast: bool = False,
 ) -> None:
     """Generate images from captions, shard by shard; a stopped run goes on where it was.
 
     Each visible GPU gets a process. Parts of a SLURM array (--shard-of slurm) share --out; the one
     that ends last, or the same command without --shard-of, finishes it. `gmail-align plan` says
     what a run costs before it starts.
+
+    Args:
+        captions: The captions.
+        model_path: Folder of a diffusers pipeline, in place of --model.
+        fast: The preset's faster, lossy form: other images.
     """
     config = generator_config(settings, model_path, fast=fast)
     source = load(captions, "captions")
@@ -55,27 +52,23 @@ def synthesize(
 @command
 def filter_images(
     shared: Shared,
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="The generated images.")],
+    source: Folder,
+    /,
     out: Out,
     config: FilterConfig,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", help="CLIP for scores and feature distances; tabletop is shipped."
-        ),
-    ] = None,
-    photos: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="DIR", help="Photos that no image may copy, such as a test set; repeatable."
-        ),
-    ] = None,
+    encoder: Model | None = None,
+    photos: list[Folder] | None = None,
     device: Device = "auto",
 ) -> None:
     """Score generated images and write them again without those that fail, each with a reason.
 
     OUT/scores.parquet holds the scores of all images. OUT/quarantine.jsonl says why some were left
     out.
+
+    Args:
+        source: The generated images.
+        encoder: CLIP for scores and feature distances; tabletop is shipped.
+        photos: Photos that no image may copy, such as a test set; repeatable.
     """
     images = load(source, "images")
     others = [load(folder, "images") for folder in photos or []]

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import Field
 
-from gmail_align.cli.options import Out, Seed
+from gmail_align.cli.options import Folder, Out, Seed
 from gmail_align.cli.shared import Shared, command
 from gmail_align.errors import MissingExtraError
 from gmail_align.extras import EXTRAS, missing
@@ -111,24 +112,24 @@ def _machine_lines(machine: dict[str, Any]) -> list[str]:
 @command
 def track(
     shared: Shared,
-    run: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder that a training writes to, or wrote.")
-    ],
-    to: Annotated[Tracker, typer.Option(help="Where the events go.")] = "tensorboard",
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of the tracker's local files.")
-    ] = Path("tracking"),
-    name: Annotated[
-        str | None, typer.Option(help="Name of the run there; by default the folder's name.")
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Go on until the training is finished.")
-    ] = False,
+    run: Folder,
+    /,
+    to: Tracker = "tensorboard",
+    out: Folder = Path("tracking"),
+    name: str | None = None,
+    follow: bool = False,
 ) -> None:
     """Send the events of a training to a tracker, while it runs or afterwards.
 
     Every training keeps events.jsonl in its folder: the losses of each step and the guard's
     figures. wandb sends them to its server unless WANDB_MODE=offline is set.
+
+    Args:
+        run: Folder that a training writes to, or wrote.
+        to: Where the events go.
+        out: Folder of the tracker's local files.
+        name: Name of the run there; by default the folder's name.
+        follow: Go on until the training is finished.
     """
     from gmail_align.training.trackers import publish
 
@@ -143,17 +144,25 @@ def track(
 @command
 def tabletop_write(
     shared: Shared,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder; it may hold other splits.")],
-    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1000,
-    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split.")] = "train",
-    start: Annotated[int, typer.Option(min=0, help="Seed of the first scene.")] = 0,
-    size: Annotated[int, typer.Option(min=16, help="Pixels along a side.")] = 64,
-    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
-    questions: Annotated[
-        bool, typer.Option("--questions", help="Write one question an image, not captions.")
-    ] = False,
+    out: Folder,
+    count: Annotated[int, Field(ge=1)] = 1000,
+    split: Literal["train", "val", "test"] = "train",
+    start: Annotated[int, Field(ge=0)] = 0,
+    size: Annotated[int, Field(ge=16)] = 64,
+    workers: Annotated[int, Field(ge=1)] = 1,
+    questions: bool = False,
 ) -> None:
-    """Draw scenes with captions (COCO's format) or with questions (ScienceQA's), for import."""
+    """Draw scenes with captions (COCO's format) or with questions (ScienceQA's), for import.
+
+    Args:
+        out: Folder; it may hold other splits.
+        count: Number of images.
+        split: Split.
+        start: Seed of the first scene.
+        size: Pixels along a side.
+        workers: Number of processes.
+        questions: Write one question an image, not captions.
+    """
     if shared.dry_run:
         shared.show_plan("tabletop write", out, split=split, images=count)
         return
@@ -174,16 +183,16 @@ def tabletop_write(
 def tabletop_train(
     shared: Shared,
     out: Out,
-    work: Annotated[
-        Path, typer.Option(metavar="DIR", help="Corpus and checkpoints, from which it goes on.")
-    ] = Path("runs/tabletop"),
-    only: Annotated[
-        Literal["clip", "gpt2", "diffusion", "long_clip", "siglip"] | None,
-        typer.Option(help="Train only this model."),
-    ] = None,
+    work: Folder = Path("runs/tabletop"),
+    only: Literal["clip", "gpt2", "diffusion", "long_clip", "siglip"] | None = None,
     seed: Seed = 0,
 ) -> None:
-    """Train the shipped models in the tabletop world from scratch: hours on a CPU."""
+    """Train the shipped models in the tabletop world from scratch: hours on a CPU.
+
+    Args:
+        work: Corpus and checkpoints, from which it goes on.
+        only: Train only this model.
+    """
     if shared.dry_run:
         shared.show_plan("tabletop train", out, work=work, only=only or "everything", seed=seed)
         return
