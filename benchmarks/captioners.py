@@ -28,10 +28,9 @@ from gmail_align.captioning.ifcap.config import IFCapConfig
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
 from gmail_align.captioning.predict import predict_captions
 from gmail_align.captioning.training import train_captioner
-from gmail_align.data.captions import read_captions
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
-from gmail_align.evaluation.seeds import evaluate_seeds
+from gmail_align.evaluation.captions import CaptionOptions, evaluate_seeds
 from gmail_align.features.run import extract_texts
 from gmail_align.recipe import model_path
 
@@ -145,15 +144,15 @@ def main() -> None:
     given = parser.parse_args()
     inputs = open_work(given.work, given.out)
     runs = run_all(inputs, given.seeds, given.steps, given.out)
-    references: dict[str, list[str]] = {}
-    for row in read_captions(load(given.work / "real" / "test" / "captions")):
-        references.setdefault(row.image_id, []).append(row.text)
     scored = evaluate_seeds(
-        runs, references, given.out / "scores", protocol="captioners", paired=comparisons()
+        runs,
+        given.work / "real" / "test" / "captions",
+        given.out / "scores",
+        CaptionOptions("captioners"),
+        paired=comparisons(),
     )
-    body = json.loads(scored.path("result.json").read_text())
     for part in ("systems", "paired"):
-        for name, metrics in body[part].items():
+        for name, metrics in scored.details[part].items():
             for metric in ("CIDEr", "BLEU4"):
                 value = metrics[metric]
                 low, high = value["low"], value["high"]

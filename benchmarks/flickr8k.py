@@ -39,8 +39,9 @@ from gmail_align.captioning.tokens import tokenise
 from gmail_align.captioning.training import train_captioner
 from gmail_align.data.batches import batch_indices
 from gmail_align.data.captions import Caption, write_captions
-from gmail_align.features.store import read_features
+from gmail_align.features.store import open_features
 from gmail_align.metrics.captions import compare_captioners, paired_caption_difference
+from gmail_align.results import estimate_table
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.loop import fit
 
@@ -147,7 +148,7 @@ def train_gpt2(texts: list[str], out: Path, steps: int) -> Path:
 
 def nearest_captions(train: Photos, val: Photos) -> dict[str, str]:
     """Return the first caption of the training photo with the largest cosine."""
-    stores = [normalize(read_features(photos.features).array, dim=-1) for photos in (val, train)]
+    stores = [normalize(open_features(photos.features).array, dim=-1) for photos in (val, train)]
     nearest = (stores[0] @ stores[1].T).argmax(1).tolist()
     return {name: train.raw[train.ids[at]][0] for name, at in zip(val.ids, nearest, strict=True)}
 
@@ -192,11 +193,13 @@ def main() -> None:
     )
     systems = {"clipcap": read_predictions(predicted), "nearest": nearest_captions(train, val)}
     scores = compare_captioners(systems, val.raw, metrics=METRICS)
-    gain = {
-        name: paired_caption_difference(scores["clipcap"], scores["nearest"], name).to_dict()
-        for name in ("CIDEr", "BLEU4")
-    }
-    result = {name: one.to_dict()["metrics"] for name, one in scores.items()}
+    gain = estimate_table(
+        {
+            name: paired_caption_difference(scores["clipcap"], scores["nearest"], name)
+            for name in ("CIDEr", "BLEU4")
+        }
+    )
+    result = {name: estimate_table(one.metrics) for name, one in scores.items()}
     write_json(given.work / "result.json", {**result, "clipcap - nearest": gain})
     for name, metrics in {**result, "clipcap - nearest": gain}.items():
         for metric, value in metrics.items():

@@ -233,23 +233,22 @@ def _measure_gap(data: Data, work: Path, generated: Path, out: Path) -> None:
 
 def _score_encoder(encoder: GmailEncoder, data: Data, images: Path, texts: Path, out: Path) -> None:
     """Score retrieval and zero-shot classification of real test images by one route."""
-    from gmail_align.data.captions import read_captions
-    from gmail_align.evaluation.run import evaluate_retrieval, evaluate_zeroshot
+    from gmail_align.data.labels import Labels
+    from gmail_align.evaluation.retrieval import evaluate_retrieval
+    from gmail_align.evaluation.zeroshot import ClassFeatures, evaluate_zeroshot
     from gmail_align.tabletop.classes import class_sets
     from gmail_align.tabletop.run import class_features, read_scenes, zero_shot_labels
 
-    captions = [(row.caption_id, row.image_id) for row in read_captions(data.captions["test"])]
-    features = load(images)
-    evaluate_retrieval(
-        features, load(texts), captions, out / "retrieval", protocol="tabletop_test_retrieval"
-    )
+    protocol = "tabletop_test_retrieval"
+    evaluate_retrieval(images, texts, data.captions["test"], out / "retrieval", protocol=protocol)
     scenes = read_scenes(data.world, "test")
-    for name in class_sets():
-        labels = zero_shot_labels(scenes, name)
-        if labels:
+    for name, classes in class_sets().items():
+        found = zero_shot_labels(scenes, name)
+        if found:
+            labels = Labels({image: classes[number] for image, number in found.items()})
+            prompts = ClassFeatures(classes, class_features(encoder, name))
             protocol = f"tabletop_{name}"
-            prompts = class_features(encoder, name)
-            evaluate_zeroshot(features, labels, prompts, out / name, protocol=protocol)
+            evaluate_zeroshot(images, labels, prompts, out / name, protocol=protocol)
 
 
 def write_report_of(recipe: Recipe, data: Data, work: Path, result: Mapping[str, Any]) -> None:

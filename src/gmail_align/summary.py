@@ -65,34 +65,29 @@ class Row:
 
 def summarise(recipe: Recipe, data: Data, work: Path) -> dict[str, Any]:
     """Score all captioners side by side and gather every number into one result."""
-    from gmail_align.data.captions import read_captions
-    from gmail_align.evaluation.seeds import evaluate_seeds
+    from gmail_align.evaluation.captions import CaptionOptions, evaluate_seeds
 
     homes = [work / f"seed-{number}" for number in range(recipe.seeds)]
-    references: dict[str, list[str]] = {}
-    for row in read_captions(data.captions["test"]):
-        references.setdefault(row.image_id, []).append(row.text)
     runs = [{name: load(home / "predictions" / name) for name in CAPTIONERS} for home in homes]
     scored = evaluate_seeds(
         runs,
-        references,
+        data.captions["test"],
         work / "scores" / "captions",
-        protocol="tabletop_test_captions",
+        CaptionOptions("tabletop_test_captions", seed=recipe.seed),
         paired=list(COMPARISONS.values()),
-        seed=recipe.seed,
     )
-    body = read_json(scored.path(RESULT))
+    scores = scored.details
     used = {name: int(data.pairs[name].counts["real_images"]) for name in ("train", "scarce")}
     return {
-        "protocol": body["protocol"],
+        "protocol": scored.protocol,
         "seed": recipe.seed,
         "seeds": recipe.seeds,
-        "captioning": body["systems"],
-        "paired": {name: body["paired"][f"{a} - {b}"] for name, (a, b) in COMPARISONS.items()},
-        "per_seed": body["per_seed"],
+        "captioning": scores["systems"],
+        "paired": {name: scores["paired"][f"{a} - {b}"] for name, (a, b) in COMPARISONS.items()},
+        "per_seed": scores["per_seed"],
         "gap": {
-            "before": read_json(work / "gap" / "before" / RESULT)["metrics"],
-            "after": _mean([read_json(home / "gap" / RESULT)["metrics"] for home in homes]),
+            "before": _metrics(work / "gap" / "before"),
+            "after": _mean([_metrics(home / "gap") for home in homes]),
         },
         **_encoder_scores(
             {"frozen": [work / "scores" / "frozen"], "deployed": [h / "scores" for h in homes]}
@@ -107,12 +102,12 @@ def summarise(recipe: Recipe, data: Data, work: Path) -> dict[str, Any]:
             "real": used["train"],
         },
         "counts": {
-            "test_images": len(references),
+            "test_images": scored.n["images"],
             "captions": int(data.pairs["train"].counts["pairs"]),
             "generated_images": int(data.generated["train"].counts["images"]),
             "real_images": used["train"],
         },
-        "unavailable": body["unavailable"],
+        "unavailable": scored.unavailable,
         "limits": [ONE_SEED if recipe.seeds == 1 else MEAN_OF_SEEDS],
         "seconds": _seconds(work),
     }
@@ -123,15 +118,19 @@ def _encoder_scores(folders: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
     retrieval, zero_shot = {}, {}
     for route, homes in folders.items():
         names = sorted(path.parent.name for path in homes[0].glob(f"*/{RESULT}"))
-        metrics = {
-            name: _mean([read_json(home / name / RESULT)["metrics"] for home in homes])
-            for name in names
-        }
+        metrics = {name: _mean([_metrics(home / name) for home in homes]) for name in names}
         retrieval[route] = metrics.pop("retrieval")
         zero_shot[route] = {
             name: metrics[name]["accuracy"] for name in sorted(metrics) if name != "captions"
         }
     return {"retrieval": retrieval, "zeroshot": zero_shot}
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    """Return the estimates of a result that was kept, by metric."""
+    from gmail_align.results import estimate_table, read_result
+
+    return estimate_table(read_result(folder).metrics)
 
 
 def _mean(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

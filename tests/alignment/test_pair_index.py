@@ -33,7 +33,7 @@ from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import DataError
 from gmail_align.features.cache import Cache
-from gmail_align.features.store import read_features
+from gmail_align.features.store import open_features
 
 
 @given(
@@ -130,8 +130,8 @@ def test_a_batch_holds_the_rows_of_its_pairs(clip_folder: Path, world: Any, tmp_
         "generated": cache.pixels(world.generated, encoder.preprocess),
         "real": cache.pixels(world.real, encoder.preprocess, ["r11", "r6", "r7"]),
     }
-    frozen = read_features(cache.image_features(world.real, encoder))
-    texts = read_features(cache.text_features(index.texts("text", tmp_path / "texts"), encoder))
+    frozen = open_features(cache.image_features(world.real, encoder))
+    texts = open_features(cache.text_features(index.texts("text", tmp_path / "texts"), encoder))
     inputs = {
         name: Table(some.array, name, find_rows(some.ids, index.names(name)))
         for name, some in pixels.items()

@@ -21,7 +21,7 @@ from gmail_align.captioning.prompt import Prompt
 from gmail_align.captioning.tokens import tokenise
 from gmail_align.config import build
 from gmail_align.errors import ConfigError, DataError
-from gmail_align.features.store import read_features
+from gmail_align.features.store import open_features
 from worlds.captioning import captioned
 
 from .conftest import ROWS, MakeFeatures, quick, train_clipcap
@@ -144,7 +144,7 @@ def test_the_mean_norm_is_that_of_the_training_features(
 ) -> None:
     config = quick(1).model_copy(update={"norm": "mean"})
     out = train_clipcap(config, four, ROWS[:3], gpt2, tmp_path / "out")
-    expected = read_features(four).array[:3].norm(dim=-1).mean()
+    expected = open_features(four).array[:3].norm(dim=-1).mean()
     assert load_captioner(out, CPU).scaling.norm == pytest.approx(float(expected))
 
 
@@ -211,7 +211,7 @@ def test_real_and_generated_features_are_mixed(
     }
     sets = [captioned(four, ROWS), captioned(*more[0])]
     both = CaptionSet.read(sets, load_language_model(gpt2), 40)
-    expected = torch.cat([read_features(four).array, read_features(made).array[[1, 0]]])
+    expected = torch.cat([open_features(four).array, open_features(made).array[[1, 0]]])
     assert torch.equal(both.features(both.rows), expected)
     assert both.mean_norm() == pytest.approx(float(expected.norm(dim=-1).mean()))
     odd = make_features("odd", ["a"], torch.randn(1, 8), encoder="siglip")

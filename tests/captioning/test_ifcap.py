@@ -21,7 +21,7 @@ from gmail_align.captioning.prompt import token_losses
 from gmail_align.captioning.training import train_captioner
 from gmail_align.config import build
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
-from gmail_align.features.store import read_features
+from gmail_align.features.store import open_features
 from gmail_align.training.config import OptimConfig
 from worlds.captioning import Rows, captioned, named_captions_beside, write_features
 
@@ -132,7 +132,7 @@ def test_the_loss_is_that_of_plain_transformers(ifcap: Artifact, images: Artifac
     model = load_captioner(ifcap, torch.device("cpu"))
     words = model.language_model
     rows = torch.tensor([[0, 1, 2, 3, 4], [6, 7, 8, 9, 12]])
-    features = normalize(read_features(images).array[:2], dim=-1)
+    features = normalize(open_features(images).array[:2], dim=-1)
     ids = torch.tensor([[11, 12, 0], [13, 0, 0]])
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
     losses = []

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from gmail_align.artifacts import Artifact, read_jsonl
 from gmail_align.captioning.captioner import load_captioner
-from gmail_align.features.store import read_features
+from gmail_align.features.store import open_features
 from worlds.captioning import CAPTIONS
 
 from .conftest import ROWS, quick, train_clipcap
@@ -28,7 +28,7 @@ def test_one_step_is_that_of_a_plain_loop(four: Artifact, gpt2: Path, tmp_path: 
     drawn = load_file(untrained.path("mapper.safetensors"))
     mapper = nn.Sequential(nn.Linear(8, 48), nn.Tanh(), nn.Linear(48, 96))
     mapper.load_state_dict(drawn)
-    features = nn.functional.normalize(read_features(four).array, dim=-1)
+    features = nn.functional.normalize(open_features(four).array, dim=-1)
     rows = [torch.tensor(tokenizer(text + tokenizer.eos_token)["input_ids"]) for text in CAPTIONS]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     labels = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)

@@ -17,7 +17,7 @@ from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.training import validation_loss
 from gmail_align.config import build
 from gmail_align.errors import ArtifactError, DataError, ModelError
-from gmail_align.features.store import read_features
+from gmail_align.features.store import open_features
 from worlds.captioning import build_gpt2, captioned
 
 from .conftest import ROWS, MakeFeatures, quick, train_clipcap
@@ -156,7 +156,7 @@ def test_images_can_be_chosen_and_ordered(
 def test_another_route_is_recorded_and_another_width_refused(
     captioner: Artifact, four: Artifact, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
-    array = read_features(four).array
+    array = open_features(four).array
     other = make_features("other", list("abcd"), array, weights="aligned", route="real")
     predictions = predict_captions(captioner, other, tmp_path / "out", CPU)
     notes = predictions.manifest["notes"]
@@ -232,7 +232,7 @@ def test_a_damaged_captioner_is_refused(
 def test_another_encoder_is_refused_unless_it_is_meant(
     captioner: Artifact, four: Artifact, make_features: MakeFeatures, tmp_path: Path
 ) -> None:
-    array = read_features(four).array
+    array = open_features(four).array
     other = make_features("other", list("abcd"), array, encoder="clip2")
     with pytest.raises(DataError, match="clip2"):
         predict_captions(captioner, other, tmp_path / "out", CPU)

@@ -9,9 +9,7 @@ from safetensors.torch import save
 from typer.testing import CliRunner
 
 from gmail_align.artifacts import begin, write_bytes, write_jsonl
-from gmail_align.cli.evaluate_probe import numbered_classes
 from gmail_align.cli.main import app
-from gmail_align.errors import DataError
 
 
 def call(*words):
@@ -75,44 +73,27 @@ def test_artifacts(tmp_path):
     options += ["--labels", tmp_path / "labels.json", "--out", tmp_path / "out"]
     ran = call(*options, "--json")
     assert ran.exit_code == 0, ran.stderr
-    result = json.loads(ran.stdout)["result"]
+    result = json.loads(ran.stdout)
     assert result["n"] == {"train": 60, "images": 45, "classes": 3}
-    assert json.loads(call(*options, "--json").stdout)["result"] == result
+    assert json.loads(call(*options, "--json").stdout) == result
     del table["test-3"]
     (tmp_path / "labels.json").write_text(json.dumps(table))
     ran = call(*options[:-1], tmp_path / "other")
-    assert ran.exit_code == 2 and "1 of 45 images have no label" in ran.stderr
+    assert ran.exit_code == 2 and "1 of 45 images" in ran.stderr
 
 
 def test_mistakes_are_told_in_a_sentence(files, tmp_path):
     np.save(tmp_path / "bad.npy", np.full((45, 6), np.nan))
     for words, sentence in (
-        (files[:2] + files[8:], "--train and --train-labels go together"),
-        ([*files, "--protocol", "oxford_pets"], "oxford_pets has 3669 images and 37 classes"),
-        ([*files[:-4], "--test", tmp_path / "bad.npy", *files[-2:]], "NaN or infinity"),
-        ([*files, "--labels", tmp_path / "no.json"], "--out is missing"),
+        (files[:2] + files[8:], "--train-labels"),
+        ([*files, "--protocol", "oxford_pets"], "oxford_pets"),
+        ([*files[:-4], "--test", tmp_path / "bad.npy", *files[-2:]], "bad.npy"),
+        ([*files, "--labels", tmp_path / "no.json"], "no.json"),
     ):
         ran = call(*words)
         assert ran.exit_code == 2, ran.stderr
         (line,) = ran.stderr.splitlines()
         assert sentence in line
-
-
-def test_classes_come_from_several_tables(tmp_path):
-    one, other = tmp_path / "one.json", tmp_path / "other.json"
-    one.write_text('{"a": "cat", "b": "dog"}')
-    other.write_text('{"b": "dog", "c": 7}')
-    assert numbered_classes([one, other]) == {"a": 1, "b": 2, "c": 0}
-    for text, sentence in (
-        ('{"b": "cow"}', "image b is of class 'cow', and another that it is of 'dog'"),
-        ('{"b": ["dog"]}', "give it a name"),
-    ):
-        other.write_text(text)
-        with pytest.raises(DataError, match=sentence):
-            numbered_classes([one, other])
-    one.write_text("{}")
-    with pytest.raises(DataError, match="names no image"):
-        numbered_classes([one])
 
 
 def test_fine_tuning_is_planned_without_being_run(tmp_path):

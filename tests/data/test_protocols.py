@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 
 from gmail_align.data.classes import class_set
-from gmail_align.data.protocols import PROTOCOLS, checked_name, find_protocol
+from gmail_align.data.protocols import (
+    PROTOCOLS,
+    checked_name,
+    find_protocol,
+    headline,
+    result_name,
+)
 from gmail_align.errors import DataError
 
 COUNTS = {
@@ -70,3 +76,37 @@ def test_unknown_protocols_get_the_nearest_name() -> None:
         find_protocol("coco_val2017")
     with pytest.raises(DataError, match=r"no protocol of answers is named 'dtd'; use one of sci"):
         find_protocol("dtd", "answers")
+
+
+def test_known_counts_are_asserted_and_labels_are_free() -> None:
+    assert result_name("mine", "retrieval", {"images": 3, "texts": 4}) == "mine"
+    for name, images, texts in (
+        ("coco_val2017_5k", 5000, 25000),
+        ("flickr30k_31k", 31783, 158915),
+        ("sharegpt4v_1k", 1000, 1000),
+        ("urban_1k", 1000, 1000),
+    ):
+        assert result_name(name, "retrieval", {"images": images, "texts": texts}) == name
+        with pytest.raises(DataError, match=name):
+            result_name(name, "retrieval", {"images": images - 1, "texts": texts})
+    said = result_name("urban_1k", "retrieval", {"images": 990, "texts": 990}, subset=True)
+    assert said == "urban_1k (subset: 990 of 1000 images, 990 of 1000 captions)"
+    with pytest.raises(DataError, match="mine"):
+        result_name("mine", "retrieval", {"images": 3, "texts": 4}, subset=True)
+    with pytest.raises(DataError, match="dtd"):
+        result_name("dtd", "retrieval", {"images": 1880, "texts": 47})
+
+
+def test_captions_are_scored_under_the_name_of_their_retrieval_set() -> None:
+    counts = {"images": 5000, "references": 25010}
+    assert result_name("coco_karpathy_5k", "captions", counts) == "coco_karpathy_5k"
+    with pytest.raises(DataError, match="coco_karpathy_5k"):
+        result_name("coco_karpathy_5k", "captions", {"images": 2, "references": 10})
+    with pytest.raises(DataError, match="dtd"):
+        result_name("dtd", "captions", {"images": 1880, "references": 47})
+
+
+def test_the_headline_is_what_the_field_reports() -> None:
+    assert headline("mine") == {}
+    by_class = {name for name in PROTOCOLS if headline(name).get("headline") == "class_mean"}
+    assert by_class == {"fgvc_aircraft", "oxford_pets", "caltech101"}

@@ -13,7 +13,8 @@ from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.images import admit, finish_images, shard_name, write_shard
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import DataError
-from gmail_align.evaluation.clipscore import ClipEncoder, clip_columns
+from gmail_align.evaluation.captions import CaptionOptions, score
+from gmail_align.evaluation.clipscore import ClipEncoder, clip_features
 from gmail_align.recipe import shipped_models
 
 COLOURS = {"a": "red", "b": "blue", "c": "green", "d": "grey"}
@@ -34,9 +35,9 @@ def images(tmp_path: Path) -> Artifact:
 
 
 def test_an_encoder_gives_the_scores_of_its_features(images: Artifact) -> None:
-    source = ClipEncoder(str(shipped_models() / "clip"), images.folder)
-    found = clip_columns(source, SAID, [], HUMAN)
-    assert list(found) == ["CLIPScore", "RefCLIPScore"]
+    source = ClipEncoder(str(shipped_models() / "clip"), images.folder, device="cpu")
+    options = CaptionOptions(metrics=("CLIPScore", "RefCLIPScore"), clip=source)
+    found = score({"one": SAID}, HUMAN, options)["one"].columns
     encoder = GmailEncoder.from_pretrained(shipped_models() / "clip")
     seen = encoder.encode_images(
         [Image.new("RGB", (64, 64), colour) for colour in COLOURS.values()], route="frozen"
@@ -50,7 +51,22 @@ def test_an_encoder_gives_the_scores_of_its_features(images: Artifact) -> None:
     assert found["RefCLIPScore"].per_item == pytest.approx(both, abs=1e-5)
 
 
+def test_frozen_images_meet_frozen_texts(images: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    plain = GmailEncoder.encode_texts
+
+    def recorded(self: GmailEncoder, texts: list[str], route: str = "real", **more: int) -> object:
+        asked.append(route)
+        return plain(self, texts, route, **more)
+
+    monkeypatch.setattr(GmailEncoder, "encode_texts", recorded)
+    for route in ("frozen", "real"):
+        source = ClipEncoder(str(shipped_models() / "clip"), images.folder, route, "cpu")
+        clip_features(source, {"one": SAID}, HUMAN)
+    assert set(asked[:2]) == {"frozen"} and set(asked[2:]) == {"real"}
+
+
 def test_images_that_are_not_there_are_named(images: Artifact) -> None:
-    source = ClipEncoder(str(shipped_models() / "clip"), images.folder)
-    with pytest.raises(DataError, match="lacks 1 of the images: e"):
-        clip_columns(source, SAID | {"e": "a"}, [], HUMAN | {"e": ["a"]})
+    source = ClipEncoder(str(shipped_models() / "clip"), images.folder, device="cpu")
+    with pytest.raises(DataError, match="1 of the images: e"):
+        clip_features(source, {"one": SAID | {"e": "a"}}, HUMAN | {"e": ["a"]})

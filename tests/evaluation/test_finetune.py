@@ -14,6 +14,7 @@ from transformers import ViTConfig, ViTModel
 
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.images import admit, finish_images, shard_name, write_shard
+from gmail_align.data.labels import Labels
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.merge import merge
 from gmail_align.encoders.route import Route
@@ -22,11 +23,10 @@ from gmail_align.evaluation.augment import mixed, random_crops, smoothed
 from gmail_align.evaluation.config import FinetuneConfig
 from gmail_align.evaluation.finetune import (
     Classifier,
-    Tuned,
+    StartingPoint,
     evaluate_finetune,
     layer_shares,
 )
-from gmail_align.evaluation.probe import ProbeOptions
 from gmail_align.recipe import model_path
 
 
@@ -110,26 +110,28 @@ def draw(folder: Path, count: int, seed: int) -> tuple[Artifact, dict[str, int]]
     return finish_images(draft), labels
 
 
+def named(labels: dict[str, int]) -> Labels:
+    return Labels({image: str(number) for image, number in labels.items()})
+
+
 QUICK = {"warmup_epochs": 1, "batch_size": 32, "base_lr": 0.02, "mixup": 0, "cutmix": 0}
 
 
 def test_a_tower_learns_what_its_features_do_not_show(tower: Path, tmp_path: Path) -> None:
     train, labels = draw(tmp_path / "train", 128, 0)
     test, more = draw(tmp_path / "test", 64, 1)
-    start = Tuned(GmailEncoder.from_pretrained(tower), Route.REAL)
+    start = StartingPoint(GmailEncoder.from_pretrained(tower), Route.REAL)
     config = FinetuneConfig(epochs=20, least_crop=None, **QUICK)
     splits, known = {"train": train, "test": test}, labels | more
-    made = evaluate_finetune(config, splits, known, start, tmp_path / "out")
-    found = json.loads(made.path("result.json").read_text())
-    assert found["metrics"]["accuracy"]["value"] > 0.85
-    assert found["protocol"] == "fine_tune"
-    assert found["n"] == {"train": 103, "images": 64, "classes": 2}
-    assert found["validation"][0]["score"] < 0.7 < found["validation"][-1]["score"]
-    assert found["best_step"] > 0 and not (tmp_path / "out" / "work").exists()
-    assert (
-        made.fingerprint
-        == evaluate_finetune(config, splits, known, start, tmp_path / "out").fingerprint
-    )
+    out = tmp_path / "out"
+    made = evaluate_finetune(config, splits, named(known), start, out)
+    assert made.metrics["accuracy"].value > 0.85
+    assert made.protocol == "fine_tune"
+    assert made.n == {"train": 103, "images": 64, "classes": 2}
+    scores = [row["score"] for row in made.details["validation"]]
+    assert scores[0] < 0.7 < scores[-1]
+    assert made.details["best_step"] > 0 and not (out / "work").exists()
+    assert evaluate_finetune(config, splits, named(known), start, out) == made
 
 
 @pytest.mark.parametrize("route", [Route.REAL, Route.FROZEN])
@@ -153,12 +155,13 @@ def test_fine_tuning_starts_at_the_weights_of_the_route(route: Route) -> None:
 
 def test_bad_splits_are_refused(tower: Path, tmp_path: Path) -> None:
     train, labels = draw(tmp_path / "train", 8, 0)
-    start = Tuned(GmailEncoder.from_pretrained(tower), Route.REAL)
+    start = StartingPoint(GmailEncoder.from_pretrained(tower), Route.REAL)
     config, splits = FinetuneConfig(epochs=2, **QUICK), {"train": train, "test": train}
-    with pytest.raises(DataError, match="1 of 8 images have no label"):
-        evaluate_finetune(config, splits, dict(list(labels.items())[1:]), start, tmp_path / "a")
-    with pytest.raises(UserError, match="at least two classes"):
-        evaluate_finetune(config, splits, dict.fromkeys(labels, 0), start, tmp_path / "b")
-    with pytest.raises(DataError, match="oxford_pets has 3669 images"):
-        options = ProbeOptions("oxford_pets")
-        evaluate_finetune(config, splits, labels, start, tmp_path / "c", options)
+    few = named(dict(list(labels.items())[1:]))
+    with pytest.raises(DataError, match="1 of 8"):
+        evaluate_finetune(config, splits, few, start, tmp_path / "a")
+    with pytest.raises(UserError, match="two classes"):
+        evaluate_finetune(config, splits, named(dict.fromkeys(labels, 0)), start, tmp_path / "b")
+    with pytest.raises(DataError, match="oxford_pets"):
+        out = tmp_path / "c"
+        evaluate_finetune(config, splits, named(labels), start, out, protocol="oxford_pets")

@@ -27,7 +27,7 @@ from transformers import (
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.run import Sources, align
-from gmail_align.artifacts import Artifact, begin, write_json
+from gmail_align.artifacts import Artifact
 from gmail_align.convert.config import ConvertConfig
 from gmail_align.convert.convert import convert
 from gmail_align.encoders.config import EncoderLayout, LoraSettings
@@ -36,6 +36,8 @@ from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, DataError, ModelError
 from gmail_align.export.config import ExportConfig
 from gmail_align.export.run import export
+from gmail_align.metrics.bootstrap import Estimate
+from gmail_align.results import begin_result
 from gmail_align.training.config import OptimConfig
 from worlds.openai_model import OpenAIModel, TimmViT
 
@@ -315,12 +317,11 @@ def aligned(clip_folder: Path, world: Any, tmp_path_factory: pytest.TempPathFact
 def test_the_card_tells_recipe_data_and_results(
     aligned: Artifact, world: Any, tmp_path: Path
 ) -> None:
-    draft = begin(tmp_path / "result", "result", {})
-    metric = {"value": 0.4, "low": 0.3, "high": 0.5}
-    write_json(
-        draft.path("result.json"), {"protocol": "retrieval", "metrics": {"R@1": metric}, "n": 12}
+    begun = begin_result(
+        tmp_path / "result", {}, {}, protocol="retrieval", task=None, n={"images": 12}
     )
-    result = draft.finish({"images": 12})
+    result = begun.finish({"R@1": Estimate(0.4, 0.3, 0.5, 12)}).artifact
+    assert result is not None
     config = ExportConfig(format="hf")
     artifact = export(
         config, aligned.folder, tmp_path / "hf", data=[world.generated], results=[result]
@@ -333,7 +334,7 @@ def test_the_card_tells_recipe_data_and_results(
         f"{guard:.4f}",
         world.generated.fingerprint,
         "**generated** (images",
-        "| retrieval | R@1 | 0.4000 | 0.3000 to 0.5000 | 12 |",
+        "| retrieval | R@1 | 0.4000 | 0.3000 to 0.5000 | 12 images |",
         "transformers ",
     ):
         assert words in card, words

@@ -14,7 +14,7 @@ from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.features.cache import Cache
 from gmail_align.features.run import extract_images, extract_texts
-from gmail_align.features.store import FEATURES, read_features
+from gmail_align.features.store import FEATURES, open_features
 
 
 class Counts:
@@ -67,20 +67,20 @@ def test_images_are_decoded_and_embedded_once(
     assert (len(counts.decoded), counts.images) == (12, 12)
     again = cache.extract_images(world.real, plain, Route.REAL, tmp_path / "real")
     assert (len(counts.decoded), counts.images) == (12, 24)
-    assert torch.equal(read_features(again).array, read_features(linked).array)
+    assert torch.equal(open_features(again).array, open_features(linked).array)
 
 
 def test_few_images_of_a_store_are_made_alone(
     clip_folder: Path, world: Any, tmp_path: Path, counts: Counts
 ) -> None:
     encoder, cache = GmailEncoder.from_pretrained(clip_folder), Cache(tmp_path / "cache")
-    few = read_features(cache.image_features(world.real, encoder, ["r7", "r2"]))
+    few = open_features(cache.image_features(world.real, encoder, ["r7", "r2"]))
     assert few.ids == ["r7", "r2"]
     assert sorted(counts.decoded) == ["r2", "r7"]
-    whole = read_features(cache.image_features(world.real, encoder, [f"r{n}" for n in range(6)]))
+    whole = open_features(cache.image_features(world.real, encoder, [f"r{n}" for n in range(6)]))
     assert len(whole.ids) == 12
     assert torch.allclose(whole.array[whole.rows(few.ids)], few.array, atol=1e-6)
-    patches = read_features(cache.patch_features(world.real, encoder, ["r7", "r2"]))
+    patches = open_features(cache.patch_features(world.real, encoder, ["r7", "r2"]))
     assert patches.ids == ["r7", "r2"]
     assert patches.array.shape == (2, encoder.width)
     assert len(counts.decoded) == 14

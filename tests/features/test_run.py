@@ -18,7 +18,7 @@ from gmail_align.errors import ArtifactError, DataError
 from gmail_align.features import run as module
 from gmail_align.features.pixels import prepare_pixels, read_pixels
 from gmail_align.features.run import extract_images, extract_texts
-from gmail_align.features.store import FEATURES, read_features
+from gmail_align.features.store import FEATURES, open_features
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_features_are_the_encoders(
     route: Route, encoder: GmailEncoder, world: Any, tmp_path: Path
 ) -> None:
     made = extract_images(world.real, encoder, route, tmp_path / "f", batch_size=5)
-    found = read_features(made)
+    found = open_features(made)
     assert list(found.ids) == ImageStore(world.real).ids
     assert torch.allclose(found.array, _expected(encoder, world.real, route), atol=1e-5)
     assert made.counts == {"images": 12, "rows": 12}
@@ -57,7 +57,7 @@ def test_the_file_is_a_safetensors_file_and_is_mapped(
     encoder: GmailEncoder, world: Any, tmp_path: Path
 ) -> None:
     made = extract_images(world.real, encoder, Route.FROZEN, tmp_path / "f")
-    found = read_features(made)
+    found = open_features(made)
     assert torch.equal(load_file(made.path(FEATURES))["features"], found.array)
     assert found.rows(["r3", "r0"]).tolist() == [found.ids.index("r3"), found.ids.index("r0")]
     with pytest.raises(DataError, match="2 of 3 ids have no features, the first of them 'x'"):
@@ -67,9 +67,9 @@ def test_the_file_is_a_safetensors_file_and_is_mapped(
 def test_half_precision_storage(encoder: GmailEncoder, world: Any, tmp_path: Path) -> None:
     full = extract_images(world.real, encoder, Route.REAL, tmp_path / "32")
     half = extract_images(world.real, encoder, Route.REAL, tmp_path / "16", dtype="float16")
-    found = read_features(half).array
+    found = open_features(half).array
     assert found.dtype == torch.float16
-    assert torch.equal(found, read_features(full).array.half())
+    assert torch.equal(found, open_features(full).array.half())
 
 
 def test_extraction_of_pixels_is_the_same_artifact(
@@ -86,13 +86,13 @@ def test_extraction_of_pixels_is_the_same_artifact(
 
 def test_texts_of_captions_and_of_pairs(encoder: GmailEncoder, world: Any, tmp_path: Path) -> None:
     made = extract_texts(world.captions, encoder, tmp_path / "c", batch_size=7, route=Route.REAL)
-    found = read_features(made)
+    found = open_features(made)
     captions = read_captions(world.captions)
     assert list(found.ids) == [caption.caption_id for caption in captions]
     with torch.no_grad():
         expected = encoder.embed_texts([caption.text for caption in captions], Route.REAL)
     assert torch.allclose(found.array, expected, atol=1e-5)
-    of_pairs = read_features(extract_texts(world.pairs, encoder, tmp_path / "p", route=Route.REAL))
+    of_pairs = open_features(extract_texts(world.pairs, encoder, tmp_path / "p", route=Route.REAL))
     assert torch.allclose(of_pairs.array[of_pairs.rows(found.ids)], expected, atol=1e-5)
     with pytest.raises(ArtifactError, match="holds images"):
         extract_texts(world.real, encoder, tmp_path / "x", route=Route.REAL)
@@ -158,9 +158,9 @@ def test_a_damaged_store_is_refused(encoder: GmailEncoder, world: Any, tmp_path:
     lines = made.path("ids.jsonl").read_text().splitlines()
     made.path("ids.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(ArtifactError, match="12 rows for 11 ids"):
-        read_features(made)
+        open_features(made)
     made.path(FEATURES).write_bytes(b"short")
     with pytest.raises(ArtifactError, match="damaged"):
-        read_features(made)
+        open_features(made)
     with pytest.raises(ArtifactError, match="holds images"):
-        read_features(world.real)
+        open_features(world.real)

@@ -19,7 +19,7 @@ from gmail_align.features import sharded
 from gmail_align.features.rows import RowFile
 from gmail_align.features.run import extract_images, extract_texts
 from gmail_align.features.sharded import Extraction, extract_on
-from gmail_align.features.store import read_features
+from gmail_align.features.store import open_features
 
 
 def test_worker_processes_give_the_same_artifact(
@@ -82,9 +82,9 @@ def test_captions_are_extracted_by_the_route_of_their_images(
             assert load(out).fingerprint == expected.fingerprint
     plain = GmailEncoder.from_pretrained(clip_folder)
     of_plain = extract_texts(world.captions, plain, tmp_path / "plain", route=Route.FROZEN)
-    rows = [read_features(one).array for one in (of_plain, load(tmp_path / "frozen"))]
+    rows = [open_features(one).array for one in (of_plain, load(tmp_path / "frozen"))]
     assert torch.equal(*rows)
-    assert not torch.equal(rows[0], read_features(load(tmp_path / "real")).array)
+    assert not torch.equal(rows[0], open_features(tmp_path / "real").array)
 
 
 def test_a_killed_extraction_goes_on_with_the_shard_that_is_missing(

@@ -11,17 +11,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, write_bytes, write_jsonl
-from gmail_align.gap.sides import Side
+from gmail_align.gap.feature_sets import FeatureSet
 
-MakeFeatures = Callable[[str, list[str], Tensor], Artifact]
+MakeFeatures = Callable[..., Artifact]
 
 
 @pytest.fixture
 def make_features(tmp_path: Path) -> MakeFeatures:
     """Write a ``features`` artifact into a folder of the test's own."""
 
-    def make(name: str, ids: list[str], array: Tensor) -> Artifact:
-        draft = begin(tmp_path / name, "features", {"encoder": "clip", "route": "frozen"})
+    def make(name: str, ids: list[str], array: Tensor, **made_with: str) -> Artifact:
+        config = {"encoder": "clip", "route": "frozen", **made_with}
+        draft = begin(tmp_path / name, "features", config)
         write_jsonl(draft.path("ids.jsonl"), ids)
         write_bytes(draft.path("features.safetensors"), save({"features": array.contiguous()}))
         return draft.finish({"rows": len(ids)})
@@ -38,7 +39,9 @@ def pairs_of(count: int, *, noise: float, shift: float, dim: int = 16) -> tuple[
     return real, generated
 
 
-def classes_of(*, noise: float, follow: bool = True, worse: str = "") -> tuple[Side, Side]:
+def classes_of(
+    *, noise: float, follow: bool = True, worse: str = ""
+) -> tuple[FeatureSet, FeatureSet]:
     """Draw three classes of 40 images a side, made by two generators by turns.
 
     The generated ones ``follow`` their class, or none; the generator ``worse`` is far off.
@@ -54,4 +57,4 @@ def classes_of(*, noise: float, follow: bool = True, worse: str = "") -> tuple[S
     generators = ["sd-good", "sd-worse"] * 60
     if worse:
         made[[name == worse for name in generators]] += 2
-    return Side(real, names), Side(made, names, generators)
+    return FeatureSet(real, names), FeatureSet(made, names, generators)

@@ -1,30 +1,52 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from torch import Tensor
 
 from gmail_align.errors import UserError
 from gmail_align.gap.advice import FAR, INDISTINGUISHABLE, NEAR, Verdict, advise, closeness
 from gmail_align.gap.config import GapConfig
-from gmail_align.gap.measure import UNPAIRED, Texts, measure_sides, paired_gap, unpaired_gap
-from gmail_align.gap.sides import Side, sample_rows
+from gmail_align.gap.feature_sets import FeatureSet, sample_rows
+from gmail_align.gap.measure import UNPAIRED, Measured, Texts, measure
 
 from .conftest import classes_of, pairs_of
 
 QUICK = GapConfig(resamples=50)
 
 
+def paired_gap(
+    real: Tensor, generated: Tensor, config: GapConfig = QUICK, seed: int = 0
+) -> Measured:
+    sets = FeatureSet(real), FeatureSet(generated)
+    return measure(*sets, paired=True, config=config, seed=seed)
+
+
+def unpaired_gap(real: Tensor, generated: Tensor) -> Measured:
+    return measure(FeatureSet(real), FeatureSet(generated), paired=False, config=QUICK)
+
+
+def values_of(found: Measured) -> dict[str, float]:
+    return {name: one.value for name, one in found.metrics.items()}
+
+
+def verdict_of(found: Measured) -> str:
+    return str(found.details["advice"]["verdict"])
+
+
 def test_a_set_measured_against_itself_has_no_gap() -> None:
     real, _ = pairs_of(80, noise=0, shift=0)
-    found = paired_gap(real, real, config=QUICK)
-    values = {name: entry["value"] for name, entry in found["metrics"].items()}
+    found = paired_gap(real, real)
+    values = values_of(found)
     assert values["paired_cosine"] == pytest.approx(1, abs=1e-6)
     assert values["centroid_distance"] == pytest.approx(0, abs=1e-6)
     assert values["gen_to_real_r1"] == 1
     assert values["cmmd"] == pytest.approx(0, abs=1e-9)
     assert values["frechet_distance"] == pytest.approx(0, abs=1e-6)
-    assert found["advice"]["verdict"] == "train_as_is"
+    assert verdict_of(found) == "train_as_is"
 
 
 @pytest.mark.parametrize(
@@ -33,51 +55,52 @@ def test_a_set_measured_against_itself_has_no_gap() -> None:
 )
 def test_the_advice_follows_the_gap(noise: float, shift: float, verdict: str) -> None:
     real, generated = pairs_of(200, noise=noise, shift=shift)
-    found = paired_gap(real, generated, config=QUICK)
-    assert found["advice"]["verdict"] == verdict
-    assert found["n"] == 200
-    assert found["unavailable"] == {}
+    found = paired_gap(real, generated)
+    assert verdict_of(found) == verdict
+    assert not found.unavailable
 
 
 def test_intervals_hold_their_values() -> None:
-    found = paired_gap(*pairs_of(80, noise=0.6, shift=1), config=QUICK)
-    for name, entry in found["metrics"].items():
-        assert entry["low"] <= entry["value"] <= entry["high"], name
-    few = paired_gap(*pairs_of(14, noise=0.6, shift=1), config=QUICK)["metrics"]
-    assert few["frechet_distance"]["low"] is few["frechet_distance"]["high"] is None
+    found = paired_gap(*pairs_of(80, noise=0.6, shift=1))
+    for name, one in found.metrics.items():
+        assert one.low <= one.value <= one.high, name
+    few = paired_gap(*pairs_of(14, noise=0.6, shift=1)).metrics["frechet_distance"]
+    assert math.isnan(few.low) and math.isnan(few.high)
 
 
 def test_the_floor_is_what_chance_alone_does() -> None:
-    near = paired_gap(*pairs_of(200, noise=0.1, shift=0), config=QUICK)
-    far = paired_gap(*pairs_of(200, noise=0.1, shift=3), config=QUICK)
+    near = paired_gap(*pairs_of(200, noise=0.1, shift=0))
+    far = paired_gap(*pairs_of(200, noise=0.1, shift=3))
+    floor = near.details["floor"]
+    assert floor == far.details["floor"]
     for name in ("cmmd", "frechet_distance"):
-        assert near["metrics"][name]["value"] < near["floor"][name] == far["floor"][name]
-        assert far["metrics"][name]["value"] > 3 * far["floor"][name]
+        assert near.metrics[name].value < floor[name]
+        assert far.metrics[name].value > 3 * floor[name]
 
 
 def test_sets_without_pairs_say_what_they_cannot_tell() -> None:
     real, _ = pairs_of(90, noise=0, shift=0)
     _, generated = pairs_of(60, noise=0.6, shift=2)
-    found = unpaired_gap(real, generated, config=QUICK)
-    assert found["n"] == 60
-    assert set(found["metrics"]) == {*UNPAIRED, "cmmd", "frechet_distance"}
-    assert set(found["unavailable"]) >= {"paired_cosine", "margin", "gen_to_real_r1"}
-    assert found["advice"]["verdict"] == "align_first"
+    found = unpaired_gap(real, generated)
+    assert found.metrics["norm_ratio"].n == 60
+    assert set(found.metrics) >= {*UNPAIRED, "cmmd", "frechet_distance"}
+    assert set(found.unavailable) >= {"paired_cosine", "margin", "gen_to_real_r1"}
+    assert verdict_of(found) == "align_first"
 
 
 def test_the_unpaired_gap_does_not_depend_on_the_order_of_rows() -> None:
     real, generated = pairs_of(80, noise=0.6, shift=1)
     turned = generated[torch.randperm(80, generator=torch.Generator().manual_seed(5))]
-    first, second = (unpaired_gap(real, g, config=QUICK)["metrics"] for g in (generated, turned))
+    first, second = (values_of(unpaired_gap(real, one)) for one in (generated, turned))
     for name in ("centroid_distance", "norm_ratio", "cmmd", "frechet_distance"):
-        assert first[name]["value"] == pytest.approx(second[name]["value"], rel=1e-6)
+        assert first[name] == pytest.approx(second[name], rel=1e-6)
 
 
 def test_no_more_pairs_are_measured_than_asked_for() -> None:
     real, generated = pairs_of(80, noise=0.6, shift=1)
     config = GapConfig(max_pairs=30, resamples=20)
-    first, again, other = (paired_gap(real, generated, config=config, seed=s) for s in (0, 0, 1))
-    assert first["n"] == 30
+    first, again, other = (paired_gap(real, generated, config, seed) for seed in (0, 0, 1))
+    assert first.metrics["paired_cosine"].n == 30
     assert first == again != other
 
 
@@ -115,33 +138,35 @@ def test_the_thresholds_separate_the_verdicts() -> None:
 def test_features_that_do_not_fit_are_refused() -> None:
     real, generated = pairs_of(20, noise=1, shift=0)
     with pytest.raises((UserError, TypeCheckError)):
-        paired_gap(real, generated[:19], config=QUICK)
+        paired_gap(real, generated[:19])
     with pytest.raises((UserError, TypeCheckError)):
-        unpaired_gap(real, generated[:, :8], config=QUICK)
+        unpaired_gap(real, generated[:, :8])
 
 
 def test_classes_stand_in_for_pairs() -> None:
     real, generated = classes_of(noise=0.3)
-    found = measure_sides(real, generated, paired=False, config=QUICK)
-    values = {name: entry["value"] for name, entry in found["metrics"].items()}
+    found = measure(real, generated, paired=False, config=QUICK)
+    values = values_of(found)
     assert values["class_margin"] / values["real_class_margin"] == pytest.approx(1, abs=0.15)
     assert values["class_r1"] > 0.9
-    assert found["advice"]["verdict"] != "too_far"
-    lost = measure_sides(real, classes_of(noise=0.3, follow=False)[1], paired=False, config=QUICK)
-    assert lost["advice"]["verdict"] == "too_far"
-    assert lost["metrics"]["class_r1"]["value"] < 0.6
+    assert verdict_of(found) != "too_far"
+    lost = measure(real, classes_of(noise=0.3, follow=False)[1], paired=False, config=QUICK)
+    assert verdict_of(lost) == "too_far"
+    assert lost.metrics["class_r1"].value < 0.6
 
 
 def test_every_class_and_generator_is_measured_by_itself() -> None:
     real, generated = classes_of(noise=0.3, worse="sd-worse")
-    groups = measure_sides(real, generated, paired=False, config=QUICK)["groups"]
+    groups = measure(real, generated, paired=False, config=QUICK).details["groups"]
     assert list(groups["classes"]) == ["cat", "dog", "ship"]
     assert groups["classes"]["cat"]["real"] == groups["classes"]["cat"]["generated"] == 40
     good, bad = (groups["generators"][name]["metrics"] for name in ("sd-good", "sd-worse"))
     assert bad["cmmd"]["low"] > good["cmmd"]["high"]
     assert bad["probe_auc"]["value"] > good["probe_auc"]["value"]
     few = QUICK.model_copy(update={"least_in_group": 41})
-    assert measure_sides(real, generated, paired=False, config=few)["groups"]["classes"]["cat"] == {
+    assert measure(real, generated, paired=False, config=few).details["groups"]["classes"][
+        "cat"
+    ] == {
         "real": 40,
         "generated": 40,
         "metrics": {},
@@ -154,33 +179,33 @@ def test_both_sides_are_read_by_their_texts() -> None:
     numbers = torch.tensor([names.index(name) for name in real.classes or ()])
     means = torch.stack([real.features[numbers == at].mean(0) for at in range(3)])
     texts = Texts(means, numbers, numbers)
-    told = measure_sides(real, generated, paired=False, texts=texts, config=QUICK)["metrics"]
-    assert told["text_recall_real"]["value"] > 0.95
+    told = measure(real, generated, paired=False, texts=texts, config=QUICK).metrics
+    assert told["text_recall_real"].value > 0.95
     wrong = Texts(means, numbers, (numbers + 1) % 3)
-    told = measure_sides(real, generated, paired=False, texts=wrong, config=QUICK)["metrics"]
-    assert told["text_recall_generated"]["value"] < 0.1
+    told = measure(real, generated, paired=False, texts=wrong, config=QUICK).metrics
+    assert told["text_recall_generated"].value < 0.1
 
 
 def test_classes_that_are_not_shared_are_told() -> None:
     real, generated = classes_of(noise=0.3)
-    strange = Side(generated.features, ["x"] * len(generated))
-    found = measure_sides(real, strange, paired=False, config=QUICK)
-    assert "fewer than two classes" in found["unavailable"]["class_margin"]
-    assert "class_margin" not in found["metrics"]
+    strange = FeatureSet(generated.features, ["x"] * len(generated))
+    found = measure(real, strange, paired=False, config=QUICK)
+    assert "fewer than two classes" in found.unavailable["class_margin"]
+    assert "class_margin" not in found.metrics
     with pytest.raises(UserError, match="3 classes were given for 120 images"):
-        Side(real.features, ["a", "b", "c"])
+        FeatureSet(real.features, ["a", "b", "c"])
 
 
 def test_an_encoder_that_tells_nothing_is_not_taken_for_a_bad_generator() -> None:
     same = torch.ones(30, 4)
-    found = paired_gap(same, same + 0, config=QUICK)
-    assert found["advice"]["verdict"] == "cannot_tell"
-    assert "another encoder" in found["advice"]["sentence"]
+    found = paired_gap(same, same + 0)
+    assert verdict_of(found) == "cannot_tell"
+    assert "another encoder" in found.details["advice"]["sentence"]
 
 
 def test_features_that_mean_nothing_are_refused() -> None:
     real, generated = pairs_of(30, noise=0.3, shift=0)
     with pytest.raises(UserError, match="the real features are all zero"):
-        paired_gap(torch.zeros_like(real), generated, config=QUICK)
+        paired_gap(torch.zeros_like(real), generated)
     with pytest.raises(UserError, match="too large to be normalised"):
-        paired_gap(real, generated * 1e30, config=QUICK)
+        paired_gap(real, generated * 1e30)

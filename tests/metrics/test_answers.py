@@ -9,7 +9,7 @@ import pytest
 
 from gmail_align.errors import UserError
 from gmail_align.metrics.answers import (
-    Question,
+    AnswerKey,
     accuracies,
     judge_mmmu,
     judge_read,
@@ -82,7 +82,7 @@ def _official(oracles):
     with gzip.open(folder / "llava1.5_13b_responses.json.gz", "rt", encoding="utf-8") as file:
         records = json.load(file)
     questions = [
-        Question(
+        AnswerKey(
             one["id"],
             tuple(one["answer"]) if isinstance(one["answer"], list) else (one["answer"],),
             one.get("index2ans"),
@@ -114,7 +114,7 @@ def test_open_golds_given_verbatim_are_right(oracles):
 
 
 def test_unknown_letters_are_looked_for_but_not_the_pronoun():
-    asked = [Question(f"validation_Art_{n}", ("B",), {}) for n in range(4)]
+    asked = [AnswerKey(f"validation_Art_{n}", ("B",), {}) for n in range(4)]
     said = ["B I think", "I", "(B)", "sorry"]
     judged = judge_mmmu(asked, dict(zip([one.question_id for one in asked], said, strict=True)))
     assert judged.right.tolist() == [True, False, True, False]
@@ -152,7 +152,7 @@ def test_the_scienceqa_leaderboard_s_row(oracles):
     with (oracles / "scienceqa/scienceqa_test_gold_and_preds.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     questions = [
-        Question(
+        AnswerKey(
             row["qid"],
             (LETTERS[int(row["gold"])],),
             {},
@@ -180,7 +180,7 @@ def test_scienceqa_s_columns():
 
 def test_a_group_s_interval_is_that_of_its_own_questions():
     rng = np.random.default_rng(0)
-    asked = [Question(str(n), ("A",), {}, ("half",) if n % 2 else ()) for n in range(400)]
+    asked = [AnswerKey(str(n), ("A",), {}, ("half",) if n % 2 else ()) for n in range(400)]
     said = {one.question_id: "A" if rng.random() < 0.7 else "B" for one in asked}
     found = accuracies(judge_scienceqa(asked, said, "zeroshot"), resamples=4000)
     inside = [said[one.question_id] == "A" for one in asked if one.groups]

@@ -17,7 +17,6 @@ from gmail_align.metrics.captions import (
     METRICS,
     caption_metrics,
     compare_captioners,
-    index_predictions,
     paired_caption_difference,
     tokenize,
 )
@@ -327,9 +326,6 @@ def test_refuses_images_that_do_not_match(predictions, references, words):
 def test_refuses_what_cannot_be_compared():
     with pytest.raises(UserError, match="WER"):
         caption_metrics({"1": "a"}, {"1": ["a"]}, metrics=["WER"])
-    with pytest.raises(UserError, match="more than one caption for 1 image: 7"):
-        index_predictions([("7", "a"), ("8", "b"), ("7", "a")])
-    assert index_predictions([("7", "a")]) == {"7": "a"}
     one, two = (
         caption_metrics({i: "a"}, {i: ["a"]}, metrics=["BLEU1"], pretokenized=True) for i in "12"
     )

@@ -25,13 +25,10 @@ def result(**changes: Any) -> dict[str, Any]:
     near = {**group, "metrics": {**group["metrics"], "cmmd": entry(0.2)}}
     return {
         "protocol": "gap_unpaired",
-        "n": 25,
+        "n": {"images": 25},
         "seed": 0,
-        "metrics": {
-            "probe_auc": entry(0.9),
-            "cmmd": entry(0.25),
-            "frechet_distance": {**entry(1), "low": None},
-        },
+        "metrics": {"probe_auc": 0.9, "cmmd": 0.25, "frechet_distance": 1.0},
+        "intervals": {"probe_auc": [0.8, 1.0], "cmmd": [0.15, 0.35]},
         "floor": {"cmmd": 0.01},
         "groups": {
             "classes": {"<script>alert(1)</script>": few, "near & dear": near, "far": group}
@@ -76,7 +73,7 @@ def test_groups_are_listed_from_the_farthest(tmp_path: Path) -> None:
     assert rows[-1].cells[:2] == [1, 2] and rows[-1].cells[2:] == [None, None]
 
 
-def test_results_of_files_are_read_too(tmp_path: Path) -> None:
+def test_intervals_stand_beside_their_metrics(tmp_path: Path) -> None:
     plain = result(metrics={"probe_auc": 0.9, "cmmd": 0.2}, intervals={"probe_auc": [0.8, 0.95]})
     found = gap_estimates(plain)
     assert (found["probe_auc"].low, found["probe_auc"].high) == (0.8, 0.95)
@@ -87,7 +84,7 @@ def test_results_of_files_are_read_too(tmp_path: Path) -> None:
 
 
 def test_a_result_without_parts_still_has_a_page(tmp_path: Path) -> None:
-    bare = {"protocol": "gap_paired", "n": 3, "metrics": {"probe_auc": entry(0.5)}}
+    bare = {"protocol": "gap_paired", "n": {"pairs": 3}, "metrics": {"probe_auc": 0.5}}
     page = write_gap_report(bare, (SIDES[0][:3], SIDES[1][:3]), tmp_path / "out")
     assert "3 pairs" in page.read_text(encoding="utf-8")
     assert not (tmp_path / "out" / "figures").exists()

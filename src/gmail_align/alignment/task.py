@@ -30,7 +30,7 @@ from gmail_align.artifacts import Artifact
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.cache import Cache
-from gmail_align.features.store import read_features
+from gmail_align.features.store import open_features
 from gmail_align.runtime import stable_seed
 
 Numbers = npt.NDArray[np.int64]
@@ -215,7 +215,7 @@ class _Tables:
             columns["short"] = "first"
         for name, column in columns.items():
             texts = self._captions(column)
-            array = read_features(self.cache.text_features(texts, self.encoder)).array
+            array = open_features(self.cache.text_features(texts, self.encoder)).array
             known[name] = Table(array, column)
             if self.encoder.adapts_texts:
                 inputs[name] = Table(read_tokens(self._tokens(texts)), column)
@@ -242,7 +242,7 @@ class _Tables:
         self, embed: Callable[..., Artifact], images: Artifact, numbers: Numbers
     ) -> Table:
         ids = self.index.names_of("real", numbers)
-        features = read_features(embed(images, self.encoder, ids, batch_size=self.batch_size))
+        features = open_features(embed(images, self.encoder, ids, batch_size=self.batch_size))
         return Table(features.array, "real", self._rows("real", features.ids, numbers, images))
 
     def _rows(

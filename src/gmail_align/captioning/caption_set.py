@@ -16,7 +16,7 @@ from gmail_align.captioning.provenance import require_finite
 from gmail_align.captioning.tokens import TokenTable, tokenise
 from gmail_align.data.joins import match_captions
 from gmail_align.errors import DataError
-from gmail_align.features.store import Features, read_features
+from gmail_align.features.store import Features, open_features
 
 
 def read_captioned(images: CaptionedImages) -> tuple[Features, Iterator[tuple[str, str]]]:
@@ -25,7 +25,7 @@ def read_captioned(images: CaptionedImages) -> tuple[Features, Iterator[tuple[st
     Raises:
         DataError: no caption belongs to any of the images.
     """
-    features = read_features(images.features)
+    features = open_features(images.features)
     return features, match_captions(features.ids, images.captions)
 
 

@@ -26,7 +26,7 @@ from gmail_align.data.decode import decode_rgb
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError, DataError
-from gmail_align.features.store import read_features
+from gmail_align.features.store import open_features
 from gmail_align.progress import progress
 from gmail_align.runtime import resolve_device, stable_seed
 
@@ -107,12 +107,12 @@ def predict_captions(
     draft = begin(out, "predictions", identity, inputs)
     if draft.complete is not None:
         return draft.complete
-    store = read_features(features)
+    store = open_features(features)
     wanted = list(store.ids if ids is None else ids)
     if len(set(wanted)) != len(wanted):
         raise DataError("an image id comes more than once: give each image once")
     store.rows(wanted)
-    keys = read_features(retrieval) if retrieval else store
+    keys = open_features(retrieval) if retrieval else store
     keys.rows(wanted)
     model = load_captioner(captioner, resolve_device(how.device))
     size = how.batch_size

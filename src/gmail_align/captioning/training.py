@@ -29,7 +29,7 @@ from gmail_align.captioning.language import language_model_fingerprint, load_lan
 from gmail_align.captioning.prompt import token_losses
 from gmail_align.captioning.tokens import say_cut
 from gmail_align.errors import ConfigError, DataError
-from gmail_align.features.store import read_features
+from gmail_align.features.store import open_features
 from gmail_align.metrics.java import tokenize
 from gmail_align.metrics.ngrams import cider
 from gmail_align.progress import say
@@ -206,7 +206,7 @@ class CiderJudge:
 
     def __init__(self, validation: CaptionedImages, captioner: Captioner, most: int | None) -> None:
         self.features, rows = read_captioned(validation)
-        self.retrieval = read_features(validation.retrieval) if validation.retrieval else None
+        self.retrieval = open_features(validation.retrieval) if validation.retrieval else None
         self.captioner = captioner
         references: dict[str, list[str]] = {}
         for name, text in rows:

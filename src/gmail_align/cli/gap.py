@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gmail_align.artifacts import load
-from gmail_align.cli.on_files import OutOrNot, answer_lines, refuse_other
+from gmail_align.artifacts import Artifact, load
 from gmail_align.cli.options import Device, Seed
 from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.errors import ConfigError
@@ -19,65 +18,115 @@ from gmail_align.progress import say
 
 if TYPE_CHECKING:
     from gmail_align.encoders.encoder import GmailEncoder
-    from gmail_align.gap.files import Beside
-    from gmail_align.gap.prepare import Prepared
+    from gmail_align.features.store import Features
+    from gmail_align.gap.feature_sets import Annotations
+    from gmail_align.results import Result
 
 AnyEncoder = Annotated[
     str | None,
     typer.Option(
         "--encoder",
         metavar="MODEL",
-        help="Encoder, for images; without, a CLIP of OpenAI's that is on this machine. "
-        "Features go to OUT-features.",
+        help="Encoder, for images. [an OpenAI CLIP that is on this machine] Features go to "
+        "OUT-features.",
     ),
 ]
-RealClasses = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The class of each row of R, one a line.")
-]
-GeneratedClasses = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The class of each row of G.")
-]
-Generators = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="What made each row of G, one a line.")
-]
-TextFeatures = Annotated[
-    Path | None,
-    typer.Option(metavar="T.npy", help="Captions of the pairs, or of the classes by name."),
-]
+
+
+@dataclass(frozen=True)
+class RowLabels:
+    """What is known of the rows of plain files."""
+
+    real_classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The class of each row of R, one a line.")
+    ] = None
+    generated_classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The class of each row of G.")
+    ] = None
+    generators: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What made each row of G, one a line.")
+    ] = None
+    text_features: Annotated[
+        Path | None,
+        typer.Option(metavar="T.npy", help="Captions of the pairs, or of the classes by name."),
+    ] = None
+
+    def annotations(self, real: Features, generated: Features, pairs: int | None) -> Annotations:
+        """Read the files.
+
+        Args:
+            real: The rows of real images.
+            generated: The rows of generated images.
+            pairs: How many pairs there are; None without pairs.
+
+        Raises:
+            DataError: a file cannot be read, or does not have a label for each row, or a text for
+                each pair or class.
+        """
+        from gmail_align.features.store import open_features
+        from gmail_align.gap.feature_sets import Annotations, class_texts
+
+        known = Annotations(
+            _labels(self.real_classes, real, "class"),
+            _labels(self.generated_classes, generated, "class"),
+            _labels(self.generators, generated, "generator"),
+        )
+        if self.text_features is None:
+            return known
+        return class_texts(known, open_features(self.text_features), pairs)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What belongs together."""
+
+    pairs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Pairs; adds what only pairs can tell.")
+    ] = None
+    paired: Annotated[
+        bool, typer.Option("--paired", help="Rows of the files, or files of one name, are pairs.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the result goes and what it is drawn by."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder of the result. [gap-REAL-GENERATED]"),
+    ] = None
+    seed: Seed = 0
+    device: Device = "auto"
 
 
 @command
 def gap(
     shared: Shared,
     real: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Real images: a folder, a zip, or an artifact."),
-    ] = None,
+        Path,
+        typer.Option(
+            "--real",
+            "--real-features",
+            metavar="PATH",
+            help="Real images: a folder, a zip, or an artifact; or their features, R.npy.",
+        ),
+    ],
     generated: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The same of generated images.")
-    ] = None,
-    out: OutOrNot = None,
-    pairs: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Pairs; adds what only pairs can tell.")
-    ] = None,
-    paired: Annotated[
-        bool, typer.Option("--paired", help="Rows of the files, or files of one name, are pairs.")
-    ] = False,
+        Path,
+        typer.Option(
+            "--generated",
+            "--generated-features",
+            metavar="PATH",
+            help="The same of generated images.",
+        ),
+    ],
+    matching: Matching,
+    rows: RowLabels,
+    place: Place,
     encoder: AnyEncoder = None,
-    real_features: Annotated[
-        Path | None, typer.Option(metavar="R.npy", help="Or plain files: floats (images, dim).")
-    ] = None,
-    generated_features: Annotated[
-        Path | None, typer.Option(metavar="G.npy", help="Floats (images, dim).")
-    ] = None,
-    real_classes: RealClasses = None,
-    generated_classes: GeneratedClasses = None,
-    generators: Generators = None,
-    text_features: TextFeatures = None,
     *,
     config: GapConfig,
-    seed: Seed = 0,
-    device: Device = "auto",
 ) -> None:
     """Measure the gap between real and generated images, before anything is trained on it.
 
@@ -85,68 +134,99 @@ def gap(
     are read as classes, and above those as generators; captions are found in captions.jsonl or in a
     .txt beside each image. OUT/report/index.html is a page of its own.
     """
-    from gmail_align.gap.files import Beside
-
-    beside = Beside(real_classes, generated_classes, generators, text_features)
-    files = _both("--real-features", real_features, "--generated-features", generated_features)
-    sides = _both("--real", real, "--generated", generated)
-    if sides is not None and sides[0].suffix == sides[1].suffix == ".npy":
-        files, sides = sides, None
-    how = {"config": config, "seed": seed}
-    if files is not None:
-        if sides or pairs or encoder:
-            raise ConfigError("features in files need no --real, --generated, --pairs, --encoder")
-        _of_files(shared, files, out, beside, {"paired": paired, **how})
+    by_file = [path.suffix == ".npy" for path in (real, generated)]
+    if any(by_file) and (matching.pairs or encoder or not all(by_file)):
+        raise ConfigError("two .npy files of features need no --pairs and no --encoder")
+    if not any(by_file) and rows != RowLabels():
+        raise ConfigError("classes, generators and texts of rows go with two .npy files")
+    if all(by_file):
+        prepared = _files(shared, (real, generated), matching.paired, rows, place)
+    else:
+        prepared = _folders(shared, (real, generated), matching, encoder, place, config)
+    if prepared is None:
         return
-    if sides is None:
-        raise ConfigError("give --real and --generated, or --real-features, --generated-features")
-    if beside != Beside():
-        raise ConfigError("classes, generators and texts of rows go with --real-features")
-    out = out or Path("-".join(["gap", *(side.resolve().stem for side in sides)]))
-    _of_folders(shared, _Given(*sides, out, pairs, paired, encoder, device), how)
+    from gmail_align.gap.run import measure_gap
+
+    result = measure_gap(
+        prepared.real,
+        prepared.generated,
+        prepared.pairs,
+        prepared.out,
+        annotations=prepared.annotations,
+        config=config,
+        seed=place.seed,
+        write_page=_write_page,
+    )
+    page = [] if prepared.out is None else [str(prepared.out / "report" / "index.html")]
+    shared.show_result(result, result.details["advice"]["sentence"], *page)
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What was said about two sides that are no plain files."""
+class _Ready:
+    """What is measured."""
 
-    real: Path
-    generated: Path
-    out: Path
-    pairs: Path | None
-    by_name: bool
-    encoder: str | None
-    device: str
+    real: Path | Artifact
+    generated: Path | Artifact
+    pairs: Sequence[tuple[str, str]] | None
+    annotations: Annotations
+    out: Path | None
 
 
-def _of_folders(shared: Shared, given: _Given, how: dict[str, Any]) -> None:
+def _files(
+    shared: Shared, paths: tuple[Path, Path], paired: bool, rows: RowLabels, place: Place
+) -> _Ready | None:
+    """Open what is known of the rows of two files; None for a dry run."""
+    if shared.dry_run:
+        shared.show_plan("gap", place.out, files=list(map(str, paths)))
+        return None
+    from gmail_align.features.store import open_features
+    from gmail_align.metrics.ranks import require_pairs
+
+    pairs = None
+    real, generated = (open_features(path) for path in paths)
+    if paired:
+        require_pairs(real=real.array, generated=generated.array)
+        pairs = [(name, name) for name in real.ids]
+    annotations = rows.annotations(real, generated, None if pairs is None else len(pairs))
+    return _Ready(*paths, pairs, annotations, place.out)
+
+
+def _folders(
+    shared: Shared,
+    paths: tuple[Path, Path],
+    matching: Matching,
+    encoder: str | None,
+    place: Place,
+    config: GapConfig,
+) -> _Ready | None:
+    """Import and extract what two folders, zips or artifacts hold; None for a dry run."""
     from gmail_align.gap.prepare import Source, check_side, encoder_at_hand, prepare
 
-    if given.pairs is not None and given.by_name:
+    if matching.pairs is not None and matching.paired:
         raise ConfigError("--pairs and --paired both say what belongs together: give one")
-    pairs = None if given.pairs is None else load(given.pairs, "pairs")
-    sides, encoder = (given.real, given.generated), given.encoder
-    if encoder is None and any(check_side(side, True) != "features" for side in sides):
+    out = place.out or Path("-".join(["gap", *(path.resolve().stem for path in paths)]))
+    pairs = None if matching.pairs is None else load(matching.pairs, "pairs")
+    if encoder is None and any(check_side(path, True) != "features" for path in paths):
         encoder = encoder_at_hand()
         if encoder is not None:
             say(f"no --encoder is named: taking {encoder}, which is on this machine")
-    for side in sides:
-        check_side(side, encoder is not None)
+    for path in paths:
+        check_side(path, encoder is not None)
     if shared.dry_run:
-        said = {"real": given.real, "generated": given.generated, "pairs": given.pairs}
-        shared.show_plan("gap", given.out, how["config"], **said)
-        return
-    source = Source(
-        given.real,
-        given.generated,
-        given.out.with_name(f"{given.out.name}-features"),
-        pairs,
-        given.by_name,
-        how["config"].max_pairs,
-        how["seed"],
-    )
-    ready = prepare(source, _encoder(encoder, given.device))
-    _of_artifacts(shared, ready, given.out, how)
+        shared.show_plan("gap", out, config, real=paths[0], generated=paths[1])
+        return None
+    home = out.with_name(f"{out.name}-features")
+    source = Source(*paths, home, pairs, matching.paired, config.max_pairs, place.seed)
+    ready = prepare(source, _encoder(encoder, place.device))
+    return _Ready(ready.real, ready.generated, ready.pairs, ready.known, out)
+
+
+def _labels(path: Path | None, rows: Features, what: str) -> dict[str, str]:
+    from gmail_align.data.labels import open_labels
+
+    if path is None:
+        return {}
+    return dict(zip(rows.ids, open_labels(path).of(rows.ids, what), strict=True))
 
 
 def _encoder(name: str | None, device: str) -> GmailEncoder | None:
@@ -158,57 +238,7 @@ def _encoder(name: str | None, device: str) -> GmailEncoder | None:
     return GmailEncoder.from_pretrained(model_of(name, "clip")).to(resolve_device(device))
 
 
-def _of_artifacts(shared: Shared, ready: Prepared, out: Path, how: dict[str, Any]) -> None:
-    """Measure features, and write the page once."""
-    from gmail_align.features.store import read_features
-    from gmail_align.gap.run import measure_gap
+def _write_page(result: Result, features: tuple[Any, Any], folder: Path) -> None:
+    from gmail_align.report.gap import write_gap_report
 
-    features = ready.real, ready.generated
-    result = measure_gap(*features, ready.pairs, out, known=ready.known, **how)
-    body = json.loads(result.path("result.json").read_text(encoding="utf-8"))
-    page = out / "report" / "index.html"
-    if not page.exists():
-        from gmail_align.report.gap import write_gap_report
-
-        arrays = [read_features(one).array for one in features]
-        write_gap_report(body, (arrays[0], arrays[1]), out / "report")
-    shared.show_artifact(result)
-    if not shared.json and not shared.quiet:
-        typer.echo(f"{body['advice']['sentence']}\n{page}")
-
-
-def _of_files(
-    shared: Shared, files: tuple[Path, Path], out: Path | None, beside: Beside, how: dict[str, Any]
-) -> None:
-    """Measure files; with an OUT, the result is ``OUT/result.json`` with the page beside it."""
-    from gmail_align.gap.files import gap_of_files
-
-    if shared.dry_run:
-        named = {"files": [str(path) for path in files]}
-        shared.show_plan("gap", out or Path("standard output"), **named, **how)
-        return
-    refuse_other(out)
-    found = gap_of_files(*files, beside=beside, **how)
-    lines = [*answer_lines(found), found["advice"]["sentence"]]
-    if out is not None:
-        from gmail_align.artifacts import write_json
-        from gmail_align.features.arrays import load_features
-        from gmail_align.report.gap import write_gap_report
-
-        write_json(out / "result.json", found)
-        arrays = load_features(files[0]), load_features(files[1])
-        lines.append(str(write_gap_report(found, arrays, out / "report")))
-    shared.show(found, "\n".join(lines))
-
-
-def _both(first: str, a: Path | None, second: str, b: Path | None) -> tuple[Path, Path] | None:
-    """Return two paths that only go together; None without either.
-
-    Raises:
-        ConfigError: one is missing.
-    """
-    if a is not None and b is not None:
-        return a, b
-    if a is None and b is None:
-        return None
-    raise ConfigError(f"{first if a is None else second} is missing: give both")
+    write_gap_report(result.to_json(), features, folder / "report")

@@ -78,15 +78,15 @@ COMMANDS: dict[str, Entry | Group] = {
     "evaluate": Group(
         "Score encoders and predictions, with intervals.",
         {
-            "retrieval": Entry("evaluate_retrieval:retrieval", "Image-text retrieval, R@K."),
-            "zeroshot": Entry("evaluate_zeroshot:zeroshot", "Zero-shot classification."),
-            "probe": Entry("evaluate_probe:probe", "A linear probe of features."),
-            "finetune": Entry("evaluate_finetune:finetune", "A tower fine-tuned to classify."),
-            "captions": Entry("evaluate_captions:captions", "Caption metrics of predictions."),
-            "answers": Entry("evaluate_answers:answers", "Answers to ScienceQA or MMMU."),
+            "retrieval": Entry("evaluate:retrieval", "Image-text retrieval, R@K."),
+            "zeroshot": Entry("evaluate:zeroshot", "Zero-shot classification."),
+            "probe": Entry("evaluate:probe", "A linear probe of features."),
+            "finetune": Entry("evaluate:finetune", "A tower fine-tuned to classify."),
+            "captions": Entry("predictions:captions", "Caption metrics of predictions."),
+            "answers": Entry("predictions:answers", "Answers to ScienceQA or MMMU."),
         },
     ),
-    "compare": Entry("compare:compare", "Say how much better one result is than another."),
+    "compare": Entry("predictions:compare", "Say how much better one result is than another."),
     "track": Entry("tools:track", "Show a training in TensorBoard, W&B or trackio."),
     "report": Entry("runs:report", "Write a run's tables, figures and page again."),
     "tabletop": Group(

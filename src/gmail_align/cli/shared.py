@@ -35,6 +35,7 @@ from gmail_align.runtime import termination_raised
 
 if TYPE_CHECKING:
     from gmail_align.engine import Part
+    from gmail_align.results import Result
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,23 @@ class Shared:
             self.show({"folder": str(out), "part": str(part), "complete": False}, done)
 
     def show_artifact(self, *artifacts: Artifact) -> None:
-        """Print where artifacts are and what they hold; a result is printed whole."""
+        """Print where artifacts are and what they hold."""
         described = [_describe(artifact) for artifact in artifacts]
         value = described[0] if len(described) == 1 else {"artifacts": described}
-        self.show(value, "\n".join(_lines(one) for one in described))
+        self.show(value, "\n".join(_line(one) for one in described))
+
+    def show_result(self, result: Result, *more: str) -> None:
+        """Print a result, and where it is kept.
+
+        Args:
+            result: The result; ``--json`` prints what ``result.json`` holds.
+            more: Further lines for people.
+        """
+        body = result.to_json()
+        kept = {} if result.artifact is None else _describe(result.artifact)
+        lines = [kept["folder"]] if kept else []
+        lines += [*result_lines(body), *more]
+        self.show({**kept, **body, "seconds": result.seconds}, "\n".join(lines))
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -228,26 +242,38 @@ def _flatten(table: Mapping[str, Any], path: Sequence[str]) -> Iterator[str]:
 
 
 def _describe(artifact: Artifact) -> dict[str, Any]:
-    described = {
+    return {
         "folder": str(artifact.folder),
         "kind": artifact.kind,
         "fingerprint": artifact.fingerprint,
         "counts": artifact.counts,
     }
-    if artifact.kind == "result":
-        described["result"] = json.loads(artifact.path("result.json").read_text(encoding="utf-8"))
-    return described
 
 
-def _lines(described: Mapping[str, Any]) -> str:
-    """Lay out what :func:`_describe` found, with one line for each metric of a result."""
+def _line(described: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in described["counts"].items())
-    lines = [f"{described['folder']}: {described['kind']}" + (f", {counts}" if counts else "")]
-    result = described.get("result", {})
-    tables = result.get("systems") or {"": result.get("metrics", {})}
-    for system, metrics in tables.items():
-        lines += [f"  {f'{system} {name}'.strip():32} {_number(m)}" for name, m in metrics.items()]
-    return "\n".join(lines)
+    return f"{described['folder']}: {described['kind']}" + (f", {counts}" if counts else "")
+
+
+def result_lines(body: Mapping[str, Any]) -> list[str]:
+    """Lay out a result: its protocol and counts, then one line a metric."""
+    counts = [f"{number} {what}" for what, number in body["n"].items()]
+    lines = [", ".join([body["protocol"], *counts])]
+    verdicts = body.get("verdicts", {})
+    for name, value in body["metrics"].items():
+        low, high = body["intervals"][name]
+        text = _number({"value": value, "low": low, "high": high})
+        lines.append(f"  {name:24} {text}  {verdicts.get(name, '')}".rstrip())
+    for name, one in body.get("groups", {}).items():
+        if "value" in one:
+            lines.append(f"    {name:38} {one['value']:.4f} of {one['n']}")
+    for part in ("systems", "paired"):
+        for name, metrics in body.get(part, {}).items():
+            lines += [f"  {f'{name} {metric}':32} {_number(m)}" for metric, m in metrics.items()]
+    if "unparsed" in body:
+        lines.append(f"  {body['unparsed']} responses without an answer (rule: {body['rule']})")
+    lines += [f"  {name:24} unavailable: {why}" for name, why in body["unavailable"].items()]
+    return lines
 
 
 def _number(estimate: Mapping[str, Any]) -> str:

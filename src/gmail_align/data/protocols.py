@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from gmail_align.errors import DataError
 
-Task = Literal["retrieval", "zeroshot", "answers"]
+Task = Literal["retrieval", "captions", "zeroshot", "answers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,9 @@ def find_protocol(name: str, task: Task | None = None) -> Protocol:
     Raises:
         DataError: there is none; the nearest name is offered.
     """
-    known = [one for one in PROTOCOLS.values() if task in (None, one.task)]
+    # Captions are predicted for the images of a retrieval set, and scored against its captions.
+    wanted = "retrieval" if task == "captions" else task
+    known = [one for one in PROTOCOLS.values() if wanted in (None, one.task)]
     for one in known:
         if one.name == name:
             return one
@@ -148,6 +150,39 @@ def require_dataset(protocol: Protocol | None, *datasets: str) -> None:
         raise DataError(
             f"{protocol.name} is a protocol of {protocol.dataset}: import that data set"
         )
+
+
+def result_name(protocol: str, task: Task, n: Mapping[str, int], *, subset: bool = False) -> str:
+    """Return the name that a result carries.
+
+    A known protocol's counts are asserted; any other name is a label of the user's own.
+
+    Args:
+        protocol: The name.
+        task: What was scored.
+        n: How much of each kind was scored; ``texts`` or ``references`` are a protocol's captions.
+        subset: Whether what was scored is declared a part of the protocol's set.
+
+    Raises:
+        DataError: the counts are not the protocol's, it is one of another task, or a subset of an
+            unknown protocol was declared.
+    """
+    if protocol not in PROTOCOLS and not subset:
+        return protocol
+    counts = {**n, "captions": n.get("texts", n.get("references", 0))}
+    return checked_name(find_protocol(protocol, task), counts, subset=subset)
+
+
+def headline(protocol: str) -> dict[str, str]:
+    """Return ``headline``: the metric that the field reports on this set, where it is known."""
+    known = PROTOCOLS.get(protocol)
+    return {} if known is None else {"headline": known.metric}
+
+
+def captions_each(protocol: str) -> int | None:
+    """Return how many captions of an image a protocol takes; None for all, or if unknown."""
+    known = PROTOCOLS.get(protocol)
+    return None if known is None else known.captions_each
 
 
 def checked_name(protocol: Protocol, counts: Mapping[str, int], *, subset: bool = False) -> str:

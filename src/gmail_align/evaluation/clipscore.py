@@ -1,21 +1,23 @@
-"""CLIPScore of captions: from features that are given, or from an encoder and the images."""
+"""Where CLIPScore's features come from: files, or an encoder and the images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gmail_align.artifacts import load
+from gmail_align.data.images import ImageStore
+from gmail_align.data.json_files import file_fingerprint
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.errors import DataError
-from gmail_align.features.arrays import load_features
+from gmail_align.errors import ConfigError, DataError
+from gmail_align.features.store import open_features
 from gmail_align.metrics.bootstrap import Values
-from gmail_align.metrics.clipscore import PROMPT, clip_score, ref_clip_score
-from gmail_align.metrics.statistics import Column, mean_column
+from gmail_align.metrics.clipscore import PROMPT, ClipFeatures
+from gmail_align.runtime import resolve_device
 
 _BATCH = 64
 
@@ -35,6 +37,11 @@ class ClipFiles:
     captions: Path
     references: Path | None = None
 
+    def identity(self) -> list[str]:
+        """Return what tells these features from others."""
+        paths = (self.images, self.captions, self.references)
+        return [file_fingerprint(path) for path in paths if path is not None]
+
 
 @dataclass(frozen=True)
 class ClipEncoder:
@@ -43,87 +50,92 @@ class ClipEncoder:
     Attributes:
         encoder: Folder or id.
         images: An ``images`` artifact.
-        route: Which weights the images go through.
+        route: The route of images and texts.
+        device: Where it runs.
     """
 
     encoder: str
     images: Path
     route: str = "frozen"
+    device: str = "auto"
+
+    def identity(self) -> list[str]:
+        """Return what tells these features from others."""
+        return [self.encoder, load(self.images, "images").fingerprint, self.route]
 
 
-def clip_columns(
+def clip_features(
     source: ClipFiles | ClipEncoder,
-    predicted: Mapping[str, str],
-    owners: Sequence[str],
+    systems: Mapping[str, Mapping[str, str]],
     human: Mapping[str, Sequence[str]],
-) -> dict[str, Column]:
-    """Return ``CLIPScore``, and ``RefCLIPScore`` where it can be had, in the order of ``human``.
+    order: Sequence[str] | None = None,
+) -> ClipFeatures:
+    """Return features of images, captions and references, in the order of ``human``.
 
     Args:
-        source: Where the features come from.
-        predicted: Image id -> caption, in the order of the predictions.
-        owners: The image of every human caption, in the order of the references.
+        source: Where they come from. Files can only be those of one captioner.
+        systems: Captioner -> image id -> caption, in the order of the predictions.
         human: Image id -> human captions.
+        order: The image of every row of the references' file; by default those of ``human``.
 
     Raises:
-        DataError: a file cannot be read, or its rows are not as many as what they belong to.
-        UserError: features are of different width, or zero.
+        DataError: a file cannot be read, its rows are not as many as what they belong to, or an
+            image is missing.
+        ConfigError: files are given for several captioners.
     """
-    ids = list(human)
-    if isinstance(source, ClipFiles):
-        images, captions, references = _of_files(source, list(predicted), owners)
-        place = {name: row for row, name in enumerate(predicted)}
-    else:
-        images, captions, references = _of_encoder(source, predicted, human)
-        place, owners = {name: row for row, name in enumerate(ids)}, _owners(human)
-    rows = np.array([place[name] for name in ids], dtype=np.intp)
-    scores = clip_score(images, captions)
-    columns = {"CLIPScore": mean_column(scores[rows])}
-    if references is not None:
-        kept = [row for row, name in enumerate(owners) if name in place]
-        owner: NDArray[np.int64] = np.array([place[owners[row]] for row in kept], dtype=np.int64)
-        both = ref_clip_score(scores, captions, references[kept], owner)
-        columns["RefCLIPScore"] = mean_column(both[rows])
-    return columns
-
-
-def _owners(human: Mapping[str, Sequence[str]]) -> list[str]:
-    return [name for name, texts in human.items() for _ in texts]
-
-
-def _of_files(
-    source: ClipFiles, predicted: Sequence[str], owners: Sequence[str]
-) -> tuple[Values, Values, Values | None]:
-    images, captions = (
-        _rows(path, len(predicted), "predictions") for path in (source.images, source.captions)
-    )
+    owners = [name for name, texts in human.items() for _ in texts]
+    if isinstance(source, ClipEncoder):
+        return _of_encoder(source, systems, human, owners)
+    if len(systems) != 1:
+        raise ConfigError("CLIPScore of several captioners needs --encoder and --images")
+    ((name, predicted),) = systems.items()
+    place = {image: row for row, image in enumerate(predicted)}
+    rows = [place[image] for image in human]
+    images = _rows_of(source.images, len(predicted), "predictions")[rows]
+    captions = _rows_of(source.captions, len(predicted), "predictions")[rows]
     if source.references is None:
-        return images, captions, None
-    return images, captions, _rows(source.references, len(owners), "references")
+        return ClipFeatures(images, {name: captions})
+    every = owners if order is None else list(order)
+    references = _rows_of(source.references, len(every), "references")
+    numbers = {image: row for row, image in enumerate(human)}
+    kept = [row for row, image in enumerate(every) if image in numbers]
+    owner = np.array([numbers[every[row]] for row in kept], dtype=np.int64)
+    return ClipFeatures(images, {name: captions}, references[kept], owner)
 
 
-def _rows(path: Path, count: int, what: str) -> Values:
-    found: Values = load_features(path).numpy().astype(np.float64)
+def _rows_of(path: Path, count: int, what: str) -> Values:
+    found: Values = open_features(path).array.double().numpy()
     if len(found) != count:
         raise DataError(f"{path} has {len(found)} rows for {count} {what}: give one each, in order")
     return found
 
 
 def _of_encoder(
-    source: ClipEncoder, predicted: Mapping[str, str], human: Mapping[str, Sequence[str]]
-) -> tuple[Values, Values, Values]:
-    from gmail_align.data.images import ImageStore
-
+    source: ClipEncoder,
+    systems: Mapping[str, Mapping[str, str]],
+    human: Mapping[str, Sequence[str]],
+    owners: Sequence[str],
+) -> ClipFeatures:
     store = ImageStore(load(source.images, "images"))
     absent = [name for name in human if name not in store]
     if absent:
         raise DataError(f"{source.images} lacks {len(absent)} of the images: {absent[0]}, ...")
-    model = GmailEncoder.from_pretrained(source.encoder)
-    ids, found = list(human), []
-    for start in range(0, len(ids), _BATCH):
-        batch = [store.read(name) for name in ids[start : start + _BATCH]]
-        found.append(model.encode_images(batch, route=source.route).numpy().astype(np.float64))
-    written = [PROMPT + text for some in human.values() for text in some]
-    captions = model.encode_texts([PROMPT + predicted[name] for name in ids], source.route)
-    references = model.encode_texts(written, source.route)
-    return np.concatenate(found), captions.double().numpy(), references.double().numpy()
+    model = GmailEncoder.from_pretrained(source.encoder).to(resolve_device(source.device))
+
+    def texts(lines: Sequence[str]) -> Values:
+        rows = model.encode_texts([PROMPT + line for line in lines], source.route)
+        return np.asarray(rows.numpy(), dtype=np.float64)
+
+    def images() -> Iterator[Any]:
+        ids = list(human)
+        for start in range(0, len(ids), _BATCH):
+            batch = [store.read(name) for name in ids[start : start + _BATCH]]
+            yield model.encode_images(batch, route=source.route).double().numpy()
+
+    place = {name: row for row, name in enumerate(human)}
+    return ClipFeatures(
+        np.concatenate(list(images())),
+        {name: texts([own[image] for image in human]) for name, own in systems.items()},
+        texts([text for some in human.values() for text in some]),
+        np.array([place[name] for name in owners], dtype=np.int64),
+    )

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Final
 
+from gmail_align.data.predictions import listed
 from gmail_align.errors import DataError
-from gmail_align.evaluation.items import Items
-from gmail_align.evaluation.result import answer, listed
+from gmail_align.items import Items
+from gmail_align.metrics.bootstrap import Estimate
 from gmail_align.metrics.statistics import differences
+from gmail_align.results import Result, begin_result
+
+FEWEST: Final = 6
+"""Items below which no difference is shown: by chance alone, all of five have one sign in more than
+5% of comparisons (2 x 0.5^5)."""
+_NOISE: Final = 1e-12
+"""Differences below it are rounding."""
 
 
-def compare_items(
-    a: Items,
-    b: Items,
-    *,
-    metrics: Sequence[str] | None = None,
-    unavailable: Mapping[str, str] | None = None,
-    seed: int = 0,
-    start: float | None = None,
-) -> dict[str, Any]:
+def score(
+    a: Items, b: Items, metrics: Sequence[str] | None = None, *, seed: int = 0
+) -> dict[str, Estimate]:
     """Estimate a - b in every metric that both have, on the same resamples of items.
-
-    The answer is laid out as :func:`gmail_align.evaluation.result.answer` does, ``metrics`` being
-    differences; ``a`` and ``b`` hold each side's own values.
 
     Args:
         a: One result.
         b: The other.
         metrics: Only these.
-        unavailable: What could not be computed, and why.
         seed: Of the bootstrap.
-        start: When the work began, of ``time.monotonic``.
 
     Raises:
-        DataError: the two are of different protocols or items, or have no such metric.
+        DataError: the two are of different protocols or items, or do not have such a metric.
     """
-    begun = time.monotonic() if start is None else start
     if a.protocol != b.protocol:
         raise DataError(f"{a.protocol} and {b.protocol} are different protocols: nothing to pair")
     apart = [*(set(a.ids) - set(b.ids)), *(set(b.ids) - set(a.ids))]
@@ -45,20 +41,77 @@ def compare_items(
         raise DataError(f"only one of the two results has {listed(sorted(apart), 'item')}")
     b = b.in_order_of(a.ids)
     shared = [name for name in a.columns if name in b.columns]
-    wanted = [name for name in metrics or shared if name not in (unavailable or {})]
-    lacking = [name for name in wanted if name not in shared]
+    lacking = [name for name in metrics or () if name not in shared]
     if lacking or not shared:
         raise DataError(
             f"both results need {', '.join(lacking) or 'a metric in common'}; they have in common "
             f"{', '.join(shared) or 'none'}"
         )
-    found = differences(
+    wanted = list(metrics or shared)
+    return differences(
         {name: a.columns[name] for name in wanted},
         {name: b.columns[name] for name in wanted},
         seed=seed,
     )
-    body = answer(found, a.protocol, {"items": len(a.ids)}, begun, unavailable=unavailable)
-    sides = {"a": a, "b": b}
-    return body | {
-        side: {name: items.columns[name].value for name in wanted} for side, items in sides.items()
+
+
+def verdict(difference: Estimate) -> str:
+    """Return what a difference a - b shows, in words.
+
+    ``A is better`` or ``B is better`` need the value and the whole 95% interval on one side of
+    zero, and at least :data:`FEWEST` items.
+    """
+    if difference.n < FEWEST or not difference.low <= difference.high:  # NaN: no interval
+        return "cannot tell"
+    if min(difference.low, difference.value) > _NOISE:
+        return "A is better"
+    if max(difference.high, difference.value) < -_NOISE:
+        return "B is better"
+    return "no difference shown"
+
+
+def compare_items(
+    a: Items,
+    b: Items,
+    out: Path | None = None,
+    *,
+    metrics: Sequence[str] | None = None,
+    unavailable: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Result:
+    """Estimate a - b in every metric that both have.
+
+    The result's ``metrics`` are the differences; ``a`` and ``b`` hold each side's own values, and
+    ``verdicts`` what each difference shows.
+
+    Args:
+        a: One result.
+        b: The other.
+        out: Folder of the comparison; None keeps nothing.
+        metrics: Only these.
+        unavailable: What could not be computed, and why.
+        seed: Of the bootstrap.
+
+    Raises:
+        DataError: see :func:`score`.
+    """
+    lost = dict(unavailable or {})
+    wanted = None if metrics is None else [name for name in metrics if name not in lost]
+    result = begin_result(
+        out,
+        {"a": a, "b": b},
+        {"metrics": wanted},
+        protocol=a.protocol,
+        task=None,
+        n={"items": len(a.ids)},
+        seed=seed,
+    )
+    if result.complete is not None:
+        return result.complete
+    found = score(a, b, wanted, seed=seed)
+    details = {
+        side: {name: items.columns[name].value for name in found}
+        for side, items in (("a", a), ("b", b))
     }
+    verdicts = {name: verdict(one) for name, one in found.items()}
+    return result.finish(found, unavailable=lost, details={**details, "verdicts": verdicts})

@@ -19,8 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, write_json
+from gmail_align.artifacts import Artifact
 from gmail_align.data.batches import batch_indices
+from gmail_align.data.labels import Labels, class_order
+from gmail_align.data.protocols import headline
 from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.merge import merge
@@ -28,13 +30,13 @@ from gmail_align.encoders.route import Route
 from gmail_align.errors import UserError
 from gmail_align.evaluation.augment import mixed, random_crops, smoothed
 from gmail_align.evaluation.config import FinetuneConfig
-from gmail_align.evaluation.items import ITEMS, Items, write_items
-from gmail_align.evaluation.probe import ProbeOptions, labels_of
-from gmail_align.evaluation.protocol import headline
-from gmail_align.evaluation.result import RESULT, plain
+from gmail_align.evaluation.probe import by_class
+from gmail_align.evaluation.zeroshot import accuracy_of
 from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
+from gmail_align.items import Items
+from gmail_align.metrics.bootstrap import Values
 from gmail_align.metrics.linear_probe import held_out, mean_hit
-from gmail_align.metrics.zeroshot import accuracy_columns, accuracy_estimates
+from gmail_align.results import Input, Result, ResultDraft, begin_result
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.loop import CHECKPOINT, FitReport, fit
 
@@ -43,79 +45,94 @@ _BATCH = 64
 
 
 @dataclass(frozen=True)
-class Tuned:
+class StartingPoint:
     """What is fine-tuned: an encoder, and the route whose weights are the start."""
 
     encoder: GmailEncoder
     route: Route
 
     @property
-    def identity(self) -> dict[str, str]:
-        """What the start is known by."""
-        return {
-            "encoder": self.encoder.base_fingerprint,
-            "weights": self.encoder.route_fingerprint(self.route),
-            "route": str(self.route),
-        }
+    def fingerprint(self) -> str:
+        """Identity of the weights."""
+        return self.encoder.route_fingerprint(self.route)
 
 
 def evaluate_finetune(
     config: FinetuneConfig,
     images: Mapping[str, Artifact],
-    labels: Mapping[str, int],
-    start: Tuned,
+    labels: Labels,
+    start: StartingPoint,
     out: Path,
-    options: ProbeOptions | None = None,
-) -> Artifact:
-    """Fine-tune a copy of the encoder's tower and a linear head; an artifact of kind ``result``.
+    *,
+    protocol: str = "fine_tune",
+    subset: bool = False,
+    seed: int = 0,
+) -> Result:
+    """Fine-tune a copy of the encoder's tower and a linear head, and classify the test images.
 
-    A killed run goes on from its last checkpoint. The tuned weights are not kept.
+    A killed run goes on from its last checkpoint. The tuned weights are not kept. The result also
+    holds ``best_step``, ``validation`` (the score of every epoch) and the ``recipe``.
 
     Args:
         config: The recipe.
         images: Images called ``train`` and ``test``, and maybe ``validation``, by which the best
             epoch is chosen; without, a fifth of the training images is held out for that.
-        labels: Image id -> class, of every image.
+        labels: The class of every image.
         start: What is fine-tuned.
         out: Folder of the result.
-        options: Its name and seed.
+        protocol: Name kept with the numbers; that of a known protocol of classification asserts the
+            counts of the test images.
+        subset: Whether the test images are declared a part of that protocol's.
+        seed: Of the held-out images, the order of the images and the bootstrap.
 
     Raises:
-        DataError: an image has no label.
-        UserError: there are fewer than two classes, or the counts are not the protocol's.
+        DataError: an image does not have a label, or the counts are not the protocol's.
+        UserError: there are fewer than two classes.
         ModelError: the encoder's head has a hidden layer.
         TrainingError: the loss is not finite.
     """
-    options = options or ProbeOptions("fine_tune")
-    said = {**config.model_dump(mode="json", exclude={"device"}), **start.identity}
-    identity = {**said, "protocol": options.protocol, "labels": fingerprint(dict(labels))}
-    draft = begin(out, "result", identity, dict(images), options.seed)
-    if draft.complete is not None:
-        return draft.complete
-    splits = _splits(images, labels, start.encoder, out / _WORK, options.seed)
-    classes = max(labels.values()) + 1
-    name = options.name(splits["test"].labels, classes)
-    classifier = Classifier(merge(start.encoder, start.route), start.encoder, classes)
+    recipe = config.model_dump(mode="json", exclude={"device"})
+    classes = class_order(labels.classes.values())
+    n = {"images": images["test"].counts["images"], "classes": len(classes)}
+    inputs: dict[str, Input] = {**images, "labels": labels, "start": start}
+    result = begin_result(
+        out,
+        inputs,
+        {**recipe, "route": str(start.route)},
+        protocol=protocol,
+        task="zeroshot",
+        n=n,
+        subset=subset,
+        seed=seed,
+    )
+    if result.complete is not None:
+        return result.complete
+    splits = _splits(images, labels, start.encoder, out / _WORK, seed)
+    classifier = Classifier(merge(start.encoder, start.route), start.encoder, len(classes))
     classifier.to(resolve_device(config.device))
-    report = _fit(classifier, splits, config, options, out)
-    test = splits["test"]
-    hits = (classifier.classify(test) == test.labels).double().numpy()
-    columns = accuracy_columns(hits, test.labels.numpy())
-    write_items(draft.path(ITEMS), Items(name, tuple(test.pixels.ids), columns))
-    n = {"train": len(splits["train"]), "images": len(test), "classes": classes}
-    metrics = plain(accuracy_estimates(hits, test.labels.numpy(), seed=options.seed))
-    body: dict[str, Any] = {"protocol": name, **headline(options.protocol), "metrics": metrics}
-    body |= {"n": n, "best_step": report.best_step, "validation": report.scores}
-    body |= {"seed": options.seed, "recipe": said, "unavailable": {}}
-    return _finish(draft, body, images)
+    report = _fit(classifier, splits, config, protocol, out, seed)
+    result.n = {"train": len(splits["train"]), **n}
+    details: dict[str, Any] = {**headline(protocol), "recipe": recipe}
+    details |= {"best_step": report.best_step, "validation": report.scores}
+    return _finish(result, classifier, splits["test"], details)
 
 
-def _finish(draft: Draft, body: dict[str, Any], images: Mapping[str, Artifact]) -> Artifact:
-    body["fingerprints"] = {key: artifact.fingerprint for key, artifact in images.items()}
-    write_json(draft.path(RESULT), body)
-    draft.path(CHECKPOINT).unlink(missing_ok=True)
-    shutil.rmtree(draft.path(_WORK), ignore_errors=True)
-    return draft.finish(body["n"])
+def score(classifier: Classifier, test: Split) -> Values:
+    """Return 1 for each test image that the classifier gets right, else 0."""
+    hits: Values = (classifier.classify(test) == test.labels).double().numpy()
+    return hits
+
+
+def _finish(
+    result: ResultDraft, classifier: Classifier, test: Split, details: dict[str, Any]
+) -> Result:
+    """Judge the test images and write the result; what training left behind goes."""
+    metrics, columns = accuracy_of(score(classifier, test), test.labels.tolist(), seed=result.seed)
+    assert result.draft is not None
+    result.draft.path(CHECKPOINT).unlink(missing_ok=True)
+    shutil.rmtree(result.draft.path(_WORK), ignore_errors=True)
+    items = {"": Items(result.protocol, tuple(test.pixels.ids), columns)}
+    return result.finish(metrics, items=items, details=details)
 
 
 @dataclass(frozen=True)
@@ -137,16 +154,17 @@ class Split:
 
 def _splits(
     images: Mapping[str, Artifact],
-    labels: Mapping[str, int],
+    labels: Labels,
     encoder: GmailEncoder,
     work: Path,
     seed: int,
 ) -> dict[str, Split]:
     """Decode every split; hold a fifth of the training images out where none validate."""
     splits = {}
+    place = {name: number for number, name in enumerate(class_order(labels.classes.values()))}
     for name, artifact in images.items():
         pixels = read_pixels(prepare_pixels(artifact, encoder.preprocess, work / name))
-        own = labels_of(pixels.ids, labels)
+        own = torch.tensor([place[one] for one in labels.of(pixels.ids)], dtype=torch.int64)
         splits[name] = Split(pixels, torch.arange(len(own)), own)
     train = splits["train"]
     if len(train.labels.unique()) < 2:
@@ -211,12 +229,13 @@ def _fit(
     classifier: Classifier,
     splits: Mapping[str, Split],
     config: FinetuneConfig,
-    options: ProbeOptions,
+    protocol: str,
     out: Path,
+    seed: int,
 ) -> FitReport:
     """Train by the recipe; the best epoch on validation images is kept."""
     train, chosen = splits["train"], splits["validation"]
-    order, parameters = stable_seed(options.seed, "batches"), classifier.trained
+    order, parameters = stable_seed(seed, "batches"), classifier.trained
     shares = layer_shares(list(parameters), config.layer_decay)
     optim = config.optim(len(train)).model_copy(update={"rate_shares": shares})
     device = classifier.head.weight.device
@@ -235,14 +254,14 @@ def _fit(
         return {"total": cross_entropy(scores.float(), targets)}
 
     def guard() -> dict[str, float]:
-        hits = (classifier.classify(chosen) == chosen.labels).double().numpy()
-        return {"score": mean_hit(hits, np.asarray(chosen.labels), options.by_class)}
+        hits = score(classifier, chosen)
+        return {"score": mean_hit(hits, np.asarray(chosen.labels), by_class(protocol))}
 
     return fit(
         parameters,
         loss,
         optim,
-        seed=options.seed,
+        seed=seed,
         folder=out,
         evaluate=guard,
         label="fine-tuning",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from gmail_align.artifacts import Artifact
 from gmail_align.encoders.probe import TOLERANCE
 from gmail_align.export.config import ExportConfig
 from gmail_align.export.source import PHOTO_TOLERANCE
+from gmail_align.results import read_result
 
 _LOADING = {
     "hf": "transformers.AutoModel.from_pretrained(folder)",
@@ -138,18 +140,19 @@ def _results(results: Sequence[Artifact]) -> list[str]:
     lines = ["## Results", "", "| protocol | measure | value | 95% interval | n |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for artifact in results:
-        result = json.loads(artifact.path("result.json").read_text(encoding="utf-8"))
-        for name, metric in result.get("metrics", {}).items():
-            low, high = _number(metric.get("low")), _number(metric.get("high"))
+        result = read_result(artifact)
+        counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in result.n.items())
+        for name, metric in result.metrics.items():
+            low, high = _number(metric.low), _number(metric.high)
             lines.append(
-                f"| {result.get('protocol', '')} | {name} | {_number(metric.get('value'))} | "
-                f"{low} to {high} | {result.get('n', '')} |"
+                f"| {result.protocol} | {name} | {_number(metric.value)} | {low} to {high} | "
+                f"{counts} |"
             )
     return [*lines, ""]
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else "-"
+    return f"{value:.4f}" if isinstance(value, int | float) and math.isfinite(value) else "-"
 
 
 def _counts(artifact: Artifact) -> str:

@@ -1,10 +1,10 @@
-"""The feature store: one array of rows on disk, mapped into memory, and the ids of its rows."""
+"""Features: rows of an array and their ids, opened from a feature store or from a ``.npy`` file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,13 +13,16 @@ from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gmail_align.artifacts import Artifact, read_jsonl
+from gmail_align.artifacts import Artifact, load, read_jsonl
+from gmail_align.data.json_files import file_fingerprint
+from gmail_align.data.npy import read_floats
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.features.rows import RowFile
 
 FEATURES = "features.safetensors"
 IDS = "ids.jsonl"
 _KEY = "features"
+_MADE_WITH = ("what", "encoder", "weights", "route")
 _DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2)}
 
 
@@ -30,7 +33,15 @@ class Features:
     ids: Sequence[str]
     """Id of each row: an image id or a caption id."""
     array: Float[Tensor, "n d"]
-    """Mapped from the file: pages are read when rows are, and memory does not grow with n."""
+    """Mapped from a store: pages are read when rows are, and memory does not grow with n."""
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    """``what`` (image, text, trunk), ``encoder``, ``weights`` and ``route``, as far as known."""
+    name: str = "features"
+    """Where they come from, for messages."""
+    fingerprint: str = ""
+    """Identity of the source."""
+    by_row: bool = False
+    """Whether ids are row numbers of a plain file."""
 
     def rows(self, ids: Iterable[str]) -> Int64[Tensor, " k"]:
         """Return the row of each id.
@@ -62,12 +73,21 @@ def feature_file(folder: Path, count: int, dim: int, dtype: str) -> RowFile:
     return RowFile(folder / FEATURES, count, dim * width, len(text).to_bytes(8, "little") + text)
 
 
-def read_features(artifact: Artifact) -> Features:
-    """Open a ``features`` artifact without reading its rows.
+def open_features(source: Path | Artifact) -> Features:
+    """Open a ``features`` artifact without reading its rows, or a ``.npy`` file of shape (n, d).
+
+    The ids of a plain file are its row numbers.
 
     Raises:
         ArtifactError: the artifact holds something else or is damaged.
+        DataError: the file cannot be read, holds something else, or a row is not finite.
     """
+    if isinstance(source, Path) and not source.is_dir():
+        array = read_floats(source)
+        ids = list(map(str, range(len(array))))
+        print_of = file_fingerprint(source)
+        return Features(ids, array, name=str(source), fingerprint=print_of, by_row=True)
+    artifact = source if isinstance(source, Artifact) else load(source)
     if artifact.kind != "features":
         raise ArtifactError(
             f"{artifact.folder} holds {artifact.kind}, but features are needed here"
@@ -83,4 +103,6 @@ def read_features(artifact: Artifact) -> Features:
             f"{artifact.folder} is damaged: it holds {len(array)} rows for {len(ids)} ids; delete "
             "it and extract again"
         )
-    return Features(ids, array)
+    config = artifact.manifest["config"]
+    made_with = {name: str(config[name]) for name in _MADE_WITH if config.get(name)}
+    return Features(ids, array, made_with, str(artifact.folder), artifact.fingerprint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,20 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from gmail_align.gap.config import GapConfig
-from gmail_align.gap.sides import Side, class_numbers, sample_rows
-from gmail_align.metrics.bootstrap import Estimate, bootstrap_mean
+from gmail_align.gap.feature_sets import FeatureSet, class_numbers, sample_rows
+from gmail_align.metrics.bootstrap import bootstrap_mean
 from gmail_align.metrics.distances import cmmd_influence, distance_estimate
 from gmail_align.metrics.gap import gap_metrics
 from gmail_align.metrics.gap_classes import nearest_is_of_class
 from gmail_align.metrics.ranks import unit_rows
+from gmail_align.results import estimate_table
 
 _SHOWN = ("paired_cosine", "margin", "gen_to_real_r1", "probe_auc", "centroid_distance")
 _SHOWN_UNPAIRED = ("probe_auc", "centroid_distance")
 
 
 def measure_groups(
-    real: Side, generated: Side, *, paired: bool, config: GapConfig, seed: int
+    real: FeatureSet, generated: FeatureSet, *, paired: bool, config: GapConfig, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Measure each class against its real images, and each generator against all of them.
 
@@ -55,8 +55,8 @@ def measure_groups(
 
 
 def _measure(
-    real: Side,
-    generated: Side,
+    real: FeatureSet,
+    generated: FeatureSet,
     group: tuple[str, str],
     hits: Float64[Tensor, " m"] | None,
     paired: bool,
@@ -66,41 +66,33 @@ def _measure(
     """Measure one group."""
     made = generated.rows_of(*group)
     seen = made if paired else _real_rows(real, group)
-    told: dict[str, Any] = {"real": len(seen), "generated": len(made), "metrics": {}}
+    measured: dict[str, Any] = {"real": len(seen), "generated": len(made), "metrics": {}}
     count = min(len(seen), len(made))
     if count < config.least_in_group:
-        return told
+        return measured
     first = seen[sample_rows(len(seen), count, seed, f"real {group[1]}")]
     second = made[sample_rows(len(made), count, seed, f"generated {group[1]}")]
-    sides = real.features[first], generated.features[second]
-    metrics = gap_metrics(*sides, resamples=config.resamples, seed=seed)
+    both = real.features[first], generated.features[second]
+    metrics = gap_metrics(*both, resamples=config.resamples, seed=seed)
     kept = {name: metrics[name] for name in (_SHOWN if paired else _SHOWN_UNPAIRED)}
     owner = np.arange(count) if paired else None
-    kept["cmmd"] = distance_estimate(cmmd_influence(*sides), owner)
+    kept["cmmd"] = distance_estimate(cmmd_influence(*both), owner)
     if hits is not None:
         own = hits[made].numpy()
         kept["class_r1"] = bootstrap_mean(own, resamples=config.resamples, seed=seed)
-    told["metrics"] = {name: plain(one) for name, one in kept.items()}
-    return told
+    measured["metrics"] = estimate_table(kept)
+    return measured
 
 
-def _real_rows(real: Side, group: tuple[str, str]) -> Int[Tensor, " k"]:
+def _real_rows(real: FeatureSet, group: tuple[str, str]) -> Int[Tensor, " k"]:
     """Return the real rows that a group is held against: its class's, or all for a generator."""
     return real.rows_of(*group) if group[0] == "classes" else torch.arange(len(real))
 
 
-def _class_hits(real: Side, generated: Side) -> Float64[Tensor, " m"] | None:
+def _class_hits(real: FeatureSet, generated: FeatureSet) -> Float64[Tensor, " m"] | None:
     """Return whether each generated image's nearest real image is of its class."""
     numbered = class_numbers(real, generated)
     if numbered is None:
         return None
     rows = unit_rows(generated.features), unit_rows(real.features)
     return nearest_is_of_class(*rows, numbered[1], numbered[0])
-
-
-def plain(estimate: Estimate) -> dict[str, float | int | None]:
-    """Return an estimate as JSON values; an undefined bound is null."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in estimate.to_dict().items()
-    }

@@ -15,8 +15,8 @@ from torch import Tensor
 from gmail_align.errors import UserError
 from gmail_align.gap.advice import THRESHOLDS, advise
 from gmail_align.gap.config import GapConfig
-from gmail_align.gap.groups import measure_groups, plain
-from gmail_align.gap.sides import Side, class_numbers, sampled
+from gmail_align.gap.feature_sets import FeatureSet, class_numbers, sampled
+from gmail_align.gap.groups import measure_groups
 from gmail_align.metrics.bootstrap import Estimate, cluster_index
 from gmail_align.metrics.distances import (
     cmmd,
@@ -48,40 +48,33 @@ class Texts:
     generated: Int[Tensor, " m"] | None
 
 
-def paired_gap(
-    real: Float[Tensor, "n d"],
-    generated: Float[Tensor, "n d"],
-    *,
-    groups: Int[Tensor, " n"] | None = None,
-    config: GapConfig | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Measure the gap of pairs: row i of both belongs to one caption; see :func:`measure_sides`."""
-    sides = Side(real), Side(generated)
-    return measure_sides(*sides, paired=True, groups=groups, config=config, seed=seed)
+@dataclass(frozen=True)
+class Measured:
+    """What was measured.
+
+    Attributes:
+        metrics: Name -> estimate.
+        unavailable: Name -> why it could not be measured.
+        details: ``floor`` (distance -> the same distance between two random halves of the real
+            images), ``groups`` (``classes`` and ``generators`` by name) and ``advice``
+            (``verdict``, ``sentence``, ``thresholds``).
+    """
+
+    metrics: Mapping[str, Estimate]
+    unavailable: Mapping[str, str]
+    details: Mapping[str, Any]
 
 
-def unpaired_gap(
-    real: Float[Tensor, "n d"],
-    generated: Float[Tensor, "m d"],
-    *,
-    config: GapConfig | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Measure the gap of two sets that are not paired; see :func:`measure_sides`."""
-    return measure_sides(Side(real), Side(generated), paired=False, config=config, seed=seed)
-
-
-def measure_sides(
-    real: Side,
-    generated: Side,
+def measure(
+    real: FeatureSet,
+    generated: FeatureSet,
     *,
     paired: bool,
     groups: Int[Tensor, " n"] | None = None,
     texts: Texts | None = None,
     config: GapConfig | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Measured:
     """Measure the gap; sets that are not paired are cut to equally many images.
 
     Args:
@@ -92,12 +85,6 @@ def measure_sides(
         texts: Their captions, or the names of their classes.
         config: How many images are looked at.
         seed: Of the sample, the probe's folds and the bootstrap.
-
-    Returns:
-        ``metrics`` (name -> ``value``, ``low``, ``high``, ``n``), ``floor`` (distance -> the same
-        distance between two random halves of the real images), ``groups`` (``classes`` and
-        ``generators`` by name), ``n``, ``unavailable`` (name -> why) and ``advice`` (``verdict``,
-        ``sentence``, ``thresholds``).
 
     Raises:
         UserError: features are not finite, do not fit or pair up, or are fewer than two.
@@ -123,23 +110,23 @@ def measure_sides(
         found, chance = found | understood, {"text_recall_chance": 1 / count}
     values = {name: estimate.value for name, estimate in found.items()}
     verdict, sentence = advise(values | chance)
-    return {
-        "metrics": {name: plain(estimate) for name, estimate in found.items()},
+    details = {
         "floor": _floor(real.features, seed),
         "groups": measure_groups(real, generated, paired=paired, config=config, seed=seed),
-        "n": len(real),
-        "unavailable": unavailable,
         "advice": {"verdict": verdict.value, "sentence": sentence, "thresholds": dict(THRESHOLDS)},
     }
+    return Measured(found, unavailable, details)
 
 
-def _require_content(sides: Mapping[str, Side]) -> None:
-    for name, side in sides.items():
-        if not bool(side.features.any()):
+def _require_content(sets: Mapping[str, FeatureSet]) -> None:
+    for name, one in sets.items():
+        if not bool(one.features.any()):
             raise UserError(f"the {name} features are all zero: extract them again")
 
 
-def _distances(real: Side, generated: Side, owner: np.ndarray | None) -> dict[str, Estimate]:
+def _distances(
+    real: FeatureSet, generated: FeatureSet, owner: np.ndarray | None
+) -> dict[str, Estimate]:
     """Estimate the two distances between sets; the Frechet distance of few rows has no interval."""
     found = {"cmmd": distance_estimate(cmmd_influence(real.features, generated.features), owner)}
     frechet = frechet_influence(real.features, generated.features)
@@ -166,7 +153,7 @@ def _floor(real: Float[Tensor, "n d"], seed: int) -> dict[str, float]:
 
 
 def _by_class(
-    real: Side, generated: Side, unavailable: dict[str, str], how: dict[str, Any]
+    real: FeatureSet, generated: FeatureSet, unavailable: dict[str, str], how: dict[str, Any]
 ) -> dict[str, Estimate]:
     """Hold classes against each other, where both sides have them."""
     numbered = class_numbers(real, generated)
@@ -181,7 +168,7 @@ def _by_class(
 
 
 def _understood(
-    sides: tuple[Side, Side],
+    sides: tuple[FeatureSet, FeatureSet],
     texts: Texts,
     rows: tuple[Tensor, Tensor],
     unavailable: dict[str, str],

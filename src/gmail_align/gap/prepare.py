@@ -21,8 +21,9 @@ from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.features.run import extract_images, extract_texts
+from gmail_align.features.store import Features, open_features
 from gmail_align.gap.config import GapConfig
-from gmail_align.gap.sides import Known, sample_rows
+from gmail_align.gap.feature_sets import Annotations, sample_rows
 from gmail_align.importing.formats.image_folders import common_folder, image_folder
 from gmail_align.importing.source import ImportOptions
 from gmail_align.importing.splits import split_of
@@ -70,7 +71,7 @@ class Prepared:
     real: Artifact
     generated: Artifact
     pairs: Sequence[tuple[str, str]] | None
-    known: Known
+    known: Annotations
 
 
 def check_side(source: Path, encoded: bool) -> str:
@@ -138,13 +139,13 @@ def prepare(source: Source, encoder: GmailEncoder | None) -> Prepared:
         UserError: a side cannot be used, or nothing can be paired.
     """
     sets = _image_set(source, "real", encoder), _image_set(source, "generated", encoder)
-    known, pairs, captions = Known(generators=_generators(sets[1].artifact)), None, None
+    known, pairs, captions = Annotations(generators=_generators(sets[1].artifact)), None, None
     if source.pairs is not None:
         rows = _some(read_pairs(source.pairs), source, "pairs")
         pairs = [(row.real_image_id, row.generated_image_id) for row in rows]
         captions = [row.caption_id for row in rows]
     if sets[0].paths is not None and sets[1].paths is not None:
-        known = Known(*labels_of(sets[0].paths, sets[1].paths))
+        known = Annotations(*labels_of(sets[0].paths, sets[1].paths))
         if source.by_name:
             pairs = _some(pairs_by_name(sets[0].paths, sets[1].paths), source, "pairs")
     elif source.by_name:
@@ -299,33 +300,38 @@ def _generators(side: Artifact) -> dict[str, str]:
 
 
 def _with_texts(
-    known: Known,
+    known: Annotations,
     encoder: GmailEncoder,
     source: Source,
     captions: Sequence[str] | None,
     own_texts: Sequence[dict[str, str]],
-) -> Known:
+) -> Annotations:
     """Add text features: the captions of pairs or images, or else a prompt for every class."""
     out = source.home / "texts"
     try:
         if source.pairs is not None:
-            texts = extract_texts(source.pairs, encoder, out, route=Route.FROZEN)
+            texts = _frozen_texts(source.pairs, encoder, out)
             return replace(known, texts=texts, captions=captions)
         if any(own_texts):
             ids = [{image: fingerprint(text) for image, text in own.items()} for own in own_texts]
             lines = {fingerprint(text): text for own in own_texts for text in own.values()}
             own_captions = _write_texts(lines, "beside", source.home / "captions")
-            texts = extract_texts(own_captions, encoder, out, route=Route.FROZEN)
+            texts = _frozen_texts(own_captions, encoder, out)
             return replace(known, texts=texts, real_texts=ids[0], generated_texts=ids[1])
         names = sorted({*known.real_classes.values(), *known.generated_classes.values()})
         if not names:
             return known
         prompts = {key_id(name): class_prompt(name) for name in names}
         classes = _write_texts(prompts, "classes", source.home / "class-prompts")
-        return replace(known, texts=extract_texts(classes, encoder, out, route=Route.FROZEN))
+        return replace(known, texts=_frozen_texts(classes, encoder, out))
     except ModelError as error:  # an encoder of images alone, such as SynCLR
         say(f"no text recall: {error}")
         return known
+
+
+def _frozen_texts(captions: Artifact, encoder: GmailEncoder, out: Path) -> Features:
+    """Extract texts by the route of the images, which an adapted text tower would not fit."""
+    return open_features(extract_texts(captions, encoder, out, route=Route.FROZEN))
 
 
 def _write_texts(texts: Mapping[str, str], what: str, out: Path) -> Artifact:

@@ -2,86 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
-from gmail_align.artifacts import Artifact, begin, fingerprint, write_json
+from gmail_align.artifacts import Artifact, fingerprint
 from gmail_align.data.ids import key_id
 from gmail_align.errors import DataError
-from gmail_align.features.store import Features, read_features
+from gmail_align.features.store import Features, open_features
 from gmail_align.gap.config import GapConfig
-from gmail_align.gap.measure import Texts, measure_sides
-from gmail_align.gap.sides import Known, Side, sample_rows, sampled
+from gmail_align.gap.feature_sets import Annotations, FeatureSet, sample_rows, sampled
+from gmail_align.gap.measure import Measured, Texts, measure
+from gmail_align.results import Input, Result, begin_result
 
-RESULT = "result.json"
 Pairs = Sequence[tuple[str, str]]
+WritePage = Callable[[Result, tuple[Tensor, Tensor], Path], object]
+"""Writes a page into a folder from a result and the features of both sets."""
 
 
 def measure_gap(
-    real: Artifact,
-    generated: Artifact,
+    real: Path | Artifact,
+    generated: Path | Artifact,
     pairs: Pairs | None,
-    out: Path,
+    out: Path | None = None,
     *,
-    known: Known | None = None,
+    annotations: Annotations | None = None,
     config: GapConfig | None = None,
     seed: int = 0,
-) -> Artifact:
-    """Measure the gap; returns an artifact of kind ``result``.
+    write_page: WritePage | None = None,
+) -> Result:
+    """Measure the gap between two sets of features.
 
-    ``result.json`` holds ``protocol`` (``gap_paired`` or ``gap_unpaired``), what
-    :func:`gmail_align.gap.measure.measure_sides` returns, ``seed``, ``features`` (encoder and route
-    of each side) and ``fingerprints``.
+    Its protocol is ``gap_paired`` or ``gap_unpaired``. Besides its metrics the result holds what
+    :class:`gmail_align.gap.measure.Measured` lists.
 
     Args:
-        real: Features of real images.
-        generated: Features of generated images, of the same width.
+        real: Features of real images: an artifact, or a ``.npy`` file whose rows are the ids.
+        generated: Features of generated images by the same encoder.
         pairs: (real id, generated id) of each pair; None measures the two sets as they are.
-        out: Folder of the result.
-        known: Classes, generators and texts of the images.
+        out: Folder of the result; None keeps nothing.
+        annotations: Classes, generators and texts of the images.
         config: How much is looked at.
         seed: Of the sample, the probe's folds and the bootstrap.
+        write_page: Writes a page into the folder before it is complete.
 
     Raises:
-        DataError: an id of a pair has no feature, or an image has no class.
+        DataError: an id of a pair does not have a feature, an image does not have a class, or the
+            features are of different encoders.
         UserError: features are not finite, of different width, or fewer than two pairs.
     """
-    config, known = config or GapConfig(), known or Known()
-    identity = {
-        **config.model_dump(mode="json"),
-        "pairs": None if pairs is None else fingerprint([list(pair) for pair in pairs]),
-        "known": known.fingerprint,
-    }
-    inputs = {"real": real, "generated": generated}
-    inputs |= {} if known.texts is None else {"texts": known.texts}
-    draft = begin(out, "result", identity, inputs, seed)
-    if draft.complete is not None:
-        return draft.complete
-    measured = _measure(read_features(real), read_features(generated), pairs, known, (config, seed))
-    body = {
-        "protocol": "gap_unpaired" if pairs is None else "gap_paired",
-        **measured,
-        "seed": seed,
-        "features": {name: _made_with(artifact) for name, artifact in inputs.items()},
-        "fingerprints": {name: artifact.fingerprint for name, artifact in inputs.items()},
-    }
-    write_json(draft.path(RESULT), body)
-    return draft.finish({"images" if pairs is None else "pairs": measured["n"]})
+    config, annotations = config or GapConfig(), annotations or Annotations()
+    sets = open_features(real), open_features(generated)
+    inputs: dict[str, Input] = {"real": sets[0], "generated": sets[1]}
+    if annotations.texts is not None:
+        inputs["texts"] = annotations.texts
+    counted = sampled(
+        len(sets[0].ids) if pairs is None else len(pairs),
+        len(sets[1].ids),
+        pairs is not None,
+        config.max_pairs,
+        seed,
+    )
+    result = begin_result(
+        out,
+        inputs,
+        {
+            **config.model_dump(mode="json"),
+            "pairs": None if pairs is None else fingerprint([list(pair) for pair in pairs]),
+            "annotations": annotations.fingerprint,
+        },
+        protocol="gap_unpaired" if pairs is None else "gap_paired",
+        task=None,
+        n={"images" if pairs is None else "pairs": len(counted[0])},
+        seed=seed,
+    )
+    if result.complete is not None:
+        return result.complete
+    measured = _measure(sets, pairs, annotations, config, seed)
+
+    def page(made: Result, folder: Path) -> None:
+        if write_page is not None:
+            write_page(made, (sets[0].array, sets[1].array), folder)
+
+    return result.finish(
+        measured.metrics,
+        unavailable=measured.unavailable,
+        details=measured.details,
+        write_page=page,
+    )
 
 
 def _measure(
-    real: Features,
-    generated: Features,
+    sets: tuple[Features, Features],
     pairs: Pairs | None,
-    known: Known,
-    how: tuple[GapConfig, int],
-) -> dict[str, Any]:
+    annotations: Annotations,
+    config: GapConfig,
+    seed: int,
+) -> Measured:
     """Gather the rows and measure them."""
-    config, seed = how
-    captions = known.captions
+    real, generated = sets
+    captions = annotations.captions
     if pairs is None:
         places = sampled(len(real.ids), len(generated.ids), False, config.max_pairs, seed)
     else:
@@ -90,29 +112,40 @@ def _measure(
         chosen = sample_rows(len(pairs), config.max_pairs, seed, "pairs").tolist()
         captions = captions and [captions[row] for row in chosen]
         places = real.rows(pairs[r][0] for r in chosen), generated.rows(pairs[r][1] for r in chosen)
-    sides = (
-        _side(real, places[0], known.real_classes, {}),
-        _side(generated, places[1], known.generated_classes, known.generators),
+    gathered = (
+        _gathered(real, places[0], annotations.real_classes, {}),
+        _gathered(generated, places[1], annotations.generated_classes, annotations.generators),
     )
-    return measure_sides(
-        *sides,
+    return measure(
+        *gathered,
         paired=pairs is not None,
-        groups=None if pairs is None else places[0],
-        texts=_texts(known, captions, sides, (real, generated), places),
+        groups=None if pairs is None else _real_images(gathered[0].features, places[0]),
+        texts=_texts(annotations, captions, gathered, sets, places),
         config=config,
         seed=seed,
     )
 
 
-def _side(
+def _real_images(features: Tensor, rows: Tensor) -> Tensor:
+    """Return the row of the real image of each pair; equal features are one image.
+
+    A real image stands once for each of its captions, in plain files as in pairs.
+    """
+    first: dict[bytes, int] = {}
+    same = zip(features.numpy(), rows.tolist(), strict=True)
+    numbers = [first.setdefault(own.tobytes(), row) for own, row in same]
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+def _gathered(
     source: Features, rows: Tensor, classes: Mapping[str, str], generators: Mapping[str, str]
-) -> Side:
-    """Gather one side with its labels."""
+) -> FeatureSet:
+    """Gather rows with their labels."""
     ids = [source.ids[row] for row in rows.tolist()]
     labels = [
         _labels(ids, table, what) for table, what in ((classes, "class"), (generators, "generator"))
     ]
-    return Side(source.array[rows], *labels)
+    return FeatureSet(source.array[rows], *labels)
 
 
 def _labels(ids: Sequence[str], table: Mapping[str, str], what: str) -> list[str] | None:
@@ -121,40 +154,36 @@ def _labels(ids: Sequence[str], table: Mapping[str, str], what: str) -> list[str
     missing = [name for name in ids if name not in table]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(ids)} images have no {what}, the first of them {missing[0]}"
+            f"{len(missing)} of {len(ids)} images do not have a {what}, the first of them "
+            f"{missing[0]}"
         )
     return [table[name] for name in ids]
 
 
 def _texts(
-    known: Known,
+    annotations: Annotations,
     captions: Sequence[str] | None,
-    sides: tuple[Side, Side],
-    features: tuple[Features, Features],
+    gathered: tuple[FeatureSet, FeatureSet],
+    sets: tuple[Features, Features],
     places: tuple[Tensor, Tensor],
 ) -> Texts | None:
-    """Return the texts of both sides: the pair's caption, the image's own, or the class."""
-    if known.texts is None:
+    """Return the texts of both sets: the pair's caption, the image's own, or the class."""
+    known = annotations.texts
+    if known is None:
         return None
-    told = read_features(known.texts)
     if captions is not None:
-        rows = told.rows(captions)
-        return Texts(told.array, rows, rows)
-    beside = known.real_texts, known.generated_texts
-    if any(beside):
+        rows = known.rows(captions)
+        return Texts(known.array, rows, rows)
+    own_texts = annotations.real_texts, annotations.generated_texts
+    if any(own_texts):
         return Texts(
-            told.array,
+            known.array,
             *(
-                told.rows(own[side.ids[row]] for row in at.tolist()) if own else None
-                for own, side, at in zip(beside, features, places, strict=True)
+                known.rows(own[one.ids[row]] for row in at.tolist()) if own else None
+                for own, one, at in zip(own_texts, sets, places, strict=True)
             ),
         )
-    if sides[0].classes is None or sides[1].classes is None:
+    if gathered[0].classes is None or gathered[1].classes is None:
         return None
-    own = (told.rows(map(key_id, side.classes or ())) for side in sides)
-    return Texts(told.array, *own)
-
-
-def _made_with(features: Artifact) -> dict[str, Any]:
-    config = features.manifest["config"]
-    return {key: config.get(key) for key in ("encoder", "weights", "route")}
+    of_classes = (known.rows(map(key_id, one.classes or ())) for one in gathered)
+    return Texts(known.array, *of_classes)

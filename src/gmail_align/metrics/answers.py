@@ -20,8 +20,8 @@ ACCURACY = "accuracy"
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question and its right answers.
+class AnswerKey:
+    """The right answers to a question, and what its choices are.
 
     Attributes:
         question_id: the id that responses are given under.
@@ -38,8 +38,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What became of every response, in the order of the questions.
+class Judgement:
+    """Whether each response was right, in the order of the questions.
 
     Attributes:
         questions: the questions.
@@ -48,26 +48,26 @@ class Judged:
             choice stands in for it.
     """
 
-    questions: tuple[Question, ...]
+    questions: tuple[AnswerKey, ...]
     right: NDArray[np.bool_]
     unparsed: NDArray[np.bool_]
 
 
 def judge_scienceqa(
-    questions: Sequence[Question], responses: Mapping[str, str], rule: Rule
-) -> Judged:
+    questions: Sequence[AnswerKey], responses: Mapping[str, str], rule: Rule
+) -> Judgement:
     """Judge responses as letters, read by one of the two rules of `read_letter`."""
     read = [read_letter(responses[one.question_id], rule) for one in questions]
     right = [letter in one.gold for letter, one in zip(read, questions, strict=True)]
-    return _judged(questions, right, [letter is None for letter in read])
+    return _judgement(questions, right, [letter is None for letter in read])
 
 
 def judge_mmmu(
-    questions: Sequence[Question],
+    questions: Sequence[AnswerKey],
     responses: Mapping[str, str],
     *,
     fallback_seed: int | None = None,
-) -> Judged:
+) -> Judgement:
     """Judge responses by MMMU's rules.
 
     Args:
@@ -89,7 +89,7 @@ def judge_mmmu(
         if letter is None and fallback_seed is not None:
             letter = draws.choice(list(one.choices or _assumed(response)))
         right[at] = letter in one.gold
-    return _judged(questions, right, unparsed)
+    return _judgement(questions, right, unparsed)
 
 
 def _assumed(response: str) -> dict[str, str | None]:
@@ -101,7 +101,7 @@ def _assumed(response: str) -> dict[str, str | None]:
     return dict.fromkeys(letters)
 
 
-def judge_read(questions: Sequence[Question], answers: Mapping[str, str]) -> Judged:
+def judge_read(questions: Sequence[AnswerKey], answers: Mapping[str, str]) -> Judgement:
     """Judge answers that someone has read already: a choice is right if it is the very letter.
 
     MMMU's script for parsed outputs; open answers are read as in `judge_mmmu`.
@@ -112,25 +112,27 @@ def judge_read(questions: Sequence[Question], answers: Mapping[str, str]) -> Jud
         else is_right_open(read_open(answers[one.question_id]), one.gold)
         for one in questions
     ]
-    return _judged(questions, right, [False] * len(questions))
+    return _judgement(questions, right, [False] * len(questions))
 
 
-def accuracies(judged: Judged, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+def accuracies(
+    judgement: Judgement, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
     """Estimate accuracy over all questions, and in every group; resampled over questions.
 
     Raises:
         UserError: there are no questions.
     """
-    if not judged.questions:
+    if not judgement.questions:
         raise UserError("there is nothing to score: no questions were given")
-    members = membership(judged.questions)
+    members = membership(judgement.questions)
     names, inside = list(members), np.stack(list(members.values()), axis=1)
-    right = inside * judged.right[:, None]
+    right = inside * judgement.right[:, None]
 
     def means(weights: Values) -> Values:
         return (weights @ right) / (weights @ inside)
 
-    count = len(judged.questions)
+    count = len(judgement.questions)
     replicates = bootstrap_replicates(count, means, resamples=resamples, seed=seed)
     values, sizes = right.sum(0) / inside.sum(0), inside.sum(0)
     return {
@@ -139,7 +141,7 @@ def accuracies(judged: Judged, *, resamples: int = 1000, seed: int = 0) -> dict[
     }
 
 
-def membership(questions: Sequence[Question]) -> dict[str, Values]:
+def membership(questions: Sequence[AnswerKey]) -> dict[str, Values]:
     """Return, for the whole and each group, 1 where a question belongs to it and 0 elsewhere."""
     groups = dict.fromkeys(name for one in questions for name in one.groups)
     inside = {
@@ -149,7 +151,7 @@ def membership(questions: Sequence[Question]) -> dict[str, Values]:
     return {ACCURACY: np.ones(len(questions))} | inside
 
 
-def _judged(
-    questions: Sequence[Question], right: Sequence[bool], unparsed: Sequence[bool]
-) -> Judged:
-    return Judged(tuple(questions), np.array(right, dtype=bool), np.array(unparsed, dtype=bool))
+def _judgement(
+    questions: Sequence[AnswerKey], right: Sequence[bool], unparsed: Sequence[bool]
+) -> Judgement:
+    return Judgement(tuple(questions), np.array(right, dtype=bool), np.array(unparsed, dtype=bool))

@@ -7,7 +7,7 @@ that is a mean or a ratio of sums is a matrix product (Efron & Tibshirani 1993, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,15 +31,6 @@ class Estimate:
     low: float
     high: float
     n: int
-
-    def to_dict(self) -> dict[str, float | int]:
-        """Return the four fields as plain numbers."""
-        return asdict(self)
-
-    def moved_to(self, value: float) -> Estimate:
-        """Return the same interval shifted so that it belongs to ``value``."""
-        shift = value - self.value
-        return Estimate(value, self.low + shift, self.high + shift, self.n)
 
 
 def resample_weights(rng: np.random.Generator, resamples: int, count: int) -> Values:
@@ -117,17 +108,6 @@ def interval(value: float, replicates: Values, n: int) -> Estimate:
     return Estimate(float(value), float(low), float(high), n)
 
 
-def bootstrap_statistic(
-    count: int, statistic: Statistic, *, resamples: int = 1000, seed: int = 0
-) -> Estimate:
-    """Estimate a statistic of weights, such as a corpus metric that is a ratio of sums.
-
-    Its value is the statistic of all-ones weights.
-    """
-    replicates = bootstrap_replicates(count, statistic, resamples=resamples, seed=seed)
-    return interval(float(statistic(np.ones((1, count)))[0]), replicates, count)
-
-
 def bootstrap_means(
     columns: Mapping[str, ArrayLike],
     *,
@@ -172,25 +152,6 @@ def bootstrap_mean(
     """Estimate the mean of ``values``; see `bootstrap_means`."""
     table = bootstrap_means({"values": values}, clusters=clusters, resamples=resamples, seed=seed)
     return table["values"]
-
-
-def paired_difference(
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    clusters: ArrayLike | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """Estimate mean(a) - mean(b), where a[i] and b[i] belong to the same image.
-
-    Raises:
-        UserError: the two have different lengths, or hold values that are not finite.
-    """
-    first, second = _finite("a", a), _finite("b", b)
-    if len(first) != len(second):
-        raise UserError(f"paired values differ in number: {len(first)} and {len(second)}")
-    return bootstrap_mean(first - second, clusters=clusters, resamples=resamples, seed=seed)
 
 
 def cluster_index(clusters: ArrayLike | None, count: int) -> NDArray[np.int64]:

@@ -7,41 +7,33 @@ Papers print the others times 100.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
 from gmail_align.errors import GmailAlignError, UserError
 from gmail_align.metrics.bootstrap import Estimate, Values
+from gmail_align.metrics.clipscore import ClipFeatures, clip_score, ref_clip_score
 from gmail_align.metrics.java import tokenize
-from gmail_align.metrics.meteor import Meteor, meteor_process
+from gmail_align.metrics.meteor import meteor_process
 from gmail_align.metrics.ngrams import bleu_counts, cider, rouge_l
-from gmail_align.metrics.spice import corenlp, spice_in_background
+from gmail_align.metrics.spice import spice_process
 from gmail_align.metrics.statistics import Column, differences, estimates, mean_column
 from gmail_align.metrics.wmd import train_word_vectors, wmd_similarity
 
-__all__ = [
-    "METRICS",
-    "CaptionScores",
-    "caption_metrics",
-    "compare_captioners",
-    "index_predictions",
-    "paired_caption_difference",
-    "tokenize",
-    "with_column",
-]
-
-BLEUS = ("BLEU1", "BLEU2", "BLEU3", "BLEU4")
-METRICS = (*BLEUS, "METEOR", "ROUGE_L", "CIDEr", "SPICE", "WMD")
-NO_VECTORS = (
+NO_VECTORS: Final = (
     "WMD needs word vectors, and none were given: name a file of word2vec or GloVe vectors "
     "(--word-vectors FILE), or have them trained on the references (--word-vectors references)"
 )
+
+
+class MetricUnavailable(GmailAlignError):
+    """A metric that cannot be computed here, and why; the others go on."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,111 @@ class WordVectors:
     vectors: Any = field(default=None, repr=False)
     normalise: bool = True
     source: str = "trained on the references"
+
+
+@dataclass(frozen=True)
+class CaptionTask:
+    """What a metric scores: everything is in the order of the images.
+
+    Attributes:
+        captions: captioner -> one tokenised caption an image.
+        references: for each image, its tokenised captions.
+        vectors: what WMD measures with.
+        clip: what CLIPScore measures with.
+    """
+
+    captions: Mapping[str, Sequence[str]]
+    references: Sequence[Sequence[str]]
+    vectors: WordVectors | None = None
+    clip: ClipFeatures | None = None
+
+    def each(
+        self, score: Callable[[Sequence[str], Sequence[Sequence[str]]], Values]
+    ) -> dict[str, Values]:
+        """Return what ``score`` says of each captioner."""
+        return {name: score(own, self.references) for name, own in self.captions.items()}
+
+    @cached_property
+    def bleu_counts(self) -> dict[str, Values]:
+        """The n-gram counts that the four BLEUs share."""
+        return self.each(bleu_counts)
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A running process that scores captions beside the caller."""
+
+    def score(
+        self, systems: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]]
+    ) -> Future[dict[str, Values]]:
+        """Score each captioner in a thread of its own."""
+
+
+@dataclass(frozen=True)
+class CaptionMetric:
+    """A metric of captions: either ``compute`` or ``process``.
+
+    Attributes:
+        compute: returns each captioner's values, a row an image.
+        process: starts a process that does, for what takes long.
+        column: turns values into what every image adds to the metric.
+        needs_clip: whether it needs features of a CLIP model.
+    """
+
+    compute: Callable[[CaptionTask], Mapping[str, Values]] | None = None
+    process: Callable[[], AbstractContextManager[Scorer]] | None = None
+    column: Callable[[Values], Column] = mean_column
+    needs_clip: bool = False
+
+
+def _bleu(order: int) -> CaptionMetric:
+    return CaptionMetric(
+        lambda task: task.bleu_counts, column=lambda counts: Column(f"bleu{order}", counts)
+    )
+
+
+def _wmd(task: CaptionTask) -> dict[str, Values]:
+    if task.vectors is None:
+        raise MetricUnavailable(NO_VECTORS)
+    vectors, normalise = task.vectors.vectors, task.vectors.normalise
+    if vectors is None:
+        vectors = train_word_vectors([text for some in task.references for text in some])
+    return task.each(lambda own, human: wmd_similarity(own, human, vectors, normalise=normalise))
+
+
+def _clip(task: CaptionTask) -> dict[str, Values]:
+    if task.clip is None:
+        raise MetricUnavailable("CLIPScore needs features of images and captions: give them")
+    return {name: clip_score(task.clip.images, own) for name, own in task.clip.captions.items()}
+
+
+def _ref_clip(task: CaptionTask) -> dict[str, Values]:
+    clip = task.clip
+    if clip is None or clip.references is None:
+        raise MetricUnavailable("RefCLIPScore needs features of the references: give them")
+    scores, human, owner = _clip(task), clip.references, clip.owner
+    return {
+        name: ref_clip_score(scores[name], own, human, owner) for name, own in clip.captions.items()
+    }
+
+
+def _mean_of_defined(values: Values) -> Column:
+    return mean_column(np.nan_to_num(values), ~np.isnan(values))
+
+
+CAPTION_METRICS: Final[Mapping[str, CaptionMetric]] = {
+    **{f"BLEU{order}": _bleu(order) for order in (1, 2, 3, 4)},
+    "METEOR": CaptionMetric(process=meteor_process, column=lambda rows: Column("meteor", rows)),
+    "ROUGE_L": CaptionMetric(lambda task: task.each(rouge_l)),
+    "CIDEr": CaptionMetric(lambda task: task.each(cider)),
+    "SPICE": CaptionMetric(process=spice_process, column=_mean_of_defined),
+    "WMD": CaptionMetric(_wmd),
+    "CLIPScore": CaptionMetric(_clip, needs_clip=True),
+    "RefCLIPScore": CaptionMetric(_ref_clip, needs_clip=True),
+}
+"""Name -> metric, in the order of results: to add a metric is to add its function here."""
+METRICS: Final = tuple(name for name, one in CAPTION_METRICS.items() if not one.needs_clip)
+"""The metrics that need nothing but captions."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +173,12 @@ class CaptionScores:
     columns: dict[str, Column] = field(repr=False)
     unavailable: dict[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the corpus values and what is unavailable, ready for JSON."""
-        values = {name: estimate.to_dict() for name, estimate in self.metrics.items()}
-        return {"metrics": values, "unavailable": dict(self.unavailable)}
-
 
 def caption_metrics(
     predictions: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     *,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] | None = None,
     pretokenized: bool = False,
     word_vectors: WordVectors | None = None,
     resamples: int = 1000,
@@ -109,9 +201,10 @@ def compare_captioners(
     systems: Mapping[str, Mapping[str, str]],
     references: Mapping[str, Sequence[str]],
     *,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] | None = None,
     pretokenized: bool = False,
     word_vectors: WordVectors | None = None,
+    clip: ClipFeatures | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, CaptionScores]:
@@ -124,9 +217,10 @@ def compare_captioners(
     Args:
         systems: name -> image id -> caption.
         references: image id -> human captions, for exactly the same images.
-        metrics: which of `METRICS`.
+        metrics: which of `CAPTION_METRICS`; by default all that what is given allows.
         pretokenized: captions are already PTB tokens; needs Java for METEOR and SPICE only.
         word_vectors: what WMD measures with; without, it is unavailable.
+        clip: what CLIPScore measures with, in the order of ``references``.
         resamples: bootstrap resamples.
         seed: of the bootstrap.
 
@@ -136,44 +230,27 @@ def compare_captioners(
         GmailAlignError: the tokenizer failed. METEOR's or SPICE's failure makes it unavailable
             instead.
     """
-    _require_known(metrics)
+    wanted = _wanted(metrics, clip)
     _require_same_images(systems, references)
-    ids = tuple(references)
+    unavailable: dict[str, str] = {}
     with ExitStack() as running:
-        process = running.enter_context(_meteor_if("METEOR" in metrics))
+        scorers = _started(wanted, running, unavailable)
         captions, human = _tokens(systems, references, pretokenized=pretokenized)
-        futures: dict[str, Future[dict[str, Values]]] = {}
-        if process is not None:
-            futures["METEOR"] = process.score(captions, human)
-        unavailable = _without("SPICE" in metrics, "WMD" in metrics, word_vectors)
-        if "SPICE" in metrics and "SPICE" not in unavailable:
-            futures["SPICE"] = running.enter_context(spice_in_background(captions, human))
-        table = {name: _ngram_columns(some, human, metrics) for name, some in captions.items()}
-        if "WMD" in metrics and word_vectors is not None:
-            for name, values in _wmd(captions, human, word_vectors).items():
-                table[name]["WMD"] = mean_column(values)
+        task = CaptionTask(captions, human, word_vectors, clip)
+        futures = {name: one.score(captions, human) for name, one in scorers.items()}
+        table = _computed(wanted, task, unavailable)
         how = {"resamples": resamples, "seed": seed}
         early = {name: estimates(columns, **how) for name, columns in table.items()}
-        unavailable |= _collect(futures, table)
+        _collect(futures, table, unavailable)
     results = {}
     for name, columns in table.items():
         late = {metric: column for metric, column in columns.items() if metric not in early[name]}
         found = early[name] | estimates(late, **how)  # one seed: the same resamples
-        ordered = [metric for metric in METRICS if metric in columns]
+        ordered = [metric for metric in wanted if metric in columns]
         scores = {metric: found[metric] for metric in ordered}
         kept = {metric: columns[metric] for metric in ordered}
-        results[name] = CaptionScores(ids, scores, kept, dict(unavailable))
+        results[name] = CaptionScores(tuple(references), scores, kept, dict(unavailable))
     return results
-
-
-def with_column(
-    scores: CaptionScores, metric: str, column: Column, *, resamples: int = 1000, seed: int = 0
-) -> CaptionScores:
-    """Return the scores with one more metric, given by a row an image in the same order."""
-    found = estimates({metric: column}, resamples=resamples, seed=seed)
-    return replace(
-        scores, metrics=scores.metrics | found, columns=scores.columns | {metric: column}
-    )
 
 
 def paired_caption_difference(
@@ -192,18 +269,6 @@ def paired_caption_difference(
             raise UserError(f"{metric} cannot be compared: {reason}")
     first, second = {metric: a.columns[metric]}, {metric: b.columns[metric]}
     return differences(first, second, resamples=resamples, seed=seed)[metric]
-
-
-def index_predictions(rows: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Turn (image id, caption) rows into a mapping.
-
-    Raises:
-        UserError: an image has two captions.
-    """
-    pairs = list(rows)
-    counts = Counter(image_id for image_id, _ in pairs)
-    _refuse("predictions have more than one caption for", [i for i, n in counts.items() if n > 1])
-    return dict(pairs)
 
 
 def _tokens(
@@ -226,58 +291,63 @@ def _tokens(
     )
 
 
-def _ngram_columns(
-    captions: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str]
-) -> dict[str, Column]:
-    """Return the columns of the metrics in Python."""
-    columns: dict[str, Column] = {}
-    if set(BLEUS) & set(metrics):
-        counts = bleu_counts(captions, references)
-        columns = {name: Column(name.lower(), counts) for name in BLEUS if name in metrics}
-    if "ROUGE_L" in metrics:
-        columns["ROUGE_L"] = mean_column(rouge_l(captions, references))
-    if "CIDEr" in metrics:
-        columns["CIDEr"] = mean_column(cider(captions, references))
-    return columns
+def _wanted(metrics: Sequence[str] | None, clip: ClipFeatures | None) -> list[str]:
+    """Return the metrics that are asked for, in the order of the table.
+
+    Who gives features for CLIPScore asks for it.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    names = set(METRICS if metrics is None else metrics)
+    if clip is not None:
+        names |= {"CLIPScore"} if clip.references is None else {"CLIPScore", "RefCLIPScore"}
+    unknown = sorted(names - CAPTION_METRICS.keys())
+    if unknown or not names:
+        known = ", ".join(CAPTION_METRICS)
+        raise UserError(f"no such caption metric: {', '.join(unknown)}; choose from {known}")
+    return [name for name in CAPTION_METRICS if name in names]
 
 
-def _meteor_if(wanted: bool) -> AbstractContextManager[Meteor | None]:
-    return meteor_process() if wanted else nullcontext()
-
-
-def _without(spice: bool, wmd: bool, word_vectors: WordVectors | None) -> dict[str, str]:
-    """Say what of SPICE and WMD cannot be computed, and why."""
-    unavailable = {}
-    if spice:
+def _started(
+    wanted: Sequence[str], running: ExitStack, unavailable: dict[str, str]
+) -> dict[str, Scorer]:
+    """Start the processes of the slow metrics; say which cannot be started."""
+    found = {}
+    for name in wanted:
+        start = CAPTION_METRICS[name].process
+        if start is None:
+            continue
         try:
-            corenlp()
+            found[name] = running.enter_context(start())
         except GmailAlignError as error:
-            unavailable["SPICE"] = str(error)
-    if wmd and word_vectors is None:
-        unavailable["WMD"] = NO_VECTORS
-    return unavailable
+            unavailable[name] = str(error)
+    return found
 
 
-def _wmd(
-    captions: Mapping[str, Sequence[str]],
-    references: Sequence[Sequence[str]],
-    word_vectors: WordVectors,
-) -> dict[str, Values]:
-    vectors = word_vectors.vectors
-    if vectors is None:
-        vectors = train_word_vectors([text for some in references for text in some])
-    normalise = word_vectors.normalise
-    return {
-        name: wmd_similarity(own, references, vectors, normalise=normalise)
-        for name, own in captions.items()
-    }
+def _computed(
+    wanted: Sequence[str], task: CaptionTask, unavailable: dict[str, str]
+) -> dict[str, dict[str, Column]]:
+    """Return captioner -> metric -> column of the metrics that need no process."""
+    table: dict[str, dict[str, Column]] = {name: {} for name in task.captions}
+    for name in wanted:
+        metric = CAPTION_METRICS[name]
+        if metric.compute is None:
+            continue
+        try:
+            for system, values in metric.compute(task).items():
+                table[system][name] = metric.column(values)
+        except MetricUnavailable as error:
+            unavailable[name] = str(error)
+    return table
 
 
 def _collect(
-    futures: Mapping[str, Future[dict[str, Values]]], table: Mapping[str, dict[str, Column]]
-) -> dict[str, str]:
-    """Wait for METEOR and SPICE, and put their columns into ``table``; say what failed."""
-    unavailable = {}
+    futures: Mapping[str, Future[dict[str, Values]]],
+    table: Mapping[str, dict[str, Column]],
+    unavailable: dict[str, str],
+) -> None:
+    """Wait for the processes, and put their columns into ``table``; say what failed."""
     for metric, future in futures.items():
         try:
             found = future.result()
@@ -285,21 +355,7 @@ def _collect(
             unavailable[metric] = str(error)
             continue
         for name, values in found.items():
-            table[name][metric] = (
-                Column("meteor", values) if metric == "METEOR" else _defined_mean(values)
-            )
-    return unavailable
-
-
-def _defined_mean(values: Values) -> Column:
-    """Return the column of a mean that leaves undefined values out."""
-    return mean_column(np.nan_to_num(values), ~np.isnan(values))
-
-
-def _require_known(metrics: Sequence[str]) -> None:
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown or not metrics:
-        raise UserError(f"no such caption metric: {unknown}; choose from {', '.join(METRICS)}")
+            table[name][metric] = CAPTION_METRICS[metric].column(values)
 
 
 def _require_same_images(

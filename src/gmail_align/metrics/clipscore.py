@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +14,23 @@ from gmail_align.metrics.bootstrap import Values
 PROMPT = "A photo depicts "
 """What a caption is put behind before CLIP encodes it."""
 WEIGHT = 2.5
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """Features of one CLIP model, in the order of the images.
+
+    Attributes:
+        images: (n, d).
+        captions: captioner -> (n, d), of its captions behind `PROMPT`.
+        references: (m, d) of human captions behind the same words; None without RefCLIPScore.
+        owner: (m,) the row of each reference's image.
+    """
+
+    images: Values
+    captions: Mapping[str, Values]
+    references: Values | None = None
+    owner: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 def clip_score(images: Values, captions: Values) -> Values:

@@ -43,8 +43,8 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Probed:
-    """What a probe did.
+class ProbeFit:
+    """A fitted probe and what it classified right.
 
     Attributes:
         hits: (test images,) 1 where the class was right.
@@ -67,7 +67,7 @@ def linear_probe(
     by_class: bool = False,
     grid: Sequence[float] = GRID,
     seed: int = 0,
-) -> Probed:
+) -> ProbeFit:
     """Choose the weight decay on validation images, fit again on both, and classify test images.
 
     The objective is sum of cross-entropies + weight_decay / 2 * |W|^2, as scikit-learn's with
@@ -99,7 +99,7 @@ def linear_probe(
     predicted = last.fit(best).predict(test)
     hits = (predicted == test.labels.cpu().numpy()).astype(np.float64)
     ordered = {decay: scores[decay] for decay in sorted(scores)}
-    return Probed(hits, best, ordered, model.unconverged + last.unconverged)
+    return ProbeFit(hits, best, ordered, model.unconverged + last.unconverged)
 
 
 class _Model:

@@ -56,44 +56,48 @@ def corenlp() -> tuple[Path, ...]:
 
 
 @contextmanager
-def spice_in_background(
-    systems: Mapping[str, Sequence[str]],
-    references: Sequence[Sequence[str]],
-    *,
-    timeout: float | None = None,
-) -> Iterator[Future[dict[str, Values]]]:
-    """Score tokenised captions of several systems while the caller does something else.
+def spice_process(*, timeout: float | None = None) -> Iterator[Spice]:
+    """Make SPICE ready to score while the caller does something else.
 
-    The future holds SPICE of every image, 0..1, or NaN where neither the caption nor a reference
-    has anything to compare; or why there is none. However the block ends, the process is dead
-    after it.
+    However the block ends, its process is dead after it.
 
     Args:
-        systems: name -> one caption an image.
-        references: for each image, its captions.
         timeout: seconds for everything; by default half an hour and 2 s a caption.
+
+    Raises:
+        MissingExtraError: the CoreNLP jars are nowhere, or pycocoevalcap is not installed.
     """
-    run = _Run(timeout)
+    corenlp()
     with ThreadPoolExecutor(1) as pool:
+        process = Spice(pool, timeout)
         try:
-            yield pool.submit(run.score, systems, references)
+            yield process
         finally:
-            run.kill()
+            process.kill()
 
 
-class _Run:
+class Spice:
     """One run of the jar, which can be ended from another thread."""
 
-    def __init__(self, timeout: float | None) -> None:
-        self.timeout = timeout
+    def __init__(self, pool: ThreadPoolExecutor, timeout: float | None) -> None:
+        self.timeout, self._pool = timeout, pool
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
 
     def score(
         self, systems: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]]
+    ) -> Future[dict[str, Values]]:
+        """Score tokenised captions of several systems in a thread of its own.
+
+        The future holds SPICE of every image, 0..1, or NaN where neither the caption nor a
+        reference has anything to compare; or why there is none.
+        """
+        return self._pool.submit(self._score, systems, references)
+
+    def _score(
+        self, systems: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]]
     ) -> dict[str, Values]:
-        """Return SPICE of every image, system by system; all go through one process."""
         pairs = {
             f"{name} {at}": {"test": caption, "refs": list(references[at])}
             for name, captions in systems.items()

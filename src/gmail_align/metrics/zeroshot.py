@@ -61,13 +61,8 @@ def zeroshot_hits(
     return recall_at(label_ranks(image_features, class_features, labels, classes), 1)
 
 
-def zeroshot_metrics(
-    image_features: Float[Tensor, "n d"],
-    labels: Int[Tensor, " n"],
-    class_features: Float[Tensor, "classes d"],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
+def accuracy_estimates(
+    hits: Values, labels: NDArray[np.int64], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
     """Return ``accuracy`` (top 1) and ``class_mean`` (mean recall of the classes), in 0..1.
 
@@ -75,23 +70,11 @@ def zeroshot_metrics(
     set or in a resample, are left out of it, as scikit-learn's balanced accuracy does.
 
     Args:
-        image_features: any length; normalised here.
-        labels: row in ``class_features`` of each image's class.
-        class_features: one row a class, from `class_weights`.
+        hits: (n,) probability that each image is classified right.
+        labels: (n,) class of each image.
         resamples: bootstrap resamples over images.
         seed: of the bootstrap.
-
-    Raises:
-        UserError: see `zeroshot_hits`.
     """
-    hits = zeroshot_hits(image_features, labels, class_features).cpu().numpy()
-    return accuracy_estimates(hits, labels.cpu().numpy(), resamples=resamples, seed=seed)
-
-
-def accuracy_estimates(
-    hits: Values, labels: NDArray[np.int64], *, resamples: int = 1000, seed: int = 0
-) -> dict[str, Estimate]:
-    """Return ``accuracy`` and ``class_mean`` of hits; see `zeroshot_metrics`."""
     return {
         "accuracy": bootstrap_mean(hits, resamples=resamples, seed=seed),
         "class_mean": _class_mean(hits, labels, resamples=resamples, seed=seed),

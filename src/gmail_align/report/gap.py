@@ -65,21 +65,25 @@ def gap_tables(result: Mapping[str, Any]) -> dict[str, Table]:
     found = gap_estimates(result)
     floor = section(result, "floor")
     groups = section(result, "groups")
-    tables = [_measures(found, floor, int(result.get("n") or 0) // 2)]
+    tables = [_measures(found, floor, _number_of(result) // 2)]
     tables += [_groups(what, groups[what]) for what in ("classes", "generators") if what in groups]
     return {table.stem: table for table in tables if table.rows}
 
 
 def gap_estimates(result: Mapping[str, Any]) -> dict[str, Estimate]:
-    """Return the estimates of a result: with their bounds, or beside their ``intervals``."""
+    """Return the estimates of a result, by metric."""
     intervals = section(result, "intervals")
     found = {}
     for name, value in section(result, "metrics").items():
-        if isinstance(value, int | float):
-            low, high = intervals.get(name, (None, None))
-            value = {"value": value, "low": low, "high": high, "n": result.get("n")}
-        found[name] = estimate(value, f"metrics.{name}")
+        low, high = intervals.get(name, (None, None))
+        whole = {"value": value, "low": low, "high": high, "n": _number_of(result)}
+        found[name] = estimate(whole, f"metrics.{name}")
     return found
+
+
+def _number_of(result: Mapping[str, Any]) -> int:
+    """Return how many pairs, or images of each kind, were measured."""
+    return int(max(section(result, "n").values(), default=0))
 
 
 def _measures(found: Mapping[str, Estimate], floor: Mapping[str, Any], half: int) -> Table:
@@ -162,7 +166,7 @@ def _render(
         "sentence": sentence.partition(": ")[2][:1].upper() + sentence.partition(": ")[2][1:],
         "verdict": advice.get("verdict"),
         "thresholds": section(result, "advice", "thresholds"),
-        "standfirst": f"Measured on {count(result.get('n') or 0)} "
+        "standfirst": f"Measured on {count(_number_of(result))} "
         + ("pairs of a real and a generated image." if paired else "images of each kind."),
         "tables": tables,
         "clouds": [(name, charts.cloud(name, one)) for name, one in maps.items()],
@@ -175,7 +179,7 @@ def _render(
 
 def _provenance(result: Mapping[str, Any]) -> dict[str, str]:
     """Say what the numbers rest on."""
-    told = {"protocol": str(result.get("protocol", "")), "n": str(result.get("n", ""))}
+    told = {"protocol": str(result.get("protocol", "")), "n": str(_number_of(result))}
     if result.get("seed") is not None:
         told["seed"] = str(result["seed"])
     for side, made in section(result, "features").items():

@@ -10,7 +10,7 @@ from gmail_align.artifacts import load, read_jsonl
 from gmail_align.data.captions import read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.data.pairs import read_pairs
-from gmail_align.features.store import read_features
+from gmail_align.features.store import open_features
 from gmail_align.report.data import Curve, Embeddings, PairFigure, ReportData, Sample, StageSummary
 from gmail_align.runtime import versions
 
@@ -85,13 +85,13 @@ def _pairs(work: Path) -> list[PairFigure]:
 
 def _embeddings(work: Path, home: Path) -> dict[str, tuple[Embeddings, Embeddings]]:
     rows = read_pairs(load(work / "pairs" / "val"))[:POINTS_SHOWN]
-    real = read_features(load(work / "features" / "frozen" / "real-val"))
+    real = open_features(work / "features" / "frozen" / "real-val")
     frozen = work / "features" / "frozen" / "generated-val"
     aligned = home / "features" / "generated_gmail" / "generated-val"
     place = real.rows([row.real_image_id for row in rows])
     found: dict[str, tuple[Embeddings, Embeddings]] = {}
     for name, folder in (("before", frozen), ("after", aligned)):
-        generated = read_features(load(folder))
+        generated = open_features(folder)
         own = generated.rows([row.generated_image_id for row in rows])
         found[name] = (real.array[place].numpy(), generated.array[own].numpy())
     return found

@@ -32,7 +32,7 @@ from gmail_align.encoders.route import Route
 from gmail_align.engine import Job, run_shards
 from gmail_align.errors import ArtifactError, ConfigError, DataError
 from gmail_align.features.run import extract_images
-from gmail_align.features.store import read_features
+from gmail_align.features.store import open_features
 from gmail_align.metrics.clipscore import clip_score
 from gmail_align.progress import track
 from gmail_align.synthesis.filter_config import FilterConfig
@@ -244,7 +244,7 @@ def _look_at(store: ImageStore) -> tuple[list[Score], HashArray]:
 def _features(images: Artifact, folder: Path, encoder: GmailEncoder | None) -> Tensor | None:
     if encoder is None:
         return None
-    return read_features(extract_images(images, encoder, Route.FROZEN, folder)).array
+    return open_features(extract_images(images, encoder, Route.FROZEN, folder)).array
 
 
 def _clip_scores(store: ImageStore, features: Tensor, encoder: GmailEncoder) -> Iterator[float]:

@@ -35,7 +35,7 @@ from gmail_align.captioning.ifcap.entities import (
 )
 from gmail_align.captioning.ifcap.retrieval import Groups, build_index, nearest, nearest_by_faiss
 from gmail_align.errors import ArtifactError, DataError
-from gmail_align.features.store import FEATURES, read_features
+from gmail_align.features.store import FEATURES, open_features
 from gmail_align.progress import track
 
 CAPTIONS, TEXTS, RETRIEVAL = "captions.jsonl", "texts.safetensors", "retrieval.safetensors"
@@ -107,14 +107,14 @@ def write_datastore(
         DataError: features are not of captions, or not of the same ones in the same order.
         MissingExtraError: the tagger is not installed.
     """
-    order = list(read_features(texts).ids)
+    order = list(open_features(texts).ids)
     sources = [texts, *([retrieval] if retrieval else [])]
     for source in sources:
         if source.manifest["config"].get("what") != "text":
             raise DataError(
                 f"{source.folder} does not hold features of captions: extract the captions"
             )
-        if list(read_features(source).ids) != order:
+        if list(open_features(source).ids) != order:
             raise DataError(
                 f"{source.folder} and {texts.folder} hold features of other captions, or in"
                 " another order: extract both from the same captions"

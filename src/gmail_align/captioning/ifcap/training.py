@@ -29,7 +29,7 @@ from gmail_align.data.batches import batch_indices
 from gmail_align.data.ids import generated_by_caption
 from gmail_align.data.joins import caption_texts
 from gmail_align.errors import ConfigError, DataError
-from gmail_align.features.store import Features, read_features
+from gmail_align.features.store import Features, open_features
 from gmail_align.progress import say
 from gmail_align.runtime import resolve_device, stable_seed
 
@@ -110,7 +110,7 @@ class IFCapTraining:
             torch.manual_seed(stable_seed(seed, "fusion"))
             captioner = IFCap(language, store, config, _identity(config, data))
         captioner.to(resolve_device(config.device)).train()
-        generated = read_features(data.images[0].features) if data.images else None
+        generated = open_features(data.images[0].features) if data.images else None
         images = _first_images(store, generated)
         rows = _trained_rows(config, images)
         texts = (store.texts[row] for row in rows.tolist())
@@ -217,8 +217,8 @@ def _read_validation(
     if images is None:
         return None, None
     held = CaptionSet.read([images], captioner.language, captioner.config.max_tokens)
-    ids = read_features(images.features).ids
-    keys = read_features(images.retrieval or images.features)
+    ids = open_features(images.features).ids
+    keys = open_features(images.retrieval or images.features)
     each, place = held.rows.unique(return_inverse=True)
     near = captioner.look_up(keys.array[keys.rows(ids[row] for row in each.tolist())])
     return held, near[place]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 import numpy as np
@@ -17,8 +19,8 @@ from gmail_align.errors import DataError
 from gmail_align.metrics.bootstrap import Values
 from gmail_align.metrics.statistics import STATISTICS, Column
 
-ITEMS = "items.safetensors"
-_ABOUT = "gmail_align_items"
+ITEMS: Final = "items.safetensors"
+_ABOUT: Final = "gmail_align_items"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class Items:
     protocol: str
     ids: tuple[str, ...]
     columns: Mapping[str, Column] = field(repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the protocol, the ids and the numbers."""
+        digest = hashlib.sha256(_packed(self))
+        return digest.hexdigest()[:16]
 
     def in_order_of(self, ids: tuple[str, ...]) -> Items:
         """Return the same items in another order of the same ids."""
@@ -51,13 +59,18 @@ class Items:
         return Items(self.protocol, ids, columns)
 
 
-def items_name(system: str, systems: int) -> str:
-    """Return the file of a system's items: one of its own where there are several."""
-    return ITEMS if systems == 1 else f"items/{quote(system, safe='')}.safetensors"
+def items_name(system: str) -> str:
+    """Return the file of a captioner's items; ``""`` stands for the only one of a result."""
+    return f"items/{quote(system, safe='')}.safetensors" if system else ITEMS
 
 
 def write_items(path: Path, items: Items) -> None:
-    """Write items to a safetensors file, each array once."""
+    """Write items to a safetensors file."""
+    write_bytes(path, _packed(items))
+
+
+def _packed(items: Items) -> bytes:
+    """Return items as a safetensors file, each array once."""
     arrays = {id(column.values): column.values for column in items.columns.values()}
     names = {key: str(number) for number, key in enumerate(arrays)}
     about = {
@@ -66,11 +79,11 @@ def write_items(path: Path, items: Items) -> None:
         "columns": {name: [one.kind, names[id(one.values)]] for name, one in items.columns.items()},
     }
     tensors = {names[key]: np.ascontiguousarray(values) for key, values in arrays.items()}
-    write_bytes(path, save(tensors, {_ABOUT: json.dumps(about, ensure_ascii=False)}))
+    return save(tensors, {_ABOUT: json.dumps(about, ensure_ascii=False)})
 
 
 def read_items(path: Path) -> Items:
-    """Read what `write_items` wrote, from the file or the folder it is in.
+    """Read what :func:`write_items` wrote, from the file or from the folder of a result.
 
     Raises:
         DataError: there are no items, or they are damaged.

