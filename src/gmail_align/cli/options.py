@@ -73,7 +73,7 @@ EVERYWHERE = "Options of every command"
 
 
 _METAVARS: Mapping[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-_SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z`])")
+_SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z]|none:)")
 
 
 @dataclass(frozen=True)
@@ -365,8 +365,9 @@ def _bounds(field: FieldInfo) -> dict[str, Any]:
 
 
 def _plain(description: str | None) -> str:
-    """Return a docstring as text of a terminal."""
-    return " ".join((description or "").replace("``", "").split())
+    """Return a docstring as text of a terminal; ``None`` is written as users write it."""
+    text = " ".join((description or "").replace("``", "").split())
+    return re.sub(r"\bNone\b", "none", text)
 
 
 def _flag(name: str, *, both: bool) -> str:

@@ -85,7 +85,8 @@ class Shared:
         target = "standard output" if out is None else str(out)
         lines = [f"# would {stage} into {target}"]
         for name, value in plain.items():
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            one_line = isinstance(value, str) and value.isprintable()
+            text = value if one_line else json.dumps(value, ensure_ascii=False)
             lines.append(f"#   {name}: {text}")
         if config is not None:
             plain["config"] = config.model_dump(mode="json")
