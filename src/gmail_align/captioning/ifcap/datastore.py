@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact, read_jsonl, write_bytes, write_jsonl
@@ -34,7 +34,7 @@ from gmail_align.captioning.ifcap.entities import (
     read_vocabulary,
 )
 from gmail_align.captioning.ifcap.retrieval import Groups, build_index, nearest, nearest_by_faiss
-from gmail_align.errors import ArtifactError, DataError
+from gmail_align.errors import ArtifactError, DataError, damage_explained
 from gmail_align.features.store import FEATURES, open_features
 from gmail_align.progress import track
 
@@ -59,7 +59,7 @@ class Datastore:
     vocabulary: frozenset[str]
     """Objects that a hard prompt may name."""
     built: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """The faiss indices that were built so far, by what was asked for."""
+    """The faiss indices that were built so far, by their description."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,10 +88,8 @@ class Datastore:
         """Return the objects that retrieved captions agree on: entity filtering, Sec. 3.3."""
         counts = count_nouns((self.nouns[row] for row in rows), self.vocabulary)
         if config.adaptive is None:
-            found = frequent(counts, config.noun_count)
-        else:
-            found = adaptive(counts, config.alpha, config.adaptive)
-        return found[: config.max_nouns]
+            return frequent(counts, config.noun_count)[: config.max_nouns]
+        return adaptive(counts, config.alpha, config.adaptive)[: config.max_nouns]
 
 
 def write_datastore(
@@ -126,11 +124,8 @@ def write_datastore(
         )
     if not (folder / CAPTIONS).exists():
         named = [nouns(captions[name]) for name in track(order, "nouns", len(order), "captions")]
-        words = (
-            read_vocabulary(config.vocabulary)
-            if config.vocabulary
-            else common(named, config.vocabulary_count)
-        )
+        chosen = config.vocabulary
+        words = read_vocabulary(chosen) if chosen else common(named, config.vocabulary_count)
         write_bytes(folder / VOCABULARY, "".join(f"{word}\n" for word in sorted(words)).encode())
         lines = zip(order, named, strict=True)
         write_jsonl(
@@ -147,27 +142,15 @@ def read_datastore(folder: Path) -> Datastore:
     Raises:
         ArtifactError: files are missing or damaged.
     """
-    try:
+    with damage_explained(folder, ArtifactError, "train the captioner again"):
         rows = list(read_jsonl(folder / CAPTIONS))
         features = _mapped(folder / TEXTS)
         keys = _mapped(folder / RETRIEVAL) if (folder / RETRIEVAL).exists() else features
         words = (folder / VOCABULARY).read_text(encoding="utf-8").split("\n")
-        store = Datastore(
-            [row["caption_id"] for row in rows],
-            [row["text"] for row in rows],
-            [row["nouns"] for row in rows],
-            features,
-            keys,
-            frozenset(words) - {""},
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ArtifactError(f"{folder.parent} is damaged: {error}; train it again") from error
-    if not len(rows) == len(features) == len(keys):
-        raise ArtifactError(
-            f"{folder.parent} is damaged: its captions and features differ in"
-            " number; train it again"
-        )
-    return store
+        if not len(rows) == len(features) == len(keys):
+            raise ValueError("captions and features differ in number")
+        ids, texts, named = ([row[key] for row in rows] for key in ("caption_id", "text", "nouns"))
+        return Datastore(ids, texts, named, features, keys, frozenset(words) - {""})
 
 
 def _mapped(path: Path) -> Tensor:

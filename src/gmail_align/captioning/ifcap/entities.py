@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from gmail_align.errors import DataError
+from gmail_align.errors import DataError, damage_explained
 from gmail_align.extras import require
 
 PERSON = "person"
@@ -24,7 +24,7 @@ PEOPLE = frozenset(
         *("man", "men", "woman", "women", "male", "female", "player", "worker"),
     }
 )
-"""Words that IFCap takes for a person."""
+"""Words that IFCap replaces by ``person``."""
 
 
 @lru_cache(maxsize=1)
@@ -50,14 +50,14 @@ def nouns(text: str) -> list[str]:
         MissingExtraError: TextBlob is not installed.
     """
     tag, singular = _language()
-    found = []
+    named = []
     for word, kind in tag(text):
         noun = word.lower()
         if kind not in ("NN", "NNS") or not noun.isalpha() or len(noun) < 2:
             continue
         noun = PERSON if noun in PEOPLE else singular(noun) if kind == "NNS" else noun
-        found.append(PERSON if noun in PEOPLE else noun)
-    return list(dict.fromkeys(found))
+        named.append(PERSON if noun in PEOPLE else noun)
+    return list(dict.fromkeys(named))
 
 
 def common(captions: Iterable[Sequence[str]], least: int) -> set[str]:
@@ -72,13 +72,11 @@ def read_vocabulary(path: Path) -> set[str]:
     Raises:
         DataError: the file cannot be read or holds nothing.
     """
-    try:
+    with damage_explained(path, DataError, "give a text file with one object a line"):
         words = {line.strip().lower() for line in path.read_text(encoding="utf-8").splitlines()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the vocabulary {path} cannot be read: {error}") from error
     words.discard("")
     if not words:
-        raise DataError(f"the vocabulary {path} holds no word: give one object a line")
+        raise DataError(f"the vocabulary {path} is empty: give one object a line")
     return words
 
 

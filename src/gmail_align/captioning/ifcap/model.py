@@ -44,7 +44,7 @@ def inject_noise(
 ) -> Float[Tensor, "b d"]:
     """Move unit features by ``noise`` (standard normal) times the deviation, back to unit length.
 
-    Noise injection of CapDec and IFCap: text features come to lie where image features may.
+    This is the noise injection of CapDec and IFCap: noisy text features stand for image features.
     """
     moved = normalize(features, dim=-1) + math.sqrt(variance) * noise
     return normalize(moved, dim=-1)

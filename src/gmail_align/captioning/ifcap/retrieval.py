@@ -1,4 +1,4 @@
-"""The nearest captions of a feature: exact, in blocks, over stores larger than memory."""
+"""The captions nearest to a feature: exact, in blocks, over stores larger than memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FAISS_PLACE = re.compile(r"^Error in .* at \S+:\d+: (Error: .* failed: )?")
 
 @dataclass(frozen=True)
 class Groups:
-    """What a query must not find: rows of its own group, such as captions of its very words."""
+    """What a query leaves out: rows of its own group, such as captions of the same words."""
 
     queries: Int[Tensor, " q"]
     """Group of each query."""
@@ -67,8 +67,8 @@ def nearest(
             if apart is not None:
                 own = apart.queries[part, None] == apart.store[None, start : start + STORE_BLOCK]
                 scores.masked_fill_(own.to(device), -torch.inf)
-            found, at = scores.topk(min(k, len(block)), dim=1)
-            _merge(best[part], rows[part], found, at + start)
+            near, at = scores.topk(min(k, len(block)), dim=1)
+            _merge(best[part], rows[part], near, at + start)
     if bool(torch.isinf(best).any()):
         short = int(torch.isinf(best).any(1).sum())
         raise DataError(
@@ -81,11 +81,11 @@ def nearest(
 def _merge(
     best: Float[Tensor, "q k"],
     rows: Int[Tensor, "q k"],
-    found: Float[Tensor, "q j"],
+    near: Float[Tensor, "q j"],
     at: Int[Tensor, "q j"],
 ) -> None:
     """Keep the best of the candidates so far and of a block's, in place."""
-    scores, places = torch.cat([best, found], dim=1), torch.cat([rows, at], dim=1)
+    scores, places = torch.cat([best, near], dim=1), torch.cat([rows, at], dim=1)
     by_row = places.argsort(dim=1, stable=True)
     scores, places = scores.gather(1, by_row), places.gather(1, by_row)
     order = scores.argsort(dim=1, descending=True, stable=True)[:, : best.shape[1]]
@@ -100,14 +100,9 @@ def nearest_by_faiss(
     index: Any,
     apart: Groups | None = None,
 ) -> Int[Tensor, "q k"]:
-    """Return about what :func:`nearest` does, by a faiss index; exactly so for ``Flat``.
+    """Approximate :func:`nearest` by an index of :func:`build_index`; ``Flat`` is exact.
 
-    Args:
-        queries: Features.
-        store: Features.
-        k: Rows wanted of each query.
-        index: What :func:`build_index` made of the store.
-        apart: Rows that are left out; a query that is left with too few is searched exactly.
+    A query that ``apart`` leaves with too few rows is searched exactly.
 
     Raises:
         DataError: as for :func:`nearest`.
@@ -118,8 +113,8 @@ def nearest_by_faiss(
     missing = []
     for first in range(0, len(queries), QUERY_BLOCK):
         part = slice(first, first + QUERY_BLOCK)
-        _, found = index.search(_unit(queries[part]), wanted)
-        for query, candidates in enumerate(found, start=first):
+        _, near = index.search(_unit(queries[part]), wanted)
+        for query, candidates in enumerate(near, start=first):
             kept = candidates[candidates >= 0]
             if apart is not None:
                 kept = kept[(apart.store[kept] != apart.queries[query]).numpy()]
@@ -143,7 +138,7 @@ def build_index(store: Float[Tensor, "n e"], index: str) -> Any:
 
     Raises:
         MissingExtraError: faiss is not installed.
-        ConfigError: faiss knows no such index, or cannot train it on so few captions.
+        ConfigError: faiss does not know the index, or cannot train it on so few captions.
     """
     faiss = require("faiss", "ifcap")
     try:
