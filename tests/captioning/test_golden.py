@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from worlds.captioning import captioned, write_features
 
 from gmail_align.artifacts import Artifact, read_jsonl
 from gmail_align.captioning.clipcap.config import ClipCapConfig
@@ -16,6 +15,7 @@ from gmail_align.captioning.predict import predict_captions
 from gmail_align.captioning.training import train_captioner
 from gmail_align.recipe import model_path
 from gmail_align.training.config import OptimConfig
+from worlds.captioning import captioned, write_features
 
 from .conftest import ROWS
 
