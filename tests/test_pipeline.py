@@ -1,8 +1,9 @@
-"""The whole pipeline at its smallest size: contract, no-op, and the same result after a kill."""
+"""The whole pipeline at its smallest: its result, what is shared, and what kills change."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,23 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from gmail_align import pipeline
-from gmail_align.errors import ArtifactError, ConfigError
-from gmail_align.recipe import read_recipe, recipe_names, shipped_models
+from gmail_align.artifacts import MANIFEST
+from gmail_align.recipe import read_recipe, recipe_file, recipe_of, shipped_models
+from gmail_align.steps.encoders import Aligned
+from gmail_align.work import in_order
 
-CAPTION_METRICS = {"CIDEr", "BLEU4", "METEOR", "ROUGE_L"}
+UNTIMED = ("report", "seconds")
 
 
-def run_smoke(work: Path) -> list[str]:
+def smoke(work: Path) -> list[str]:
     """Return the command; runs that are compared are processes of their own, alike in threads."""
     return [sys.executable, "-m", "gmail_align", "run", "smoke", "--work", str(work), "--quiet"]
+
+
+def manifests(work: Path, kind: str = "*") -> set[Path]:
+    return set(work.glob(f"{kind}/**/{MANIFEST}"))
+
+
+def untimed(result: dict[str, Any]) -> dict[str, Any]:
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in result["rows"]]
+    return {k: v for k, v in result.items() if k not in UNTIMED} | {"rows": rows}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     work = tmp_path_factory.mktemp("runs") / "smoke"
-    subprocess.run([*run_smoke(work), "--json"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*smoke(work), "--json"], check=True, stdout=subprocess.DEVNULL)
     return work, pipeline.run("smoke", work)
 
 
@@ -35,27 +48,51 @@ def test_result_keeps_the_contract(finished: tuple[Path, dict[str, Any]]) -> Non
     work, result = finished
     stored = json.loads((work / "result.json").read_text())
     assert stored == {key: value for key, value in result.items() if key != "report"}
-    assert set(stored["captioning"]) == set(pipeline.CAPTIONERS)
-    for scores in stored["captioning"].values():
-        assert scores.keys() >= CAPTION_METRICS
-    for side in ("before", "after"):
-        assert stored["gap"][side].keys() >= {"paired_cosine", "gen_to_real_r1", "probe_auc"}
-    for route in ("frozen", "deployed"):
-        assert stored["retrieval"][route].keys() >= {"i2t_r1", "t2i_r1", "i2t_r10", "t2i_r10"}
-        assert stored["zeroshot"][route].keys() >= {"floor", "count"}
-    assert stored["paired"]["gmail_minus_raw"]["CIDEr"]["n"] == 20
-    estimates = [score for scores in stored["captioning"].values() for score in scores.values()]
-    for estimate in estimates:
-        assert estimate.keys() == {"value", "low", "high", "n"}
-        assert estimate["low"] <= estimate["value"] <= estimate["high"]
-    assert stored["real_images"]["generated_raw"] == 0
-    assert stored["real_images"]["generated_gmail_scarce"] == 8
+    recipe = read_recipe("smoke")
+    assert [row["name"] for row in stored["rows"]] == [row.name for row in recipe.row]
+    for row in stored["rows"]:
+        assert row["metrics"].keys() >= {"CIDEr", "BLEU4", "METEOR", "ROUGE_L"}
+        for estimate in row["metrics"].values():
+            assert estimate.keys() == {"value", "low", "high", "n"}
+            assert estimate["low"] <= estimate["value"] <= estimate["high"]
+    names = [encoder["name"] for encoder in stored["encoders"]]
+    assert names == ["frozen", "control", "gmail", "gmail on scarce"]
+    for encoder in stored["encoders"]:
+        assert encoder["gap"].keys() >= {"paired_cosine", "gen_to_real_r1", "probe_auc"}
+        (recalls,) = encoder["retrieval"].values()
+        assert recalls.keys() >= {"i2t_r1", "t2i_r1", "i2t_r10", "t2i_r10"}
+        assert encoder["zeroshot"].keys() >= {"tabletop_floor", "tabletop_count"}
+    (claim,) = stored["claims"]
+    assert claim["difference"]["n"] == 20
+    assert claim["verdict"] in ("holds", "not significant", "reversed")
 
 
-def test_report_is_written(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_images_are_counted_from_artifacts(finished: tuple[Path, dict[str, Any]]) -> None:
+    """Real images that choose a step count as well: 8 of 40 for training, 20 of validation."""
+    used = {row["name"]: row for row in finished[1]["rows"]}
+    real = {name: row["real_images"] for name, row in used.items()}
+    assert real == {
+        "generated_raw": 0,
+        "generated_lora_only": 0,
+        "generated_gmail": 40,
+        "generated_gmail_scarce": 8,
+        "real_scarce": 8 + 20,
+        "real": 40 + 20,
+    }
+    assert used["generated_raw"]["generated_images"] == 40 + 20
+    assert used["real"]["generated_images"] == 0
+    assert used["generated_gmail"]["steps"] == 4 + 4
+
+
+def test_report_and_index_are_written(finished: tuple[Path, dict[str, Any]]) -> None:
     work, result = finished
     assert result["report"] == str(work / "report" / "index.html")
     assert "<!doctype html>" in Path(result["report"]).read_text().lower()
+    index = json.loads((work / "index.json").read_text())
+    for steps in index.values():
+        assert all((work / step["folder"] / MANIFEST).exists() for step in steps)
+    before = Path(result["report"]).read_bytes()
+    assert pipeline.report_again(work).read_bytes() == before
 
 
 def test_second_run_does_nothing(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -67,12 +104,92 @@ def test_second_run_does_nothing(finished: tuple[Path, dict[str, Any]]) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
 
 
-def test_other_settings_are_refused(finished: tuple[Path, dict[str, Any]]) -> None:
-    work, _ = finished
-    with pytest.raises(
-        ArtifactError, match=r"recipe\.align\.temperature was 0\.07 and is now 0\.2"
-    ):
-        pipeline.run("smoke", work, ["align.temperature=0.2"])
+def test_a_row_with_another_setting_is_all_that_is_made(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    work = tmp_path / "shared"
+    shutil.copytree(finished[0], work)
+    before = manifests(work)
+    text = recipe_file("smoke").read_text()
+    file = tmp_path / "other.toml"
+    old = 'mark = "ours"\nlearn = "clipcap"\nalign = "gmail"\n\n'
+    assert text.count(old) == 1
+    file.write_text(
+        text.replace(old, old.rstrip() + '\nset = { "align.gmail.temperature" = 0.2 }\n\n')
+    )
+    result = pipeline.run(str(file), work)
+    made = manifests(work) - before
+    counted = {
+        kind: len(made & manifests(work, kind))
+        for kind in ("imports", "generated", "pairs", "encoders", "captioners", "predictions")
+    }
+    assert counted == {
+        "imports": 0,
+        "generated": 0,
+        "pairs": 0,
+        "encoders": 1,
+        "captioners": 1,
+        "predictions": 1,
+    }
+    rows = {row["name"]: row["metrics"] for row in result["rows"]}
+    for row in finished[1]["rows"]:
+        if row["name"] != "generated_gmail":
+            assert rows[row["name"]] == row["metrics"]
+
+
+def test_overwritten_weights_are_never_complete(tmp_path: Path) -> None:
+    model, work = tmp_path / "clip", tmp_path / "work"
+    shutil.copytree(shipped_models() / "clip", model)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f"""
+        [data.train]
+        kind = "tabletop"
+        images = 20
+        [data.validation]
+        kind = "tabletop"
+        images = 10
+        [data.test]
+        kind = "tabletop"
+        images = 10
+        [generator]
+        model = "tabletop"
+        steps = 1
+        [encoder]
+        base = "{model}"
+        [align.ours]
+        batch_size = 8
+        optim = {{ steps = 2 }}
+        [[row]]
+        name = "ours"
+        align = "ours"
+        [evaluate]
+        retrieval = ["test"]
+        """
+    )
+    first = pipeline.run(str(recipe), work)
+    tensors = load_file(model / "model.safetensors")
+    tensors["visual_projection.weight"] = tensors["visual_projection.weight"].flip(0)
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    again = pipeline.run(str(recipe), work)
+    assert len(manifests(work, "encoders")) == 2
+    assert len(manifests(work, "generated")) == 2  # train and validation, made once
+    assert first["encoders"][0]["retrieval"] != again["encoders"][0]["retrieval"]
+
+
+def test_the_control_has_its_own_settings() -> None:
+    """What GMAIL is given does not reach the control, which sees no real image."""
+    plain = read_recipe("demo")
+    said = plain.said | {"align": {n: dict(t) for n, t in plain.said["align"].items()}}
+    said["align"]["gmail"] |= {"select": "margin", "weights": {"distill_generated": 1.0}}
+
+    def control(recipe: Any) -> Aligned:
+        (row,) = pipeline.steps_of(recipe, Path()).rows["generated_lora_only"]
+        (step,) = (step for step in in_order(row.targets) if isinstance(step, Aligned))
+        return step
+
+    assert control(recipe_of(said)) == control(plain)
+    assert not control(plain).uses_real
 
 
 def test_killed_run_ends_with_the_same_result(
@@ -80,39 +197,13 @@ def test_killed_run_ends_with_the_same_result(
 ) -> None:
     """SIGKILL while the alignments are trained, then again later, then to the end."""
     work = tmp_path / "smoke"
-    command = run_smoke(work)
-    for marker in ("seed-0/encoders/generated_gmail/draft.json", "seed-0/captioners/real"):
+    command = smoke(work)
+    for marker in ("encoders/*/draft.json", "captioners/*"):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        while process.poll() is None and not (work / marker).exists():
+        while process.poll() is None and not list(work.glob(marker)):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, errors.decode()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    again = pipeline.run("smoke", work)
-    untimed = {"seconds", "report"}
-    first = {key: value for key, value in finished[1].items() if key not in untimed}
-    assert {key: value for key, value in again.items() if key not in untimed} == first
-
-
-def test_recipes_are_valid() -> None:
-    names = recipe_names()
-    assert {"demo", "smoke", "tabletop-evidence"} <= set(names)
-    for name in names:
-        read_recipe(name)
-
-
-def test_unknown_recipe_names_the_shipped_ones() -> None:
-    with pytest.raises(ConfigError, match="shipped are .*demo"):
-        read_recipe("nothing")
-
-
-def test_unknown_key_names_its_neighbour() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'temperature'"):
-        read_recipe("demo", ["align.temprature=1"])
-
-
-def test_shipped_models_are_small_and_safe() -> None:
-    files = [path for path in shipped_models().rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 25_000_000
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ""}
+    assert untimed(pipeline.run("smoke", work)) == untimed(finished[1])

@@ -1,289 +1,269 @@
 """The whole story: every stage of one recipe, in order, skipping what is complete.
 
-Each line of :func:`run` makes one artifact in the work folder from artifacts above it; nothing is
-handed over in memory. Killed at any point and started again, the run goes on and ends with the
-same result.
+Nothing is handed over in memory: each step of the recipe's graph makes one artifact in the work
+folder from artifacts that are there. Killed at any point and started again, a run goes on and ends
+with the same result; another recipe in the same folder makes only what is new.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gmail_align.artifacts import (
-    MANIFEST,
-    fingerprint,
-    first_difference,
-    load,
-    write_json,
-)
-from gmail_align.errors import ArtifactError
+from gmail_align.artifacts import fingerprint, write_json
+from gmail_align.engine import Engine, Job, run_shards
+from gmail_align.errors import ArtifactError, DataError
+from gmail_align.graph import Graph, RecipeSteps, RowSteps
 from gmail_align.progress import say
-from gmail_align.recipe import Recipe, model_path, read_recipe, shipped_models
-from gmail_align.summary import ALIGNMENTS, CAPTIONERS, RESULT, Data, Row, read_json, summarise
+from gmail_align.recipe import Recipe, read_recipe, recipe_file, recipe_of
+from gmail_align.results import RESULT
+from gmail_align.steps.data import Imported
+from gmail_align.steps.encoders import fetch_model
+from gmail_align.steps.learners import CaptionScores, Predictions
+from gmail_align.summary import read_json, summarise
+from gmail_align.work import Work, in_order, models_of
 
-if TYPE_CHECKING:
-    from gmail_align.captioning.inputs import CaptionedImages
-    from gmail_align.encoders.encoder import GmailEncoder
-    from gmail_align.engine import Engine
-
-RECIPE, REPORT = "recipe.json", "report"
+RECIPE, INDEX, REPORT = "recipe.json", "index.json", "report"
 
 
-def demo(out: Path, *, overrides: list[str] | None = None, seeds: int = 1) -> dict[str, Any]:
+def demo(out: Path, *, overrides: Sequence[str] = (), seeds: int = 1) -> dict[str, Any]:
     """Run the shipped ``demo`` recipe into ``out``; see :func:`run`."""
-    return run("demo", out, [*(overrides or []), *([f"seeds={seeds}"] if seeds != 1 else [])])
+    return run("demo", out, [*overrides, *([f"seeds={seeds}"] if seeds != 1 else [])])
 
 
-def run(recipe_name: str, work: Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """Run a recipe into ``work`` and return its result, with the report's path under ``report``.
+def run(
+    name: str, folder: Path, overrides: Sequence[str] = (), *, engine: str = "local"
+) -> dict[str, Any]:
+    """Run a recipe into a work folder and return its result, with the report's path.
+
+    Args:
+        name: A shipped recipe's name, or a TOML file.
+        folder: Work folder; it may hold what other recipes made.
+        overrides: ``key=value`` changes of the recipe.
+        engine: ``local``, ``ray`` or ``ray://HOST``.
 
     Raises:
-        UserError: a setting, a model or an input cannot be used, or ``work`` is another recipe's.
+        UserError: a setting, a model or an input cannot be used.
     """
-    recipe = read_recipe(recipe_name, overrides)
-    finished = _finished(work, recipe)
+    recipe = read_recipe(name, overrides)
+    home = home_of(name)
+    steps = steps_of(recipe, home)
+    said = {"name": name, "home": str(home), "recipe": recipe.said}
+    finished = _finished(folder, {**said, "steps": [step.key for step in steps.targets]})
     if finished is not None:
-        say(f"{work} is complete: nothing to do")
+        say(f"{folder} is complete: nothing to do")
         return finished
-    data = prepare_data(recipe, work)
-    extract_shared(recipe, data, work)
-    train_rows(recipe, data, work)
-    result = {"recipe": recipe_name, **summarise(recipe, data, work)}
-    write_report_of(recipe, data, work, result)
-    write_json(work / RESULT, result)
-    return {**result, "report": str(work / REPORT / "index.html")}
+    if fetch_inputs(steps):
+        steps = steps_of(recipe, home)  # a model that has come is known by its content
+    work = Work(folder, _engine(recipe, engine))
+    write_json(folder / INDEX, index_of(steps))
+    # 1. Data, leak check, synthesis, pairs, and the features that no training changes.
+    for step in steps.shared:
+        work.get(step)
+    # 2. Alignments, learners and predictions, several rows at a time.
+    train_rows(steps, work)
+    # 3. Scores of all rows on the same images, claims, and the report.
+    for scores in steps.scores:
+        work.get(scores)
+    result = {"recipe": name, **summarise(recipe, steps, work)}
+    page = write_run_report(recipe, steps, work, result)
+    write_json(folder / RESULT, result)
+    write_json(folder / RECIPE, {**said, "steps": [step.key for step in steps.targets]})
+    return {**result, "report": str(page)}
 
 
-def prepare_data(recipe: Recipe, work: Path) -> Data:
-    """Draw the world, import it as COCO is imported, generate images and pair them."""
-    from gmail_align.data.leaks import find_leaks, refuse_leaks
-    from gmail_align.data.pairs import make_pairs
-    from gmail_align.data.subsets import choose_captions, choose_pairs
-    from gmail_align.importing.run import import_data
-    from gmail_align.synthesis.run import synthesize
-    from gmail_align.tabletop.run import make_world
+def index(name: str, overrides: Sequence[str] = ()) -> dict[str, list[dict[str, str]]]:
+    """Say in words what each row of a recipe uses, without making anything."""
+    return index_of(steps_of(read_recipe(name, overrides), home_of(name)))
 
-    sizes, each = recipe.world, recipe.world.captions_per_image
-    counts = {
-        "train": sizes.train_images,
-        "val": sizes.validation_images,
-        "test": sizes.test_images,
+
+def plan(
+    name: str,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    card: str = "h200",
+    share: float | None = None,
+) -> dict[str, Any]:
+    """Say what a recipe will make in a work folder, what is missing to run it, and what it costs.
+
+    Args:
+        name: A shipped recipe's name, or a TOML file.
+        folder: Work folder; it may not exist.
+        overrides: ``key=value`` changes of the recipe.
+        card: A card's name, or its half-precision TFLOP/s.
+        share: Share of the card's limit that is expected; None is what each stage usually reaches.
+
+    Raises:
+        UserError: a setting cannot be used, or the card is not known.
+    """
+    from gmail_align.plan import plan_steps
+
+    steps = steps_of(read_recipe(name, overrides), home_of(name))
+    return {"recipe": name, **plan_steps(steps, Work(folder), card=card, share=share)}
+
+
+def steps_of(recipe: Recipe, home: Path) -> RecipeSteps:
+    """Return every row of every seed, the encoders before alignment, and the scores of all rows.
+
+    Args:
+        recipe: The recipe.
+        home: Folder that its relative paths start from.
+
+    Raises:
+        UserError: an input does not exist, or a setting does not fit what it is used for.
+    """
+    graphs = {row.name: Graph(recipe.for_row(row), home) for row in recipe.row}
+    seeds = range(recipe.seed, recipe.seed + recipe.seeds)
+    rows = {
+        row.name: [graphs[row.name].row_steps(row, seed) for seed in seeds] for row in recipe.row
     }
-    world = make_world(counts, work / "world", workers=os.cpu_count() or 1)
-    generator = str(model_path(recipe.synthesis.model, "diffusion"))
-    synthesis = recipe.synthesis.model_copy(update={"model": generator})
-    real, captions, generated, pairs = {}, {}, {}, {}
-    for split in counts:
-        options = {
-            "annotations": world.path(f"captions_{split}.json"),
-            "images": [world.path("images")],
-            "split": split,
-        }
-        made = import_data("coco", options, work / "real" / split)
-        captions[split], real[split] = made["captions"], made["images"]
-    judged = [real["val"], real["test"]]
-    refuse_leaks(find_leaks(real["train"], judged, hashed=False), real["train"])
-    for split in ("train", "val"):
-        chosen = choose_captions(captions[split], each, work / "chosen" / split, seed=recipe.seed)
-        generated[split] = synthesize(
-            synthesis, chosen, work / "generated" / split, _engine(recipe)
-        )
-        pairs[split] = make_pairs(chosen, real[split], generated[split], work / "pairs" / split)
-    pairs["scarce"] = choose_pairs(
-        pairs["train"], recipe.scarce_share, work / "pairs" / "scarce", seed=recipe.seed
+    plain = [graphs[row.name].plain_encoder(row) for row in recipe.row]
+    checks = [graph.data.leak_check for graph in graphs.values()]
+    return RecipeSteps(
+        rows=rows,
+        frozen=list(
+            {fingerprint([step.key for step in one.results]): one for one in plain}.values()
+        ),
+        checks=[step for step in checks if step is not None],
+        scores=_caption_scores(recipe, rows, graphs),
     )
-    return Data(world, real, captions, generated, pairs)
 
 
-def extract_shared(recipe: Recipe, data: Data, work: Path) -> None:
-    """Extract, once, all features that no training changes, and measure the gap before it."""
-    from gmail_align.encoders.encoder import GmailEncoder
-    from gmail_align.encoders.route import Route
-    from gmail_align.features.run import extract_images, extract_texts
+def _caption_scores(
+    recipe: Recipe, rows: Mapping[str, Sequence[RowSteps]], graphs: Mapping[str, Graph]
+) -> list[CaptionScores]:
+    """Return one step for each set of test images: the scores of all rows that caption it."""
+    groups: dict[str, list[str]] = {}
+    for name, seeds in rows.items():
+        if isinstance(seeds[0].output, Predictions):
+            groups.setdefault(graphs[name].sets["test"].captions.key, []).append(name)
+    scores = []
+    for names in groups.values():
+        runs = tuple(
+            {name: output for name in names if (output := rows[name][number].output)}
+            for number in range(recipe.seeds)
+        )
+        paired = tuple(
+            dict.fromkeys((c.better, c.worse) for c in recipe.claim if c.better in names)
+        )
+        references = graphs[names[0]].sets["test"].captions
+        scores.append(
+            CaptionScores(
+                runs,
+                references,
+                recipe.evaluate.captions,
+                paired,
+                recipe.evaluate.subset,
+                recipe.seed,
+            )
+        )
+    return scores
 
-    clip = GmailEncoder.from_pretrained(model_path(recipe.models.clip, "clip"))
-    folder = work / "features" / "frozen"
-    for split, images in data.real.items():
-        extract_images(images, clip, Route.FROZEN, folder / f"real-{split}")
-    for split, images in data.generated.items():
-        extract_images(images, clip, Route.FROZEN, folder / f"generated-{split}")
-    extract_texts(data.captions["test"], clip, folder / "texts-test", route=Route.FROZEN)
-    _measure_gap(data, work, folder / "generated-val", work / "gap" / "before")
-    _score_encoder(clip, data, folder / "real-test", folder / "texts-test", work / "scores/frozen")
+
+def fetch_inputs(steps: RecipeSteps) -> bool:
+    """Refuse data that do not exist, and fetch models by their hub ids; say whether one came.
+
+    Raises:
+        DataError: a path of the recipe does not exist.
+        ModelError: a model is neither here nor on the hub.
+    """
+    every = in_order(steps.targets)
+    for step in every:
+        if isinstance(step, Imported) and step.source.missing:
+            path = step.source.missing[0]
+            raise DataError(f"the recipe names {path}, which does not exist: correct the path")
+    absent = [model for model in models_of(every) if model.folder is None]
+    for model in absent:
+        fetch_model(model)
+    return bool(absent)
 
 
-def train_rows(recipe: Recipe, data: Data, work: Path) -> None:
-    """Align, train and caption the test images for every row of the result, several at a time."""
-    from gmail_align.engine import Job, run_shards
-
-    rows = [Row(number, name) for number in range(recipe.seeds) for name in CAPTIONERS]
+def train_rows(steps: RecipeSteps, work: Work) -> None:
+    """Make the targets of every row: its alignment, its learner, and what that says of tests."""
+    rows = [row for seed in zip(*steps.rows.values(), strict=True) for row in seed]
     job = Job(
-        partial(train_row, recipe, data, work),
-        done=lambda row: (row.home(work) / "predictions" / row.name / MANIFEST).exists(),
+        partial(train_row, work),
+        done=lambda row: all(work.done(step) for step in row.targets),
         label="rows",
         unit="row",
-        gpu=_gpus() > 0,
+        gpu=work.engine.gpus() > 0,
     )
-    run_shards(rows, job, _engine(recipe))
+    run_shards(rows, job, work.engine)
 
 
-def train_row(
-    recipe: Recipe, data: Data, work: Path, row: Row, advance: Callable[[int], None]
-) -> None:
-    """Make one row's encoder if it has its own, its captioner, and captions of the test images."""
-    from gmail_align.captioning.inputs import CaptionerData
-    from gmail_align.captioning.predict import predict_captions
-    from gmail_align.captioning.training import train_captioner
-
-    home = row.home(work)
-    if row.name in ALIGNMENTS:
-        _align_row(recipe, data, work, row)
-    train, validation = (_captioner_data(data, work, home, row.name, s) for s in ("train", "val"))
-    captioner = train_captioner(
-        recipe.captioner,
-        CaptionerData((train,), validation=validation),
-        model_path(recipe.models.language_model, "gpt2"),
-        home / "captioners" / row.name,
-        seed=recipe.seed + row.number,
-    )
-    real_test = load(work / "features" / "frozen" / "real-test")
-    predict_captions(captioner, real_test, home / "predictions" / row.name)
+def train_row(work: Work, row: RowSteps, advance: Callable[[int], None]) -> None:
+    """Make one row's targets, one after the other."""
+    for step in row.targets:
+        work.get(step)
     advance(1)
 
 
-def _align_row(recipe: Recipe, data: Data, work: Path, row: Row) -> None:
-    """Align with the row's pairs, extract what its captioner reads, and measure what changed."""
-    from gmail_align.alignment.run import Sources, align
-    from gmail_align.encoders.encoder import GmailEncoder
-    from gmail_align.encoders.route import Route
-    from gmail_align.features.run import extract_images, extract_texts
-
-    home, name = row.home(work), row.name
-    pairs = data.pairs["scarce" if name.endswith("scarce") else "train"]
-    align(
-        alignment_of(recipe, name),
-        Sources(pairs, data.real["train"], data.generated["train"]),
-        model_path(recipe.models.clip, "clip"),
-        home / "encoders" / name,
-        seed=recipe.seed + row.number,
-        cache=work / "cache",
-    )
-    encoder = GmailEncoder.from_pretrained(home / "encoders" / name)
-    folder = home / "features" / name
-    for split, images in data.generated.items():
-        extract_images(images, encoder, Route.GENERATED, folder / f"generated-{split}")
-    if name == "generated_gmail":
-        _measure_gap(data, work, folder / "generated-val", home / "gap")
-        extract_images(data.real["test"], encoder, Route.REAL, folder / "real-test")
-        texts = work / "features" / "frozen" / "texts-test"
-        if encoder.adapts_texts:
-            texts = folder / "texts-test"
-            extract_texts(data.captions["test"], encoder, texts, route=Route.REAL)
-        _score_encoder(encoder, data, folder / "real-test", texts, home / "scores")
+def index_of(steps: RecipeSteps) -> dict[str, list[dict[str, str]]]:
+    """Say in words what each row uses, and in which folder of the work folder it lies."""
+    index = {}
+    for name, seeds in steps.rows.items():
+        used = in_order(step for row in seeds for step in row.targets)
+        index[name] = [{"what": s.words, "folder": str(s.place(Path()))} for s in used]
+    return index
 
 
-def _engine(recipe: Recipe) -> Engine:
-    """Work in one process a GPU, or without GPUs in one a core, at most eight."""
-    from gmail_align.engine import Engine
-
-    return Engine(workers=recipe.workers or _gpus() or min(os.cpu_count() or 1, 8))
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def alignment_of(recipe: Recipe, name: str) -> Any:
-    """Return a captioner's alignment settings: the recipe's own, or the control's weights."""
-    if name != "generated_lora_only":
-        return recipe.align
-    weights = recipe.align.weights.model_copy(
-        update={"align": 0.0, "text_real": 0.0, "distill_real": 0.0, "text_generated": 1.0}
-    )
-    return recipe.align.model_copy(update={"weights": weights})
-
-
-def _captioner_data(data: Data, work: Path, home: Path, name: str, split: str) -> CaptionedImages:
-    """Return the features and the captions that a captioner is trained on."""
-    from gmail_align.captioning.inputs import CaptionedImages
-
-    pairs = data.pairs["scarce" if name == "real_scarce" and split == "train" else split]
-    if name.startswith("real"):
-        return CaptionedImages(load(work / "features" / "frozen" / f"real-{split}"), pairs)
-    folder = work / "features" / "frozen" / f"generated-{split}"
-    if name in ALIGNMENTS:
-        folder = home / "features" / name / f"generated-{split}"
-    return CaptionedImages(load(folder), pairs)
-
-
-def _measure_gap(data: Data, work: Path, generated: Path, out: Path) -> None:
-    """Measure the gap on pairs that no training saw."""
-    from gmail_align.data.pairs import read_pairs
-    from gmail_align.gap.run import measure_gap
-
-    rows = [(row.real_image_id, row.generated_image_id) for row in read_pairs(data.pairs["val"])]
-    measure_gap(load(work / "features" / "frozen" / "real-val"), load(generated), rows, out)
-
-
-def _score_encoder(encoder: GmailEncoder, data: Data, images: Path, texts: Path, out: Path) -> None:
-    """Score retrieval and zero-shot classification of real test images by one route."""
-    from gmail_align.data.labels import Labels
-    from gmail_align.evaluation.retrieval import evaluate_retrieval
-    from gmail_align.evaluation.zeroshot import ClassFeatures, evaluate_zeroshot
-    from gmail_align.tabletop.classes import class_sets
-    from gmail_align.tabletop.run import class_features, read_scenes, zero_shot_labels
-
-    protocol = "tabletop_test_retrieval"
-    evaluate_retrieval(images, texts, data.captions["test"], out / "retrieval", protocol=protocol)
-    scenes = read_scenes(data.world, "test")
-    for name, classes in class_sets().items():
-        found = zero_shot_labels(scenes, name)
-        if found:
-            labels = Labels({image: classes[number] for image, number in found.items()})
-            prompts = ClassFeatures(classes, class_features(encoder, name))
-            protocol = f"tabletop_{name}"
-            evaluate_zeroshot(images, labels, prompts, out / name, protocol=protocol)
-
-
-def write_report_of(recipe: Recipe, data: Data, work: Path, result: Mapping[str, Any]) -> None:
-    """Gather figures and write the page."""
-    from gmail_align.report.gather import gather_report
+def write_run_report(
+    recipe: Recipe,
+    steps: RecipeSteps,
+    work: Work,
+    result: Mapping[str, Any],
+    out: Path | None = None,
+) -> Path:
+    """Gather tables, figures and samples, and write the page."""
     from gmail_align.report.page import write_report
+    from gmail_align.run_report import gather_report
 
-    command = f"gmail-align run {result['recipe']} --work {work.name}"
-    write_report(gather_report(recipe.title, command, work, result), work / REPORT)
+    command = f"gmail-align run {result['recipe']} --work {work.folder.name}"
+    data = gather_report(recipe.title, command, steps, work, result)
+    return write_report(data, out or work.folder / REPORT)
 
 
-def _finished(work: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """Return the result if this very recipe is complete in ``work``; refuse another's folder."""
-    said = recipe.model_dump(mode="json", exclude={"workers"})
-    identity = {"recipe": said, "weights": _weights_fingerprint()}
-    path = work / RECIPE
-    if path.exists():
-        difference = first_difference(read_json(path), identity)
-        if difference:
-            raise ArtifactError(
-                f"{work} belongs to another run: {difference}; choose another --out"
-            )
-        report = work / REPORT / "index.html"
-        if (work / RESULT).exists() and report.exists():
-            return {**read_json(work / RESULT), "report": str(report)}
-        return None
-    if work.exists() and any(work.iterdir()):
+def report_again(folder: Path, out: Path | None = None) -> Path:
+    """Write the report of the run that a work folder holds, from its artifacts.
+
+    Raises:
+        ArtifactError: the folder does not hold a finished run.
+    """
+    try:
+        before, result = (read_json(folder / name) for name in (RECIPE, RESULT))
+        recipe, home = recipe_of(before["recipe"]), Path(before["home"])
+    except FileNotFoundError as error:
         raise ArtifactError(
-            f"{work} is not empty and holds no run of a recipe: choose another --out"
-        )
-    write_json(path, identity)
-    return None
+            f"{folder} does not hold a finished run: make one with gmail-align run or demo"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"the run in {folder} is damaged ({error}): run it again") from error
+    return write_run_report(recipe, steps_of(recipe, home), Work(folder), result, out)
 
 
-def _weights_fingerprint() -> str:
-    """Tell the shipped models apart from those of another version, by name and size."""
-    files = sorted(path for path in shipped_models().rglob("*") if path.is_file())
-    return fingerprint([[str(p.relative_to(shipped_models())), p.stat().st_size] for p in files])
+def home_of(name: str) -> Path:
+    """Return the folder that relative paths of a recipe start from."""
+    return recipe_file(name).resolve().parent if name.endswith(".toml") else Path.cwd()
+
+
+def _engine(recipe: Recipe, place: str) -> Engine:
+    """Work in one process a GPU, or without GPUs in one a core, at most eight."""
+    local = Engine(place, recipe.workers)
+    if recipe.workers is not None or local.on_ray:
+        return local
+    return Engine(place, local.gpus() or min(os.cpu_count() or 1, 8))
+
+
+def _finished(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the result if this very recipe is complete in the folder."""
+    page = folder / REPORT / "index.html"
+    try:
+        same = read_json(folder / RECIPE) == identity
+        result = read_json(folder / RESULT) if same and page.exists() else None
+    except (OSError, ValueError):
+        return None
+    return None if result is None else {**result, "report": str(page)}

@@ -1,76 +1,181 @@
-"""What a recipe says: the data, the models and the settings of every stage of one run."""
+"""The recipe language: one TOML file that says what data, models, rows and claims a run has.
+
+A recipe names its parts (data sets, generators, encoders, alignments, learners), and each row
+combines them. No name of a row, an alignment or a learner has a meaning here.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from gmail_align.alignment.config import AlignConfig
-from gmail_align.captioning.clipcap.config import ClipCapConfig
 from gmail_align.config import Config, apply_overrides, build, load_toml
 from gmail_align.errors import ConfigError
-from gmail_align.synthesis.config import SynthesisConfig
-
-SHIPPED = "tabletop"
-"""Stands in a recipe for the models that the package brings."""
-
-
-class WorldConfig(Config):
-    """How much of the tabletop world is drawn."""
-
-    train_images: int = Field(1000, ge=20)
-    """Real images, each with five captions, that training may use."""
-    validation_images: int = Field(200, ge=10)
-    """Real images that choose steps of captioners and measure the gap."""
-    test_images: int = Field(400, ge=10)
-    """Real images that captioners and encoders are judged on."""
-    captions_per_image: int = Field(1, ge=1, le=5)
-    """Captions of each image that an image is generated from."""
-
-
-class ModelsConfig(Config):
-    """The models a run starts from: folders, or ``tabletop`` for the shipped ones."""
-
-    clip: str = SHIPPED
-    """A Hugging Face ``CLIPModel`` folder or hub id; ``tabletop/siglip`` and ``tabletop/long_clip``
-    are the shipped siblings."""
-    language_model: str = SHIPPED
-    """Folder of a causal language model with its tokenizer."""
+from gmail_align.recipe_tables import (
+    SHIPPED,
+    Alignment,
+    Claim,
+    Encoder,
+    Evaluate,
+    Generator,
+    Learner,
+    Row,
+    Source,
+    Subset,
+    Table,
+    nearest,
+)
 
 
 class Recipe(Config):
-    """One run of the whole pipeline."""
+    """One run of the whole method."""
 
-    kind: Literal["tabletop"] = "tabletop"
-    """Where images and captions come from."""
-    title: str = "GMAIL on the tabletop world"
-    """Heading of the report."""
+    title: str = "GMAIL"
     seed: int = 0
-    """Seed of the world's subsets and of the first run."""
+    """Seed of every choice of data, and of the first training."""
     seeds: int = Field(1, ge=1)
-    """How many times alignments and captioners are trained, each with a seed of its own."""
+    """How often everything that is trained is trained, each time with a seed of its own."""
     workers: int | None = Field(None, ge=1)
-    """Captioners trained at a time; by default one a GPU, or one a processor core up to eight."""
-    scarce_share: float = Field(0.2, gt=0, lt=1)
-    """Share of the real images that the scarce regime may use."""
-    world: WorldConfig = WorldConfig()
-    """Size of the world."""
-    models: ModelsConfig = ModelsConfig()
-    """Models that the run starts from."""
-    synthesis: SynthesisConfig = SynthesisConfig(model=SHIPPED)
-    """The generator and its settings."""
-    align: AlignConfig = AlignConfig()
-    """The alignment; the control and the scarce run differ from it in weights and data alone."""
-    captioner: ClipCapConfig = ClipCapConfig()
-    """The captioner, the same for every row."""
+    """Rows trained at a time; by default one a GPU, or one a processor core up to eight."""
+    data: dict[str, Source]
+    subsets: dict[str, Subset] = Field(default_factory=dict)
+    generator: dict[str, Generator] = Field(default_factory=dict)
+    encoder: dict[str, Encoder] = Field(default_factory=dict)
+    align: dict[str, Alignment] = Field(default_factory=dict)
+    learn: dict[str, Learner] = Field(default_factory=dict)
+    row: tuple[Row, ...]
+    evaluate: Evaluate = Evaluate()
+    claim: tuple[Claim, ...] = ()
+    _said: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The tables that the recipe was read from."""
+        return self._said
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _sources(cls, value: Any) -> Any:
+        tables = _tables("data", value)
+        tables.setdefault("validation", {"share": 0.1})
+        tables.setdefault("test", {"share": 0.1})
+        return {name: Source.parse(f"data.{name}", table) for name, table in tables.items()}
+
+    @field_validator("generator", mode="before")
+    @classmethod
+    def _generators(cls, value: Any) -> Any:
+        several = _one_or_several("generator", value) if value else {}
+        return {name: Generator.parse(place, table) for name, (place, table) in several.items()}
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _encoders(cls, value: Any) -> Any:
+        several = _one_or_several("encoder", value)
+        return {name: build(Encoder, table, place) for name, (place, table) in several.items()}
+
+    @field_validator("align", mode="before")
+    @classmethod
+    def _alignments(cls, value: Any) -> Any:
+        return {n: Alignment.parse(f"align.{n}", t) for n, t in _tables("align", value).items()}
+
+    @field_validator("learn", mode="before")
+    @classmethod
+    def _learners(cls, value: Any) -> Any:
+        tables = {"none": {"kind": "none"}, **_tables("learn", value)}
+        return {name: Learner.parse(f"learn.{name}", table) for name, table in tables.items()}
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        if "train" not in self.data:
+            raise ValueError("data.train is missing: say where images and captions come from")
+        _refuse_twins("row", [row.name for row in self.row])
+        _refuse_twins("claim", [claim.name for claim in self.claim])
+        if not self.row:
+            raise ValueError("there is no [[row]]: add at least one")
+        for row in self.row:
+            self._check_row(row)
+        names = [row.name for row in self.row]
+        for claim in self.claim:
+            for side in (claim.better, claim.worse):
+                _require_name(f"claim {claim.name!r}", "row", side, names)
+        return self
+
+    def _check_row(self, row: Row) -> None:
+        place = f"row {row.name!r}"
+        _require_name(place, "learner", row.learn, self.learn)
+        _require_name(place, "encoder", row.encoder, self.encoder)
+        if row.align is not None:
+            _require_name(place, "alignment", row.align, self.align)
+        if row.pairs is not None:
+            _require_name(place, "subset", row.pairs, self.subsets)
+        if row.images != "real" or row.align is not None:
+            _require_name(place, "generator", row.generator, self.generator)
+        if row.reads == "real" and row.align is None:
+            raise ValueError(f'{place} has reads = "real" and no alignment: add align')
+        if row.pairs is not None and row.images == "generated" and row.align is None:
+            raise ValueError(f"{place} sees no real image: leave out pairs = {row.pairs!r}")
+
+    def for_row(self, row: Row) -> Recipe:
+        """Return the recipe as this row sees it, with the row's own values of keys.
+
+        Raises:
+            ConfigError: one of them does not fit.
+        """
+        if not row.set:
+            return self
+        data = copy.deepcopy(self.said)
+        for dotted, value in row.set.items():
+            table = data
+            *keys, last = dotted.split(".")
+            for key in keys:
+                table = table.setdefault(key, {})
+                if not isinstance(table, dict):
+                    raise ConfigError(f"row {row.name!r}: set goes through {key!r}, a single value")
+            table[last] = value
+        return build(Recipe, data, f"row {row.name!r}")
 
 
-def shipped_models() -> Path:
-    """Return the folder of the shipped models."""
-    return Path(str(resources.files("gmail_align.tabletop"))) / "weights"
+def read_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a shipped recipe by name, or a recipe file by path, with ``--set`` overrides on top.
+
+    Raises:
+        ConfigError: there is no such recipe, or a key or value is wrong.
+    """
+    try:
+        return recipe_of(apply_overrides(load_toml(recipe_file(name)), overrides))
+    except ConfigError as error:
+        raise ConfigError(f"recipe {name}: {str(error).removeprefix(': ')}") from error
+
+
+def recipe_of(said: Table) -> Recipe:
+    """Return the recipe that the tables of a file say.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+    """
+    recipe = build(Recipe, said, "")
+    recipe.said.update(said)
+    _refuse_unlike_claims(recipe)
+    return recipe
+
+
+def recipe_file(name: str) -> Path:
+    """Return the file of a recipe: a path that ends in ``.toml``, or a shipped recipe's name.
+
+    Raises:
+        ConfigError: no shipped recipe has this name.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    path = Path(str(resources.files("gmail_align.recipes"))) / f"{name}.toml"
+    if not path.exists():
+        raise ConfigError(f"there is no recipe {name!r}; {nearest(name, recipe_names())}")
+    return path
 
 
 def recipe_names() -> list[str]:
@@ -81,22 +186,9 @@ def recipe_names() -> list[str]:
     )
 
 
-def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
-    """Read a shipped recipe by name, or a recipe file by path, with ``--set`` overrides on top.
-
-    Raises:
-        ConfigError: there is no such recipe, or a key or value is wrong.
-    """
-    path = Path(name)
-    if not name.endswith(".toml"):
-        path = Path(str(resources.files("gmail_align.recipes"))) / f"{name}.toml"
-        if not path.exists():
-            known = ", ".join(recipe_names())
-            raise ConfigError(
-                f"there is no recipe {name!r}; shipped are {known}, or give a .toml file"
-            )
-    data: dict[str, Any] = apply_overrides(load_toml(path), overrides or [])
-    return build(Recipe, data, f"recipe {name}")
+def shipped_models() -> Path:
+    """Return the folder of the shipped models."""
+    return Path(str(resources.files("gmail_align.tabletop"))) / "weights"
 
 
 def model_path(value: str, part: str) -> Path:
@@ -104,3 +196,52 @@ def model_path(value: str, part: str) -> Path:
     name, slash, other = value.partition("/")
     shipped = shipped_models() / (other if slash else part)
     return shipped if name == SHIPPED and shipped.is_dir() else Path(value)
+
+
+def _tables(place: str, value: Any) -> dict[str, Table]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{place} must hold tables, such as [{place}.NAME]")
+    for name, table in value.items():
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"unknown key '{place}.{name}': {place} holds tables [{place}.NAME]")
+    return dict(value)
+
+
+def _one_or_several(place: str, value: Any) -> dict[str, tuple[str, Table]]:
+    """Return name -> (place, table): keys of the table itself make the one named ``default``."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{place} must be a table")
+    own = {key: one for key, one in value.items() if not isinstance(one, Mapping)}
+    several = {key: one for key, one in value.items() if isinstance(one, Mapping)}
+    named = {name: (f"{place}.{name}", table) for name, table in several.items()}
+    return {"default": (place, own), **named} if own or not several else named
+
+
+def _refuse_twins(what: str, names: list[str]) -> None:
+    twins = [name for name in names if names.count(name) > 1]
+    if twins:
+        raise ValueError(f"two {what}s have the name {twins[0]!r}: rename one")
+
+
+def _require_name(place: str, what: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{place} names the {what} {name!r}; {nearest(name, known)}")
+
+
+def _refuse_unlike_claims(recipe: Recipe) -> None:
+    """Refuse a claim over rows that are not judged on the same test images."""
+    rows = {row.name: row for row in recipe.row}
+    for claim in recipe.claim:
+        sides = [recipe.for_row(rows[name]) for name in (claim.better, claim.worse)]
+        if _test_set(sides[0]) != _test_set(sides[1]):
+            raise ConfigError(
+                f"claim {claim.name!r} compares {claim.better!r} and {claim.worse!r}, which do not "
+                "share their test images: give both rows the same data.test"
+            )
+    for row in recipe.row:
+        recipe.for_row(row)
+
+
+def _test_set(recipe: Recipe) -> Any:
+    test = recipe.data["test"]
+    return (test, recipe.data["train"], recipe.seed) if test.share is not None else test

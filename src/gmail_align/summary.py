@@ -1,166 +1,226 @@
-"""What one run of a recipe makes and says: its rows, the data they share, and its result."""
+"""The result of a run: every number of its rows, encoders and claims, read from artifacts."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from gmail_align.artifacts import Artifact, load
+from gmail_align.artifacts import read_jsonl
+from gmail_align.graph import JudgedEncoder, RecipeSteps, RowSteps
 from gmail_align.recipe import Recipe
+from gmail_align.recipe_tables import Claim
+from gmail_align.results import estimate_table, read_result
+from gmail_align.steps.data import Pairs
+from gmail_align.steps.encoders import Aligned
+from gmail_align.steps.learners import Probe, TrainedCaptioner
+from gmail_align.work import Step, Work, in_order
 
-RESULT = "result.json"
-
-ALIGNMENTS = ("generated_lora_only", "generated_gmail", "generated_gmail_scarce")
-"""Captioners whose generated images go through an aligned (the control: adapted) encoder."""
-CAPTIONERS = ("generated_raw", *ALIGNMENTS, "real_scarce", "real")
-COMPARISONS = {
-    "gmail_minus_raw": ("generated_gmail", "generated_raw"),
-    "gmail_minus_lora_only": ("generated_gmail", "generated_lora_only"),
-    "gmail_scarce_minus_raw": ("generated_gmail_scarce", "generated_raw"),
-    "gmail_scarce_minus_real_scarce": ("generated_gmail_scarce", "real_scarce"),
-    "real_minus_gmail": ("real", "generated_gmail"),
-}
-ONE_SEED = (
+ONE_SEED: Final = (
     "Everything was trained with one seed, so the intervals cover the choice of test images and "
-    "not the luck of training: captioners that differ in their seed alone can differ by more."
+    "not the luck of training: rows that differ in their seed alone can differ by more."
 )
-MEAN_OF_SEEDS = (
-    "Captioners: means over seeds, with intervals over images and seeds together. Gap, retrieval "
-    "and zero-shot of aligned encoders: means over seeds, with the average of the seeds' intervals "
+MEAN_OF_SEEDS: Final = (
+    "Rows: means over seeds, with intervals over images and seeds together. Gap, retrieval and "
+    "zero-shot of aligned encoders: means over seeds, with the average of the seeds' intervals "
     "over images."
 )
 
 
-@dataclass(frozen=True)
-class Data:
-    """The artifacts that every seed shares."""
-
-    world: Artifact
-    real: Mapping[str, Artifact]
-    """Split -> real images."""
-    captions: Mapping[str, Artifact]
-    """Split -> every caption."""
-    generated: Mapping[str, Artifact]
-    """Split (train, val) -> images generated from chosen captions."""
-    pairs: Mapping[str, Artifact]
-    """``train``, ``scarce`` (a share of train) and ``val``."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One captioner of one seed."""
-
-    number: int
-    """Which of the seeds, from 0."""
-    name: str
-    """One of :data:`CAPTIONERS`."""
-
-    def home(self, work: Path) -> Path:
-        """Return the folder of all that was trained with this seed."""
-        return work / f"seed-{self.number}"
-
-
-def summarise(recipe: Recipe, data: Data, work: Path) -> dict[str, Any]:
-    """Score all captioners side by side and gather every number into one result."""
-    from gmail_align.evaluation.captions import CaptionOptions, evaluate_seeds
-
-    homes = [work / f"seed-{number}" for number in range(recipe.seeds)]
-    runs = [{name: load(home / "predictions" / name) for name in CAPTIONERS} for home in homes]
-    scored = evaluate_seeds(
-        runs,
-        data.captions["test"],
-        work / "scores" / "captions",
-        CaptionOptions("tabletop_test_captions", seed=recipe.seed),
-        paired=list(COMPARISONS.values()),
-    )
-    scores = scored.details
-    used = {name: int(data.pairs[name].counts["real_images"]) for name in ("train", "scarce")}
+def summarise(recipe: Recipe, steps: RecipeSteps, work: Work) -> dict[str, Any]:
+    """Gather every number of a run into one result."""
+    results = [read_result(work.path(step)) for step in steps.scores]
+    bodies = [result.details for result in results]
+    rows = [_row(seeds, bodies, work) for seeds in steps.rows.values()]
+    unavailable: dict[str, str] = {}
+    for result in results:
+        unavailable |= result.unavailable
     return {
-        "protocol": scored.protocol,
+        "title": recipe.title,
+        "protocol": recipe.evaluate.captions,
         "seed": recipe.seed,
         "seeds": recipe.seeds,
-        "captioning": scores["systems"],
-        "paired": {name: scores["paired"][f"{a} - {b}"] for name, (a, b) in COMPARISONS.items()},
-        "per_seed": scores["per_seed"],
-        "gap": {
-            "before": _metrics(work / "gap" / "before"),
-            "after": _mean([_metrics(home / "gap") for home in homes]),
-        },
-        **_encoder_scores(
-            {"frozen": [work / "scores" / "frozen"], "deployed": [h / "scores" for h in homes]}
-        ),
-        "alignment": {name: _alignment(homes, name) for name in ALIGNMENTS},
-        "real_images": {
-            "generated_raw": 0,
-            "generated_lora_only": 0,
-            "generated_gmail": used["train"],
-            "generated_gmail_scarce": used["scarce"],
-            "real_scarce": used["scarce"],
-            "real": used["train"],
-        },
-        "counts": {
-            "test_images": scored.n["images"],
-            "captions": int(data.pairs["train"].counts["pairs"]),
-            "generated_images": int(data.generated["train"].counts["images"]),
-            "real_images": used["train"],
-        },
-        "unavailable": scored.unavailable,
+        "rows": rows,
+        "claims": [_claim(claim, bodies) for claim in recipe.claim],
+        "encoders": _encoders(steps, work),
+        "counts": _counts(steps, work),
+        "unavailable": unavailable,
         "limits": [ONE_SEED if recipe.seeds == 1 else MEAN_OF_SEEDS],
-        "seconds": _seconds(work),
+        "seconds": _seconds(steps, work),
     }
 
 
-def _encoder_scores(folders: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
-    """Collect retrieval and zero-shot results of each route, averaged over its folders."""
-    retrieval, zero_shot = {}, {}
-    for route, homes in folders.items():
-        names = sorted(path.parent.name for path in homes[0].glob(f"*/{RESULT}"))
-        metrics = {name: _mean([_metrics(home / name) for home in homes]) for name in names}
-        retrieval[route] = metrics.pop("retrieval")
-        zero_shot[route] = {
-            name: metrics[name]["accuracy"] for name in sorted(metrics) if name != "captions"
-        }
-    return {"retrieval": retrieval, "zeroshot": zero_shot}
+def _row(
+    seeds: Sequence[RowSteps], bodies: Sequence[Mapping[str, Any]], work: Work
+) -> dict[str, Any]:
+    """Say what a row is, what it used, and how it scored."""
+    row = seeds[0].row
+    scored = next((body for body in bodies if row.name in body["systems"]), None)
+    used = [_used(one, work) for one in seeds]
+    return {
+        "name": row.name,
+        "label": row.title,
+        "detail": row.detail,
+        "mark": row.mark,
+        "learn": row.learn,
+        "images": row.images,
+        "align": row.align,
+        "pairs": row.pairs,
+        "real_images": used[0]["real_images"],
+        "generated_images": used[0]["generated_images"],
+        "steps": used[0]["steps"],
+        "seconds": round(sum(one["seconds"] for one in used) / len(used), 1),
+        **_scores(seeds, scored, work),
+    }
 
 
-def _metrics(folder: Path) -> dict[str, Any]:
+def _scores(
+    seeds: Sequence[RowSteps], scored: Mapping[str, Any] | None, work: Work
+) -> dict[str, Any]:
+    """Return a row's metrics: means over seeds, and each seed's values."""
+    name = seeds[0].row.name
+    if scored is not None:
+        return {"metrics": scored["systems"][name], "per_seed": scored["per_seed"][name]}
+    runs = [metrics_of(work.path(row.output)) for row in seeds if row.output is not None]
+    per_seed = {metric: [run[metric]["value"] for run in runs] for metric in (runs or [{}])[0]}
+    return {"metrics": mean_of(runs) if runs else {}, "per_seed": per_seed}
+
+
+def _used(row: RowSteps, work: Work) -> dict[str, Any]:
+    """Count the images that a row's training looked at, its steps and its seconds."""
+    trained = [step for step in in_order(row.targets) if step.trains]
+    seen = [one for step in trained for one in images_seen(step)]
+    return {
+        "real_images": len(_ids(seen, "real", work)),
+        "generated_images": len(_ids(seen, "generated", work)),
+        "steps": sum(steps_run(work.path(step)) for step in trained),
+        "seconds": sum(work.get(step).manifest["seconds"] for step in trained),
+    }
+
+
+def images_seen(step: Step) -> list[tuple[str, Step]]:
+    """Return (side, pairs) of the images that training looked at, or that chose the step kept."""
+    if isinstance(step, Aligned):
+        real = [("real", step.pairs)] if step.uses_real else []
+        return [("generated", step.pairs), *real]
+    if isinstance(step, TrainedCaptioner):
+        return [(seen.side, seen.pairs) for seen in (*step.images, step.validation)]
+    if isinstance(step, Probe):
+        return [(step.train.side, step.train.pairs)]
+    return []
+
+
+def _ids(seen: Sequence[tuple[str, Step]], side: str, work: Work) -> set[str]:
+    from gmail_align.data.pairs import iter_pairs
+
+    pairs = {step.key: step for which, step in seen if which == side}
+    return {
+        getattr(row, f"{side}_image_id")
+        for step in pairs.values()
+        for row in iter_pairs(work.get(step))
+    }
+
+
+def steps_run(folder: Path) -> int:
+    """Return the last step that a training logged; 0 where it has no steps."""
+    path = folder / "events.jsonl"
+    rows = read_jsonl(path) if path.exists() else []
+    return max((int(row["step"]) for row in rows if row["event"] == "loss"), default=0)
+
+
+def _claim(claim: Claim, bodies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a claim with its paired difference and its verdict."""
+    name = f"{claim.better} - {claim.worse}"
+    differences: Mapping[str, Any] = next(
+        (body["paired"][name] for body in bodies if name in body["paired"]), {}
+    )
+    difference = differences.get(claim.metric)
+    return {
+        **claim.model_dump(),
+        "verdict": verdict_of(difference),
+        "difference": difference,
+        "metrics": differences,
+    }
+
+
+def verdict_of(difference: Mapping[str, Any] | None) -> str:
+    """Return ``holds``, ``not significant`` or ``reversed``; ``not tested`` without a number."""
+    if difference is None or difference["low"] is None or difference["high"] is None:
+        return "not tested"
+    if difference["low"] > 0:
+        return "holds"
+    return "reversed" if difference["high"] < 0 else "not significant"
+
+
+def _encoders(steps: RecipeSteps, work: Work) -> list[dict[str, Any]]:
+    """Return what each encoder is judged by: those before alignment, then each aligned one."""
+    groups: dict[str, list[JudgedEncoder]] = {}
+    for one in steps.frozen:
+        groups[f"frozen {len(groups)}"] = [one]
+    for seeds in steps.rows.values():
+        judged = [row.judged for row in seeds if row.judged is not None]
+        if judged and judged[0].results:
+            groups.setdefault(judged[0].results[0].key, judged)
+    return [_encoder(seeds, work) for seeds in groups.values()]
+
+
+def _encoder(seeds: Sequence[JudgedEncoder], work: Work) -> dict[str, Any]:
+    """Average an encoder's numbers over seeds."""
+    first = seeds[0]
+
+    def mean(step_of: Any) -> Any:
+        return mean_of([metrics_of(work.path(step_of(one))) for one in seeds])
+
+    retrieval = {name: mean(lambda one, name=name: one.retrieval[name]) for name in first.retrieval}
+    zeroshot = {name: mean(lambda one, name=name: one.zeroshot[name]) for name in first.zeroshot}
+    encoders = [work.get(one.encoder) for one in seeds if isinstance(one.encoder, Step)]
+    notes = [encoder.manifest["notes"] for encoder in encoders]
+    trained = {
+        "applied": [note["applied"] for note in notes],
+        "best_steps": [note["best_step"] for note in notes],
+        "steps": steps_run(encoders[0].folder) if encoders else 0,
+    }
+    return {
+        "name": first.name,
+        "gap": {} if first.gap is None else mean(lambda one: one.gap),
+        "retrieval": retrieval,
+        "zeroshot": {name: metrics["accuracy"] for name, metrics in zeroshot.items()},
+        **(trained if notes else {}),
+    }
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
     """Return the estimates of a result that was kept, by metric."""
-    from gmail_align.results import estimate_table, read_result
-
     return estimate_table(read_result(folder).metrics)
 
 
-def _mean(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Average estimates over seeds, their bounds too; what is no number comes from the first."""
-    return {name: _mean_of([run[name] for run in runs]) for name in runs[0]}
-
-
-def _mean_of(values: Sequence[Any]) -> Any:
+def mean_of(values: Sequence[Any]) -> Any:
+    """Average numbers over seeds, in mappings too; what is no float comes from the first."""
     first = values[0]
     if isinstance(first, Mapping):
-        return {key: _mean_of([value[key] for value in values]) for key in first}
+        return {key: mean_of([value[key] for value in values]) for key in first}
     return sum(values) / len(values) if isinstance(first, float) else first
 
 
-def _alignment(homes: Sequence[Path], name: str) -> dict[str, Any]:
-    """Say which step the guard kept: the first seed's, and every seed's."""
-    notes = [load(home / "encoders" / name).manifest["notes"] for home in homes]
-    return {
-        "best_step": notes[0]["best_step"],
-        "applied": notes[0]["applied"],
-        "best_steps": [note["best_step"] for note in notes],
-    }
+def _counts(steps: RecipeSteps, work: Work) -> dict[str, int]:
+    """Count what the run is made of: pairs of training, and test images."""
+    every = in_order(steps.targets)
+    test = [read_result(work.path(step)).n["images"] for step in steps.scores]
+    pairs = [work.get(step).counts for step in every if isinstance(step, Pairs)]
+    most: Mapping[str, int] = max(pairs, key=lambda one: one["pairs"], default={})
+    names = ("pairs", "real_images")
+    counts = {name: int(most[name]) for name in names if name in most}
+    return {**counts, **({"test_images": test[0]} if test else {})}
 
 
-def _seconds(work: Path) -> dict[str, float]:
-    """Add up the wall time of every stage by the kind of what it made."""
+def _seconds(steps: RecipeSteps, work: Work) -> dict[str, float]:
+    """Add up the wall time of every step by the kind of what it made."""
     total: dict[str, float] = {}
-    for path in sorted(work.rglob("manifest.json")):
-        manifest = read_json(path)
-        total[manifest["kind"]] = total.get(manifest["kind"], 0.0) + manifest["seconds"]
+    for step in in_order(steps.targets):
+        manifest = work.get(step).manifest
+        kind = manifest["kind"]
+        total[kind] = total.get(kind, 0.0) + manifest["seconds"]
     return {kind: round(seconds, 1) for kind, seconds in total.items()}
 
 

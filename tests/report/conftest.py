@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from gmail_align.report.data import Curve, PairFigure, ReportData, Sample, StageSummary
-from gmail_align.report.names import CAPTIONERS
 from gmail_align.report.page import write_report
 
 EVIL = '<script>alert("x")</script> & =HYPERLINK("http://x") | $\\alpha$ _a_'
@@ -27,51 +26,70 @@ def est(value: float, half: float = 0.02, n: int = 40) -> dict[str, float]:
     return {"value": value, "low": value - half, "high": value + half, "n": n}
 
 
-def captioning() -> dict[str, Any]:
-    names = [item.key for item in CAPTIONERS]
-    return {
-        name: {
-            "CIDEr": est(0.6 + 0.05 * at),
-            "BLEU4": est(0.2),
-            "METEOR": est(0.25),
-            "ROUGE_L": est(0.5),
+NAMES = ("raw", "control", "gmail", "gmail_scarce", "real_scarce", "real")
+MARKS = {"gmail": "ours", "gmail_scarce": "ours", "real": "bound"}
+
+
+def rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "label": f"Row {name}",
+            "detail": f"what {name} stands for",
+            "mark": MARKS.get(name, ""),
+            "real_images": 10 * at,
+            "generated_images": 200,
+            "metrics": {
+                "CIDEr": est(0.6 + 0.05 * at),
+                "BLEU4": est(0.2),
+                "METEOR": est(0.25),
+                "ROUGE_L": est(0.5),
+            },
         }
-        for at, name in enumerate(names)
+        for at, name in enumerate(NAMES)
+    ]
+
+
+def claim(better: str, worse: str, difference: Any, verdict: str) -> dict[str, Any]:
+    metrics = {} if difference is None else {"CIDEr": difference}
+    return {
+        "name": f"{better} beats {worse}",
+        "better": better,
+        "worse": worse,
+        "metric": "CIDEr",
+        "verdict": verdict,
+        "metrics": metrics,
     }
 
 
 def full_result() -> dict[str, Any]:
     measures = ("paired_cosine", "unpaired_cosine", "margin", "gen_to_real_r1", "probe_auc")
     recalls = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+    judged: dict[str, Any] = {
+        "retrieval": {"some_5k": {recall: est(0.3) for recall in recalls}},
+        "zeroshot": {"colour": est(0.8)},
+    }
+    before = {"name": "frozen", "gap": {name: est(0.5) for name in measures}}
+    after = {
+        "name": "gmail",
+        "gap": {name: est(0.6) for name in measures} | {"unpaired_cosine": est(0.52)},
+        "steps": 30,
+        "best_steps": [20],
+        "applied": [True],
+    }
+    refused = {"name": "control", "gap": {}, "steps": 900, "best_steps": [0], "applied": [False]}
     return {
-        "captioning": captioning(),
-        "paired": {
-            "gmail_minus_raw": {"CIDEr": est(0.062)},
-            "gmail_minus_lora_only": {"CIDEr": est(0.01)},
-            "gmail_scarce_minus_real_scarce": {"CIDEr": est(-0.05)},
-        },
-        "gap": {
-            "before": {name: est(0.5) for name in measures},
-            "after": {name: est(0.6) for name in measures} | {"unpaired_cosine": est(0.52)},
-        },
-        "retrieval": {route: {r: est(0.3) for r in recalls} for route in ("frozen", "deployed")},
-        "zeroshot": {route: {"colour": est(0.8)} for route in ("frozen", "deployed")},
+        "rows": rows(),
+        "claims": [
+            claim("gmail", "raw", est(0.062), "holds"),
+            claim("gmail", "control", est(0.01), "not significant"),
+            claim("gmail_scarce", "real_scarce", est(-0.05), "reversed"),
+        ],
+        "encoders": [before | judged, after | judged, refused],
         "seconds": {"align": 12.0},
         "seed": 0,
         "seeds": 1,
         "counts": {"captions": 1000, "real_images": 200, "generated_images": 200},
-        "real_images": {
-            "generated_raw": 0,
-            "generated_lora_only": 0,
-            "generated_gmail": 200,
-            "generated_gmail_scarce": 40,
-            "real_scarce": 40,
-            "real": 200,
-        },
-        "alignment": {
-            "generated_gmail": {"best_step": 20, "applied": True, "steps": 30},
-            "generated_lora_only": {"best_step": 0, "applied": False},
-        },
         "unavailable": {"SPICE": "no jar"},
     }
 
@@ -89,11 +107,11 @@ def full_data() -> ReportData:
         command=f"gmail-align demo --out {EVIL}",
         result=full_result(),
         stages=[StageSummary("Align", 75.0, f"Thirty steps {EVIL}"), StageSummary("Caption", 3.4)],
-        curves={"generated_gmail": curve, EVIL: curve},
+        curves={"gmail": curve, EVIL: curve},
         pairs=[PairFigure(f"{EVIL} 山 {k}", encoded(), encoded("JPEG")) for k in range(3)],
-        embeddings={"before": (features, features + 5), "after": (features, features + 0.01)},
+        embeddings={"Before": (features, features + 5), "After": (features, features + 0.01)},
         samples=[
-            Sample(encoded(), [EVIL, "a ball"], {"generated_gmail": EVIL, "somebody": "=1+1"}),
+            Sample(encoded(), [EVIL, "a ball"], {"gmail": EVIL, "somebody": "=1+1"}),
         ],
         provenance={EVIL: EVIL, "torch": "2.13.0"},
     )

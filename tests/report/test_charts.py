@@ -17,7 +17,7 @@ from gmail_align.report.charts import (
 )
 from gmail_align.report.data import Curve
 
-from .conftest import captioning, est
+from .conftest import claim, est, rows
 
 
 @given(
@@ -41,15 +41,15 @@ def test_ticks_are_round() -> None:
 
 
 def test_intervals_lie_on_the_axis() -> None:
-    plot = interval_plot({"captioning": captioning()})
+    plot = interval_plot({"rows": rows(), "claims": [claim("gmail", "raw", None, "not tested")]})
     assert plot is not None and len(plot.rows) == 6 and plot.n == 40
     for row in plot.rows:
         assert 0 <= float(row.low) < float(row.at) < float(row.high) <= 100
-    assert plot.reference == plot.rows[0].at
+    assert plot.reference == plot.rows[0].at and plot.reference_label == "Row raw"
 
 
-def test_one_captioner_without_interval_is_drawn() -> None:
-    plot = interval_plot({"captioning": {"real": {"CIDEr": 0.5}}})
+def test_one_row_without_interval_is_drawn() -> None:
+    plot = interval_plot({"rows": [{"name": "real", "metrics": {"CIDEr": 0.5}}]})
     assert plot is not None
     assert plot.rows[0].low == plot.rows[0].high == plot.rows[0].at
     assert interval_plot({}) is None
@@ -65,15 +65,15 @@ def test_lines_stay_in_their_box() -> None:
 
 
 def test_undefined_losses_are_left_out() -> None:
-    rows = [{"step": 1.0, "total": float("nan")}, {"step": 2.0, "total": 1.0}]
-    charts = run_charts("gmail", Curve(losses=rows))
-    assert charts.name == "GMAIL" and charts.losses is not None
+    losses = [{"step": 1.0, "total": float("nan")}, {"step": 2.0, "total": 1.0}]
+    charts = run_charts("gmail", Curve(losses=losses))
+    assert charts.name == "gmail" and charts.losses is not None
     assert len(charts.losses.lines[0].points.split()) == 1
     assert run_charts("gmail", Curve()).losses is None
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7])
 def test_equal_values_are_drawn(value: float) -> None:
-    scores = {name: {"CIDEr": est(value, 0.0)} for name in ("real", "generated_raw")}
-    assert interval_plot({"captioning": scores}) is not None
+    equal = [{"name": name, "metrics": {"CIDEr": est(value, 0.0)}} for name in ("real", "raw")]
+    assert interval_plot({"rows": equal}) is not None
     assert line_chart("flat", {"a": [(0.0, value), (5.0, value)]}) is not None

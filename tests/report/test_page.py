@@ -17,7 +17,7 @@ from gmail_align.report.data import ReportData
 from gmail_align.report.page import render, write_report
 from gmail_align.report.results import all_tables
 
-from .conftest import captioning, full_data
+from .conftest import claim, full_data, rows
 
 VOID = {"meta", "link", "img", "br", "line", "circle", "path", "polyline"}
 
@@ -54,7 +54,7 @@ def rendered(data: ReportData) -> str:
 
 
 def test_writes_the_page_every_table_and_every_figure(report: Path) -> None:
-    tables = ("alignment", "captioning", "gap", "paired", "retrieval", "samples", "stages")
+    tables = ("alignment", "claims", "gap", "retrieval-some_5k", "rows", "samples", "stages")
     names = {f"tables/{t}.{end}" for t in (*tables, "zeroshot") for end in ("md", "tex", "csv")}
     figures = ("headline", "pairs", "embeddings", "curves")
     names |= {f"figures/{f}.{end}" for f in figures for end in ("svg", "png")}
@@ -110,15 +110,15 @@ def test_light_dark_and_phone_are_served(page: str) -> None:
 def test_numbers_are_shown_times_100_with_their_interval(page: str) -> None:
     text = Outline(page).text
     assert "70.0" in text and "68.0–72.0" in text
-    assert "GMAIL gained 6.2 CIDEr points." in text
+    assert "6.2 CIDEr points more than Row raw" in text
     assert "+4.2\u00a0to\u00a0+8.2" in text
     assert "0.52 before and 0.89" in text and "COCO" in text
-    assert "a fifth of the real images" in text
+    assert "what gmail stands for" in text
 
 
 def test_the_best_row_below_the_bound_is_marked(page: str) -> None:
     best = re.findall(r'<tr class="best">\s*<th scope="row">(.*?)<', page)
-    assert best == ["Scarce real"]
+    assert best == ["Row real_scarce"]
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(ReportData)][2:])
@@ -128,7 +128,7 @@ def test_any_part_may_be_missing(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["captioning", "paired", "gap", "retrieval", "zeroshot", "seed", "real_images"]
+    "name", ["rows", "claims", "encoders", "seed", "counts", "seconds", "unavailable"]
 )
 def test_any_part_of_the_result_may_be_missing(name: str) -> None:
     data = full_data()
@@ -136,9 +136,9 @@ def test_any_part_of_the_result_may_be_missing(name: str) -> None:
     Outline(rendered(replace(data, result=result)))
 
 
-def test_captioning_alone_makes_a_page() -> None:
-    text = Outline(rendered(ReportData("t", result={"captioning": captioning()}))).text
-    assert "Not compared." in text
+def test_rows_alone_make_a_page() -> None:
+    text = Outline(rendered(ReportData("t", result={"rows": rows()}))).text
+    assert "Nothing is claimed." in text
     assert not re.search(r"\b(None|nan)\b", text)
 
 
@@ -148,8 +148,8 @@ def test_a_title_alone_makes_a_page(tmp_path: Path) -> None:
 
 
 def test_missing_and_undefined_numbers_are_dashes() -> None:
-    scores = {"generated_gmail": {"CIDEr": {"value": float("nan")}, "BLEU4": None}}
-    text = Outline(rendered(ReportData("t", result={"captioning": scores}))).text
+    only = {"name": "gmail", "metrics": {"CIDEr": {"value": float("nan")}, "BLEU4": None}}
+    text = Outline(rendered(ReportData("t", result={"rows": [only]}))).text
     assert "–" in text and not re.search(r"\bnan\b", text)
 
 
@@ -173,12 +173,14 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
 
 
 def test_a_malformed_result_is_named() -> None:
-    with pytest.raises(DataError, match=r"captioning\.real\.CIDEr"):
-        all_tables(ReportData("t", result={"captioning": {"real": {"CIDEr": "high"}}}))
-    with pytest.raises(DataError, match=r"gap\.before"):
-        all_tables(ReportData("t", result={"gap": {"before": [1, 2]}}))
+    bad = {"name": "real", "metrics": {"CIDEr": "high"}}
+    with pytest.raises(DataError, match=r"metrics\.CIDEr"):
+        all_tables(ReportData("t", result={"rows": [bad]}))
+    with pytest.raises(DataError, match="encoders"):
+        all_tables(ReportData("t", result={"encoders": {"name": "frozen"}}))
     with pytest.raises(DataError, match="value"):
-        all_tables(ReportData("t", result={"zeroshot": {"frozen": {"colour": {"low": 1}}}}))
+        judged = {"name": "frozen", "zeroshot": {"colour": {"low": 1}}}
+        all_tables(ReportData("t", result={"encoders": [judged]}))
 
 
 def test_figures_are_scalable_and_undated(report: Path) -> None:
@@ -214,6 +216,7 @@ def test_a_missing_extra_is_named(
 
 
 def test_bare_numbers_serve_as_estimates() -> None:
-    result = {"captioning": {"real": {"CIDEr": 0.5}}, "paired": {"gmail_minus_raw": {"CIDEr": 0.1}}}
-    text = Outline(rendered(ReportData("t", result=result))).text
-    assert "50.0" in text and "chance alone may explain it" in text
+    row = {"name": "real", "metrics": {"CIDEr": 0.5}}
+    claims = [claim("gmail", "raw", 0.1, "not tested")]
+    text = Outline(rendered(ReportData("t", result={"rows": [row], "claims": claims}))).text
+    assert "50.0" in text and "no paired difference" in text

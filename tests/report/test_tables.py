@@ -4,7 +4,7 @@ import csv
 import io
 
 from gmail_align.metrics.bootstrap import Estimate
-from gmail_align.report.names import DIFFERENCE, PLAIN, Unit, captioner, share
+from gmail_align.report.names import DIFFERENCE, PLAIN, Unit
 from gmail_align.report.numbers import count, duration, interval, number
 from gmail_align.report.tables import Column, Row, Table, comma_separated, latex, markdown
 
@@ -69,14 +69,3 @@ def test_latex_is_escaped() -> None:
     assert r"\textless{}script\textgreater{}" in text
     assert r"\& =HYPERLINK" in text and r"\$\textbackslash{}alpha\$" in text
     assert text.count(r"\\") == 4
-
-
-def test_captioners_have_names() -> None:
-    assert captioner("gmail") is captioner("generated_gmail")
-    assert captioner("some_other").label == "some other"
-
-
-def test_the_scarce_share_is_said_in_words() -> None:
-    assert share({"real_scarce": 40, "real": 200}) == "a fifth"
-    assert share({"real_scarce": 7, "real": 100}) == "7%"
-    assert share({}) == "a part"

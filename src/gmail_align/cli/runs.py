@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,7 +14,7 @@ import typer
 from gmail_align.artifacts import load, write_bytes
 from gmail_align.cli.options import Overrides, Settings
 from gmail_align.cli.shared import Shared, command, model_of
-from gmail_align.errors import ArtifactError, ConfigError, UserError
+from gmail_align.errors import ConfigError, UserError
 from gmail_align.synthesis.config import SynthesisConfig
 
 RecipeName = Annotated[str, typer.Argument(metavar="NAME", help="A name that `list` prints.")]
@@ -30,28 +29,31 @@ def run(
     overrides: Overrides,
     work: Annotated[
         Path | None,
-        typer.Option("--work", "--out", metavar="DIR", help="Working folder; runs/RECIPE."),
+        typer.Option("--work", "--out", metavar="DIR", help="Work folder; runs/RECIPE."),
     ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="Where shards and rows run: local, ray or ray://HOST.")
+    ] = "local",
 ) -> None:
     """Run the stages of a recipe, skip what is complete, and end with a report.
 
-    ``--config`` is a TOML file whose keys replace the recipe's.
+    Recipes in one work folder share every artifact that they have in common. ``--dry-run`` lists
+    what each row uses. ``--config`` is a TOML file whose keys replace the recipe's.
     """
     from gmail_align import pipeline
-    from gmail_align.recipe import read_recipe
 
     folder = work or Path("runs") / Path(recipe).stem
     if shared.dry_run:
-        shared.show_plan("run", folder, read_recipe(recipe, overrides))
+        shared.show_plan("run", folder, rows=pipeline.index(recipe, overrides))
         return
-    _show_run(shared, pipeline.run(recipe, folder, overrides))
+    _show_run(shared, pipeline.run(recipe, folder, overrides, engine=engine))
 
 
 @command
 def demo(
     shared: Shared,
     overrides: Overrides,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Working folder.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Work folder.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds to repeat it with.")] = 1,
 ) -> None:
     """Run every stage on the tabletop world, on a CPU and offline, and end with a report.
@@ -59,10 +61,9 @@ def demo(
     A second run does only what is missing.
     """
     from gmail_align import pipeline
-    from gmail_align.recipe import read_recipe
 
     if shared.dry_run:
-        shared.show_plan("demo", out, read_recipe("demo", overrides), seeds=seeds)
+        shared.show_plan("demo", out, seeds=seeds, rows=pipeline.index("demo", overrides))
         return
     _show_run(shared, pipeline.demo(out, overrides=overrides, seeds=seeds))
 
@@ -81,35 +82,13 @@ def report(
     ] = None,
 ) -> None:
     """Write a finished run's report again: index.html, tables/ and figures/."""
-    title, result = _read_run(work)
-    target = out or work / "report"
+    from gmail_align import pipeline
+
     if shared.dry_run:
-        shared.show_plan("report", target, work=work, title=title)
+        shared.show_plan("report", out or work / "report", work=work)
         return
-    from gmail_align.report.gather import gather_report
-    from gmail_align.report.page import write_report
-
-    again = f"gmail-align run {result.get('recipe', 'RECIPE')} --work {work.name}"
-    page = write_report(gather_report(title, again, work, result), target)
+    page = pipeline.report_again(work, out)
     shared.show({"report": str(page)}, f"report: {page}")
-
-
-def _read_run(work: Path) -> tuple[str, dict[str, Any]]:
-    """Return the title and the result of a finished run.
-
-    Raises:
-        ArtifactError: the folder does not hold a finished run.
-    """
-    try:
-        recipe = json.loads((work / "recipe.json").read_text(encoding="utf-8"))
-        result = json.loads((work / "result.json").read_text(encoding="utf-8"))
-        return str(recipe["recipe"]["title"]), dict(result)
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{work} does not hold a finished run: make one with gmail-align run or demo"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"the run in {work} is damaged ({error}): run it again") from error
 
 
 @command
@@ -210,18 +189,23 @@ def plan(
         str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe, or a TOML file.")
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="The preset's faster, lossy form.")] = False,
+    work: Annotated[
+        Path | None, typer.Option("--work", metavar="DIR", help="Work folder; runs/RECIPE.")
+    ] = None,
 ) -> None:
-    """Count an image's operations; print images/s, GPU-days and disk. Nothing is generated.
+    """Say what a run will make, what it needs and what it costs. Nothing is made.
 
-    Name a recipe, or a --preset or --model with --images or --captions. --config and --set belong
-    to the recipe, or else to synthesize.
+    Name a recipe, or, for synthesis alone, a --preset or --model with --images or --captions.
+    --config and --set belong to the recipe, or else to synthesize.
     """
+    if recipe is not None:
+        _plan_recipe(shared, recipe, work or Path("runs") / Path(recipe).stem, overrides, amount)
+        return
     from gmail_align.synthesis.architectures import ARCHITECTURES, read_architecture
     from gmail_align.synthesis.cost import USUAL_SHARE, count_cost, make_plan
 
-    config, count = _planned(settings, overrides, recipe, fast=fast)
-    if amount.captions is not None or amount.images is not None or not count:
-        count = amount.count(config.images_per_caption)
+    config = _planned(settings, fast=fast)
+    count = amount.count(config.images_per_caption)
     family = (settings.preset or "").removesuffix("_fast")
     shape = (
         ARCHITECTURES[family] if config.model == family else read_architecture(Path(config.model))
@@ -239,31 +223,28 @@ def plan(
     shared.show({**made.to_dict(), **details}, "\n".join(_plan_lines(made, details)))
 
 
-def _planned(
-    settings: Settings[SynthesisConfig], overrides: Overrides, recipe: str | None, *, fast: bool
-) -> tuple[SynthesisConfig, int]:
-    """Return what is generated, and how many images a recipe makes; 0 where it does not say.
+def _plan_recipe(
+    shared: Shared, recipe: str, work: Path, overrides: Overrides, amount: Amount
+) -> None:
+    from gmail_align import pipeline
+    from gmail_align.plan import plan_lines
 
-    Without a generator's weights, ``model`` is the name of a preset's family.
-    """
-    if recipe is not None:
-        from gmail_align.recipe import read_recipe
+    made = pipeline.plan(recipe, work, overrides, card=amount.card, share=amount.share)
+    shared.show(made, "\n".join(plan_lines(made)))
 
-        read = read_recipe(recipe, overrides)
-        world, config = read.world, read.synthesis
-        captions = (world.train_images + world.validation_images) * world.captions_per_image
-        weights = str(model_of(config.model, "diffusion"))
-        return config.model_copy(update={"model": weights}), captions * config.images_per_caption
+
+def _planned(settings: Settings[SynthesisConfig], *, fast: bool) -> SynthesisConfig:
+    """Return what is generated; without weights, ``model`` is the name of a preset's family."""
     preset, model = settings.preset, settings.given.get("model")
     if preset is None and (model is None or fast):
         raise ConfigError("nothing is named to plan: give a recipe, --preset sd2, or --model DIR")
     name = f"{preset}_fast" if fast else preset
     if model is None:
-        return settings.build(name, {"model": str(preset).removesuffix("_fast")}), 0
+        return settings.build(name, {"model": str(preset).removesuffix("_fast")})
     folder = model_of(str(model), "diffusion").expanduser()
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}: give a pipeline's folder, or a --preset")
-    return settings.build(name, {"model": str(folder)}), 0
+    return settings.build(name, {"model": str(folder)})
 
 
 def _plan_lines(made: Any, details: Mapping[str, Any]) -> list[str]:

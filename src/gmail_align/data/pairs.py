@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
-from gmail_align.data.captions import Caption, read_captions
+from gmail_align.data.captions import Caption, iter_captions, read_captions
 from gmail_align.data.ids import generated_by_caption
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import ArtifactError, DataError
+from gmail_align.runtime import stable_seed
 
 PAIRS: Final = "pairs.jsonl"
 
@@ -75,6 +76,73 @@ def make_pairs(captions: Artifact, real: Artifact, generated: Artifact, out: Pat
         raise DataError(
             f"no caption of {captions.folder} has both a real image in {real.folder} and a "
             f"generated one in {generated.folder}: they come from different data sets"
+        )
+    return draft.finish({**counts, "real_images": len(used)})
+
+
+def make_pairs_by_text(
+    captions: Artifact,
+    real: Artifact,
+    generated: Artifact,
+    texts: Artifact,
+    out: Path,
+    *,
+    seed: int = 0,
+) -> Artifact:
+    """Pair real images with generated ones that have the same text, such as their class.
+
+    One pair a caption of a real image. The generated images of a text are dealt out in an order
+    that the seed shuffles, and again from its start where there are too few.
+
+    Args:
+        captions: Captions of the real images.
+        real: The real images.
+        generated: The generated images.
+        texts: Captions of the generated images.
+        out: Output folder.
+        seed: Of the order.
+
+    Returns:
+        The ``pairs`` artifact.
+
+    Raises:
+        DataError: no generated image has the text of a real one.
+        ArtifactError: an input is of another kind, or the output folder belongs to other inputs.
+    """
+    inputs = {"captions": captions, "real": real, "generated": generated, "texts": texts}
+    draft = begin(out, "pairs", {"by": "text"}, inputs, seed)
+    if draft.complete:
+        return draft.complete
+    reals, generateds = ImageStore(real), ImageStore(generated)
+    of_text: dict[str, list[str]] = {}
+    for caption in iter_captions(texts):
+        if caption.image_id in generateds:
+            of_text.setdefault(caption.text, []).append(caption.image_id)
+    for names in of_text.values():
+        names.sort(key=lambda name: stable_seed(seed, name))
+    dealt: dict[str, int] = {}
+    counts = {"pairs": 0, "real_images": 0, "without_real": 0, "without_generated": 0}
+    used: set[str] = set()
+
+    def rows() -> Iterator[dict[str, str]]:
+        for caption in iter_captions(captions):
+            names = of_text.get(caption.text, [])
+            counts["without_real"] += caption.image_id not in reals
+            counts["without_generated"] += not names
+            if caption.image_id not in reals or not names:
+                continue
+            turn = dealt.get(caption.text, 0)
+            dealt[caption.text] = turn + 1
+            used.add(caption.image_id)
+            counts["pairs"] += 1
+            name = names[turn % len(names)]
+            yield asdict(Pair(caption.caption_id, caption.text, caption.image_id, name))
+
+    write_jsonl(draft.path(PAIRS), rows())
+    if not counts["pairs"]:
+        raise DataError(
+            f"no generated image in {generated.folder} has the text of a real one: pair by text "
+            "needs captions, such as class names, that both sides share"
         )
     return draft.finish({**counts, "real_images": len(used)})
 

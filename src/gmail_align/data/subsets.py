@@ -55,6 +55,37 @@ def choose_captions(
     return draft.finish({"captions": count, "images": len(chosen)})
 
 
+def hold_out(source: Artifact, share: float, out: Path, *, held: bool, seed: int = 0) -> Artifact:
+    """Keep the captions, or pairs, of real images that are held out, or those of all others.
+
+    Args:
+        source: Captions or pairs.
+        share: Share of the real images that is held out; a hash of seed and id chooses them.
+        out: Folder of the new artifact, of the same kind.
+        held: Whether the held-out part is kept, or the rest.
+        seed: Changes the choice.
+
+    Raises:
+        UserError: one of the parts would be empty.
+    """
+    draft = begin(out, source.kind, {"share": share, "held": held}, {"source": source}, seed)
+    if draft.complete:
+        return draft.complete
+    pairs = read_pairs(source) if source.kind == "pairs" else []
+    captions = [] if pairs else read_captions(source)
+    names = {row.real_image_id for row in pairs} | {row.image_id for row in captions}
+    chosen = _some(names, share, seed)
+    kept = chosen if held else names - chosen
+    if not kept:
+        raise UserError(f"{source.folder} has {len(names)} images, too few to hold out {share}")
+    if pairs:
+        rows = [asdict(row) for row in pairs if row.real_image_id in kept]
+        write_jsonl(draft.path(PAIRS), rows)
+        return draft.finish({"pairs": len(rows), "real_images": len(kept)})
+    count = write_captions(draft, (row for row in captions if row.image_id in kept))
+    return draft.finish({"captions": count, "images": len(kept)})
+
+
 def choose_pairs(pairs: Artifact, images: int | float, out: Path, *, seed: int = 0) -> Artifact:
     """Keep all pairs of some real images, chosen by a hash of the seed and the image's id.
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gmail_align.metrics.bootstrap import Estimate
-from gmail_align.report.data import Curve, Row, has_interval, section
-from gmail_align.report.names import GAP, HEADLINE, PERCENT, captioner, detail, in_order
+from gmail_align.report.data import Curve, CurvePoint, claims, has_interval, headline
+from gmail_align.report.names import GAP, PERCENT
 from gmail_align.report.numbers import NOTHING, interval, number
 from gmail_align.report.projection import Points, Projection
-from gmail_align.report.results import captioning
+from gmail_align.report.results import scored_rows
 
 WIDTH: Final = 260
 HEIGHT: Final = 176
@@ -35,7 +35,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class IntervalRow:
-    """One captioner of the headline figure; places are percent of the axis."""
+    """One row of the headline figure; places are percent of the axis."""
 
     label: str
     detail: str
@@ -51,9 +51,11 @@ class IntervalRow:
 class IntervalPlot:
     """Dots with intervals on one axis."""
 
+    metric: str
     rows: Sequence[IntervalRow]
     ticks: Sequence[Tick]
     reference: str
+    reference_label: str
     n: int
 
 
@@ -103,37 +105,44 @@ class Cloud:
 
 def interval_plot(result: Mapping[str, Any]) -> IntervalPlot | None:
     """Lay out the headline figure."""
-    found = {
-        name: row[HEADLINE]
-        for name, row in captioning(result).items()
-        if HEADLINE in row and math.isfinite(row[HEADLINE].value)
-    }
-    if not found:
+    metric = headline(result)
+    shown = [
+        row
+        for row in scored_rows(result)
+        if metric in row.metrics and math.isfinite(row.metrics[metric].value)
+    ]
+    if not shown:
         return None
-    ends = [end for value in found.values() for end in _ends(value)]
+    values = {row.name: row.metrics[metric] for row in shown}
+    ends = [end for value in values.values() for end in _ends(value)]
     axis = [at / PERCENT.scale for at in ticks(min(ends) * 100, max(ends) * 100, 5, cover=True)]
     low, span = axis[0], axis[-1] - axis[0]
 
     def place(value: float) -> str:
         return _fixed(100 * (value - low) / span)
 
-    seen = section(result, "real_images")
-    rows = [
+    lines = [
         IntervalRow(
-            item.label,
-            detail(item, seen),
-            item.role,
-            number(found[item.key].value),
-            interval(found[item.key]),
-            place(found[item.key].value),
-            *map(place, _ends(found[item.key])),
+            row.label,
+            row.detail,
+            row.mark or "plain",
+            number(values[row.name].value),
+            interval(values[row.name]),
+            place(values[row.name].value),
+            *map(place, _ends(values[row.name])),
         )
-        for item in in_order(found)
+        for row in shown
     ]
-    raw = found.get("generated_raw")
+    base = next((claim.worse for claim in claims(result) if claim.worse.name in values), None)
     marks = [Tick(place(at), f"{at * PERCENT.scale:g}") for at in axis]
-    most = max(value.n for value in found.values())
-    return IntervalPlot(rows, marks, place(raw.value) if raw else "", most)
+    return IntervalPlot(
+        metric,
+        lines,
+        marks,
+        place(values[base.name].value) if base else "",
+        base.label if base else "",
+        max(value.n for value in values.values()),
+    )
 
 
 def run_charts(name: str, curve: Curve) -> RunCharts:
@@ -144,9 +153,7 @@ def run_charts(name: str, curve: Curve) -> RunCharts:
         line_chart(_label(term), {term: _series(curve.scores, term)}, curve.best_step)
         for term in _names(curve.scores)
     ]
-    return RunCharts(
-        captioner(name).label, losses, [chart for chart in scores if chart], curve.best_step
-    )
+    return RunCharts(name, losses, [chart for chart in scores if chart], curve.best_step)
 
 
 def line_chart(
@@ -219,16 +226,16 @@ def ticks(
     return [round(index * step, 10) + 0.0 for index in range(first, last + 1)]
 
 
-def _ends(found: Estimate) -> tuple[float, float]:
-    return (found.low, found.high) if has_interval(found) else (found.value, found.value)
+def _ends(value: Estimate) -> tuple[float, float]:
+    return (value.low, value.high) if has_interval(value) else (value.value, value.value)
 
 
-def _series(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
+def _series(rows: Sequence[CurvePoint], name: str) -> list[tuple[float, float]]:
     points = [(float(row["step"]), float(row[name])) for row in rows if name in row]
     return [point for point in points if math.isfinite(point[1])]
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def _names(rows: Sequence[CurvePoint]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row if name != "step"))
 
 

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from gmail_align.errors import DataError
 from gmail_align.metrics.bootstrap import Estimate
+from gmail_align.report.names import HEADLINE
 
 Embeddings = NDArray[np.floating[Any]]
-Row = Mapping[str, float]
+CurvePoint = Mapping[str, float]
+"""One step of a training: its ``step``, and values by name."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Curve:
         best_step: The step whose parameters were kept; None when nothing chose.
     """
 
-    losses: Sequence[Row] = ()
-    scores: Sequence[Row] = ()
+    losses: Sequence[CurvePoint] = ()
+    scores: Sequence[CurvePoint] = ()
     best_step: int | None = None
 
 
@@ -58,12 +60,12 @@ class PairFigure:
 
 @dataclass(frozen=True)
 class Sample:
-    """One test image with its references and what each captioner made of it.
+    """One test image with its references and each row's caption of it.
 
     Attributes:
         image: The encoded image file.
         references: What people (or the world's own text) say about it.
-        captions: Captioner name -> its caption.
+        captions: Name of a row -> its caption.
     """
 
     image: bytes
@@ -78,14 +80,13 @@ class ReportData:
     Attributes:
         title: Title of the page.
         command: The command line that makes the same report again.
-        result: The demo's result: ``captioning``, ``paired``, ``gap``, ``retrieval``, ``zeroshot``,
-            ``seconds``, ``seed``, ``seeds`` (how many), ``real_images``, ``alignment``, ``counts``
-            (name -> number), ``unavailable`` (metric -> why) and ``limits`` (sentences). An
-            estimate is ``{"value", "low", "high", "n"}``; scores are fractions as the metrics give
-            them, multiplied by 100 only where they are shown.
+        result: The run's result: ``rows``, ``claims``, ``encoders``, ``seconds``, ``seed``,
+            ``seeds`` (how many), ``counts`` (name -> number), ``unavailable`` (metric -> why) and
+            ``limits`` (sentences). An estimate is ``{"value", "low", "high", "n"}``; scores are
+            fractions as the metrics give them, multiplied by 100 only where they are shown.
         stages: The stages that ran, in order.
-        curves: Training run -> its course.
-        pairs: Real beside generated.
+        curves: Name of an alignment -> the course of its training.
+        pairs: Real images next to generated ones.
         embeddings: ``before`` and ``after`` -> real and generated features, (n, d) each.
         samples: Test images with captions, in the order to show them.
         provenance: Name -> value: versions, fingerprints, protocols, how intervals are computed.
@@ -100,6 +101,131 @@ class ReportData:
     embeddings: Mapping[str, tuple[Embeddings, Embeddings]] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row of a result, as the recipe describes it and the run measured it.
+
+    Attributes:
+        name: Its name in the result.
+        label: Its name in tables and figures.
+        detail: What it stands for.
+        mark: ``ours``, ``bound`` (no competitor, but what could be reached) or nothing.
+        metrics: Metric -> estimate.
+        used: Name -> number: ``real_images``, ``generated_images``, ``steps``, ``seconds``.
+    """
+
+    name: str
+    label: str
+    detail: str = ""
+    mark: str = ""
+    metrics: Mapping[str, Estimate] = field(default_factory=dict)
+    used: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """One claim and its test: the paired difference of two rows."""
+
+    name: str
+    better: RowResult
+    worse: RowResult
+    metric: str
+    verdict: str
+    metrics: Mapping[str, Estimate]
+
+    @property
+    def difference(self) -> Estimate | None:
+        """The difference by the claim's own metric."""
+        return self.metrics.get(self.metric)
+
+
+@dataclass(frozen=True)
+class EncoderResult:
+    """What one encoder is judged by: before alignment, or after one of the recipe's alignments.
+
+    Attributes:
+        name: The alignment's name; ``frozen`` before any.
+        gap: Measure -> estimate.
+        retrieval: Protocol -> metric -> estimate.
+        zeroshot: Class set -> accuracy.
+        steps: Steps of its training; None where it was not trained.
+        best_step: The step that the guard kept, of the first seed.
+        applied: Whether the alignment is applied, of the first seed.
+    """
+
+    name: str
+    gap: Mapping[str, Estimate]
+    retrieval: Mapping[str, Mapping[str, Estimate]]
+    zeroshot: Mapping[str, Estimate]
+    steps: int | None = None
+    best_step: int | None = None
+    applied: bool | None = None
+
+
+def rows(result: Mapping[str, Any]) -> list[RowResult]:
+    """Return the rows of a result in the recipe's order."""
+    names = ("real_images", "generated_images", "steps", "seconds")
+    return [
+        RowResult(
+            str(row["name"]),
+            str(row.get("label") or row["name"]),
+            str(row.get("detail") or ""),
+            str(row.get("mark") or ""),
+            estimates(row, "metrics"),
+            {name: row[name] for name in names if row.get(name) is not None},
+        )
+        for row in _objects(result, "rows")
+    ]
+
+
+def claims(result: Mapping[str, Any]) -> list[ClaimResult]:
+    """Return the claims of a result in the recipe's order."""
+    known = {row.name: row for row in rows(result)}
+
+    def side(name: str) -> RowResult:
+        return known.get(name, RowResult(name, name))
+
+    return [
+        ClaimResult(
+            str(row["name"]),
+            side(row["better"]),
+            side(row["worse"]),
+            str(row["metric"]),
+            str(row["verdict"]),
+            estimates(row, "metrics"),
+        )
+        for row in _objects(result, "claims")
+    ]
+
+
+def encoders(result: Mapping[str, Any]) -> list[EncoderResult]:
+    """Return the encoders of a result: before alignment, then each alignment."""
+    return [
+        EncoderResult(
+            str(row["name"]),
+            estimates(row, "gap"),
+            {name: estimates(row, "retrieval", name) for name in section(row, "retrieval")},
+            estimates(row, "zeroshot"),
+            row.get("steps"),
+            next(iter(row.get("best_steps") or ()), None),
+            next(iter(row.get("applied") or ()), None),
+        )
+        for row in _objects(result, "encoders")
+    ]
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """Return the metric that rows are compared by: the first claim's, or the usual one."""
+    return next((claim.metric for claim in claims(result)), HEADLINE)
+
+
+def _objects(result: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    value = result.get(name) or []
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+        raise DataError(f"{name} of the result is {value!r}: a list of objects is needed")
+    return value
 
 
 def section(result: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

@@ -12,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 
 from gmail_align.extras import require
-from gmail_align.report.data import Curve, ReportData, has_interval
+from gmail_align.report.data import Curve, ReportData, has_interval, headline
 from gmail_align.report.images import decode
-from gmail_align.report.names import HEADLINE, PERCENT, captioner, in_order
+from gmail_align.report.names import PERCENT
 from gmail_align.report.projection import Projection
-from gmail_align.report.results import captioning
+from gmail_align.report.results import scored_rows
 
 COLOURS: Final = {
     "ink": "#23211d",
@@ -54,10 +54,10 @@ Painter = Callable[[Any], None]
 
 def all_figures(data: ReportData, maps: Mapping[str, Projection]) -> dict[str, bytes]:
     """Return every figure that there is data for, as files by name."""
-    scores = captioning(data.result)
+    scored = scored_rows(data.result)
     curves = {name: curve for name, curve in data.curves.items() if curve.losses or curve.scores}
     jobs: dict[str, tuple[tuple[float, float], Painter] | None] = {
-        "headline": ((7.0, 2.8), lambda page: _headline(page, data)) if scores else None,
+        "headline": ((7.0, 2.8), lambda page: _headline(page, data)) if scored else None,
         "pairs": ((7.0, _pair_height(data)), lambda page: _pairs(page, data))
         if data.pairs
         else None,
@@ -93,30 +93,30 @@ def _drawn(name: str, size: tuple[float, float], paint: Painter) -> dict[str, by
 
 
 def _headline(page: Any, data: ReportData) -> None:
-    """Draw a dot and its interval for each captioner."""
-    scores = {name: row for name, row in captioning(data.result).items() if HEADLINE in row}
+    """Draw a dot and its interval for each row."""
+    metric = headline(data.result)
+    items = [row for row in scored_rows(data.result) if metric in row.metrics]
     axes = page.subplots()
-    items = in_order(scores)
-    for at, item in enumerate(items):
-        found = scores[item.key][HEADLINE]
-        colour = COLOURS["ours"] if item.role == "ours" else COLOURS["ink"]
-        if has_interval(found):
-            ends = [PERCENT.scale * end for end in (found.low, found.high)]
+    for at, row in enumerate(items):
+        value = row.metrics[metric]
+        colour = COLOURS["ours"] if row.mark == "ours" else COLOURS["ink"]
+        if has_interval(value):
+            ends = [PERCENT.scale * end for end in (value.low, value.high)]
             axes.plot(ends, [at, at], color=colour, linewidth=2, solid_capstyle="round")
-        fill = "white" if item.role == "bound" else colour
-        centre = PERCENT.scale * found.value
+        fill = "white" if row.mark == "bound" else colour
+        centre = PERCENT.scale * value.value
         axes.plot([centre], [at], "o", color=colour, markerfacecolor=fill, markersize=7)
-    axes.set_yticks(range(len(items)), [item.label for item in items])
+    axes.set_yticks(range(len(items)), [row.label for row in items])
     axes.set_ylim(len(items) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=COLOURS["rule"], linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel(f"{HEADLINE} ×100 on real test images; bar: 95% interval")
+    axes.set_xlabel(f"{metric} ×100 on real test images; bar: 95% interval")
 
 
 def _pairs(page: Any, data: ReportData) -> None:
-    """Draw real beside generated over their caption, four pairs a row."""
+    """Draw real next to generated over their caption, four pairs a row."""
     grid = page.subplots(math.ceil(len(data.pairs) / 4), 8, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -142,7 +142,7 @@ def _wrapped(caption: str) -> str:
 
 
 def _embeddings(page: Any, maps: Mapping[str, Projection]) -> None:
-    """Draw Figure 3: one panel before, one after."""
+    """Draw Figure 3: one panel before alignment, and one after each."""
     panels = page.subplots(1, len(maps), squeeze=False)[0]
     for axes, (name, projection) in zip(panels, maps.items(), strict=True):
         for kind, marker in (("real", "o"), ("generated", "^")):
@@ -162,7 +162,7 @@ def _curves(page: Any, curves: Mapping[str, Curve]) -> None:
     grid = page.subplots(len(curves), 2, squeeze=False)
     for (left, right), (name, curve) in zip(grid, curves.items(), strict=True):
         for axes, rows, what in ((left, curve.losses, "loss"), (right, curve.scores, "guard")):
-            axes.set_title(f"{captioner(name).label}: {what}", fontsize=8)
+            axes.set_title(f"{name}: {what}", fontsize=8)
             for term in dict.fromkeys(key for row in rows for key in row if key != "step"):
                 kept = [(row["step"], row[term]) for row in rows if term in row]
                 axes.plot(*zip(*kept, strict=True), linewidth=1, label=term.replace("_", " "))

@@ -8,10 +8,9 @@ from typing import Any, Final, NamedTuple
 
 from gmail_align.artifacts import write_bytes
 from gmail_align.report import charts, words
-from gmail_align.report.data import ReportData, section
+from gmail_align.report.data import ReportData, rows, section
 from gmail_align.report.figures import all_figures
 from gmail_align.report.images import data_uri
-from gmail_align.report.names import in_order
 from gmail_align.report.numbers import duration
 from gmail_align.report.projection import Projection, project
 from gmail_align.report.results import all_tables, stages
@@ -28,8 +27,8 @@ _COUNTS: Final = {
 }
 _HEADINGS: Final = {
     "done": "What was done",
-    "captioning": "Captioning real images",
-    "gap": "The gap, before and after",
+    "rows": "Rows and claims",
+    "gap": "The gap, before and after alignment",
     "pairs": "The same caption twice",
     "embeddings": "Real and generated embeddings",
     "curves": "How alignment went",
@@ -48,7 +47,7 @@ class PairView(NamedTuple):
 
 
 class SampleView(NamedTuple):
-    """A sample with its image as an address and captions as (label, role, text)."""
+    """A sample with its image as an address and captions as (label, mark, text)."""
 
     image: str
     references: list[str]
@@ -107,18 +106,18 @@ def _view(
         "data": data,
         "tables": tables,
         "standfirst": words.standfirst(result),
-        "verdict": words.verdict(result),
-        "asides": words.asides(result),
+        "findings": words.findings(result),
         "plot": charts.interval_plot(result),
         "counts": [(_COUNTS.get(name, name.replace("_", " ")), n) for name, n in counts.items()],
         "stages": _stage_views(data),
         "total_time": duration(sum(item.seconds for item in stages(data))),
-        "guard_notes": words.guard_notes(data),
+        "guard_notes": words.guard_notes(result),
         "gap_summary": words.gap_summary(result),
         "pairs": [_pair_view(data, index) for index in range(len(data.pairs))],
         "clouds": [charts.cloud(name, projection) for name, projection in maps.items()],
         "runs": [charts.run_charts(name, curve) for name, curve in data.curves.items()],
         "samples": [_sample_view(data, index) for index in range(len(data.samples))],
+        "transfer": [t for n, t in tables.items() if n.startswith(("retrieval-", "zeroshot"))],
         "limits": words.limits(data),
         "intervals": data.provenance.get("intervals", words.INTERVALS),
         "seed": result.get("seed"),
@@ -132,12 +131,12 @@ def _parts(view: Mapping[str, Any]) -> dict[str, str]:
     tables = view["tables"]
     shown = {
         "done": view["stages"] or view["counts"] or view["guard_notes"],
-        "captioning": "captioning" in tables or "paired" in tables,
+        "rows": "rows" in tables or "claims" in tables,
         "gap": "gap" in tables,
         "pairs": view["pairs"],
         "embeddings": view["clouds"],
         "curves": view["runs"],
-        "transfer": "retrieval" in tables or "zeroshot" in tables,
+        "transfer": bool(view["transfer"]),
         "samples": view["samples"],
         "limits": True,
     }
@@ -170,8 +169,10 @@ def _pair_view(data: ReportData, index: int) -> PairView:
 
 def _sample_view(data: ReportData, index: int) -> SampleView:
     sample = data.samples[index]
+    known = {row.name: row for row in rows(data.result)}
     captions = [
-        (item.label, item.role, sample.captions[item.key]) for item in in_order(sample.captions)
+        (known[name].label, known[name].mark, text) if name in known else (name, "", text)
+        for name, text in sample.captions.items()
     ]
     return SampleView(
         data_uri(sample.image, f"the image of sample {index}"), list(sample.references), captions

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from gmail_align.metrics.bootstrap import Estimate
 from gmail_align.report.data import (
+    EncoderResult,
     ReportData,
+    RowResult,
     StageSummary,
+    claims,
+    encoders,
     estimate,
-    estimates,
     has_interval,
+    headline,
+    rows,
     section,
 )
-from gmail_align.report.names import (
-    BOUND,
-    CAPTION_METRICS,
-    DIFFERENCE,
-    GAP,
-    HEADLINE,
-    RECALLS,
-    ROUTES,
-    Measure,
-    captioner,
-    detail,
-    in_order,
-)
+from gmail_align.report.names import CAPTION_METRICS, DIFFERENCE, GAP, RECALLS, Measure
 from gmail_align.report.numbers import duration
 from gmail_align.report.tables import Cell, Column, Row, Table
 
-_MINUS: Final = "_minus_"
+_USED: Final = {"real_images": "Real images", "generated_images": "Generated images"}
+"""What a row used -> heading of its column."""
 
 
 def all_tables(data: ReportData) -> dict[str, Table]:
@@ -40,78 +34,66 @@ def all_tables(data: ReportData) -> dict[str, Table]:
     result = data.result
     tables = (
         stages_table(data),
-        alignment_table(data),
-        captioning_table(result),
-        paired_table(result),
+        alignment_table(result),
+        rows_table(result),
+        claims_table(result),
         gap_table(result),
-        retrieval_table(result),
+        *retrieval_tables(result),
         zeroshot_table(result),
         samples_table(data),
     )
     return {table.stem: table for table in tables if table.rows}
 
 
-def captioning(result: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
-    """Return captioner -> metric -> estimate, in the order of the tables."""
-    names = section(result, "captioning")
-    return {item.key: estimates(result, "captioning", item.key) for item in in_order(names)}
+def scored_rows(result: Mapping[str, Any]) -> list[RowResult]:
+    """Return the rows that have metrics."""
+    return [row for row in rows(result) if row.metrics]
 
 
-def captioning_table(result: Mapping[str, Any]) -> Table:
-    """Return the comparison of the captioners on real test images."""
-    scores = captioning(result)
-    seen = section(result, "real_images")
-    metrics = _present(CAPTION_METRICS, scores.values())
-    best = {metric: _best(scores, metric) for metric in metrics}
-    rows = []
-    for item in in_order(scores):
-        cells: list[Cell] = [scores[item.key].get(metric) for metric in metrics]
-        strong = {index for index, metric in enumerate(metrics) if best[metric] == item.key}
-        mark = "best" if best.get(HEADLINE) == item.key else item.role.replace("plain", "")
-        cells += [_whole(seen.get(item.key))] if seen else []
-        rows.append(Row(item.label, cells, detail(item, seen), mark, frozenset(strong)))
+def rows_table(result: Mapping[str, Any]) -> Table:
+    """Return the comparison of the rows on real test images."""
+    scored, first = scored_rows(result), headline(result)
+    metrics = _present(CAPTION_METRICS, [row.metrics for row in scored])
+    best = {metric: _best(scored, metric) for metric in {*metrics, first}}
+    lines = []
+    for row in scored:
+        cells: list[Cell] = [row.metrics.get(metric) for metric in metrics]
+        strong = {index for index, metric in enumerate(metrics) if best[metric] == row.name}
+        mark = "best" if best[first] == row.name else row.mark
+        cells += [_whole(row.used.get(name)) for name in _USED]
+        lines.append(Row(row.label, cells, row.detail, mark, frozenset(strong)))
     columns = [Column(f"{label} ×100") for label in metrics.values()]
-    columns += [Column("Real images seen")] if seen else []
     return Table(
-        "captioning",
+        "rows",
         "Captions of real test images",
-        "Learned from",
-        columns,
-        rows,
-        "Scores as pycocoevalcap prints them, times 100, each with its 95% interval.",
+        "Row",
+        [*columns, *(Column(label) for label in _USED.values())],
+        lines,
+        "Scores as pycocoevalcap prints them, times 100, each with its 95% interval. Real images "
+        "are those that training looked at or that chose the step that was kept.",
     )
 
 
-def comparisons(result: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Estimate]]:
-    """Return (first, second) -> metric -> paired difference, as the result names them."""
-    return {
-        (name.partition(_MINUS)[0], name.partition(_MINUS)[2]): estimates(result, "paired", name)
-        for name in section(result, "paired")
-        if _MINUS in name
-    }
-
-
-def paired_table(result: Mapping[str, Any]) -> Table:
-    """Return the paired differences between captioners."""
-    found = comparisons(result)
-    metrics = _present(CAPTION_METRICS, found.values())
-    rows = []
-    for (first, second), scores in found.items():
-        cells: list[Cell] = [scores.get(metric) for metric in metrics]
+def claims_table(result: Mapping[str, Any]) -> Table:
+    """Return the claims with their paired differences and verdicts."""
+    tested = claims(result)
+    metrics = _present(CAPTION_METRICS, [claim.metrics for claim in tested])
+    lines = []
+    for claim in tested:
+        cells: list[Cell] = [claim.metrics.get(metric) for metric in metrics]
         strong = {k for k, cell in enumerate(cells) if isinstance(cell, Estimate) and clear(cell)}
-        cells.append(reading(scores[HEADLINE]) if HEADLINE in scores else None)
-        against = f"minus {captioner(second).label}"
-        rows.append(Row(captioner(first).label, cells, against, strong=frozenset(strong)))
+        detail = f"{claim.better.label} minus {claim.worse.label}, by {claim.metric}"
+        lines.append(Row(claim.name, [*cells, claim.verdict], detail, strong=frozenset(strong)))
     return Table(
-        "paired",
-        "Differences on the same images",
-        "Difference",
+        "claims",
+        "Claims, tested on the same images",
+        "Claim",
         [
             *(Column(f"{label} ×100", DIFFERENCE) for label in metrics.values()),
-            Column(f"By {HEADLINE}", text=True),
+            Column("Verdict", text=True),
         ],
-        rows,
-        "Paired: both captioners are judged on the same images in every resample. "
+        lines,
+        "Differences are paired: both rows are judged on the same images in every resample. "
         "Bold where the 95% interval leaves out zero.",
         detailed=True,
     )
@@ -122,90 +104,63 @@ def clear(found: Estimate) -> bool:
     return has_interval(found) and not found.low <= 0 <= found.high
 
 
-def reading(found: Estimate) -> str:
-    """Say in a few words what the interval of a difference allows to say."""
-    if not has_interval(found):
-        return "no interval"
-    return ("higher" if found.value > 0 else "lower") if clear(found) else "no clear difference"
-
-
 def gap_table(result: Mapping[str, Any]) -> Table:
-    """Return the measures of the gap before and after alignment."""
-    times = {name: estimates(result, "gap", name) for name in ("before", "after")}
-    times = {name: values for name, values in times.items() if values}
-    names = [*GAP, *(name for values in times.values() for name in values if name not in GAP)]
-    rows = []
-    for name in dict.fromkeys(names):
+    """Return the measures of the gap before and after each alignment."""
+    measured = [one for one in encoders(result) if one.gap]
+    names = dict.fromkeys([*GAP, *(name for one in measured for name in one.gap)])
+    lines = []
+    for name in names:
         measure = GAP.get(name, Measure(name.replace("_", " "), "", ""))
-        found = {time: values[name] for time, values in times.items() if name in values}
-        if not found:
-            continue
-        cells: list[Cell] = [*(found.get(time) for time in times), measure.closer]
-        rows.append(Row(measure.label, cells, measure.meaning, unit=measure.unit))
-    columns = [Column(time.capitalize()) for time in times]
+        if any(name in one.gap for one in measured):
+            cells: list[Cell] = [*(one.gap.get(name) for one in measured), measure.closer]
+            lines.append(Row(measure.label, cells, measure.meaning, unit=measure.unit))
+    columns = [Column(_encoder_label(one)) for one in measured]
     return Table(
         "gap",
         "The gap between real and generated images",
         "Measure",
         [*columns, Column("Closer is", text=True)],
-        rows,
+        lines,
     )
 
 
-def retrieval_table(result: Mapping[str, Any]) -> Table:
-    """Return the retrieval recalls of the frozen and the deployed route."""
-    scores = {name: estimates(result, "retrieval", name) for name in section(result, "retrieval")}
-    recalls = _present(RECALLS, scores.values())
-    rows = [
-        Row(_route(name)[0], [values.get(recall) for recall in recalls], _route(name)[1])
-        for name, values in scores.items()
-    ]
-    columns = [Column(label) for label in recalls.values()]
-    return Table("retrieval", "Retrieval on real images, %", "Route", columns, rows)
+def retrieval_tables(result: Mapping[str, Any]) -> list[Table]:
+    """Return one table for each protocol of retrieval, with one line for each encoder."""
+    judged = encoders(result)
+    tables = []
+    for protocol in dict.fromkeys(name for one in judged for name in one.retrieval):
+        scores = {_encoder_label(one): one.retrieval.get(protocol, {}) for one in judged}
+        recalls = _present(RECALLS, scores.values())
+        lines = [
+            Row(label, [values.get(recall) for recall in recalls])
+            for label, values in scores.items()
+        ]
+        columns = [Column(label) for label in recalls.values()]
+        stem = "retrieval-" + re.sub(r"[^\w-]+", "_", protocol)
+        title = f"Retrieval on real images, %: {protocol}"
+        tables.append(Table(stem, title, "Encoder", columns, lines))
+    return tables
 
 
 def zeroshot_table(result: Mapping[str, Any]) -> Table:
-    """Return the zero-shot accuracies: one row a class set, one column a route."""
-    scores = {name: estimates(result, "zeroshot", name) for name in section(result, "zeroshot")}
-    sets = dict.fromkeys(name for values in scores.values() for name in values)
-    rows = [Row(name, [values.get(name) for values in scores.values()]) for name in sets]
-    columns = [Column(_route(name)[0]) for name in scores]
-    return Table("zeroshot", "Zero-shot accuracy on real images, %", "Class set", columns, rows)
+    """Return the zero-shot accuracies: one line for each class set, one column for each encoder."""
+    judged = [one for one in encoders(result) if one.zeroshot]
+    sets = dict.fromkeys(name for one in judged for name in one.zeroshot)
+    lines = [Row(name, [one.zeroshot.get(name) for one in judged]) for name in sets]
+    columns = [Column(_encoder_label(one)) for one in judged]
+    return Table("zeroshot", "Zero-shot accuracy on real images, %", "Class set", columns, lines)
 
 
-@dataclass(frozen=True)
-class AlignmentRun:
-    """What the guard did with one alignment run; None where it is not recorded."""
-
-    name: str
-    best_step: int | None
-    steps: int | None
-    applied: bool | None
-
-
-def alignment_runs(data: ReportData) -> list[AlignmentRun]:
-    """Return the alignment runs; how long one was is read off its curve where nothing says it."""
-    runs = []
-    for name in section(data.result, "alignment"):
-        run = section(data.result, "alignment", name)
-        losses = data.curves[name].losses if name in data.curves else ()
-        steps = run.get("steps", losses[-1]["step"] if losses else None)
-        best, applied = _whole(run.get("best_step")), run.get("applied")
-        if applied is None and best is not None:
-            applied = best > 0
-        runs.append(AlignmentRun(name, best, _whole(steps), applied))
-    return runs
-
-
-def alignment_table(data: ReportData) -> Table:
-    """Return which step the guard kept of every alignment run."""
+def alignment_table(result: Mapping[str, Any]) -> Table:
+    """Return which step the guard kept of every alignment."""
     applied = {None: "", True: "yes", False: "no: it did not help"}
-    rows = [
-        Row(captioner(run.name).label, [run.best_step, run.steps, applied[run.applied]])
-        for run in alignment_runs(data)
+    lines = [
+        Row(one.name, [one.best_step, one.steps, applied[one.applied]])
+        for one in encoders(result)
+        if one.best_step is not None
     ]
     columns = [Column("Step kept"), Column("Steps run"), Column("Applied", text=True)]
-    return Table("alignment", "What the guard kept", "Alignment run", columns, rows)
+    return Table("alignment", "What the guard kept", "Alignment", columns, lines)
 
 
 def stages(data: ReportData) -> list[StageSummary]:
@@ -221,22 +176,23 @@ def stages(data: ReportData) -> list[StageSummary]:
 
 def stages_table(data: ReportData) -> Table:
     """Return the stages with their time."""
-    rows = [Row(item.name, [duration(item.seconds), item.what]) for item in stages(data)]
+    lines = [Row(item.name, [duration(item.seconds), item.what]) for item in stages(data)]
     columns = [Column("Time"), Column("What", text=True)]
-    return Table("stages", "What was done", "Stage", columns, rows)
+    return Table("stages", "What was done", "Stage", columns, lines)
 
 
 def samples_table(data: ReportData) -> Table:
     """Return every sample's references and captions as text."""
-    rows = []
+    labels = {row.name: row.label for row in rows(data.result)}
+    lines = []
     for index, sample in enumerate(data.samples, start=1):
-        rows += [Row(str(index), ["reference", text]) for text in sample.references]
-        rows += [
-            Row(str(index), [item.label, sample.captions[item.key]])
-            for item in in_order(sample.captions)
+        lines += [Row(str(index), ["reference", text]) for text in sample.references]
+        lines += [
+            Row(str(index), [labels.get(name, name), text])
+            for name, text in sample.captions.items()
         ]
     columns = [Column("By", text=True), Column("Caption", text=True)]
-    return Table("samples", "Sample captions", "Image", columns, rows)
+    return Table("samples", "Sample captions", "Image", columns, lines)
 
 
 def _present(labels: Mapping[str, str], rows: Iterable[Mapping[str, object]]) -> dict[str, str]:
@@ -245,19 +201,21 @@ def _present(labels: Mapping[str, str], rows: Iterable[Mapping[str, object]]) ->
     return {name: label for name, label in labels.items() if name in names}
 
 
-def _best(scores: Mapping[str, Mapping[str, Estimate]], metric: str) -> str | None:
-    """Name the captioner with the highest value, the upper bound left out."""
+def _best(scored: Iterable[RowResult], metric: str) -> str | None:
+    """Name the row with the highest value, bounds left out."""
     values = {
-        name: row[metric].value
-        for name, row in scores.items()
-        if name != BOUND and metric in row and math.isfinite(row[metric].value)
+        row.name: row.metrics[metric].value
+        for row in scored
+        if row.mark != "bound"
+        and metric in row.metrics
+        and math.isfinite(row.metrics[metric].value)
     }
     return max(values, key=values.__getitem__) if len(values) > 1 else None
 
 
-def _route(name: str) -> tuple[str, str]:
-    return ROUTES.get(name, (name, ""))
+def _encoder_label(one: EncoderResult) -> str:
+    return "Before" if one.steps is None and one.name == "frozen" else f"After {one.name}"
 
 
-def _whole(value: Any) -> int | None:
-    return None if value is None else int(value)
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

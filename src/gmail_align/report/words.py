@@ -6,20 +6,34 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from gmail_align.metrics.bootstrap import Estimate
-from gmail_align.report.data import ReportData, estimates, has_interval, section
-from gmail_align.report.names import BOUND, DIFFERENCE, HEADLINE, captioner, share
+from gmail_align.report.data import (
+    ClaimResult,
+    ReportData,
+    claims,
+    encoders,
+    has_interval,
+    headline,
+    section,
+)
+from gmail_align.report.names import DIFFERENCE
 from gmail_align.report.numbers import count, interval, number
-from gmail_align.report.results import alignment_runs, captioning, clear, comparisons
+from gmail_align.report.results import clear, scored_rows
 
 _SPELLED: Final = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 INTERVALS: Final = (
     "Intervals are 95% percentile bootstrap intervals over test images; a difference is paired, "
-    "which means that both captioners are judged on the same images in every resample."
+    "which means that both rows are judged on the same images in every resample."
 )
+_VERDICTS: Final = {
+    "holds": "holds",
+    "not significant": "no clear difference",
+    "reversed": "the opposite holds",
+    "not tested": "not tested",
+}
 
 
-class Verdict(NamedTuple):
-    """The result in words: a short lead, and the sentences that carry the numbers."""
+class Finding(NamedTuple):
+    """A result in words: a short lead, and the sentences that carry the numbers."""
 
     lead: str
     text: str
@@ -27,80 +41,62 @@ class Verdict(NamedTuple):
 
 def standfirst(result: Mapping[str, Any]) -> str:
     """Say in one sentence what was compared."""
-    systems = captioning(result)
-    if not systems:
+    scored = scored_rows(result)
+    if not scored:
         return "What the run measured, with the data, versions and fingerprints behind it."
-    if len(systems) == 1:
-        return f"One captioner was judged on {_test_images(result)}."
-    many = _SPELLED[len(systems)] if len(systems) < len(_SPELLED) else str(len(systems))
+    if len(scored) == 1:
+        return f"One row was judged on {_test_images(result)}."
+    many = _SPELLED[len(scored)] if len(scored) < len(_SPELLED) else str(len(scored))
     return (
-        f"{many} captioners were judged on the same {_test_images(result)}; they differ in the "
-        "images they learned from: real ones, generated ones taken for real, or generated ones "
-        "that GMAIL first pulled onto the features of real images."
+        f"{many} rows were judged on the same {_test_images(result)}; they differ in the images "
+        "that they learned from, and in what was done to the features of those images first."
     )
 
 
-def verdict(result: Mapping[str, Any]) -> Verdict | None:
-    """Say whether GMAIL beat training on generated images as if they were real."""
-    if not captioning(result):
-        return None
-    found = comparisons(result).get(("gmail", "raw"), {}).get(HEADLINE)
-    if found is None:
-        return Verdict(
-            "Not compared.",
-            "This run holds no paired difference between GMAIL and training on generated images "
-            "as if they were real, so it says nothing about which is better.",
-        )
-    size = number(abs(found.value))
-    bounds = interval(found, DIFFERENCE)
-    if not has_interval(found):
-        text = "No interval was computed for it, so chance alone may explain it."
-        return Verdict(
-            f"A difference of {number(found.value, DIFFERENCE)} {HEADLINE} points.", text
-        )
-    if not clear(found):
-        return Verdict(
-            "No clear difference.",
-            f"GMAIL minus training on generated images as if they were real is "
-            f"{number(found.value, DIFFERENCE)} {HEADLINE} points, and its paired 95% interval, "
-            f"{bounds}, includes zero. This run does not show that alignment helps, nor that it "
-            "hurts.",
-        )
-    won = found.value > 0
-    return Verdict(
-        f"GMAIL {'gained' if won else 'lost'} {size} {HEADLINE} points.",
-        f"On the same {_images(found)}, the captioner that learned from aligned generated images "
-        f"scores {size} points {'higher' if won else 'lower'} than the one that took them for real "
-        f"(paired 95%\u00a0interval {bounds})."
-        + ("" if won else " In this run alignment did harm."),
-    )
-
-
-def asides(result: Mapping[str, Any]) -> list[Verdict]:
-    """Say how GMAIL did against the control, and scarce pairs against their own real images."""
-    found = comparisons(result)
-    part = share(section(result, "real_images"))
-    questions = (
-        (("gmail", "lora_only"), "Against the control"),
-        (("gmail_scarce", "real_scarce"), f"With {part} of the real images"),
-        (("gmail", "real"), "Against the upper bound"),
-        (("real", "gmail"), "Up to the upper bound"),
-    )
+def findings(result: Mapping[str, Any]) -> list[Finding]:
+    """Say of every claim whether it holds, with the numbers behind it; the first one leads."""
+    if not scored_rows(result):
+        return []
+    tested = claims(result)
+    if not tested:
+        return [Finding("Nothing is claimed.", "The recipe names no claim that this run tests.")]
     return [
-        Verdict(lead, _compared(found[pair][HEADLINE], *pair))
-        for pair, lead in questions
-        if HEADLINE in found.get(pair, {})
+        Finding(f"{claim.name}: {_VERDICTS[claim.verdict]}.", _tested(claim)) for claim in tested
     ]
 
 
+def _tested(claim: ClaimResult) -> str:
+    """Say what a claim's paired difference is, and what that allows to say."""
+    value, metric = claim.difference, claim.metric
+    better, worse = claim.better.label, claim.worse.label
+    if value is None or not has_interval(value):
+        return f"This run holds no paired difference between {better} and {worse} by {metric}."
+    bounds = interval(value, DIFFERENCE)
+    if not clear(value):
+        return (
+            f"On the same {_images(value)}, {better} minus {worse} is "
+            f"{number(value.value, DIFFERENCE)} {metric} points, and its paired 95% interval, "
+            f"{bounds}, includes zero: this run shows neither a gain nor a loss."
+        )
+    return (
+        f"On the same {_images(value)}, {better} scores {number(abs(value.value))} {metric} points "
+        f"{'more' if value.value > 0 else 'less'} than {worse} "
+        f"(paired 95%\u00a0interval {bounds})."
+    )
+
+
 def gap_summary(result: Mapping[str, Any]) -> str:
-    """Say whether alignment drew pairs together, or only everything."""
-    before, after = (estimates(result, "gap", time) for time in ("before", "after"))
+    """Say whether the first alignment drew pairs together, or drew everything together."""
+    measured = [one for one in encoders(result) if one.gap]
     names = ("paired_cosine", "unpaired_cosine", "margin")
-    if not all(name in values for name in names for values in (before, after)):
+    if len(measured) < 2 or not all(name in one.gap for name in names for one in measured[:2]):
         return ""
+    before, after = measured[0].gap, measured[1].gap
     paired, unpaired, margin = (after[name].value - before[name].value for name in names)
-    start = f"The paired cosine {_moved(paired)} and the unpaired one {_moved(unpaired)}, "
+    start = (
+        f"After {measured[1].name}, the paired cosine {_moved(paired)} and the unpaired one "
+        f"{_moved(unpaired)}, "
+    )
     if margin > 0:
         return (
             start
@@ -112,17 +108,17 @@ def gap_summary(result: Mapping[str, Any]) -> str:
     )
 
 
-def guard_notes(data: ReportData) -> list[str]:
-    """Say which step the guard kept of every alignment run."""
+def guard_notes(result: Mapping[str, Any]) -> list[str]:
+    """Say which step the guard kept of every alignment."""
     notes = []
-    for run in alignment_runs(data):
-        if run.best_step is None:
+    for one in encoders(result):
+        if one.best_step is None:
             continue
-        label, of = captioner(run.name).label, f" of {count(run.steps)}" if run.steps else ""
+        of = f" of {count(one.steps)}" if one.steps else ""
         notes.append(
-            f"{label}: step {count(run.best_step)}{of} was the best and was kept."
-            if run.applied
-            else f"{label}: no step{of} was better than none, so the encoder was left as it was."
+            f"{one.name}: step {count(one.best_step)}{of} was the best and was kept."
+            if one.applied
+            else f"{one.name}: no step{of} was better than none, so the encoder was left as it was."
         )
     return notes
 
@@ -135,49 +131,32 @@ def limits(data: ReportData) -> list[str]:
     if seeds > 1:
         notes.append(
             f"{seeds} seeds. With so few, an interval over seeds comes out too narrow. Curves, "
-            "pictures and the measures of the encoder are those of the first seed."
+            "pictures and samples are those of the first seed."
         )
     elif first is not None:
         notes.append(
             f"One seed ({first}). The intervals cover the choice of test images, not the luck of "
             "training."
         )
-    if captioning(result):
+    scored = scored_rows(result)
+    if any("CIDEr" in row.metrics for row in scored):
         notes.append(
             "CIDEr weighs words by how rare they are in these references, so scores compare "
             "within this page and not with those of papers on other images."
         )
-    if BOUND in captioning(result):
-        notes.append(
-            "The upper bound is what the same captioner reaches with all real images; it is no "
-            "limit of the method."
-        )
+    notes += [
+        f"{row.label} is a bound that this learner reaches; it is not a limit of the method."
+        for row in scored
+        if row.mark == "bound"
+    ]
     if data.embeddings:
         notes.append(
-            "t-SNE keeps neighbours and bends distances. Its two panels are laid out apart, so "
-            "places in one mean nothing in the other."
+            "t-SNE keeps neighbours and bends distances. Its panels are laid out separately, so "
+            "places in one mean nothing in another."
         )
     missing = section(result, "unavailable")
     notes += [f"{name} is missing: {reason}" for name, reason in missing.items()]
     return notes + [str(note) for note in result.get("limits") or ()]
-
-
-def _compared(found: Estimate, first: str, second: str) -> str:
-    names = [captioner(name).phrase for name in (first, second)]
-    size, bounds = number(abs(found.value)), interval(found, DIFFERENCE)
-    if clear(found):
-        way = "more" if found.value > 0 else "less"
-        text = f"{names[0]} scores {size} points {way} than {names[1]} ({bounds})."
-    elif bounds:
-        text = (
-            f"{names[0]} and {names[1]} are not clearly apart: "
-            f"{number(found.value, DIFFERENCE)} points ({bounds})."
-        )
-    else:
-        text = (
-            f"{names[0]} minus {names[1]}: {number(found.value, DIFFERENCE)}, without an interval."
-        )
-    return text[0].upper() + text[1:]
 
 
 def _moved(change: float) -> str:
@@ -186,12 +165,11 @@ def _moved(change: float) -> str:
     return f"{'rose' if change > 0 else 'fell'} by {abs(change):.3f}"
 
 
-def _images(found: Estimate) -> str:
-    return f"{count(found.n)} real test images" if found.n else "real test images"
+def _images(value: Estimate) -> str:
+    return f"{count(value.n)} real test images" if value.n else "real test images"
 
 
 def _test_images(result: Mapping[str, Any]) -> str:
-    sizes = [
-        row[HEADLINE] for row in captioning(result).values() if HEADLINE in row and row[HEADLINE].n
-    ]
-    return _images(sizes[0]) if sizes else "real test images"
+    metric = headline(result)
+    values = [row.metrics[metric] for row in scored_rows(result) if metric in row.metrics]
+    return _images(values[0]) if values else "real test images"

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from gmail_align.errors import ModelError
 from gmail_align.extras import require
 from gmail_align.synthesis.weights import read_index, read_object
@@ -29,6 +27,8 @@ class Part:
 
     def build(self, device: str = "meta") -> Any:
         """Make the network with weights that are random, or none on the meta device."""
+        import torch
+
         diffusers: Any = require("diffusers", "synthesis")
         with torch.device(device):
             return getattr(diffusers, self.kind).from_config(dict(self.config)).eval()

@@ -1,4 +1,4 @@
-"""What an image costs: floating-point operations counted on networks without weights."""
+"""What an image costs: floating-point operations, images a second, days and disk."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
-
 from gmail_align.errors import ConfigError
-from gmail_align.synthesis.architectures import Architecture
+from gmail_align.synthesis.architectures import Architecture, Part
 from gmail_align.synthesis.config import SynthesisConfig
+from gmail_align.synthesis.flops import Size, decoder_flops, denoiser_flops
 
 CARDS: Final[Mapping[str, float]] = {
     "h200": 788.0,
@@ -29,6 +26,7 @@ data sheet's."""
 USUAL_SHARE: Final = 0.34
 """Share of the limit that plain batched pipelines reach: the paper's own rates, and a public
 example, are 1.26 to 1.30 images/s of Stable Diffusion v2 on an A100."""
+_BLOCKS: Final = "block_out_channels"
 _SD3_TOKENS: Final = 333
 _FLUX_TOKENS: Final = 512
 _SCHNELL_TOKENS: Final = 256
@@ -76,25 +74,35 @@ class Plan:
 
 
 def count_cost(architecture: Architecture, config: SynthesisConfig) -> Cost:
-    """Count one image's floating-point operations on the meta device: nothing is computed."""
-    denoiser, vae = architecture.denoiser.build(), architecture.vae.build()
-    factor = 2 ** (
-        len(vae.config.get("block_out_channels") or vae.config.decoder_block_out_channels) - 1
-    )
-    own = getattr(denoiser.config, "sample_size", None) or 512 // factor
+    """Count one image's floating-point operations from the configurations of the networks.
+
+    Raises:
+        ConfigError: a network is of a class that cannot be counted.
+    """
+    denoiser, vae = architecture.denoiser, architecture.vae
+    blocks = vae.config.get("decoder_block_out_channels" if "Tiny" in vae.kind else _BLOCKS)
+    factor = 2 ** (len(blocks or (0,) * 4) - 1)
+    own = denoiser.config.get("sample_size", 512 // factor)
     side = (own, own) if isinstance(own, int) else tuple(own)
     height, width = config.height or side[0] * factor, config.width or side[1] * factor
-    latent = (height // factor, width // factor)
-    arguments = _inputs(denoiser, vae, latent)
-    z = torch.empty(1, vae.config.latent_channels, *latent, device="meta")
-    guided = config.guidance_scale > 1 and architecture.denoiser.kind != "FluxTransformer2DModel"
+    size = Size(height // factor, width // factor, _tokens(denoiser))
+    guided = config.guidance_scale > 1 and denoiser.kind != "FluxTransformer2DModel"
     return Cost(
-        denoiser=_count(lambda: denoiser(**arguments)),
+        denoiser=denoiser_flops(denoiser.kind, denoiser.config, size),
         passes=config.steps * (2 if guided else 1),
-        decoder=_count(lambda: vae.decode(z)),
+        decoder=decoder_flops(vae.kind, vae.config, size),
         height=height,
         width=width,
     )
+
+
+def _tokens(denoiser: Part) -> int:
+    """Return the length of the prompt that a denoiser reads."""
+    if denoiser.kind == "SD3Transformer2DModel":
+        return _SD3_TOKENS
+    if denoiser.kind == "FluxTransformer2DModel":
+        return _FLUX_TOKENS if denoiser.config.get("guidance_embeds") else _SCHNELL_TOKENS
+    return 77
 
 
 def make_plan(
@@ -105,7 +113,7 @@ def make_plan(
     card: str = "h200",
     share: float = USUAL_SHARE,
 ) -> Plan:
-    """Turn an image's cost into rates, days and disk.
+    """Turn an image's cost into rates, days and disk space.
 
     Args:
         cost: What one image costs.
@@ -115,11 +123,11 @@ def make_plan(
         share: Share of the card's limit that is expected.
 
     Raises:
-        ConfigError: the card is unknown, or the share is none.
+        ConfigError: the card is not known, or the share is not above 0 and up to 1.
     """
-    limit = CARDS.get(card.lower()) or _number(card)
+    limit = card_tflops(card)
     if not 0 < share <= 1:
-        raise ConfigError(f"a share of {share} of the card's limit is none: use 0 to 1")
+        raise ConfigError(f"share is {share}: give a share of the card's limit above 0 and up to 1")
     fastest = limit * 1e12 / cost.total
     day = 86_400
     size = cost.height * cost.width * _BYTES_PER_PIXEL[config.image_format]
@@ -137,7 +145,14 @@ def make_plan(
     )
 
 
-def _number(card: str) -> float:
+def card_tflops(card: str) -> float:
+    """Return the half-precision TFLOP/s of a card, or of a number.
+
+    Raises:
+        ConfigError: the card is not known.
+    """
+    if card.lower() in CARDS:
+        return CARDS[card.lower()]
     try:
         value = float(card)
     except ValueError:
@@ -148,49 +163,3 @@ def _number(card: str) -> float:
             "TFLOP/s as a number"
         )
     return value
-
-
-def _count(run: Any) -> float:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run()
-    return float(counter.get_total_flops())
-
-
-def _inputs(denoiser: Any, vae: Any, latent: tuple[int, int]) -> dict[str, Any]:
-    """Return arguments of one pass at batch 1, on the meta device."""
-    kind, config = type(denoiser).__name__, denoiser.config
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(*shape, device="meta")
-
-    if kind == "UNet2DConditionModel":
-        arguments: dict[str, Any] = {
-            "sample": empty(1, config.in_channels, *latent),
-            "timestep": empty(1),
-            "encoder_hidden_states": empty(1, 77, config.cross_attention_dim),
-        }
-        if config.addition_embed_type == "text_time":
-            pooled = config.projection_class_embeddings_input_dim
-            pooled -= 6 * config.addition_time_embed_dim
-            arguments["added_cond_kwargs"] = {
-                "text_embeds": empty(1, pooled),
-                "time_ids": empty(1, 6),
-            }
-        return arguments
-    tokens = _FLUX_TOKENS if getattr(config, "guidance_embeds", False) else _SCHNELL_TOKENS
-    tokens = _SD3_TOKENS if kind == "SD3Transformer2DModel" else tokens
-    text = {
-        "encoder_hidden_states": empty(1, tokens, config.joint_attention_dim),
-        "pooled_projections": empty(1, config.pooled_projection_dim),
-        "timestep": empty(1),
-    }
-    if kind == "SD3Transformer2DModel":
-        return {**text, "hidden_states": empty(1, config.in_channels, *latent)}
-    patches = (latent[0] // 2) * (latent[1] // 2)
-    return {
-        **text,
-        "hidden_states": empty(1, patches, config.in_channels),
-        "img_ids": empty(patches, 3),
-        "txt_ids": empty(tokens, 3),
-        **({"guidance": empty(1)} if config.guidance_embeds else {}),
-    }

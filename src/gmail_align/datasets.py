@@ -1,0 +1,130 @@
+"""The data sets of a recipe, as steps: imports, artifacts that exist, worlds, held-out shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from gmail_align.errors import ConfigError
+from gmail_align.recipe import Recipe
+from gmail_align.recipe_tables import Source
+from gmail_align.steps.data import (
+    Choose,
+    DataImport,
+    HeldOut,
+    Imported,
+    LeakCheck,
+    World,
+    existing,
+)
+from gmail_align.work import Step, files_state
+
+_TABLETOP_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One set of real images with its captions."""
+
+    images: Step
+    captions: Step
+    of: Step | None = None
+    """Captions whose images alone belong to the set; None is every image."""
+    classes: Step | None = None
+    world: World | None = None
+
+
+class DataSets:
+    """The data sets of one recipe.
+
+    Args:
+        recipe: The recipe.
+        home: Folder that relative paths of the recipe start from.
+    """
+
+    def __init__(self, recipe: Recipe, home: Path) -> None:
+        self.recipe, self.home = recipe, home
+
+    @cached_property
+    def sets(self) -> dict[str, ImageSet]:
+        """Name -> set of real images; shares of the training images are cut off here."""
+        tables = self.recipe.data
+        read = {n: self.read_set(n, one) for n, one in tables.items() if one.share is None}
+        for name in ("test", *(name for name in tables if name != "test")):
+            share = tables[name].share
+            if share is not None:
+                train, seed = read["train"], self.recipe.seed
+                held, rest = (
+                    HeldOut(train.captions, share, part, seed) for part in ("held", "rest")
+                )
+                read[name] = ImageSet(train.images, held, held, train.classes)
+                read["train"] = ImageSet(train.images, rest, rest, train.classes)
+        return read
+
+    def read_set(self, name: str, source: Source) -> ImageSet:
+        """Return the set that a table of the recipe names."""
+        if source.artifacts is not None:
+            folder = self.home / source.artifacts
+            images = existing(folder / "images", "images")
+            captions = existing(folder / "captions", "captions")
+            has_classes = (folder / "classes").is_dir()
+            classes = existing(folder / "classes", "classes") if has_classes else None
+            whole = ImageSet(images, captions, None, classes)
+        elif source.tabletop is not None:
+            world = self._world(name, source.tabletop)
+            split = {"split": world.split}
+            data = DataImport("coco", split, split, world)
+            whole = ImageSet(Imported(data, "images"), Imported(data, "captions"), world=world)
+        else:
+            data = self._import(source)
+            parts = {part: Imported(data, part) for part in ("images", "captions", "classes")}
+            has_classes = data.importer in ("folder", "cifake", "classification")
+            whole = ImageSet(
+                parts["images"],
+                parts["captions"],
+                None,
+                parts["classes"] if has_classes else None,
+            )
+        if source.limit is None:
+            return whole
+        few = Choose(whole.captions, None, source.limit, self.recipe.seed)
+        return ImageSet(whole.images, few, few, whole.classes, whole.world)
+
+    def _world(self, name: str, images: int) -> World:
+        if name not in _TABLETOP_SPLITS:
+            raise ConfigError(
+                f"data.{name} cannot be drawn: the tabletop world has train, validation and test"
+            )
+        return World(_TABLETOP_SPLITS[name], images)
+
+    def _import(self, source: Source) -> DataImport:
+        from gmail_align.importing.run import check_options
+        from gmail_align.importing.table import find_importer
+
+        assert source.importer is not None
+        function = find_importer(source.importer).load()
+        options = check_options(source.importer, function, source.options)
+        state = {}
+        for key, value in options.items():
+            if isinstance(value, Path):
+                options[key] = self.home / value.expanduser()
+                state[key] = files_state(options[key])
+            elif isinstance(value, list | tuple) and value and isinstance(value[0], Path):
+                options[key] = [self.home / one.expanduser() for one in value]
+                state[key] = [files_state(one) for one in options[key]]
+            else:
+                state[key] = value
+        expect = {str(part): count for part, count in source.expect.items()}
+        return DataImport(source.importer, state, options, expect=expect)
+
+    @cached_property
+    def leak_check(self) -> Step | None:
+        """The step that refuses training images that the run is judged by."""
+        how, sets = self.recipe.evaluate.leaks, self.sets
+        others = [one.images for name, one in sets.items() if name not in ("train",)]
+        judged = tuple(one for one in dict.fromkeys(others) if one != sets["train"].images)
+        drawn = any(one.world is not None for one in sets.values())
+        if how == "off" or not judged:
+            return None
+        return LeakCheck(sets["train"].images, judged, how == "looks" and not drawn)

@@ -1,0 +1,345 @@
+"""From a recipe to steps: what each row needs, and what rows have in common.
+
+Nothing is made here and no model is opened, so that a plan takes no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gmail_align.datasets import DataSets
+from gmail_align.errors import ConfigError, ModelError
+from gmail_align.recipe import Recipe, model_path
+from gmail_align.recipe_tables import SHIPPED, Generator, Learner, Row, Source
+from gmail_align.steps.data import (
+    Choose,
+    ChosenPairs,
+    HeldOut,
+    Pairs,
+    Synthesis,
+    World,
+    existing,
+)
+from gmail_align.steps.encoders import (
+    Aligned,
+    Gap,
+    ImageFeatures,
+    Retrieval,
+    TextFeatures,
+    ZeroShot,
+)
+from gmail_align.steps.learners import CaptionScores, Predictions, Probe, Seen, TrainedCaptioner
+from gmail_align.work import Model, Step, in_order
+
+Side = Literal["real", "generated"]
+_NOT_IDENTITY = {
+    *("model", "revision", "variant", "device", "dtype", "batch_size", "compile", "writers"),
+    *("limit_quarantine",),
+}
+"""Settings of synthesis that the weights' content stands for, or that change rounding at most."""
+
+
+@dataclass(frozen=True)
+class JudgedEncoder:
+    """An encoder and what it is judged by."""
+
+    name: str
+    label: str
+    encoder: Step | Model
+    gap: Step | None
+    retrieval: Mapping[str, Step]
+    zeroshot: Mapping[str, Step]
+
+    @property
+    def results(self) -> list[Step]:
+        """Every step that judges it."""
+        gap = [] if self.gap is None else [self.gap]
+        return [*gap, *self.retrieval.values(), *self.zeroshot.values()]
+
+
+@dataclass(frozen=True)
+class RowSteps:
+    """One row of one seed: its learner, what that says of the test images, and its encoder."""
+
+    row: Row
+    seed: int
+    learner: Step | None
+    output: Step | None
+    judged: JudgedEncoder | None
+
+    @property
+    def targets(self) -> list[Step]:
+        """The steps at which the row is done."""
+        own = [] if self.output is None else [self.output]
+        return [*own, *(self.judged.results if self.judged else [])]
+
+
+@dataclass(frozen=True)
+class RecipeSteps:
+    """All steps of a recipe."""
+
+    rows: Mapping[str, Sequence[RowSteps]]
+    """Name of a row -> the row in every seed."""
+    frozen: Sequence[JudgedEncoder]
+    """The encoders before any alignment."""
+    checks: Sequence[Step]
+    """Leak checks."""
+    scores: Sequence[CaptionScores]
+    """Scores of the captions, one for each set of test images."""
+
+    @property
+    def targets(self) -> list[Step]:
+        """Every step that nothing else reads."""
+        rows = [step for seeds in self.rows.values() for row in seeds for step in row.targets]
+        frozen = [step for one in self.frozen for step in one.results]
+        return [*self.checks, *frozen, *rows, *self.scores]
+
+    @property
+    def shared(self) -> list[Step]:
+        """What no training changes, in order."""
+        return [step for step in in_order(self.targets) if not step.is_trained]
+
+
+class Graph:
+    """The steps of one recipe, as one row sees it.
+
+    Args:
+        recipe: The recipe, with the row's own values of keys.
+        home: Folder that relative paths of the recipe start from.
+
+    Raises:
+        UserError: an input does not exist, or a setting does not fit what it is used for.
+    """
+
+    def __init__(self, recipe: Recipe, home: Path) -> None:
+        self.recipe, self.home = recipe, home
+        self.data = DataSets(recipe, home)
+        self.sets = self.data.sets
+
+    def encoder(self, row: Row) -> Model:
+        """Return the encoder that a row starts from."""
+        return find_model(self.recipe.encoder[row.encoder].base, "clip", self.home)
+
+    def prompts(self, split: str) -> Step:
+        """Return the captions of a set that images are generated from."""
+        captions, each = self.sets[split].captions, self.recipe.data[split].captions_per_image
+        if each is None and self.recipe.data[split].share is not None:
+            each = self.recipe.data["train"].captions_per_image
+        return captions if each is None else Choose(captions, each, None, self.recipe.seed)
+
+    def generated(self, split: str, row: Row) -> tuple[Step, Step | None]:
+        """Return the generated images of a set, and their captions where they have their own."""
+        table: Generator = self.recipe.generator[row.generator]
+        if table.source is not None:
+            return self._pool(split, row.generator, table.source)
+        config = table.settings
+        assert config is not None
+        model = find_model(config.model, "diffusion", self.home, config.revision)
+        settings = config.model_dump(mode="json", exclude=_NOT_IDENTITY)
+        return Synthesis(self.prompts(split), model, settings, config, table.family), None
+
+    def _pool(self, split: str, name: str, source: Source) -> tuple[Step, Step | None]:
+        """Return images that exist; a part of them is kept for validation."""
+        if source.artifacts is not None:
+            folder = self.home / source.artifacts
+            if not (folder / "captions").is_dir():
+                return existing(folder, "images"), None
+        pool = self.data.read_set(f"generator.{name}", source)
+        if source.importer == "cifake":  # whose ids name the real image that shares the class
+            return pool.images, None
+        part: Literal["held", "rest"] = "held" if split == "validation" else "rest"
+        return pool.images, HeldOut(pool.captions, 0.1, part, self.recipe.seed)
+
+    def pairs(self, split: str, row: Row) -> Step:
+        """Return the pairs of a set; of the training set, those of the row's subset."""
+        images, texts = self.generated(split, row)
+        pairs: Step = Pairs(
+            self.prompts(split), self.sets[split].images, images, texts, self.recipe.seed
+        )
+        if row.pairs is None or split != "train":
+            return pairs
+        return ChosenPairs(pairs, self.recipe.subsets[row.pairs].images, self.recipe.seed)
+
+    def real_features(self, split: str, encoder: Step | Model, route: str, row: Row) -> Step:
+        """Return features of a set's real images."""
+        images = self.sets[split]
+        size = self.recipe.encoder[row.encoder].batch_size
+        return ImageFeatures(images.images, encoder, route, images.of, "real", size)
+
+    def generated_features(self, split: str, row: Row, seed: int) -> Step:
+        """Return features of a set's generated images, as the row's learner reads them."""
+        images = self.generated(split, row)[0]
+        of = None  # images that were made for these captions are all embedded
+        if not isinstance(images, Synthesis):
+            of = self.pairs(split, row.model_copy(update={"pairs": None}))
+        size = self.recipe.encoder[row.encoder].batch_size
+        aligned = self.aligned(row, seed)
+        if aligned is None:
+            return ImageFeatures(images, self.encoder(row), "frozen", of, "generated", size)
+        return ImageFeatures(images, aligned, "generated", of, "generated", size)
+
+    def aligned(self, row: Row, seed: int) -> Aligned | None:
+        """Return the row's aligned encoder; None where it has no alignment."""
+        if row.align is None:
+            return None
+        alignment = self.recipe.align[row.align]
+        if alignment.settings is None:
+            raise ConfigError(f"align.{row.align}: {alignment.method} is not available yet")
+        return Aligned(
+            self.pairs("train", row),
+            self.sets["train"].images,
+            self.generated("train", row)[0],
+            self.encoder(row),
+            alignment.settings,
+            seed,
+            alignment.uses_real_images,
+        )
+
+    def row_steps(self, row: Row, seed: int) -> RowSteps:
+        """Return what one row of one seed is made of."""
+        learner = self.recipe.learn[row.learn]
+        judged = None
+        aligned = self.aligned(row, seed)
+        if aligned is not None:
+            of = "" if row.pairs is None else f" on {row.pairs}"
+            judged = self.judge(f"{row.align}{of}", row, aligned, seed)
+        reader = aligned if row.reads == "real" and aligned is not None else self.encoder(row)
+        test = self.real_features("test", reader, row.reads, row)
+        if learner.kind == "probe":
+            probe = self._probe(row, seed, test)
+            return RowSteps(row, seed, probe, probe, judged)
+        if learner.settings is None:
+            return RowSteps(row, seed, None, None, judged)
+        captioner = self._captioner(learner, row, seed)
+        return RowSteps(row, seed, captioner, Predictions(captioner, test, learner.predict), judged)
+
+    def _probe(self, row: Row, seed: int, test: Step) -> Step:
+        side: Side = "real" if row.images == "real" else "generated"
+        train, judged = self.sets["train"], self.sets["test"]
+        if train.classes is None or judged.classes != train.classes:
+            raise ConfigError(
+                f"row {row.name!r} learns a probe, but the images of data.train and data.test do "
+                "not share classes: import both from the same class folders"
+            )
+        seen = self._seen("train", side, row, seed)
+        evaluate = self.recipe.evaluate
+        return Probe(seen, test, train.classes, evaluate.probe, evaluate.subset, seed)
+
+    def _captioner(self, learner: Learner, row: Row, seed: int) -> Step:
+        model = find_model(learner.model, "gpt2", self.home)
+        side: Side = "real" if row.images == "real" else "generated"
+        validation = self._seen("validation", side, row, seed)
+        assert learner.settings is not None
+        if learner.kind == "ifcap":
+            prompts = self.prompts("train")
+            texts = TextFeatures(prompts, self.encoder(row))
+            from_images = getattr(learner.settings, "mode", "") != "text_noise"
+            seen = self._seen("train", side, row, seed)
+            return TrainedCaptioner(
+                learner.settings,
+                model,
+                (seen,) if from_images else (),
+                validation,
+                seed,
+                prompts,
+                texts,
+            )
+        sides: tuple[Side, ...] = ("generated", "real") if row.images == "mixed" else (side,)
+        images = tuple(self._seen("train", one, row, seed) for one in sides)
+        return TrainedCaptioner(learner.settings, model, images, validation, seed)
+
+    def _seen(self, split: str, side: Side, row: Row, seed: int) -> Seen:
+        """Return one side of a set as a learner sees it; of mixed training images, its share."""
+        if side == "real":
+            features = self.real_features(split, self.encoder(row), "frozen", row)
+            pairs = self.pairs(split, row)
+        else:  # generated images cost no real ones: a row may learn from all of them
+            features = self.generated_features(split, row, seed)
+            pairs = self.pairs(split, row.model_copy(update={"pairs": None}))
+        if row.images == "mixed" and split == "train":
+            part: Literal["held", "rest"] = "held" if side == "real" else "rest"
+            pairs = HeldOut(pairs, row.real_share, part, self.recipe.seed)
+        return Seen(features, pairs, side)
+
+    def plain_encoder(self, row: Row) -> JudgedEncoder:
+        """Return the encoder that a row starts from, and what it is judged by."""
+        return self.judge("frozen", row, self.encoder(row), self.recipe.seed, "frozen")
+
+    def judge(
+        self, name: str, row: Row, encoder: Step | Model, seed: int, route: str = "real"
+    ) -> JudgedEncoder:
+        """Return what an encoder is judged by, real images going through ``route``."""
+        evaluate, gap = self.recipe.evaluate, None
+        if evaluate.gap and self.recipe.generator:
+            whole = row.model_copy(update={"pairs": None})
+            real = self.real_features("validation", self.encoder(row), "frozen", row)
+            own = row if isinstance(encoder, Step) else row.model_copy(update={"align": None})
+            generated = self.generated_features("validation", own, seed)
+            gap = Gap(self.pairs("validation", whole), real, generated)
+        retrieval = {n: self._retrieval(n, row, encoder, route) for n in evaluate.retrieval}
+        zeroshot: dict[str, Step] = {}
+        for protocol in evaluate.zeroshot:
+            zeroshot |= self._zeroshot(protocol, row, encoder, route)
+        return JudgedEncoder(name, name, encoder, gap, retrieval, zeroshot)
+
+    def _retrieval(self, protocol: str, row: Row, encoder: Step | Model, route: str) -> Step:
+        split = protocol if protocol in self.sets else "test"
+        captions = self.sets[split].captions
+        texts = TextFeatures(captions, self.encoder(row))
+        if isinstance(encoder, Aligned) and encoder.settings.lora.adapts_texts:
+            texts = TextFeatures(captions, encoder, "real")
+        images = self.real_features(split, encoder, route, row)
+        return Retrieval(images, texts, captions, protocol, self.recipe.evaluate.subset)
+
+    def _zeroshot(
+        self, protocol: str, row: Row, encoder: Step | Model, route: str
+    ) -> dict[str, Step]:
+        split = protocol if protocol in self.sets else "test"
+        images, subset = self.sets[split], self.recipe.evaluate.subset
+        features = self.real_features(split, encoder, route, row)
+        if images.world is not None:
+            return {
+                f"tabletop_{name}": ZeroShot(
+                    features, encoder, images.world, f"tabletop_{name}", subset, name
+                )
+                for name in _sets_with_labels(images.world)
+            }
+        if images.classes is None:
+            raise ConfigError(
+                f"evaluate.zeroshot names {protocol!r}, but the images of data.{split} have no "
+                "classes: import them as class folders"
+            )
+        return {protocol: ZeroShot(features, encoder, images.classes, protocol, subset)}
+
+
+def _sets_with_labels(world: World) -> list[str]:
+    """Return the class sets that some scene of a world has a class of."""
+    from gmail_align.tabletop.classes import class_label, class_sets
+    from gmail_align.tabletop.scenes import sample_scene
+
+    return [
+        name
+        for name in class_sets()
+        if any(
+            class_label(sample_scene(number, world.split), name) is not None
+            for number in range(world.images)
+        )
+    ]
+
+
+def find_model(name: str, part: str, home: Path, revision: str = "") -> Model:
+    """Return the model that a recipe names.
+
+    Raises:
+        ModelError: it is neither a shipped model, nor a folder, nor the form of a hub id.
+    """
+    name, _, revision = name.partition("@") if not revision else (name, "", revision)
+    path = model_path(name, part)
+    if not path.is_dir() and (home / path).is_dir():
+        path = home / path
+    if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", SHIPPED))):
+        raise ModelError(f"there is no model {name!r}: give a folder, a hub id or {SHIPPED!r}")
+    return Model(name, part, str(path) if path.is_dir() else name, revision)

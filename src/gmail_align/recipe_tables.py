@@ -1,0 +1,251 @@
+"""The tables of a recipe: data, generators, encoders, alignments, learners, rows and claims."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, SerializeAsAny
+
+from gmail_align.alignment.config import AlignConfig
+from gmail_align.captioning.config import CaptionerConfig, PredictConfig
+from gmail_align.captioning.kinds import CAPTIONERS
+from gmail_align.config import Config, build, merge
+from gmail_align.errors import ConfigError
+from gmail_align.synthesis.config import SynthesisConfig
+
+SHIPPED: Final = "tabletop"
+"""Stands in a recipe for the models that the package brings."""
+NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+_OWN_KEYS: Final = ("captions_per_image", "limit", "expect")
+Table = Mapping[str, Any]
+
+
+class Source(Config):
+    """Where one set of images and captions comes from: exactly one of the first four."""
+
+    importer: str | None = None
+    """Name of an importer, the key ``import``; ``options`` are its own."""
+    artifacts: str | None = None
+    """Folder that an import wrote: it holds captions/, images/ and perhaps classes/."""
+    tabletop: int | None = Field(None, ge=2)
+    """Images drawn of the tabletop world (``kind = "tabletop"`` and ``images``)."""
+    share: float | None = Field(None, gt=0, lt=1)
+    """Share of the training images that is held out for this set."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the importer."""
+    expect: dict[Literal["images", "captions"], int] = Field(default_factory=dict)
+    """Counts that the import must have; a plan reckons with them before the data are here."""
+    captions_per_image: int | None = Field(None, ge=1)
+    """Captions of each image that an image is generated from; None is all of them."""
+    limit: int | None = Field(None, ge=2)
+    """Use at most this many images, chosen by the recipe's seed."""
+
+    @classmethod
+    def parse(cls, place: str, table: Table) -> Self:
+        """Read the table at ``place``, such as ``data.train``.
+
+        Raises:
+            ConfigError: it names no source, or several, or a key is unknown.
+        """
+        data = dict(table)
+        ways: list[str] = [k for k in ("import", "artifacts", "kind", "share") if k in data]
+        if len(ways) != 1:
+            raise ConfigError(
+                f'{place} must have exactly one of import = "...", artifacts = "...", '
+                f'kind = "tabletop" or share = 0.1; it has {" and ".join(ways) or "none"}'
+            )
+        own: dict[str, Any] = {key: data.pop(key) for key in _OWN_KEYS if key in data}
+        way = ways[0]
+        value = data.pop(way)
+        if way == "import":
+            return build(cls, {**own, "importer": value, "options": data}, place)
+        if way == "kind":
+            if value != SHIPPED:
+                raise ConfigError(f'{place}.kind is {value!r}; the only kind is "tabletop"')
+            if "images" not in data:
+                raise ConfigError(f"{place} does not say how many images: add images = 1000")
+            way, value = "tabletop", data.pop("images")
+        refuse_unknown(place, data, ("images", *_OWN_KEYS))
+        return build(cls, {**own, way: value}, place)
+
+
+class Generator(Config):
+    """What makes generated images: settings of synthesis, or images that exist."""
+
+    settings: SynthesisConfig | None = None
+    source: Source | None = None
+    family: str = ""
+    """The preset's family, whose networks are known without their files."""
+
+    @classmethod
+    def parse(cls, place: str, table: Table) -> Self:
+        """Read the table at ``place``; see :meth:`Source.parse` for images that exist."""
+        if "import" in table or "artifacts" in table:
+            return cls(source=Source.parse(place, table))
+        data = with_preset(place, table, SynthesisConfig)
+        if "model" not in data:
+            raise ConfigError(f'{place} names no model: add model = "FOLDER or hub id"')
+        family = str(table.get("preset", "")).removesuffix("_fast")
+        return cls(settings=build(SynthesisConfig, data, place), family=family)
+
+
+class Encoder(Config):
+    """The encoder that a row starts from."""
+
+    base: str = SHIPPED
+    """Folder or hub id of a CLIP, SigLIP or Long-CLIP; ``tabletop`` is the shipped CLIP, and
+    ``tabletop/siglip`` and ``tabletop/long_clip`` are its siblings."""
+    batch_size: int = Field(64, ge=1)
+    """Images embedded at once."""
+
+
+class Alignment(Config):
+    """A named alignment: a trained one has settings, a training-free one has a method."""
+
+    method: Literal["mean_shift", "shift_scale", "coral"] | None = None
+    settings: AlignConfig | None = None
+
+    @classmethod
+    def parse(cls, place: str, table: Table) -> Self:
+        """Read the table at ``place``: a method alone, or a preset and settings over it."""
+        if "method" in table:
+            refuse_unknown(place, {k: v for k, v in table.items() if k != "method"}, ("method",))
+            return build(cls, table, place)
+        return cls(settings=build(AlignConfig, with_preset(place, table, AlignConfig), place))
+
+    @property
+    def uses_real_images(self) -> bool:
+        """Whether real images have a say in what is learned or in which step is kept."""
+        if self.settings is None:
+            return True
+        config, weights = self.settings, self.settings.weights.model_dump()
+        learned = any(value > 0 for name, value in weights.items() if name != "text_generated")
+        blind = config.guarded in ("text_generated", "objective") and config.keep_real is None
+        return learned or config.data != "synthetic" or not blind
+
+
+class Learner(Config):
+    """What learns from a row's images: a captioner, a linear probe, or nothing."""
+
+    kind: Literal["clipcap", "ifcap", "probe", "none"]
+    model: str = SHIPPED
+    """Language model of a captioner: a folder or hub id; ``tabletop`` is the shipped GPT-2."""
+    settings: SerializeAsAny[CaptionerConfig] | None = None
+    """Settings of a captioner."""
+    predict: PredictConfig = PredictConfig()
+    """How captions of the test images are searched for."""
+
+    @classmethod
+    def parse(cls, place: str, table: Table) -> Self:
+        """Read the table at ``place``: kind, model, predict, and a preset with settings over it."""
+        own = {key: table[key] for key in ("kind", "model", "predict") if key in table}
+        data = {key: value for key, value in table.items() if key not in own}
+        kind = CAPTIONERS.get(str(own.get("kind")))
+        if kind is None:
+            refuse_unknown(place, data, ("kind", "model", "predict"))
+            return build(cls, own, place)
+        settings = build(kind.config, with_preset(place, data, kind.config), place)
+        return build(cls, {**own, "settings": settings}, place)
+
+
+class Subset(Config):
+    """A named part of the training pairs."""
+
+    images: float = Field(gt=0)
+    """Real images whose pairs are kept: a share below 1, or a number."""
+
+
+class Row(Config):
+    """One line of the result: what learns, from which images, through which alignment."""
+
+    name: str = Field(pattern=NAME)
+    label: str = ""
+    """Name in tables and figures; the row's name when empty."""
+    detail: str = ""
+    """A second, quieter line: what the row stands for."""
+    mark: Literal["", "ours", "bound"] = ""
+    """How figures show it: the method under test, or a bound that is no competitor."""
+    learn: str = "none"
+    """Name of a learner."""
+    images: Literal["generated", "real", "mixed"] = "generated"
+    """What the learner is trained on."""
+    real_share: float = Field(0.5, gt=0, lt=1)
+    """Share of real images among ``mixed`` ones."""
+    pairs: str | None = None
+    """Named subset of the pairs, whose real images are the only ones that this row may see."""
+    align: str | None = None
+    """Name of the alignment that generated images go through; None leaves them as they are."""
+    reads: Literal["frozen", "real"] = "frozen"
+    """Route by which the learner reads real test images."""
+    encoder: str = "default"
+    generator: str = "default"
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the recipe that have another value for this row alone."""
+
+    @property
+    def title(self) -> str:
+        """The label, or the name."""
+        return self.label or self.name
+
+
+class Claim(Config):
+    """A sentence that the run tests: one row is better than another by one metric."""
+
+    name: str = Field(min_length=1)
+    better: str
+    worse: str
+    metric: str = "CIDEr"
+
+
+class Evaluate(Config):
+    """What every row and every alignment is judged by; counts of known protocols are asserted."""
+
+    captions: str = "captions"
+    """Protocol of the captions of the test images."""
+    retrieval: tuple[str, ...] = ()
+    """Protocols of retrieval: of the data set of that name, or of the test images."""
+    zeroshot: tuple[str, ...] = ()
+    """Protocols of classification: of the data set of that name, or of the test images' classes;
+    ``tabletop`` stands for the class sets of the tabletop world."""
+    probe: str = "linear_probe"
+    """Protocol of linear probes of the test images."""
+    subset: bool = False
+    """The sets are declared parts of their protocols' sets."""
+    gap: bool = True
+    """Measure the gap before and after every alignment, on the validation pairs."""
+    leaks: Literal["looks", "ids", "off"] = "looks"
+    """How training images are compared with test images before anything is trained."""
+
+
+def with_preset(place: str, table: Table, stage: type[Config]) -> dict[str, Any]:
+    """Put the settings of a table over those of the preset that it names, key by key.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    data = dict(table)
+    if "preset" not in data:
+        return data
+    name = str(data.pop("preset"))
+    if name not in stage.presets:
+        raise ConfigError(f"{place}.preset is {name!r}; {nearest(name, stage.presets)}")
+    return merge(stage.preset_keys(name), data)
+
+
+def refuse_unknown(place: str, table: Table, known: Iterable[str]) -> None:
+    """Refuse the keys that are left in a table.
+
+    Raises:
+        ConfigError: there is one; its nearest neighbour is named.
+    """
+    for key in table:
+        raise ConfigError(f"unknown key '{place}.{key}'; {nearest(key, known)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Name the known name that is nearest to a wrong one, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names) or 'none'}"

@@ -1,0 +1,157 @@
+"""What the report of a run shows: curves, pictures and samples, read from the run's artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from gmail_align.artifacts import read_jsonl
+from gmail_align.data.captions import read_captions
+from gmail_align.data.images import ImageStore
+from gmail_align.data.pairs import Pair, read_pairs
+from gmail_align.features.store import open_features
+from gmail_align.graph import JudgedEncoder, RecipeSteps
+from gmail_align.report.data import Curve, Embeddings, PairFigure, ReportData, Sample, StageSummary
+from gmail_align.runtime import versions
+from gmail_align.steps.encoders import Aligned, Gap, ImageFeatures
+from gmail_align.steps.learners import CaptionScores, Predictions
+from gmail_align.work import Work
+
+PAIRS_SHOWN, SAMPLES_SHOWN, POINTS_SHOWN, PANELS_SHOWN = 8, 8, 500, 4
+
+_STAGES: Final = {
+    "world": ("Draw the world", "Scenes with five captions each."),
+    "captions": ("Choose captions", "Parts of the captions, such as those to generate from."),
+    "images": ("Import and synthesise", "Real images and generated ones, in shards."),
+    "leaks": ("Compare with the tests", "No training image is a test image."),
+    "pairs": ("Pair", "Each generated image with a real image of its caption."),
+    "features": ("Extract features", "Each image once for each set of weights."),
+    "encoder": ("Align", "An adapter and heads, with the guard choosing the step."),
+    "captioner": ("Train captioners", "One for each row and seed."),
+    "predictions": ("Caption", "The real test images, by each captioner."),
+    "result": ("Measure", "Gap, retrieval, classification and captions."),
+}
+"""Kind of artifact -> name of the stage that makes it, and what it does."""
+
+
+def gather_report(
+    title: str, command: str, steps: RecipeSteps, work: Work, result: Mapping[str, Any]
+) -> ReportData:
+    """Read figures, curves and samples of the run's first seed."""
+    aligned = {
+        rows[0].judged.name: rows[0].judged
+        for rows in steps.rows.values()
+        if rows[0].judged is not None
+    }
+    return ReportData(
+        title=title,
+        command=command,
+        result=result,
+        stages=_stages(result),
+        curves={
+            name: _curve(work, judged.encoder)
+            for name, judged in aligned.items()
+            if isinstance(judged.encoder, Aligned)
+        },
+        pairs=_pairs(work, steps.frozen),
+        embeddings=_embeddings(work, [*steps.frozen[:1], *aligned.values()][:PANELS_SHOWN]),
+        samples=_samples(work, steps.scores),
+        provenance=_provenance(result),
+    )
+
+
+def _stages(result: Mapping[str, Any]) -> list[StageSummary]:
+    seconds = result["seconds"]
+    return [
+        StageSummary(name, seconds[kind], what)
+        for kind, (name, what) in _STAGES.items()
+        if kind in seconds
+    ]
+
+
+def _curve(work: Work, step: Aligned) -> Curve:
+    encoder = work.get(step)
+    points: dict[str, list[dict[str, float]]] = {"loss": [], "score": []}
+    for row in read_jsonl(encoder.path("events.jsonl")):
+        points[row.pop("event")].append(row)
+    return Curve(points["loss"], points["score"], encoder.manifest["notes"]["best_step"])
+
+
+def _pairs(work: Work, frozen: Sequence[JudgedEncoder]) -> list[PairFigure]:
+    """Return the first pairs that no training saw."""
+    gap = next((one.gap for one in frozen if isinstance(one.gap, Gap)), None)
+    if gap is None:
+        return []
+    real, generated = _images(work, gap.real), _images(work, gap.generated)
+    return [
+        PairFigure(
+            row.text,
+            real.read_bytes(row.real_image_id),
+            generated.read_bytes(row.generated_image_id),
+        )
+        for row in read_pairs(work.get(gap.pairs))[:PAIRS_SHOWN]
+    ]
+
+
+def _images(work: Work, features: object) -> ImageStore:
+    assert isinstance(features, ImageFeatures)
+    return ImageStore(work.get(features.images))
+
+
+def _embeddings(
+    work: Work, judged: Sequence[JudgedEncoder]
+) -> dict[str, tuple[Embeddings, Embeddings]]:
+    """Return features of real and generated images of the same pairs, for each encoder."""
+    panels = {}
+    for one in judged:
+        if isinstance(one.gap, Gap):
+            name = f"After {one.name}" if isinstance(one.encoder, Aligned) else "Before alignment"
+            panels[name] = _sides(work, one.gap, read_pairs(work.get(one.gap.pairs)))
+    return panels
+
+
+def _sides(work: Work, gap: Gap, pairs: Sequence[Pair]) -> tuple[Embeddings, Embeddings]:
+    some = pairs[:POINTS_SHOWN]
+    real, generated = open_features(work.get(gap.real)), open_features(work.get(gap.generated))
+    return (
+        real.array[real.rows([row.real_image_id for row in some])].numpy(),
+        generated.array[generated.rows([row.generated_image_id for row in some])].numpy(),
+    )
+
+
+def _samples(work: Work, scores: Sequence[CaptionScores]) -> list[Sample]:
+    """Return the first test images by id, with references and every row's caption."""
+    if not scores:
+        return []
+    first = scores[0]
+    references: dict[str, list[str]] = {}
+    for row in read_captions(work.get(first.references)):
+        references.setdefault(row.image_id, []).append(row.text)
+    captions = {name: _captions(work.get(step).folder) for name, step in first.runs[0].items()}
+    predicted = next(iter(first.runs[0].values()))
+    assert isinstance(predicted, Predictions)
+    store = _images(work, predicted.features)
+    return [
+        Sample(
+            store.read_bytes(image),
+            references[image],
+            {name: texts[image] for name, texts in captions.items()},
+        )
+        for image in list(references)[:SAMPLES_SHOWN]
+    ]
+
+
+def _captions(folder: Path) -> dict[str, str]:
+    return {row["image_id"]: row["text"] for row in read_jsonl(folder / "predictions.jsonl")}
+
+
+def _provenance(result: Mapping[str, Any]) -> dict[str, str]:
+    found = {f"version of {name}": value for name, value in versions().items()}
+    found["protocol"] = str(result["protocol"])
+    found["seeds"] = f"{result['seeds']}, from {result['seed']} on"
+    found["intervals"] = (
+        "95% percentile bootstrap over test images (and over seeds where there are several), "
+        "1,000 resamples"
+    )
+    return found

@@ -1,0 +1,1 @@
+"""The steps of the pipeline: what each reads, what it is called, and the stage that makes it."""

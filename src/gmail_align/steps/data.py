@@ -1,0 +1,233 @@
+"""Every step of the pipeline: what it reads, what it is called, and the stage that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gmail_align.artifacts import begin, load
+from gmail_align.errors import DataError
+from gmail_align.synthesis.config import SynthesisConfig
+from gmail_align.work import Model, Step, Work, not_identity, plain_key
+
+if TYPE_CHECKING:
+    pass
+
+Rows = list[tuple[str, str]]
+"""(id of an image, caption)."""
+
+
+@dataclass(frozen=True, eq=False)
+class World(Step):
+    """Scenes of the tabletop world, drawn in COCO's layout."""
+
+    kind = "worlds"
+    what = "{images} scenes of the tabletop world ({split})"
+    split: str
+    images: int
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.tabletop.run import make_world
+
+        workers = work.engine.workers or 1
+        make_world({self.split: self.images}, out, workers=workers)
+
+
+@dataclass(frozen=True)
+class DataImport:
+    """An importer and its options; it makes captions, images and classes at once."""
+
+    importer: str
+    state: Mapping[str, Any]
+    """The options, with the content of each path in the path's place."""
+    options: Mapping[str, Any] = field(metadata={"identity": False})
+    world: World | None = None
+    """The tabletop world that is imported, where it is one."""
+    expect: Mapping[str, int] = field(default_factory=dict, metadata={"identity": False})
+    """Counts that the import must have."""
+
+    @property
+    def missing(self) -> list[Path]:
+        """The paths among the options that do not exist."""
+        values = self.options.values()
+        paths = [one for value in values for one in (value if _is_list(value) else [value])]
+        return [path for path in paths if isinstance(path, Path) and not path.exists()]
+
+
+@dataclass(frozen=True, eq=False)
+class Imported(Step):
+    """The captions, the images or the classes that an import makes."""
+
+    kind = "imports"
+    what = "{part} of {source.importer}"
+    source: DataImport
+    part: str
+
+    def place(self, folder: Path) -> Path:
+        """Return the artifact's folder inside that of its import."""
+        return folder / self.kind / plain_key(self.source) / self.part
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.importing.run import import_data
+
+        options, world = dict(self.source.options), self.source.world
+        if world is not None:
+            drawn = work.get(world)
+            options["annotations"] = drawn.path(f"captions_{world.split}.json")
+            options["images"] = [drawn.path("images")]
+        made = import_data(self.source.importer, options, out.parent)
+        for part, count in self.source.expect.items():
+            if part in made and made[part].counts[part] != count:
+                raise DataError(
+                    f"import {self.source.importer} has {made[part].counts[part]} {part}, and the "
+                    f"recipe expects {count}: give the whole set, or correct expect"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Existing(Step):
+    """An artifact that lies outside the work folder."""
+
+    what = "artifact {folder}"
+
+    fingerprint: str
+    folder: str = field(metadata={"identity": False})
+
+    def place(self, folder: Path) -> Path:
+        """Return its own folder."""
+        return Path(self.folder)
+
+
+@dataclass(frozen=True, eq=False)
+class Choose(Step):
+    """Some captions of each image, or the captions of some images."""
+
+    kind = "captions"
+    what = "captions of {images} images, {each} of each (None is all)"
+    captions: Step
+    each: int | None
+    images: float | None
+    seed: int
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.data.subsets import choose_captions
+
+        captions = work.get(self.captions)
+        choose_captions(captions, self.each, out, images=self.images, seed=self.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut(Step):
+    """The captions (or pairs) of images that are held out, or those of all others."""
+
+    kind = "parts"
+    what = "part of the captions: {part}, {share} held out"
+    captions: Step
+    share: float
+    part: Literal["held", "rest"]
+    seed: int
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.data.subsets import hold_out
+
+        source = work.get(self.captions)
+        hold_out(source, self.share, out, held=self.part == "held", seed=self.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class LeakCheck(Step):
+    """The proof that no training image is among images that the run is judged by."""
+
+    kind = "leaks"
+    what = "check that no training image is a test image"
+    train: Step
+    judged: tuple[Step, ...]
+    looks: bool
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.data.leaks import find_leaks, refuse_leaks
+
+        train, judged = work.get(self.train), [work.get(step) for step in self.judged]
+        inputs = {"train": train, **{f"judged{n}": one for n, one in enumerate(judged)}}
+        leaks = find_leaks(train, judged, hashed=self.looks)
+        refuse_leaks(leaks, train)
+        draft = begin(out, "leaks", {"looks": self.looks}, inputs)
+        if draft.complete is None:
+            draft.finish({"compared": leaks.evaluation})
+
+
+@dataclass(frozen=True, eq=False)
+class Synthesis(Step):
+    """Images generated from captions."""
+
+    kind = "generated"
+    what = "images that {model.name} generates from captions"
+    captions: Step
+    model: Model
+    settings: Mapping[str, Any]
+    """What the images depend on."""
+    config: SynthesisConfig = field(metadata={"identity": False})
+    family: str = not_identity("")
+    """Name of known networks that the model has, for a plan."""
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.synthesis.run import synthesize
+
+        config = self.config.model_copy(update={"model": self.model.path})
+        synthesize(config, work.get(self.captions), out, work.engine)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs(Step):
+    """Real and generated images of the same captions."""
+
+    kind = "pairs"
+    what = "pairs of real and generated images"
+    captions: Step
+    real: Step
+    generated: Step
+    texts: Step | None = None
+    """Captions of the generated images, where these were not made from ``captions``."""
+    seed: int = 0
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.data.pairs import make_pairs, make_pairs_by_text
+
+        captions, real = work.get(self.captions), work.get(self.real)
+        generated = work.get(self.generated)
+        if self.texts is None:
+            make_pairs(captions, real, generated, out)
+        else:
+            texts = work.get(self.texts)
+            make_pairs_by_text(captions, real, generated, texts, out, seed=self.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenPairs(Step):
+    """All pairs of some real images."""
+
+    kind = "pairs"
+    what = "pairs of {images} of the real images"
+    pairs: Step
+    images: float
+    seed: int
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.data.subsets import choose_pairs
+
+        choose_pairs(work.get(self.pairs), self.images, out, seed=self.seed)
+
+
+def existing(folder: Path, kind: str) -> Existing:
+    """Return the step of an artifact that exists.
+
+    Raises:
+        ArtifactError: it is missing, unfinished or of another kind.
+    """
+    return Existing(load(folder, kind).fingerprint, str(folder))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)

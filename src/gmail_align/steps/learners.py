@@ -1,0 +1,137 @@
+"""Every step of the pipeline: what it reads, what it is called, and the stage that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gmail_align.captioning.config import CaptionerConfig, PredictConfig
+from gmail_align.work import Model, Step, Work
+
+if TYPE_CHECKING:
+    pass
+
+Rows = list[tuple[str, str]]
+"""(id of an image, caption)."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a learner is shown: features of one side of pairs."""
+
+    features: Step
+    pairs: Step
+    side: Literal["real", "generated"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedCaptioner(Step):
+    """A captioner; ClipCap reads ``images``, IFCap reads ``captions`` and perhaps images."""
+
+    kind = "captioners"
+    what = "captioner ({settings.__class__.__name__}), seed {seed}"
+    trains = True
+    settings: CaptionerConfig
+    model: Model
+    images: tuple[Seen, ...]
+    validation: Seen
+    seed: int
+    captions: Step | None = None
+    texts: Step | None = None
+    """Features of the captions."""
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
+        from gmail_align.captioning.training import train_captioner
+
+        def read(seen: Seen) -> CaptionedImages:
+            return CaptionedImages(work.get(seen.features), work.get(seen.pairs))
+
+        texts = None
+        if self.captions is not None and self.texts is not None:
+            texts = EmbeddedCaptions(work.get(self.captions), work.get(self.texts))
+        images = tuple(read(seen) for seen in self.images)
+        data = CaptionerData(images, texts, read(self.validation))
+        train_captioner(self.settings, data, Path(self.model.path), out, seed=self.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions(Step):
+    """Captions of test images."""
+
+    kind = "predictions"
+    what = "captions of the test images by a {captioner.words}"
+    captioner: Step
+    features: Step
+    settings: PredictConfig
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.captioning.predict import predict_captions
+
+        captioner, features = work.get(self.captioner), work.get(self.features)
+        config = None if self.settings == PredictConfig() else self.settings
+        predict_captions(captioner, features, out, config)
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionScores(Step):
+    """Scores of the captions of all rows that share their test images."""
+
+    kind = "results"
+    what = "caption metrics: {protocol}"
+    runs: tuple[Mapping[str, Step], ...]
+    """One mapping a seed: row -> predictions."""
+    references: Step
+    protocol: str
+    paired: tuple[tuple[str, str], ...]
+    subset: bool
+    seed: int
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.evaluation.captions import CaptionOptions, evaluate_seeds
+
+        evaluate_seeds(
+            [{name: work.get(step) for name, step in run.items()} for run in self.runs],
+            work.get(self.references),
+            out,
+            CaptionOptions(self.protocol, self.subset, seed=self.seed),
+            paired=self.paired,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Probe(Step):
+    """A linear probe: classes of real test images, learned from one side of pairs."""
+
+    kind = "probes"
+    what = "linear probe, seed {seed}"
+    trains = True
+    train: Seen
+    test: Step
+    classes: Step
+    protocol: str
+    subset: bool
+    seed: int
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.data.labels import Labels, open_labels
+        from gmail_align.data.pairs import iter_pairs
+        from gmail_align.evaluation.probe import LabelledFeatures, evaluate_probe
+
+        labels = open_labels(work.get(self.classes).folder)
+        side = f"{self.train.side}_image_id"
+        of_pairs = {
+            getattr(row, side): labels.classes[row.real_image_id]
+            for row in iter_pairs(work.get(self.train.pairs))
+        }
+        evaluate_probe(
+            LabelledFeatures(work.get(self.train.features), Labels(of_pairs)),
+            None,
+            LabelledFeatures(work.get(self.test), labels),
+            out,
+            protocol=self.protocol,
+            subset=self.subset,
+            seed=self.seed,
+        )
