@@ -10,7 +10,7 @@ from pydantic import Field
 from gmail_align.alignment.config import AlignConfig, ScratchConfig
 from gmail_align.artifacts import load
 from gmail_align.cli.options import Device, EncoderName, Folder, Model, Out, Place, Seed
-from gmail_align.cli.shared import Shared, command, model_of
+from gmail_align.cli.shared import Shared, command, encoder_of, model_of
 from gmail_align.encoders.route import Route
 from gmail_align.engine import Engine
 from gmail_align.errors import ConfigError
@@ -113,22 +113,19 @@ def extract(
         shared.show_plan("extract", out, source=source, encoder=encoder, route=way)
         return
     engine, part = place.open()
-    folder = model_of(encoder, "clip")
     size, dtype, device = forward.batch_size, forward.dtype, forward.device
     if cache is not None and (part is not None or engine.on_ray or (engine.workers or 1) > 1):
         raise ConfigError("--cache works in one process: leave out --workers and --shard-of")
     if cache is None and (part is not None or _needs_workers(engine, device)):
         from gmail_align.features.sharded import Extraction, extract_on
 
-        how = Extraction(folder, way, texts, size, dtype, device)
+        how = Extraction(model_of(encoder, "clip"), way, texts, size, dtype, device)
         shared.show_part(extract_on(engine, artifact, how, out, part), part, out, "features")
         return
-    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.features.cache import Cache
     from gmail_align.features.run import extract_images, extract_texts
-    from gmail_align.runtime import resolve_device
 
-    model = GmailEncoder.from_pretrained(folder).to(resolve_device(device))
+    model = encoder_of(encoder, device)
     if texts:
         made = extract_texts(artifact, model, out, route=way, batch_size=size, dtype=dtype)
     else:

@@ -12,7 +12,7 @@ from gmail_align.captioning.config import CaptionerConfig, PredictConfig
 from gmail_align.captioning.ifcap.config import IFCapConfig
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
 from gmail_align.cli.options import EncoderName, Folder, Model, Out, Seed
-from gmail_align.cli.shared import Shared, command, model_of
+from gmail_align.cli.shared import Shared, command, encoder_of, model_of
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
 
@@ -164,16 +164,10 @@ def caption(
         shared.show_plan("caption", captioner, config, images=len(images), route=route)
         return
     from gmail_align.captioning.predict import caption_files
-    from gmail_align.encoders.encoder import GmailEncoder
-    from gmail_align.runtime import resolve_device
 
-    models = [
-        GmailEncoder.from_pretrained(model_of(name, "clip")).to(resolve_device(config.device))
-        for name in (encoder, retrieval_encoder)
-        if name is not None
-    ]
-    by = models[1] if len(models) > 1 else None
-    rows = caption_files(artifact, models[0], images, route, config, retrieval=by)
+    reader = encoder_of(encoder, config.device)
+    by = None if retrieval_encoder is None else encoder_of(retrieval_encoder, config.device)
+    rows = caption_files(artifact, reader, images, route, config, retrieval=by)
     lines = "\n".join(f"{row['file']}\t{row['text']}" for row in rows)
     shared.show({"captions": rows}, lines)
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from pydantic import Field
 
 from gmail_align.artifacts import load
-from gmail_align.cli.options import Device, EncoderName, OptionalOut, Out, Protocol, Seed, Subset
-from gmail_align.cli.shared import Shared, command, model_of
+from gmail_align.cli.options import Device, EncoderName, Folder, Model, Out, Protocol, Seed, Subset
+from gmail_align.cli.shared import Scoring, Shared, command, encoder_of, model_of
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
 from gmail_align.evaluation.config import FinetuneConfig
@@ -18,19 +18,13 @@ from gmail_align.evaluation.config import FinetuneConfig
 if TYPE_CHECKING:
     from gmail_align.evaluation.probe import LabelledFeatures
 
-LABELS_HELP = (
-    "The class of each image: JSON (image id to class), a folder of classes that an import made, "
-    "integers (Y.npy), or a text file with a class a line."
-)
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What every evaluation takes."""
-
-    out: OptionalOut = None
-    subset: Subset = False
-    seed: Seed = 0
+Labels = Annotated[
+    Path,
+    Field(
+        description="The class of each image: JSON (image id to class), a folder of classes that "
+        "an import made, integers (Y.npy), or a text file with a class a line."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -44,47 +38,34 @@ class RequiredScoring:
 
 @dataclass(frozen=True)
 class FinetuneStart:
-    """The encoder that is fine-tuned."""
+    """The encoder that is fine-tuned.
+
+    Attributes:
+        route: The route whose weights are the start; a plain model has one.
+    """
 
     encoder: EncoderName
-    route: Annotated[
-        Route, typer.Option(help="The route whose weights are the start; a plain model has one.")
-    ] = Route.REAL
+    route: Route = Route.REAL
 
 
 @command
 def retrieval(
     shared: Shared,
-    images: Annotated[
-        Path,
-        typer.Option("--images", "--image-features", metavar="DIR|I.npy", help="Image features."),
-    ],
-    texts: Annotated[
-        Path,
-        typer.Option(
-            "--texts",
-            "--text-features",
-            metavar="DIR|T.npy",
-            help="Caption features, same encoder.",
-        ),
-    ],
-    captions: Annotated[
-        Path,
-        typer.Option(
-            "--captions",
-            "--text-image",
-            metavar="DIR|T2I.npy",
-            help="The captions; of files, the row of the image of each text.",
-        ),
-    ],
+    images: Annotated[Path, "--images --image-features", "DIR|I.npy"],
+    texts: Annotated[Path, "--texts --text-features", "DIR|T.npy"],
+    captions: Annotated[Path, "--captions --text-image", "DIR|T2I.npy"],
     scoring: Scoring,
     protocol: Protocol = "retrieval",
-    compat: Annotated[
-        str | None,
-        typer.Option(help="Score as another evaluator does: clip_benchmark or long_clip."),
-    ] = None,
+    compat: str | None = None,
 ) -> None:
-    """Score retrieval of captions by images and of images by captions."""
+    """Score retrieval of captions by images and of images by captions.
+
+    Args:
+        images: Image features.
+        texts: Caption features, same encoder.
+        captions: The captions; of files, the row of the image of each text.
+        compat: Score as another evaluator does: clip_benchmark or long_clip.
+    """
     if compat is not None:
         from gmail_align.metrics.compat import parse_compat
 
@@ -112,30 +93,22 @@ def retrieval(
 @command
 def zeroshot(
     shared: Shared,
-    images: Annotated[
-        Path,
-        typer.Option("--images", "--image-features", metavar="DIR|I.npy", help="Image features."),
-    ],
-    labels: Annotated[Path, typer.Option(metavar="PATH", help=LABELS_HELP)],
+    images: Annotated[Path, "--images --image-features", "DIR|I.npy"],
+    labels: Labels,
     scoring: Scoring,
-    classes: Annotated[
-        Path | None,
-        typer.Option(
-            "--classes",
-            "--class-features",
-            metavar="FILE|C.npy",
-            help="JSON of class to its prompts (a --protocol brings its own), for --encoder; or "
-            "floats (classes, dim) or (classes, prompts, dim).",
-        ),
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="The encoder of the images; tabletop is shipped."),
-    ] = None,
+    classes: Annotated[Path, "--classes --class-features", "FILE|C.npy"] | None = None,
+    encoder: Model | None = None,
     protocol: Protocol = "zeroshot",
     device: Device = "auto",
 ) -> None:
-    """Score zero-shot classification: overall accuracy and the mean over classes."""
+    """Score zero-shot classification: overall accuracy and the mean over classes.
+
+    Args:
+        images: Image features.
+        classes: JSON of class to its prompts (a --protocol brings its own), for --encoder; or
+            floats (classes, dim) or (classes, prompts, dim).
+        encoder: The encoder of the images; tabletop is shipped.
+    """
     from gmail_align.data.labels import class_prompts, open_labels
 
     by_file = classes is not None and classes.suffix == ".npy"
@@ -156,11 +129,7 @@ def zeroshot(
         assert classes is not None
         features = read_class_features(classes)
     else:
-        from gmail_align.encoders.encoder import GmailEncoder
-        from gmail_align.runtime import resolve_device
-
-        model = GmailEncoder.from_pretrained(model_of(str(encoder), "clip"))
-        features = embed_classes(model.to(resolve_device(device)), prompts, images)
+        features = embed_classes(encoder_of(str(encoder), device), prompts, images)
     result = evaluate_zeroshot(
         images,
         open_labels(labels),
@@ -175,26 +144,24 @@ def zeroshot(
 
 @dataclass(frozen=True)
 class Splits:
-    """Features of each split, and their labels."""
+    """Features of each split, and their labels.
 
-    train: Annotated[Path, typer.Option(metavar="DIR|X.npy", help="Features of training images.")]
-    test: Annotated[Path, typer.Option(metavar="DIR|X.npy", help="Features of test images.")]
-    validation: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR|X.npy",
-            help="Features of validation images. [a fifth of the training images]",
-        ),
-    ] = None
-    labels: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="PATH", help=f"{LABELS_HELP} May be repeated."),
-    ] = None
-    train_labels: Annotated[
-        Path | None, typer.Option(metavar="Y.npy", help="Or the labels of each split.")
-    ] = None
-    validation_labels: Annotated[Path | None, typer.Option(metavar="Y.npy", help="")] = None
-    test_labels: Annotated[Path | None, typer.Option(metavar="Y.npy", help="")] = None
+    Attributes:
+        train: Features of training images.
+        test: Features of test images.
+        validation: Features of validation images. By default a fifth of the training images.
+        train_labels: Or the labels of each split: those of the training images.
+        validation_labels: Labels of the validation images.
+        test_labels: Labels of the test images.
+    """
+
+    train: Annotated[Path, "DIR|X.npy"]
+    test: Annotated[Path, "DIR|X.npy"]
+    validation: Annotated[Path, "DIR|X.npy"] | None = None
+    labels: list[Labels] | None = None
+    train_labels: Annotated[Path, "Y.npy"] | None = None
+    validation_labels: Annotated[Path, "Y.npy"] | None = None
+    test_labels: Annotated[Path, "Y.npy"] | None = None
 
     def open(self) -> dict[str, LabelledFeatures | None]:
         """Return train, validation and test.
@@ -253,23 +220,24 @@ def probe(
 @command
 def finetune(
     shared: Shared,
-    train: Annotated[Path, typer.Option(metavar="DIR", help="Training images, an artifact.")],
-    test: Annotated[Path, typer.Option(metavar="DIR", help="Test images.")],
-    labels: Annotated[list[Path], typer.Option(metavar="PATH", help=LABELS_HELP)],
+    train: Folder,
+    test: Folder,
+    labels: list[Labels],
     start: FinetuneStart,
     scoring: RequiredScoring,
-    validation: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Validation images. [a fifth of the training images]"),
-    ] = None,
-    protocol: Protocol = "fine_tune",
-    *,
     config: FinetuneConfig,
+    validation: Folder | None = None,
+    protocol: Protocol = "fine_tune",
 ) -> None:
     """Fine-tune an encoder's whole vision tower on labelled images, and classify test images.
 
     SynCLR's recipe; --set epochs=20 and the like change it. The epoch that does best on validation
     images is judged.
+
+    Args:
+        train: Training images, an artifact.
+        test: Test images.
+        validation: Validation images. By default a fifth of the training images.
     """
     from gmail_align.data.labels import open_labels
 

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from gmail_align.cli.evaluate import Scoring
-from gmail_align.cli.options import Device, Protocol
-from gmail_align.cli.shared import Shared, command, model_of
+from gmail_align.cli.options import Device, File, Folder, Model, Protocol
+from gmail_align.cli.shared import Scoring, Shared, command, model_of
 from gmail_align.errors import ConfigError
+from gmail_align.metrics.scienceqa import Rule
 from gmail_align.progress import say
 
 if TYPE_CHECKING:
@@ -23,39 +21,22 @@ if TYPE_CHECKING:
     from gmail_align.items import Items
     from gmail_align.metrics.captions import WordVectors
 
-Rule = Annotated[
-    Literal["zeroshot", "finetuned"],
-    typer.Option(
-        "--rule",
-        help="How ScienceQA's letters are read: zeroshot (the letter alone, or 'B.' first) or "
-        "finetuned (also 'The answer is B.').",
-    ),
-]
-Compat = Annotated[
-    bool,
-    typer.Option(
-        "--compat",
-        help="As the published scripts: MMMU draws a choice where none can be read, and a table of "
-        "id to answer is taken as read; ScienceQA's missing responses are wrong.",
-    ),
-]
-References = Annotated[
-    Path,
-    typer.Option(
-        "--references",
-        metavar="PATH",
-        help="Human captions: COCO's annotations, or a folder of captions.",
-    ),
-]
-
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How answers are read out of responses."""
+    """How answers are read out of responses.
+
+    Attributes:
+        rule: How ScienceQA's letters are read: zeroshot (the letter alone, or 'B.' first) or
+            finetuned (also 'The answer is B.').
+        compat: Follow the published scripts: MMMU draws a choice where none can be read, and a
+            table of id to answer is not read again; ScienceQA's missing responses are wrong.
+        draw_seed: Seed of MMMU's random choices under --compat.
+    """
 
     rule: Rule = "zeroshot"
-    compat: Compat = False
-    draw_seed: Annotated[int, typer.Option(help="Of MMMU's random choices by --compat.")] = 42
+    compat: bool = False
+    draw_seed: int = 42
 
     def reading(self) -> Reading:
         """Return how answers are read."""
@@ -66,46 +47,35 @@ class ReadingOptions:
 
 @dataclass(frozen=True)
 class ScoredBy:
-    """What predictions are scored by."""
+    """What predictions are scored by.
 
-    references: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="A and B are captions: score them against these."),
-    ] = None
-    answers: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="A and B are responses: score them by these answers."),
-    ] = None
-    protocol: Annotated[
-        str | None, typer.Option(help="Name of the protocol, where predictions are scored.")
-    ] = None
+    Attributes:
+        references: A and B are captions: score them against these.
+        answers: A and B are responses: score them by these answers.
+        protocol: Name of the protocol, where predictions are scored.
+    """
+
+    references: Path | None = None
+    answers: Path | None = None
+    protocol: str | None = None
 
 
 @dataclass(frozen=True)
 class CaptionMetricOptions:
-    """Which caption metrics are computed, and with what."""
+    """Which caption metrics are computed, and with what.
 
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metrics", "--metric", help="Only these, as in BLEU4,CIDEr; may be repeated. [all]"
-        ),
-    ] = None
-    word_vectors: Annotated[
-        str | None,
-        typer.Option(
-            "--word-vectors",
-            metavar="FILE",
-            help="Word vectors for WMD: word2vec (.bin or text) or GloVe; or the word "
-            "'references' to train them on the human captions, as --metrics WMD does by default.",
-        ),
-    ] = None
-    raw_vectors: Annotated[
-        bool, typer.Option("--raw-vectors", help="WMD: leave word vectors at the length they have.")
-    ] = False
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Score only the images that everyone predicted.")
-    ] = False
+    Attributes:
+        metrics: Only these, as in BLEU4,CIDEr; may be repeated. By default all.
+        word_vectors: Word vectors for WMD: word2vec (.bin or text) or GloVe; or the word
+            'references' to train them on the human captions, as --metrics WMD does by default.
+        raw_vectors: WMD: leave word vectors at the length they have.
+        partial: Score only the images that everyone predicted.
+    """
+
+    metrics: Annotated[list[str], "--metrics --metric"] | None = None
+    word_vectors: Annotated[str, "FILE"] | None = None
+    raw_vectors: bool = False
+    partial: bool = False
 
     def names(self) -> list[str] | None:
         """Return the metrics by their names in any case, once each; None for all."""
@@ -142,27 +112,21 @@ class CaptionMetricOptions:
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """Where CLIPScore's features come from."""
+    """Where CLIPScore's features come from.
 
-    clip_images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="F.npy", help="CLIPScore: features of the images, a row a prediction."
-        ),
-    ] = None
-    clip_captions: Annotated[
-        Path | None,
-        typer.Option(metavar="F.npy", help="CLIPScore: of 'A photo depicts CAPTION', in order."),
-    ] = None
-    clip_references: Annotated[
-        Path | None,
-        typer.Option(metavar="F.npy", help="RefCLIPScore: the same of the references, in order."),
-    ] = None
-    encoder: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="CLIPScore by this encoder, on --images."),
-    ] = None
-    images: Annotated[Path | None, typer.Option(metavar="DIR", help="The images.")] = None
+    Attributes:
+        clip_images: CLIPScore: features of the images, a row a prediction.
+        clip_captions: CLIPScore: of 'A photo depicts CAPTION', in order.
+        clip_references: RefCLIPScore: the same of the references, in order.
+        encoder: CLIPScore by this encoder, on --images.
+        images: The images.
+    """
+
+    clip_images: Annotated[Path, "F.npy"] | None = None
+    clip_captions: Annotated[Path, "F.npy"] | None = None
+    clip_references: Annotated[Path, "F.npy"] | None = None
+    encoder: Model | None = None
+    images: Folder | None = None
     device: Device = "auto"
 
     def source(self) -> ClipFiles | ClipEncoder | None:
@@ -188,25 +152,24 @@ class ClipOptions:
 @command
 def captions(
     shared: Shared,
-    references: References,
+    systems: Annotated[list[str] | None, "[NAME=]PATH"] = None,
+    /,
+    *,
+    references: Path,
     chosen: CaptionMetricOptions,
     clip: ClipOptions,
     scoring: Scoring,
-    systems: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[NAME=]PATH",
-            help="Predictions: a folder, COCO results, or JSON lines; several are compared.",
-        ),
-    ] = None,
-    predictions: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="The same, of one captioner.")
-    ] = None,
+    predictions: Path | None = None,
     protocol: Protocol = "captions",
 ) -> None:
     """Score captions: BLEU, METEOR, ROUGE-L, CIDEr, SPICE, WMD and CLIPScore, with intervals.
 
     Every image of the references needs a prediction, unless --partial is given.
+
+    Args:
+        references: Human captions: COCO's annotations, or a folder of captions.
+        systems: Predictions: a folder, COCO results, or JSON lines; several are compared.
+        predictions: The same, of one captioner.
     """
     if predictions is not None and chosen.metrics and systems:  # --metrics BLEU4 CIDEr
         chosen = replace(chosen, metrics=[*chosen.metrics, *systems])
@@ -229,27 +192,20 @@ def captions(
 @command
 def answers(
     shared: Shared,
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="scienceqa_img_test, scienceqa_test or mmmu_val; or a label for a set of your own."
-        ),
-    ],
-    predictions: Annotated[
-        Path, typer.Option(metavar="FILE", help="Responses: id to text, records, or JSON lines.")
-    ],
-    answers: Annotated[
-        Path,
-        typer.Option(
-            metavar="PATH",
-            help="Right answers: ScienceQA's problems.json, id to letter, MMMU's dictionary, or a "
-            "folder of imported questions.",
-        ),
-    ],
+    protocol: str,
+    predictions: File,
+    answers: Path,
     reading: ReadingOptions,
     scoring: Scoring,
 ) -> None:
-    """Score answers: accuracy over all questions, by subject, and how many could not be read."""
+    """Score answers: accuracy over all questions, by subject, and how many could not be read.
+
+    Args:
+        protocol: scienceqa_img_test, scienceqa_test or mmmu_val; or a label for a set of your own.
+        predictions: Responses: id to text, records, or JSON lines.
+        answers: Right answers: ScienceQA's problems.json, id to letter, MMMU's dictionary, or a
+            folder of imported questions.
+    """
     if shared.dry_run:
         plan = {"predictions": predictions, "answers": answers, "protocol": protocol}
         shared.show_plan("evaluate answers", scoring.out, **plan)
@@ -274,8 +230,9 @@ def answers(
 @command
 def compare(
     shared: Shared,
-    a: Annotated[Path, typer.Argument(metavar="A", help="A result's folder, or predictions.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="What it is compared with.")],
+    a: Path,
+    b: Path,
+    /,
     scored_by: ScoredBy,
     chosen: CaptionMetricOptions,
     reading: ReadingOptions,
@@ -285,6 +242,10 @@ def compare(
 
     A and B are folders that `gmail-align evaluate ... --out` made, or predictions to be scored
     against --references (captions) or --answers. Intervals are of the difference, paired.
+
+    Args:
+        a: A result's folder, or predictions.
+        b: What it is compared with.
     """
     if scored_by.references is not None and scored_by.answers is not None:
         raise ConfigError("--references are for captions and --answers for responses: give one")

@@ -22,6 +22,9 @@ from gmail_align.cli.options import (
     EVERYWHERE,
     Expanded,
     File,
+    OptionalOut,
+    Seed,
+    Subset,
     described_parameters,
     expand,
     group_options,
@@ -34,6 +37,7 @@ from gmail_align.progress import printable
 from gmail_align.runtime import termination_raised
 
 if TYPE_CHECKING:
+    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.engine import Part
     from gmail_align.results import Result
 
@@ -55,9 +59,6 @@ class Shared:
     dry_run: bool = False
     json: bool = False
     quiet: bool = False
-
-    def refuse_configuration(self) -> None:
-        """Do nothing: commands without a configuration refuse one by themselves."""
 
     def dotted_overrides(self) -> list[str]:
         """Return ``--config`` and then ``--set``, each as ``a.b=value``."""
@@ -119,6 +120,15 @@ class Shared:
         lines = [kept["folder"]] if kept else []
         lines += [*result_lines(body), *more]
         self.show({**kept, **body, "seconds": result.seconds}, "\n".join(lines))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What every evaluation takes."""
+
+    out: OptionalOut = None
+    subset: Subset = False
+    seed: Seed = 0
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -224,6 +234,14 @@ def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def encoder_of(name: str, device: str) -> GmailEncoder:
+    """Load an encoder, or the shipped one for ``tabletop``, onto a device."""
+    from gmail_align.encoders.encoder import GmailEncoder
+    from gmail_align.runtime import resolve_device
+
+    return GmailEncoder.from_pretrained(model_of(name, "clip")).to(resolve_device(device))
 
 
 def model_of(name: str, part: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gmail_align.artifacts import load, read_jsonl
 from gmail_align.cli.options import Device, Folder, Model, Out, Place, Settings
-from gmail_align.cli.shared import Shared, command, model_of
+from gmail_align.cli.shared import Shared, command, encoder_of, model_of
 from gmail_align.errors import ConfigError
 from gmail_align.synthesis.config import HUB_COPIES, SynthesisConfig
 from gmail_align.synthesis.filter_config import FilterConfig
@@ -78,12 +78,7 @@ def filter_images(
     from gmail_align.data.images import QUARANTINE
     from gmail_align.synthesis.filters import filter_images
 
-    model = None
-    if encoder is not None:
-        from gmail_align.encoders.encoder import GmailEncoder
-        from gmail_align.runtime import resolve_device
-
-        model = GmailEncoder.from_pretrained(model_of(encoder, "clip")).to(resolve_device(device))
+    model = None if encoder is None else encoder_of(encoder, device)
     made = filter_images(config, images, others, out, model)
     rows = read_jsonl(made.path(QUARANTINE))
     reasons = Counter(str(row["reason"]).partition(" of ")[0].partition(":")[0] for row in rows)
