@@ -120,6 +120,16 @@ def test_help_lists_every_command_and_imports_none():
     assert "..." not in ran.stdout.partition("Commands:")[2]
 
 
+def test_no_command_imports_torch_for_its_help():
+    code = (
+        "import sys; from gmail_align.cli.main import app\n"
+        f"for words in {WORDS}:\n"
+        "    app([*words, '--help'], standalone_mode=False)\n"
+        "assert not {'torch', 'transformers', 'diffusers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
 @pytest.mark.parametrize("words", [["recipes", "list"], ["recipes", "show", "demo"]])
 def test_light_commands_never_import_torch(words):
     code = (
