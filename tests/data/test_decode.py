@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from gmail_align.data import decode
 from gmail_align.data.decode import decode_rgb, encode, extension, to_rgb
@@ -141,3 +141,29 @@ def test_a_large_transparent_image_is_laid_on_white_strip_by_strip(
     whole = np.asarray(to_rgb(image))
     monkeypatch.setattr(decode, "_STRIP", 50)
     assert np.array_equal(np.asarray(to_rgb(image)), whole)
+
+
+def swapped_profile() -> bytes:
+    """Return the sRGB profile with red and blue exchanged, under another name."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    table = data[128:512].replace(b"rXYZ", b"tmp!").replace(b"bXYZ", b"rXYZ")
+    data = data[:128] + table.replace(b"tmp!", b"bXYZ") + data[512:]
+    wide = "sRGB".encode("utf-16-be")
+    return data.replace(b"sRGB", b"test").replace(wide, "test".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_colours_of_another_profile_become_srgb(form: str) -> None:
+    buffer = io.BytesIO()
+    red = Image.new("RGB", (16, 16), (250, 5, 5))
+    red.save(buffer, form, icc_profile=swapped_profile())
+    pixel = np.asarray(decode_rgb(buffer.getvalue()))[8, 8]
+    assert pixel[2] > 200 > 60 > pixel[0]
+    kept = admit("a", buffer.getvalue())[1]
+    assert kept == buffer.getvalue()  # every door applies the profile that the bytes hold
+    assert np.array_equal(np.asarray(decode_rgb(kept))[8, 8], pixel)
+    for profile in (b"no profile", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))):
+        data = profile if isinstance(profile, bytes) else profile.tobytes()
+        buffer = io.BytesIO()
+        red.save(buffer, form, icc_profile=data)
+        assert np.asarray(decode_rgb(buffer.getvalue()))[8, 8][0] > 200

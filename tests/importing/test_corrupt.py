@@ -73,7 +73,7 @@ def broken(make_picture: Make) -> dict[str, tuple[bytes, str]]:
         "d_suffix.jpg": (make_picture(2, "PNG"), "is PNG, but its name ends in .jpg"),
         "e_text.jpg": (b"<html>404</html>", "image that Pillow can read"),
         "f_bomb.png": (bomb(), "more than 89478485 pixels"),
-        "g_animated.gif": (animation(), "has 3 frames"),
+        "g_animated.gif": (animation(), "frames"),
         "h_cmyk.jpg": (saved(noise(3, "CMYK"), "JPEG"), "is CMYK, not RGB"),
         "i_deep.png": (saved(noise(4, "I;16"), "PNG"), "has more than 8 bits a channel"),
         "j_deep.tif": (saved(Image.fromarray(deep), "TIFF"), "has more than 8 bits a channel"),

@@ -7,11 +7,12 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from gmail_align.errors import DataError
 
@@ -19,6 +20,8 @@ MAX_PIXELS: Final = 89_478_485
 """Most pixels of an image (Pillow's own limit); more is taken for a decompression bomb."""
 MAX_ASPECT: Final = 200
 """Longest side over shortest; more would make resizing by the shortest side explode."""
+MAX_PROFILE: Final = 4 * 2**20
+"""Most bytes of a colour profile that is applied."""
 MAX_DECODING: Final = 512 * 2**20
 """Bytes of pixels that are decoded at a time, over all threads; a single image may need more."""
 
@@ -48,6 +51,7 @@ _FOREIGN: Final = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError),
     *(AttributeError, AssertionError, RuntimeError),
 )
+_SRGB: Final = (b"sRGB", "sRGB".encode("utf-16-be"))
 _ORIENTATION: Final = 0x0112
 _MARK: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _STRIP: Final = 2**22  # pixels that are laid on white at a time
@@ -92,14 +96,50 @@ def _unknown(data: bytes) -> str:
 
 
 def decode_rgb(data: bytes) -> Image.Image:
-    """Decode an image completely, turn it upright by its EXIF tag, and convert it to RGB.
+    """Decode an image completely, turn it upright by its EXIF tag, and convert it to sRGB.
+
+    Raises:
+        DataError: the reason why the bytes cannot be used.
+    """
+    return decode_upright(data)[0]
+
+
+def decode_upright(data: bytes) -> tuple[Image.Image, bool]:
+    """Return what :func:`decode_rgb` returns, and whether a tag said to turn the image.
 
     Raises:
         DataError: the reason why the bytes cannot be used.
     """
     with opened(data) as image:
         image.load()
-        return to_rgb(upright(image))
+        profile = image.info.get("icc_profile")
+        turned = upright(image)
+        managed = _in_srgb(turned, profile) if isinstance(profile, bytes) else None
+        return to_rgb(turned) if managed is None else managed, turned is not image
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """Convert the colours of another profile to sRGB; None where there is nothing to convert.
+
+    Transparent images, and profiles that cannot be read, are left as they are.
+    """
+    if (
+        any(name in profile for name in _SRGB)
+        or image.mode not in ("RGB", "CMYK", "L")
+        or len(profile) > MAX_PROFILE
+    ):
+        return None
+    if image.info.get("transparency") is not None:
+        return None
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        managed = ImageCms.profileToProfile(image, own, srgb, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, ImportError):
+        return None
+    if managed is not None:
+        managed.info.pop("icc_profile", None)  # it holds the time of its making
+    return managed
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -107,12 +147,6 @@ def upright(image: Image.Image) -> Image.Image:
     if image.getexif().get(_ORIENTATION, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)
-
-
-def is_turned(data: bytes) -> bool:
-    """Whether an EXIF tag says to turn the image before it is shown."""
-    with opened(data) as image:
-        return bool(image.getexif().get(_ORIENTATION, 1) != 1)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -137,45 +171,68 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return result
 
 
-def check_plain(data: bytes, name: str = "") -> None:
+@dataclass(frozen=True)
+class Header:
+    """What the first bytes of an image say.
+
+    Attributes:
+        form: Its format, as Pillow names it.
+        mode: Pillow's mode of its pixels.
+        pixels: Their number.
+        bytes_each: Bytes of a decoded pixel, with its RGB copy.
+        several: Whether it has several frames; the second picture of an MPO is none.
+        deep: Whether it has more than 8 bits a channel.
+    """
+
+    form: str
+    mode: str
+    pixels: int
+    bytes_each: int
+    several: bool
+    deep: bool
+
+
+def read_header(data: bytes) -> Header:
+    """Read the header of encoded bytes.
+
+    Raises:
+        DataError: they are no image, or one of 32 bits a channel, which cannot be brought to 8
+            without knowing their range.
+    """
+    with opened(data) as image:
+        form, mode = image.format or "", image.mode
+        bands, pixels = len(image.getbands()), image.width * image.height
+        several = form != "MPO" and bool(getattr(image, "is_animated", False))
+    if mode == "F" or (mode == "I" and form not in ("PNG", "PPM")):
+        raise DataError("has more than 8 bits a channel, and 32 cannot be converted: scale to 8")
+    deep = data[24:25] == b"\x10" if form == "PNG" else mode not in _SHALLOW
+    width = 4 if mode == "I" else 2 if deep else 1
+    return Header(form, mode, pixels, bands * width + 3, several, deep)
+
+
+def check_plain(header: Header, name: str = "") -> None:
     """Refuse what decodes, but not to what its maker saw or its name says.
 
     These are pictures of several frames, of CMYK (its conversion needs a profile), of more than 8
     bits a channel, and files whose suffix belongs to another format.
 
     Args:
-        data: The encoded image.
+        header: The image's header.
         name: Its file name, for the suffix; any is right when it is not an image's suffix.
 
     Raises:
         DataError: the reason.
     """
-    with opened(data) as image:
-        form, mode = image.format or "", image.mode
-        frames = 1 if form == "MPO" else int(getattr(image, "n_frames", 1))
     ending = name.rpartition(".")[2]
     expected = _FORMATS.get(ending.lower())
-    if expected and form not in expected:
-        raise DataError(f"is {form}, but its name ends in .{ending}")
-    if frames > 1:
-        raise DataError(f"has {frames} frames")
-    if mode == "CMYK":
+    if expected and header.form not in expected:
+        raise DataError(f"is {header.form}, but its name ends in .{ending}")
+    if header.several:
+        raise DataError("has several frames")
+    if header.mode == "CMYK":
         raise DataError("is CMYK, not RGB")
-    if is_deep(data):
+    if header.deep:
         raise DataError("has more than 8 bits a channel")
-
-
-def is_deep(data: bytes) -> bool:
-    """Whether an image has more than 8 bits a channel.
-
-    Raises:
-        DataError: it has 32, which no conversion brings to 8 without knowing their range.
-    """
-    with opened(data) as image:
-        form, mode = image.format, image.mode
-    if mode == "F" or (mode == "I" and form not in ("PNG", "PPM")):
-        raise DataError("has more than 8 bits a channel, and 32 cannot be converted: scale to 8")
-    return data[24:25] == b"\x10" if form == "PNG" else mode not in _SHALLOW
 
 
 def extension(data: bytes) -> str | None:
@@ -256,17 +313,10 @@ _taken = 0
 
 
 @contextmanager
-def decoding(data: bytes) -> Iterator[None]:
-    """Wait until the decoded image has room among those that other threads decode.
-
-    Raises:
-        DataError: the bytes are no image.
-    """
+def decoding(header: Header) -> Iterator[None]:
+    """Wait until the decoded image has room among those that other threads decode."""
     global _taken
-    with opened(data) as image:
-        wide = 2 if image.mode.startswith(("I", "F")) or data[24:25] == b"\x10" else 1
-        bands = len(image.getbands()) * wide + 3
-        cost = image.width * image.height * bands
+    cost = header.pixels * header.bytes_each
     with _room:
         _room.wait_for(lambda: not _taken or _taken + cost <= MAX_DECODING)
         _taken += cost

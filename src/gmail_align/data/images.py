@@ -34,11 +34,11 @@ from gmail_align.artifacts import (
 from gmail_align.data.decode import (
     check_plain,
     decode_rgb,
+    decode_upright,
     decoding,
     encode,
     extension,
-    is_deep,
-    is_turned,
+    read_header,
     whole_image,
 )
 from gmail_align.data.ids import safe_id
@@ -138,13 +138,15 @@ def admit(image_id: str, data: bytes, *, name: str = "", convert: bool = False) 
     Raises:
         DataError: the reason why the image cannot be used.
     """
-    with decoding(data):
-        if not convert:
-            check_plain(data, name)
-        image, kept = decode_rgb(data), whole_image(data)
-        if is_deep(kept) or extension(kept) is None:
+    header = read_header(data)
+    if not convert:
+        check_plain(header, name)
+    with decoding(header):
+        image, turned = decode_upright(data)
+        kept = whole_image(data)
+        if header.deep or extension(kept) is None:
             kept = encode(image, "png")
-        elif is_turned(kept):
+        elif turned:
             kept = encode(image, "jpeg" if extension(kept) == "jpg" else "png")
     return ImageRecord(id=image_id, width=image.width, height=image.height), kept
 

@@ -146,26 +146,29 @@ class Folder:
         to a folder above it is passed over.
         """
         seen: set[tuple[int, int]] = set()
-        waiting = [""]
+        waiting = [("", False)]
         while waiting:
-            name = waiting.pop()
-            path = self.root / name
+            name, regular = waiting.pop()
             try:
-                if not stat.S_ISDIR(os.stat(path).st_mode):
-                    regular = os.path.isfile(path)
-                    yield name, "" if regular else "is not a regular file"
+                if regular:
+                    yield name, ""
                     continue
                 if self._is_above(name):
                     continue  # all that is in it is listed already
                 if fault := self._folder_fault(name, seen):
                     yield name, fault
                     continue
-                inside = sorted(os.listdir(path), reverse=True)
+                with os.scandir(self.root / name) as entries:
+                    inside = sorted((one.name, one.is_file()) for one in entries)
             except OSError as error:
                 yield name or str(self.root), f"cannot be read: {error.strerror}"
                 continue
             start = f"{name}/" if name else ""
-            waiting += [start + one for one in inside if not one.startswith(_HIDDEN)]
+            waiting += [
+                (start + base, file)
+                for base, file in reversed(inside)
+                if not base.startswith(_HIDDEN)
+            ]
 
     def _is_above(self, name: str) -> bool:
         """Whether a folder is a link to one that it lies in."""
@@ -176,7 +179,10 @@ class Folder:
         return os.path.commonpath([target, home]) == target
 
     def _folder_fault(self, name: str, seen: set[tuple[int, int]]) -> str:
+        """Return why what is no regular file cannot be listed."""
         state = os.stat(self.root / name)
+        if not stat.S_ISDIR(state.st_mode):
+            return "is not a regular file"
         if (state.st_dev, state.st_ino) in seen:
             return "is a link to a folder that is listed already"
         seen.add((state.st_dev, state.st_ino))
@@ -189,10 +195,12 @@ class Folder:
 
     def stamp(self, name: str) -> list[int]:
         """Return a file's size."""
+        if fault := name_fault(name):
+            raise DataError(f"{name} {fault}")
         try:
-            if fault := name_fault(name):
-                raise DataError(f"{name} {fault}")
             state = os.stat(self.root / name)
+        except PermissionError as error:
+            raise DataError(f"{name} cannot be read: {error.strerror}") from error
         except (OSError, ValueError) as error:
             raise DataError(f"there is no file {name}") from error
         if not stat.S_ISREG(state.st_mode):

@@ -165,7 +165,11 @@ def _over_lines(text: str, lines: _Lines, sign: str) -> list[str] | None:
             return next(csv.reader([text], delimiter=sign, strict=True, skipinitialspace=True))
         except csv.Error as error:
             more = b""
-            if "unexpected end" in str(error) and len(held) < _LONGEST_RECORD:
+            if (
+                "unexpected end" in str(error)
+                and len(held) < _LONGEST_RECORD
+                and len(text) < MAX_LINE
+            ):
                 more = lines.read()
             if not more:
                 lines.give_back(held)

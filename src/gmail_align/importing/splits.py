@@ -11,7 +11,8 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from gmail_align.errors import DataError
-from gmail_align.importing.members import hidden
+from gmail_align.importing.members import Folder
+from gmail_align.progress import say
 
 SplitChoice = Annotated[
     str | None,
@@ -48,13 +49,19 @@ def split_of_file(name: str) -> str | None:
     return own or split_of_folders(name)
 
 
-def choose_split(splits: Iterable[str | None], wanted: str | None, what: str) -> str | None:
+def choose_split(
+    splits: Iterable[str | None],
+    wanted: str | None,
+    what: str,
+    advice: str = "choose one with --split, or all",
+) -> str | None:
     """Return the split to keep; None keeps everything.
 
     Args:
         splits: The split of every file.
         wanted: What the user chose: a split, ``all``, or nothing.
         what: The source, for the message.
+        advice: What the message says to do.
 
     Raises:
         DataError: there are several splits and none is chosen, or the chosen one is not there.
@@ -64,7 +71,7 @@ def choose_split(splits: Iterable[str | None], wanted: str | None, what: str) ->
         return None
     if wanted is None:
         raise DataError(
-            f"{what} holds the splits {' and '.join(names)}: choose one with --split, or all"
+            f"{what} holds the splits {' and '.join(names)}, which are not one set: {advice}"
         )
     chosen = split_of(wanted)
     if chosen not in names:
@@ -97,15 +104,12 @@ def files_in(
 
 
 def _in_folder(place: Path, suffixes: tuple[str, ...], split: str | None) -> list[Path]:
-    try:
-        names = sorted(
-            path.relative_to(place).as_posix()
-            for path in place.rglob("*")
-            if path.name.lower().endswith(suffixes) and path.is_file()
-        )
-    except OSError as error:
-        raise DataError(f"{place} cannot be read: {error.strerror}") from error
-    names = [name for name in names if not hidden(name)]
+    names = []
+    for name, fault in Folder(place).listing():
+        if name.lower().endswith(suffixes):
+            names.append(name)
+        elif fault:
+            say(f"{place}: {name} {fault}")
     splits = {name: split_of_file(name) for name in names}
     kept = choose_split(splits.values(), split, str(place)) if names else None
     return [place / name for name in names if kept in (None, splits[name])]

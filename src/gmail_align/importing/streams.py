@@ -26,6 +26,9 @@ from gmail_align.errors import DataError, GmailAlignError
 MAX_LINE: Final = 16 * 2**20
 """Longest line, and longest entry of a JSON file, in bytes."""
 
+MAX_TEXT: Final = 2**20
+"""Largest file of one image's captions, in bytes."""
+
 _BLOCK: Final = 2**18
 _NUMBER: Final = re.compile(r"[-+.0-9eE]*")
 _BLANKS: Final = re.compile(r"[ \t\n\r]*")

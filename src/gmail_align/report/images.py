@@ -8,6 +8,7 @@ from typing import Final
 
 from PIL import Image
 
+from gmail_align.data.decode import to_rgb, upright
 from gmail_align.errors import DataError
 
 LONGEST: Final = 320
@@ -43,6 +44,6 @@ def decode(encoded: bytes, name: str) -> tuple[Image.Image, str]:
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return image.convert("RGB"), image.format or ""
+            return to_rgb(upright(image)), image.format or ""
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be read as an image: {error}") from error

@@ -20,7 +20,7 @@ from gmail_align.importing.rows import table_rows
 from gmail_align.importing.source import Places, Source, whole_source
 from gmail_align.importing.splits import SplitChoice, choose_split, split_of_folders
 from gmail_align.importing.staging import Staging
-from gmail_align.importing.streams import Inside, json_pairs, text_lines
+from gmail_align.importing.streams import MAX_TEXT, Inside, json_pairs, text_lines
 
 _TABLES: Final = frozenset(
     f"{stem}.{kind}"
@@ -78,7 +78,8 @@ def _list_images(staging: Staging, members: Members, wanted: str | None, *, ever
     images = [name for name in names if suffix(name) in SUFFIXES]
     if not every:
         images.sort()  # a folder and a zip of it give the same
-    split = choose_split(map(split_of_folders, images), wanted, "the source")
+    advice = () if every else ("give the folder of one split",)
+    split = choose_split(map(split_of_folders, images), wanted, "the source", *advice)
     images = [name for name in images if split in (None, split_of_folders(name))]
     if not images:
         raise nothing_found(members, "the source does not hold an image")
@@ -86,7 +87,9 @@ def _list_images(staging: Staging, members: Members, wanted: str | None, *, ever
     start = len(common_folder([f"{_key(name)}.x" for name in images]))
     for name in images:
         image_id = staging.image_id(f"{_key(name)[start:]}.{suffix(name)}", name)
-        texts = [text for text in captions.of(name) if every or is_usable(text)]
+        texts = captions.of(name)
+        if not every:
+            texts = [text for text in texts if isinstance(text, str) and is_usable(text)]
         rows = [(numbered(image_id, k), text) for k, text in enumerate(texts)]
         staging.add(image_id, name, rows)
         if every and not texts:
@@ -131,8 +134,8 @@ class _CaptionsBeside:
             if posixpath.basename(name) in _TABLES
         }
 
-    def of(self, name: str) -> list[str]:
-        """Return the captions of an image; an unreadable file gives one empty caption."""
+    def of(self, name: str) -> list[Any]:
+        """Return the captions of an image; what cannot be read is a DataError among them."""
         folder = posixpath.dirname(name)
         while True:
             table = self._tables.get(folder)
@@ -148,15 +151,17 @@ class _CaptionsBeside:
                     return texts
         return []
 
-    def _texts(self, file: str) -> list[str]:
+    def _texts(self, file: str) -> list[Any]:
         try:
+            if self._members.stamp(file)[0] > MAX_TEXT:
+                raise DataError(f"{file} has more than {MAX_TEXT} bytes")
             inside = Inside(file, self._members.read(file))
             if suffix(file) == "json":
                 return _texts_of(dict(json_pairs(inside)), _TEXT_COLUMNS)
-            lines = [line if isinstance(line, str) else "" for _, line in text_lines(inside)]
-        except DataError:
-            return [""]
-        return [line for line in lines if line.strip()] or [""]
+            lines = [line for _, line in text_lines(inside)]
+        except DataError as error:
+            return [error]
+        return [one for one in lines if isinstance(one, DataError) or one.strip()] or [""]
 
     def read(self, name: str) -> bool:
         """Whether a file was read for captions."""

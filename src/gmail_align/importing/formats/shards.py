@@ -21,7 +21,14 @@ from gmail_align.importing.archives import open_tar, read_part, scan_tar
 from gmail_align.importing.source import Source
 from gmail_align.importing.splits import SplitChoice, files_in
 from gmail_align.importing.staging import Staging
-from gmail_align.importing.streams import Inside, json_value, require_file, text_lines
+from gmail_align.importing.streams import (
+    MAX_LINE,
+    MAX_TEXT,
+    Inside,
+    json_value,
+    require_file,
+    text_lines,
+)
 
 _TEXT_KINDS: Final = ("txt", "caption", "json")
 
@@ -179,6 +186,8 @@ def _read_text(
         return
     sample.kind = kind
     try:
+        if part[1] > (MAX_LINE if kind == "json" else MAX_TEXT):
+            raise DataError(f"its .{kind} has {part[1]} bytes, more than a caption can")
         member = Inside(f"{sample.key}.{kind}", read_part(file, *part))
         if kind == "json":
             sample.texts = _json_texts(json_value(member), column)
