@@ -154,10 +154,10 @@ def test_which_names_the_hub_is_asked_for(
     """A name that may be a mistyped folder is refused; otherwise the log names the revision."""
     asked: list[tuple[str, str | None]] = []
 
-    def download(name: str, revision: str | None, **settings: Any) -> str:
-        if settings["local_files_only"]:
+    def download(name: str, **settings: Any) -> str:
+        if settings.get("local_files_only"):
             raise FileNotFoundError(name)
-        asked.append((name, revision))
+        asked.append((name, settings["revision"]))
         raise ConnectionError("no network")
 
     monkeypatch.setattr("gmail_align.encoders.folder.snapshot_download", download)

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from gmail_align.captioning.language import LanguageModel
-from gmail_align.captioning.prompt import Prompt, mean_log_prob, positions_of
+from gmail_align.captioning.prompt import Prompt, cache_name, mean_log_prob, positions_of
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ def decode(
     ids: Tensor = model.generate(
         inputs_embeds=prompt.embeddings,
         attention_mask=prompt.attended(),
-        past_key_values=repeated,
         generation_config=settings,
         logits_processor=draws,
+        **{cache_name(model): repeated},
     )
     mask = up_to_end(ids, ends)
     scores = mean_log_prob(model, prompt, ids, mask, cache).tolist()
@@ -135,8 +135,8 @@ def prefill(model: PreTrainedModel, prompt: Prompt) -> DynamicCache:
         model.base_model(
             inputs_embeds=prompt.embeddings[:, :-1],
             attention_mask=attended[:, :-1],
-            past_key_values=cache,
             use_cache=True,
+            **{cache_name(model): cache},
             **positions_of(model, attended[:, :-1], before),
         )
     return cache

@@ -62,7 +62,7 @@ def token_losses(
     inputs = torch.cat([start, model.get_input_embeddings()(input_ids)], dim=1)
     options: dict[str, Any] = {"use_cache": False}
     if cache is not None:
-        options = {"past_key_values": cache, "use_cache": True}
+        options = {cache_name(model): cache, "use_cache": True}
     if prompt.mask is not None:
         attended = torch.cat([prompt.attended(), torch.ones_like(input_ids).long()], dim=1)
         options["attention_mask"] = attended
@@ -84,6 +84,12 @@ def positions_of(
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return {}
     return {"position_ids": (attended.cumsum(1) - 1).clamp(min=0)[:, -last:]}
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """Return the argument by which a model takes a cache: transformers renames it from 5.24 on."""
+    takes = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in takes else "past_key_values"
 
 
 def mean_log_prob(

@@ -29,7 +29,7 @@ from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.backbones.clip import KEPT, ClipBackbone, stretch_positions
 from gmail_align.encoders.backbones.vit import VitBackbone
 from gmail_align.encoders.folder import find_folder, folder_fingerprint, no_bars
-from gmail_align.encoders.preprocess import Preprocess
+from gmail_align.encoders.preprocess import PREPROCESSOR, Preprocess
 from gmail_align.encoders.probe import compare, probe_ids, write_probe
 from gmail_align.errors import ModelError
 from gmail_align.progress import say
@@ -37,7 +37,6 @@ from gmail_align.progress import say
 KIND = "backbone"
 SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
 """Names of files of weights end so."""
-PREPROCESSOR = "preprocessor_config.json"
 _MERGES = 49152 - 256 - 2
 """Merges of OpenAI's vocabulary file that its tokenizer uses."""
 

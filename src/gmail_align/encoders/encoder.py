@@ -25,17 +25,16 @@ from gmail_align.encoders.folder import (
     CONFIG,
     copy_model,
     find_folder,
-    hub_id,
     read_card,
-    reading,
     tensors_fingerprint,
 )
 from gmail_align.encoders.heads import Heads
+from gmail_align.encoders.hub import hub_id
 from gmail_align.encoders.preprocess import Preprocess, open_image
 from gmail_align.encoders.route import Route, parse_route
 from gmail_align.encoders.text_tower import TextTower
 from gmail_align.encoders.trunk import Trunk
-from gmail_align.errors import ModelError
+from gmail_align.errors import ModelError, damage_explained
 
 BASE = "base"
 COPY_BELOW_BYTES = 100_000_000
@@ -74,7 +73,7 @@ class GmailEncoder(nn.Module):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._base_fingerprint: str | None = None
         pixels = backbone.probe_inputs()["pixels"]
-        with torch.no_grad(), reading(folder / CONFIG, "describes a model that cannot run"):
+        with torch.no_grad(), damage_explained(folder / CONFIG, ModelError):
             before = backbone.image_features(pixels)
         self._trunk = Trunk(backbone, lora, self.layout, seed)
         self._texts = TextTower(backbone, lora, seed)

@@ -26,25 +26,20 @@ from gmail_align.artifacts import (
 )
 from gmail_align.config import build
 from gmail_align.encoders.config import EncoderCard
+from gmail_align.encoders.hub import ask_hub
 from gmail_align.encoders.probe import PROBE
-from gmail_align.errors import ConfigError, ModelError, UserError
-from gmail_align.progress import say
+from gmail_align.errors import ConfigError, ModelError, damage_explained
 
 CONFIG = "config.json"
-PUBLISHERS = frozenset({"apple", "facebook", "google", "laion", "openai", "timm"})
-"""Owners on the hub whose models are asked for without a revision: those that the docs name."""
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin")
 _WEIGHTS = (".safetensors", ".bin")
-_LONGEST_REASON = 300
-"""Characters of a library's own message that are passed on."""
 
 
 def find_folder(path_or_id: str | Path) -> Path:
     """Return the folder of a model: a local one, or the local copy of a hub repository.
 
     A hub id is ``OWNER/NAME`` or ``OWNER/NAME@REVISION``. A copy that this machine holds already is
-    taken without asking the hub. A mistyped folder looks like a hub id, and its owner would be a
-    stranger: so without a revision, the hub is asked for models of :data:`PUBLISHERS` alone.
+    taken without asking the hub; otherwise :func:`~gmail_align.encoders.hub.ask_hub` decides.
 
     Raises:
         ModelError: there is no such folder and it cannot be downloaded.
@@ -52,75 +47,23 @@ def find_folder(path_or_id: str | Path) -> Path:
     folder, (name, _, revision) = Path(path_or_id), str(path_or_id).partition("@")
     if folder.is_dir():
         return folder
-    owner = name.partition("/")[0]
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(f"there is no model folder at {folder}: give a folder or a hub id")
-    if Path(owner).is_dir():
-        raise ModelError(
-            f"the folder {owner} holds no {name.partition('/')[2]}, and so {name} is not asked for "
-            "on the Hugging Face hub: correct the name"
-        )
-    copy = _download(name, revision or None, local_files_only=True)
-    if copy is not None and any(path.suffix in _WEIGHTS for path in model_files(copy)):
-        return copy
-    if not revision and owner not in PUBLISHERS:
-        raise ModelError(
-            f"there is no model folder at {name}: correct it or, if {name} is a model on the "
-            f"Hugging Face hub, name its revision, as in {name}@main"
-        )
-    say(f"asking the Hugging Face hub for {name}, revision {revision or 'main'}")
-    found = _download(name, revision or None, local_files_only=False)
-    assert found is not None, "what is not found raises"
-    return found
-
-
-def _download(name: str, revision: str | None, *, local_files_only: bool) -> Path | None:
-    """Return the local copy of a hub repository; None where this machine has none.
-
-    Raises:
-        ModelError: it cannot be downloaded.
-    """
+    options: dict[str, Any] = {"revision": revision or None, "allow_patterns": list(_FILES)}
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=list(_FILES),
-                local_files_only=local_files_only,
-            )
-        )
+        copy = Path(snapshot_download(name, local_files_only=True, **options))
+        if any(path.suffix in _WEIGHTS for path in model_files(copy)):
+            return copy
+    except Exception:  # whatever it is: this machine holds no whole copy
+        pass
+    ask_hub(name, revision)
+    try:
+        return Path(snapshot_download(name, **options))
     except Exception as error:
-        if local_files_only:
-            return None
         raise ModelError(
             f"{name} is not a folder and cannot be downloaded from the Hugging Face hub "
             f"({type(error).__name__}): check the name and the network, or give a local folder"
         ) from error
-
-
-def hub_id(folder: Path) -> str | None:
-    """Return ``OWNER/NAME@COMMIT`` of a folder inside the hub's cache; None for another folder."""
-    snapshots, repository = folder.absolute().parent.name, folder.absolute().parent.parent.name
-    parts = repository.split("--", 2)
-    if snapshots != "snapshots" or len(parts) != 3 or parts[0] != "models":
-        return None
-    return f"{parts[1]}/{parts[2]}@{folder.name}"
-
-
-@contextmanager
-def reading(path: Path, fault: str = "is damaged") -> Iterator[None]:
-    """Turn whatever a library raises over a file into one sentence that names the file.
-
-    Raises:
-        ModelError: something was raised.
-    """
-    try:
-        yield
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # libraries raise what they like, plain Exception included
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"{path} {fault}: {reason[:_LONGEST_REASON]}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -142,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: the file is missing or damaged, or holds something else.
     """
-    with reading(path):
+    with damage_explained(path, ModelError, "get the model again"):
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("it does not hold an object")

@@ -18,7 +18,7 @@ from torch import Tensor
 from gmail_align.artifacts import fingerprint
 from gmail_align.data.decode import decode_rgb, to_rgb, upright
 from gmail_align.encoders.resize import planes, resized_centre
-from gmail_align.errors import DataError, ModelError
+from gmail_align.errors import DataError, ModelError, damage_explained
 
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic"]
 
@@ -28,6 +28,7 @@ _RESAMPLING: Final[dict[Interpolation, Image.Resampling]] = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+PREPROCESSOR: Final = "preprocessor_config.json"
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
@@ -56,7 +57,12 @@ class Preprocess:
         Raises:
             ModelError: it is missing, damaged, or asks for steps that are not done here.
         """
-        return _parse(_read_config(path), path)
+        single = path / PREPROCESSOR
+        file = single if single.exists() else path / "processor_config.json"
+        if not file.exists():
+            raise ModelError(f"{path} has no {PREPROCESSOR}: save the model's processor there")
+        with damage_explained(file, ModelError, "save the model's processor again"):
+            return _parse(_read_config(file), path)
 
     def to_config(self) -> dict[str, Any]:
         """Return the ``preprocessor_config.json`` that asks transformers for these steps."""
@@ -155,22 +161,10 @@ def open_image(image: Image.Image | str | Path) -> Image.Image:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    single, combined = path / "preprocessor_config.json", path / "processor_config.json"
-    try:
-        if single.exists():
-            config = json.loads(single.read_text(encoding="utf-8"))
-        else:
-            config = json.loads(combined.read_text(encoding="utf-8"))["image_processor"]
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{path} has no preprocessor_config.json: save the model's processor there"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"the preprocessor configuration in {path} is damaged: {error!r}"
-        ) from error
+    config: Any = json.loads(path.read_text(encoding="utf-8"))
+    config = config if path.name == PREPROCESSOR else config["image_processor"]
     if not isinstance(config, dict):
-        raise ModelError(f"the preprocessor configuration in {path} is damaged: it is no object")
+        raise ValueError("it does not hold an object")
     return config
 
 

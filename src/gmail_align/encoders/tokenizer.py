@@ -10,8 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from gmail_align.encoders.folder import reading
-from gmail_align.errors import ModelError
+from gmail_align.errors import ModelError, damage_explained
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 """One of these holds a vocabulary; without any, transformers would make up an empty tokenizer."""
@@ -31,7 +30,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     path = next((folder / name for name in _VOCABULARIES if (folder / name).exists()), None)
     if path is None:
         raise ModelError(f"{folder} holds no tokenizer: copy the model's own there")
-    with reading(path):
+    with damage_explained(path, ModelError, "copy the model's own there"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True
         )

@@ -22,6 +22,7 @@ from gmail_align.artifacts import write_bytes, write_json
 from gmail_align.convert.open_clip_config import OPEN_CLIP_CONFIG, NormOptions, OpenClipConfig
 from gmail_align.convert.openai_format import encode_image, encode_text, read_shape, to_openai
 from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.folder import no_bars
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
 from gmail_align.export.hugging_face import export_hf
@@ -43,22 +44,17 @@ def export_open_clip(source: ExportSource, out: Path) -> dict[str, float]:
     Raises:
         ModelError: open_clip has no name for the activation or for the image transform.
     """
-    clip: Any = source.merged.plain
+    description, clip = _describe(source), source.merged.plain
     state = to_openai({name: value.float() for name, value in clip.state_dict().items()})
     path = out / "open_clip_model.safetensors"
     write_bytes(path, save(state, {"format": "pt"}))
-    write_json(out / OPEN_CLIP_CONFIG, _describe(source))
+    write_json(out / OPEN_CLIP_CONFIG, description)
     source.write_processors(out)
     tensors, described = load_file(path), OpenClipConfig.from_folder(out)
     assert described is not None, "it was written above"
     shape = read_shape(tensors)
-    options, size = described.options(shape), source.encoder.preprocess.size
+    options = described.options(shape)
     described.check_shape(shape, stretched=False)
-    if described.preprocess(size) != source.encoder.preprocess:
-        raise ModelError(
-            "open_clip has no name for this image transform (another size before the crop, or a "
-            "filter that is neither bicubic nor bilinear): export it as hf"
-        )
     source.notes.append("open_clip's own image transform may cut one pixel beside ours.")
     what = "open_clip's tensors, run by their description"
 
@@ -101,13 +97,18 @@ def _describe(source: ExportSource) -> dict[str, Any]:
     """Return what open_clip has to be told: ``model_cfg`` and ``preprocess_cfg``.
 
     Raises:
-        ModelError: open_clip has no name for the activation.
+        ModelError: open_clip has no name for the activation or for the image transform.
     """
     backbone, pixels = source.merged, source.encoder.preprocess
     config: Any = backbone.plain.config
     vision, text = backbone.vision_config, backbone.text_config
     if {vision.hidden_act, text.hidden_act} not in ({"quick_gelu"}, {"gelu"}):
         raise ModelError(f"open_clip has no CLIP with the activation {vision.hidden_act}")
+    if pixels.resize_to is not None or pixels.interpolation not in ("bicubic", "bilinear"):
+        raise ModelError(
+            "open_clip has no name for this image transform (another size before the crop, or a "
+            "filter that is neither bicubic nor bilinear): export it as hf"
+        )
     towers: dict[str, dict[str, Any]] = {
         "vision_cfg": {
             "image_size": vision.image_size,
@@ -149,7 +150,7 @@ def _describe(source: ExportSource) -> dict[str, Any]:
             "size": pixels.size,
             "mean": list(pixels.mean),
             "std": list(pixels.std),
-            "interpolation": "bilinear" if pixels.interpolation == "bilinear" else "bicubic",
+            "interpolation": pixels.interpolation,
             "resize_mode": "squash" if pixels.resize == "square" else "shortest",
         },
     }
@@ -168,13 +169,14 @@ def export_sentence_transformers(source: ExportSource, out: Path) -> dict[str, f
     if source.tokenizer is None:
         raise ModelError("sentence-transformers takes a tokenizer, which the base does not have")
     padding = {"text": {"padding": "max_length"}} if source.merged.full_length else None
-    with tempfile.TemporaryDirectory(dir=out, prefix=".tmp-") as name:
+    with tempfile.TemporaryDirectory(dir=out, prefix=".tmp-") as name, no_bars():
         folder = Path(name)
         export_hf(source, folder)
         module = Transformer(str(folder), processing_kwargs=padding)
         whole = SentenceTransformer(modules=[module], device="cpu")
         whole.save(str(out), create_model_card=False)
-    loaded = SentenceTransformer(str(out), device="cpu", local_files_only=True)
+    with no_bars():
+        loaded = SentenceTransformer(str(out), device="cpu", local_files_only=True)
     first: Any = loaded[0]
     inner, what = first.auto_model.eval(), "the model, loaded by sentence-transformers"
 

@@ -26,7 +26,7 @@ from gmail_align.encoders.tokenizer import has_tokenizer
 
 TEXTS = ("A red ball on the grass.", "TWO cubes, and a Cat", "a photo of a very long text " * 40)
 """Texts that each format has to embed as the encoder does: with capitals, and longer than any."""
-PHOTO_TOLERANCE = 0.05
+PHOTO_TOLERANCE = 0.01
 """Largest difference of a photo's features: libraries differ in how they round when they resize."""
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from gmail_align.artifacts import fingerprint, sha256_file
+from gmail_align.encoders.hub import ask_hub
 from gmail_align.errors import ModelError, damage_explained, first_line
 from gmail_align.extras import require
 
@@ -33,10 +35,12 @@ def find_pipeline(model: str, revision: str = "", variant: str = "") -> Path:
             f"there is no folder {model}, and it is not a hub id (owner/name): give either one"
         )
     pipeline: Any = require("diffusers", "synthesis").DiffusionPipeline
+    options = {"revision": revision or None, "variant": variant or None, "use_safetensors": True}
+    with suppress(OSError, ValueError):
+        return Path(pipeline.download(model, local_files_only=True, **options))
+    ask_hub(model, revision)
     try:
-        folder = pipeline.download(
-            model, revision=revision or None, variant=variant or None, use_safetensors=True
-        )
+        folder = pipeline.download(model, **options)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"could not find {model} here or on the Hugging Face hub ({first_line(error)}): check "

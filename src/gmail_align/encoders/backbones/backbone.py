@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gmail_align.encoders.config import TextKind
-from gmail_align.encoders.folder import CONFIG, no_bars, reading
+from gmail_align.encoders.folder import CONFIG, no_bars
 from gmail_align.encoders.probe import (
     PROBE,
     compare,
@@ -22,7 +22,7 @@ from gmail_align.encoders.probe import (
     read_probe,
 )
 from gmail_align.encoders.tokenizer import tokenize
-from gmail_align.errors import ModelError
+from gmail_align.errors import ModelError, damage_explained
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -71,9 +71,9 @@ class Backbone:
                 f"{folder} holds an adapter of peft ({ADAPTER_CONFIG}) beside the model, and "
                 "libraries differ in whether they apply it: merge it, or move it elsewhere"
             )
-        with reading(folder / CONFIG):
+        with damage_explained(folder / CONFIG, ModelError, "get the model again"):
             config = cls.model_class.config_class.from_pretrained(folder, local_files_only=True)
-        with reading(folder, f"holds {cls.name} weights that cannot be used"), no_bars():
+        with damage_explained(folder, ModelError, "get the model again"), no_bars():
             loaded: Any = cls.model_class.from_pretrained(
                 folder,
                 config=config,
@@ -91,7 +91,7 @@ class Backbone:
         backbone = cls.of(model.requires_grad_(False))
         if cls.has_texts:
             ids = backbone.probe_inputs()["input_ids"][:, -2:]
-            with torch.no_grad(), reading(folder / CONFIG, "describes a model that cannot run"):
+            with torch.no_grad(), damage_explained(folder / CONFIG, ModelError):
                 backbone.text_features(ids, torch.ones_like(ids))
         backbone.check(folder)
         return backbone

@@ -1,0 +1,49 @@
+"""Names of models on the Hugging Face hub, and when the hub is asked for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gmail_align.errors import ModelError
+from gmail_align.progress import say
+
+PUBLISHERS = frozenset(
+    {
+        *("apple", "black-forest-labs", "facebook", "google", "laion", "openai", "sd2-community"),
+        *("stabilityai", "timm"),
+    }
+)
+"""Owners whose models the hub is asked for without a revision: those that docs and presets name."""
+
+
+def ask_hub(name: str, revision: str | None) -> None:
+    """Say that the hub is asked for ``name``, which lies in no folder and in no cache here.
+
+    A mistyped folder looks like the name of a model, and its owner would be a stranger. So a name
+    that begins with a folder of this machine is refused, and without a revision the hub is asked
+    for models of :data:`PUBLISHERS` alone.
+
+    Raises:
+        ModelError: the hub is not asked.
+    """
+    owner, _, model = name.partition("/")
+    if Path(owner).is_dir():
+        raise ModelError(
+            f"the folder {owner} does not hold {model}, so the Hugging Face hub is not asked for "
+            f"{name}: correct the name"
+        )
+    if not revision and owner not in PUBLISHERS:
+        raise ModelError(
+            f"there is no model folder at {name}: correct it or, if {name} is a model on the "
+            "Hugging Face hub, name its revision (main, for example)"
+        )
+    say(f"asking the Hugging Face hub for {name}, revision {revision or 'main'}")
+
+
+def hub_id(folder: Path) -> str | None:
+    """Return ``OWNER/NAME@COMMIT`` of a folder inside the hub's cache; None for another folder."""
+    snapshots, repository = folder.absolute().parent.name, folder.absolute().parent.parent.name
+    parts = repository.split("--", 2)
+    if snapshots != "snapshots" or len(parts) != 3 or parts[0] != "models":
+        return None
+    return f"{parts[1]}/{parts[2]}@{folder.name}"
