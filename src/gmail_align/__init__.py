@@ -1,6 +1,6 @@
 """Generated images as a modality of their own: measure the gap, align encoders, use the result.
 
-The public names are loaded on first use, so that importing the package costs nothing.
+Python loads each public name on first use, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,28 @@ from gmail_align.errors import GmailAlignError, UserError
 
 if TYPE_CHECKING:
     from gmail_align.alignment.losses import alignment_loss
+    from gmail_align.api.places import load
+    from gmail_align.api.scores import (
+        compare,
+        evaluate_answers,
+        evaluate_captions,
+        evaluate_probe,
+        evaluate_retrieval,
+        evaluate_zeroshot,
+    )
+    from gmail_align.api.stages import (
+        align,
+        choose_captions,
+        export,
+        extract,
+        import_data,
+        measure_gap,
+        pair,
+        predict_captions,
+        synthesize,
+        train_captioner,
+        write_tabletop,
+    )
     from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.encoders.route import Route
 
@@ -21,6 +43,24 @@ __all__ = [
     "GmailEncoder",
     "Route",
     "alignment_loss",
+    "load",
+    "write_tabletop",
+    "import_data",
+    "choose_captions",
+    "synthesize",
+    "pair",
+    "align",
+    "extract",
+    "measure_gap",
+    "train_captioner",
+    "predict_captions",
+    "evaluate_captions",
+    "evaluate_retrieval",
+    "evaluate_zeroshot",
+    "evaluate_probe",
+    "evaluate_answers",
+    "compare",
+    "export",
     "GmailAlignError",
     "UserError",
     "__version__",
@@ -30,14 +70,22 @@ _HOMES = {
     "GmailEncoder": "gmail_align.encoders.encoder",
     "Route": "gmail_align.encoders.route",
     "alignment_loss": "gmail_align.alignment.losses",
+    "load": "gmail_align.api.places",
+    "compare": "gmail_align.api.scores",
 }
-"""Public name -> the module that defines it."""
+"""Public name -> the module that defines it, unless its name says so (see :func:`_home`)."""
+
+
+def _home(name: str) -> str:
+    evaluation = name.startswith("evaluate_")
+    return _HOMES.get(name, f"gmail_align.api.{'scores' if evaluation else 'stages'}")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    home = importlib.import_module(_home(name))
+    value = getattr(home, name)
     globals()[name] = value
     return value
 
