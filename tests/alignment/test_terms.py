@@ -16,7 +16,7 @@ from gmail_align.alignment import guard as guard_module
 from gmail_align.alignment import terms as terms_module
 from gmail_align.alignment.config import AlignConfig, AlignWeights
 from gmail_align.alignment.embedding import Batch, learned_temperature, loss_terms
-from gmail_align.alignment.guard import BLOCKED, EASE, Guard
+from gmail_align.alignment.guard import EASE, Guard
 from gmail_align.alignment.losses import alignment_loss, distillation_losses, norm_losses
 from gmail_align.alignment.pair_index import COLUMNS
 from gmail_align.alignment.task import HeldOut, Table, Tables
@@ -245,7 +245,7 @@ def test_guard_metrics_by_plain_loops(select: Any, encoder: GmailEncoder, batch:
     expected["text_generated_r1"] = sum(map(int, there)) / 6
     if select in expected:
         expected["score"] = expected[select]
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert found == pytest.approx({**expected, "eligible": found["eligible"]}, abs=1e-5)
 
 
 def test_guessing_is_no_better_than_a_confident_wrong_start(
@@ -270,13 +270,16 @@ def test_steps_that_harm_the_deployed_route_are_blocked(
     """Retrieval of the plain features is perfect, that of the moved encoder is not."""
     image_of = torch.tensor([0, 0, 1, 2, 3, 3])
     held = _held(batch, texts=batch.known["frozen"][image_of])
-    free = Guard(encoder, held, AlignConfig(select="margin")).metrics()
+    free = Guard(encoder, held, AlignConfig(select="margin", keep_real=None)).metrics()
     assert free["retrieval"] < 0.9
     loss = 1 - free["retrieval"]
-    for allowed, blocked in ((0.0, True), (loss - 0.01, True), (loss + 0.01, False)):
+    for allowed, kept in ((0.0, 0.0), (loss - 0.01, 0.0), (loss + 0.01, 1.0), (None, 1.0)):
         config = AlignConfig(select="margin", keep_real=allowed)
         found = Guard(encoder, held, config).metrics()
-        assert found["score"] == (BLOCKED if blocked else free["margin"])
+        assert (found["score"], found["eligible"]) == (free["margin"], kept)
+    with torch.no_grad():
+        encoder.real_head.zero_()  # every image now finds nothing
+    assert Guard(encoder, held, AlignConfig()).metrics()["eligible"] == 0.0
 
 
 def test_ties_are_misses(encoder: GmailEncoder, batch: Batch) -> None:

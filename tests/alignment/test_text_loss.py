@@ -164,6 +164,8 @@ def test_a_moving_text_tower_reads_no_cached_texts(
             holdout=0.25,
             optim=optim,
             select="text_generated",
+            apply="best",
+            keep_real=None,
             lora=LoraSettings.model_validate({"towers": towers}),
         )
         sources = (world.pairs, world.real, world.generated)

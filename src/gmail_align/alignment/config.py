@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
@@ -100,9 +100,13 @@ class AlignConfig(Config):
     is no gain. Or a figure, to be maximised: ``margin`` (paired less unpaired cosine),
     ``paired_cosine``, ``generated_real_r1``, ``retrieval`` (images and texts, by the deployed
     route), or ``zeroshot`` (accuracy of real images by that route, where classes are known)."""
-    keep_real: float | None = Field(default=None, ge=0, le=1)
-    """Steps at which retrieval by the deployed route is lower than the plain CLIP's by more than
-    this are never kept; None: whatever is best is kept."""
+    keep_real: Annotated[float, Field(ge=0, le=1)] | Literal["noise"] | None = "noise"
+    """How much retrieval (R@1) the deployed route may lose on held-out real images: a step that
+    loses more is never kept. ``noise``: no loss beyond its 95% interval. A number: no larger loss
+    than that. None: any loss."""
+    apply: Literal["beyond_noise", "best"] = "beyond_noise"
+    """When the kept step is applied. ``beyond_noise``: the 95% interval of its gain over the plain
+    model on the held-out pairs lies above 0. ``best``: its score is the best."""
     strengths: tuple[PositiveFloat, ...] = ()
     """After training, how much of the way from the plain CLIP (0) to the kept step (1) is tried;
     what is best on the held-out pairs is kept."""

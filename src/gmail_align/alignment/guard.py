@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,7 +18,8 @@ from gmail_align.alignment.config import FIGURES, AlignConfig
 from gmail_align.alignment.embedding import embed
 from gmail_align.alignment.held_out_classes import zero_shot_hits
 from gmail_align.alignment.pair_index import PairNumbers
-from gmail_align.alignment.recall import recall_at_one
+from gmail_align.alignment.recall import first_is_own
+from gmail_align.alignment.score import Part, Score, gain, total
 from gmail_align.alignment.task import HeldOut, groups_of
 from gmail_align.alignment.terms import (
     TERMS,
@@ -29,13 +30,24 @@ from gmail_align.alignment.terms import (
     needed_features,
 )
 from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.metrics.bootstrap import Estimate
 
 EASE = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 1e6)
 """What the guard multiplies temperatures by; the last one turns every encoder into guessing."""
-BLOCKED = -1e6
-"""The score of a step that harms real images by more than is allowed."""
 _IMAGES_ALONE = frozenset({"real", "frozen", "frozen_patches"})
 """Features of real images: a term that reads nothing else is taken over images, not pairs."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one encoder does on the held-out pairs."""
+
+    metrics: Mapping[str, float]
+    """Every loss and figure, by name."""
+    score: Score
+    """What the guard maximises."""
+    retrieval: Score
+    """Retrieval of real images and texts by the deployed route; empty without a text tower."""
 
 
 class Guard:
@@ -56,7 +68,6 @@ class Guard:
             and "real" not in needed_features(config)
         )
 
-    @torch.no_grad()
     def metrics(self) -> dict[str, float]:
         """Measure the present encoder on the held-out pairs.
 
@@ -75,24 +86,36 @@ class Guard:
         (:data:`EASE`). So an encoder that has collapsed to guessing scores ``-ln n`` and never
         beats a start that knows something and is over-confident. It depends on no weight unless
         that is ``objective``: runs on the same pairs and seed can be compared.
+
+        ``eligible`` is 0 where the deployed route has lost more retrieval than
+        ``config.keep_real`` allows.
         """
+        found = self.measure()
+        eligible = float(self._keeps_real(found))
+        return {"score": total(found.score), "eligible": eligible, **found.metrics}
+
+    def gain(self) -> Estimate:
+        """Estimate by how much the present encoder's score exceeds the plain model's."""
+        return gain(self._plain.score, self.measure().score, len(self.held.first))
+
+    @torch.no_grad()
+    def measure(self) -> Measurement:
+        """Measure the present encoder; see :meth:`metrics`."""
         images, pairs = self._features()
         of_terms = {term: self._of(term, images, pairs) for term in TERMS}
         there = {term: given for term, given in of_terms.items() if given is not None}
-        metrics = {
-            **{f"{term.name}_loss": self._loss(term, given) for term, given in there.items()},
-            **self._cosines(pairs["generated"]),
-            **self._recalls(images, pairs),
-            **self._zero_shot(images, pairs),
+        figures = {
+            **self._cosine_figures(pairs["generated"]),
+            **self._retrieval_figures(images["real"], pairs),
+            **self._zero_shot_figures(images["real"], pairs["generated"]),
         }
-        score = metrics.get(self.config.guarded)
-        if self.config.guarded not in FIGURES:
-            score = -self._guarded(there)
-        assert score is not None, f"the guard cannot measure {self.config.guarded}"
-        if self.config.keep_real is not None and self._plain_retrieval is not None:
-            least = self._plain_retrieval - self.config.keep_real
-            score = score if metrics["retrieval"] >= least else BLOCKED
-        return {"score": score, **metrics}
+        metrics = {
+            **{f"{term.name}_loss": float(self._loss(term, there[term]).mean()) for term in there},
+            **{name: total(score) for name, score in figures.items()},
+        }
+        selected = self.config.guarded
+        score = figures[selected] if selected in FIGURES else self._negative_loss(there)
+        return Measurement(metrics, score, figures.get("retrieval", []))
 
     @torch.no_grad()
     def drift(self) -> dict[str, float]:
@@ -103,18 +126,39 @@ class Guard:
         """
         real, frozen = self._real(), self._frozen["frozen"]
         moved = 1 - torch.cosine_similarity(real, frozen, dim=-1)
+        norms = vector_norm(real, dim=-1).mean() / vector_norm(frozen, dim=-1).mean()
         report = {
             "mean": float(moved.mean()),
             "median": float(moved.median()),
             "largest": float(moved.max()),
-            "norm_ratio": float(
-                vector_norm(real, dim=-1).mean() / vector_norm(frozen, dim=-1).mean()
-            ),
+            "norm_ratio": float(norms),
         }
-        if self._plain_retrieval is not None:
-            report["retrieval"] = self._retrieval(real, self._texts()["texts"])["retrieval"]
-            report["retrieval_plain"] = self._plain_retrieval
+        if self._frozen_texts:
+            report["retrieval"] = total(self._retrieval(real, self._texts()["texts"]))
+            report["retrieval_plain"] = total(self._plain_retrieval)
         return report
+
+    @cached_property
+    def _plain(self) -> Measurement:
+        """The plain model, by whose routes nothing has been learnt."""
+        applied, self.encoder.applied = self.encoder.applied, False
+        try:
+            return self.measure()
+        finally:
+            self.encoder.applied = applied
+
+    @cached_property
+    def _plain_retrieval(self) -> Score:
+        """Retrieval of the plain model; there are texts."""
+        return self._retrieval(self._frozen["frozen"], self._frozen_texts["texts"])
+
+    def _keeps_real(self, found: Measurement) -> bool:
+        """Whether the deployed route keeps enough of the plain model's retrieval."""
+        allowed = self.config.keep_real
+        if allowed is None or not found.retrieval:
+            return True
+        change = gain(self._plain_retrieval, found.retrieval, len(self.held.first))
+        return change.high >= 0 if allowed == "noise" else change.value >= -allowed
 
     def _features(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the features of the m real images, and of the n pairs."""
@@ -129,22 +173,26 @@ class Guard:
             return images
         return {**pairs, **{name: rows[self._image_of] for name, rows in images.items()}}
 
-    def _loss(self, term: Term, features: Features, ease: float = 1.0) -> float:
-        return float(term.losses(features, self._how.eased(ease)).mean())
+    def _loss(self, term: Term, features: Features, ease: float = 1.0) -> Tensor:
+        return term.losses(features, self._how.eased(ease))
 
-    def _guarded(self, features: Mapping[Term, Features]) -> float:
-        """Return the loss that the guard minimises."""
+    def _negative_loss(self, features: Mapping[Term, Features]) -> Score:
+        """Return minus the loss that the guard minimises, at each term's best temperature."""
         weights = active_terms(self.config.weights)
         if self.config.guarded != "objective":
             weights = {term: 1.0 for term in features if term.name == self.config.guarded}
-        return math.fsum(
-            weight
-            * min(
-                self._loss(term, features[term], ease)
-                for ease in (EASE if term.contrastive else EASE[:1])
-            )
-            for term, weight in weights.items()
-        )
+        score = []
+        for term, weight in weights.items():
+            eases = EASE if term.contrastive else EASE[:1]
+            losses = [self._loss(term, features[term], ease) for ease in eases]
+            best = min(losses, key=lambda rows: float(rows.mean()))
+            score.append(self._part(-best, weight, images=term.needs <= _IMAGES_ALONE))
+        return score
+
+    def _part(self, values: Tensor, weight: float = 1.0, *, images: bool = False) -> Part:
+        """Return a part of one value a pair, or one a real image."""
+        image = np.arange(len(self.held.first)) if images else self.held.image_of
+        return Part(values.double().numpy(), image, weight)
 
     @cached_property
     def _frozen(self) -> dict[str, Tensor]:
@@ -159,13 +207,6 @@ class Guard:
         known = self.held.tables.known
         names = [name for name in ("texts", "short") if name in known]
         return {name: known[name].take(self.held.pairs).float() for name in names}
-
-    @cached_property
-    def _plain_retrieval(self) -> float | None:
-        """Retrieval of the plain CLIP; None without a text tower."""
-        if not self._frozen_texts:
-            return None
-        return self._retrieval(self._frozen["frozen"], self._frozen_texts["texts"])["retrieval"]
 
     def _texts(self) -> dict[str, Tensor]:
         """Return the n pairs' texts by the present text tower."""
@@ -189,56 +230,57 @@ class Guard:
         ]
         return {key: torch.cat([part[key].cpu() for part in parts]) for key in parts[0]}
 
-    def _zero_shot(self, images: Features, pairs: Features) -> dict[str, float]:
+    def _zero_shot_figures(self, real: Tensor, generated: Tensor) -> dict[str, Score]:
+        """Return the accuracies of real and of generated images, where classes are known."""
         if self.held.classes is None:
             return {}
-        features = {"real": images["real"], "generated": pairs["generated"]}
+        features = {"real": real, "generated": generated}
         hits = zero_shot_hits(self.encoder, self.held.classes, features, self._image_of)
-        known = {name: rows[~rows.isnan()] for name, rows in hits.items()}
-        return {
-            "zeroshot": float(known["real"].mean()),
-            "zeroshot_generated": float(known["generated"].mean()),
-        }
+        figures: dict[str, Score] = {}
+        for name, key in (("real", "zeroshot"), ("generated", "zeroshot_generated")):
+            part = self._part(hits[name], images=name == "real")
+            known = ~np.isnan(part.values)
+            figures[key] = [Part(part.values[known], part.image[known])]
+        return figures
 
-    def _cosines(self, generated: Float[Tensor, "n d"]) -> dict[str, float]:
+    def _cosine_figures(self, generated: Float[Tensor, "n d"]) -> dict[str, Score]:
         """Compare generated images with the m frozen real ones."""
         cosines = _cosines(generated, self._frozen["frozen"])
         own = self._image_of[:, None] == torch.arange(cosines.shape[1])
-        paired, unpaired = cosines[own], cosines[~own]
+        paired, others = cosines[own], cosines[~own].view(len(cosines), -1)
         return {
-            "paired_cosine": float(paired.mean()),
-            "margin": float(paired.mean() - unpaired.mean()),
-            "generated_real_r1": recall_at_one(cosines, own),
+            "paired_cosine": [self._part(paired)],
+            "margin": [self._part(paired - others.mean(dim=1))],
+            "generated_real_r1": [self._part(first_is_own(cosines, own))],
         }
 
-    def _recalls(self, images: Features, pairs: Features) -> dict[str, float]:
+    def _retrieval_figures(self, real: Tensor, pairs: Features) -> dict[str, Score]:
         """Return R@1 between images and texts, by both routes and both ways."""
         if "texts" not in pairs:
             return {}
         scores = _cosines(pairs["generated"], pairs["texts"])
         alike = (self._groups[:, None, :2] == self._groups[None, :, :2]).any(dim=-1)
+        retrieval = self._retrieval(real, pairs["texts"])
         return {
-            **self._retrieval(images["real"], pairs["texts"]),
-            "generated_text_r1": recall_at_one(scores, alike),
-            "text_generated_r1": recall_at_one(scores.T, alike.T),
+            "real_text_r1": [replace(retrieval[0], weight=1.0)],
+            "text_real_r1": [replace(retrieval[1], weight=1.0)],
+            "retrieval": retrieval,
+            "generated_text_r1": [self._part(first_is_own(scores, alike))],
+            "text_generated_r1": [self._part(first_is_own(scores.T, alike.T))],
         }
 
-    def _retrieval(
-        self, images: Float[Tensor, "m d"], texts: Float[Tensor, "n d"]
-    ) -> dict[str, float]:
-        """Return R@1 between real images and texts, both ways, and their mean."""
-        scores = _cosines(images, texts)
-        found = {
-            "real_text_r1": recall_at_one(scores, self._captions_of),
-            "text_real_r1": recall_at_one(scores.T, self._captions_of.T),
-        }
-        return {**found, "retrieval": (found["real_text_r1"] + found["text_real_r1"]) / 2}
+    def _retrieval(self, real: Float[Tensor, "m d"], texts: Float[Tensor, "n d"]) -> list[Part]:
+        """Return R@1 of real images among the texts and of the texts among real images, halved."""
+        scores, own = _cosines(real, texts), self._captions_of
+        return [
+            self._part(first_is_own(scores, own), 0.5, images=True),
+            self._part(first_is_own(scores.T, own.T), 0.5),
+        ]
 
     @cached_property
     def _captions_of(self) -> Bool[Tensor, "m n"]:
         """Mark the texts of each real image: its own pairs', and those that equal one of them."""
-        texts = self._groups[:, 1]
-        _, text = texts.unique(return_inverse=True)
+        _, text = self._groups[:, 1].unique(return_inverse=True)
         has = torch.zeros(len(self.held.first), int(text.max()) + 1, dtype=torch.bool)
         has[self._image_of, text] = True
         return has[:, text]

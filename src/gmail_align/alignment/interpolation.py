@@ -38,7 +38,8 @@ def choose_strength(
         parameters: The kept step's parameters; changed in place.
         start: Their values before training.
         strengths: What is tried; 1, the step as it is, always is.
-        evaluate: Metrics of the present parameters, with the ``score`` that is maximised.
+        evaluate: Metrics of the present parameters, with the ``score`` that is maximised and, where
+            it is 0 for parameters that must not be kept, ``eligible``.
 
     Returns:
         One row of metrics a strength, ascending, each with its ``strength`` and ``kept``, 1 or 0.
@@ -46,14 +47,17 @@ def choose_strength(
     end = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     rows = []
     for strength in sorted({*strengths, 1.0}):
-        _put(parameters, interpolate(start, end, strength))
+        put(parameters, interpolate(start, end, strength))
         rows.append({"strength": strength, **evaluate()})
-    best = max(rows, key=lambda row: (row["score"], row["strength"] == 1.0))
-    _put(parameters, interpolate(start, end, best["strength"]))
+    best = max(
+        rows, key=lambda row: (row.get("eligible", 1.0), row["score"], row["strength"] == 1.0)
+    )
+    put(parameters, interpolate(start, end, best["strength"]))
     return [{**row, "kept": float(row is best)} for row in rows]
 
 
 @torch.no_grad()
-def _put(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+def put(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Copy values into parameters of the same names."""
     for name, parameter in parameters.items():
         parameter.copy_(values[name])

@@ -7,8 +7,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def recall_at_one(scores: Float[Tensor, "q c"], own: Bool[Tensor, "q c"]) -> float:
-    """Return the share of rows whose best column is one of their own; ties are misses."""
+def first_is_own(scores: Float[Tensor, "q c"], own: Bool[Tensor, "q c"]) -> Bool[Tensor, " q"]:
+    """Tell of each row whether its best column is one of its own; ties are misses.
+
+    The mean is recall at one.
+    """
     best_own = scores.masked_fill(~own, -torch.inf).amax(dim=1)
     best_other = scores.masked_fill(own, -torch.inf).amax(dim=1)
-    return float((best_own > best_other).float().mean())
+    return best_own > best_other

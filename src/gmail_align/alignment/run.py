@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from gmail_align.alignment.embedding import (
     piecewise_terms,
 )
 from gmail_align.alignment.guard import Guard
-from gmail_align.alignment.interpolation import choose_strength
+from gmail_align.alignment.interpolation import choose_strength, put
 from gmail_align.alignment.pair_index import REAL
 from gmail_align.alignment.task import BatchRequest, Task, gather, pair_ids, prepare
 from gmail_align.alignment.terms import needed_features
@@ -217,40 +218,46 @@ class _Training:
         """Train, keep what the guard chose and return the manifest's notes."""
         before = {name: p.detach().clone() for name, p in self.parameters.items()}
         report = self._fit(folder)
-        best, encoder = report.best_step, self.encoder
-        encoder.best_step, encoder.applied = best, best > 0
-        scores = {row["step"]: row for row in report.scores}
+        best, scores = report.best_step, {row["step"]: row for row in report.scores}
+        self.encoder.best_step, self.encoder.applied = best, best > 0
         if best not in scores:  # a crash of the machine damaged the event log
-            scores[best] = {"step": float(best), **ranks().from_first(self.guard.metrics)}
-        kept = scores[best]
-        guard = {"start": scores.get(0, kept), "kept": kept}
-        notes: dict[str, Any] = {
-            "best_step": best,
-            "applied": best > 0,
-            "guard": guard,
-            "stopped_early": report.stopped_early,
-            "speed": report.speed,
-        }
-        if best == 0:
-            notes["message"] = _not_applied(self.config)
-            say(notes["message"])
-            return notes
-        if self.config.strengths:
-            rows = choose_strength(
-                self.parameters,
-                before,
-                self.config.strengths,
-                lambda: ranks().from_first(self.guard.metrics),
-            )
+            scores[best] = {"step": float(best), **self._measure()}
+        start, kept = scores.get(0, scores[best]), scores[best]
+        notes: dict[str, Any] = {"stopped_early": report.stopped_early, "speed": report.speed}
+        if best > 0 and self.config.strengths:
+            rows = choose_strength(self.parameters, before, self.config.strengths, self._measure)
             chosen = next(row for row in rows if row["kept"])
             notes["strengths"] = rows
-            guard["kept"] = {name: chosen.get(name, value) for name, value in kept.items()}
-        if self.log_scale is not None:
+            kept = {name: chosen.get(name, value) for name, value in kept.items()}
+        notes |= self._verdict(start, kept, before)
+        if self.encoder.applied and self.log_scale is not None:
             notes["temperature"] = float(learned_temperature(self.log_scale.detach()))
-        if ranks().first:
+        if self.encoder.applied and ranks().first:
             notes["drift"] = self.guard.drift()
             say(_moved(notes["drift"]))
         return notes
+
+    def _verdict(
+        self, start: dict[str, float], kept: dict[str, float], before: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        """Apply the kept step where its gain is beyond noise; else put the plain model back."""
+        notes: dict[str, Any] = {"guard": {"start": start, "kept": kept}}
+        message: str | None = _no_step(self.config)
+        if kept["step"] > 0:
+            say(_side_by_side(start, kept))
+            gain = ranks().from_first(lambda: asdict(self.guard.gain()))
+            notes["gain"], message = gain, _within_noise(self.config, gain)
+        if message is not None:
+            notes["message"] = message
+            say(message)
+            notes["guard"] |= {"kept": start, **({"refused": kept} if kept["step"] else {})}
+            put(self.parameters, before)
+            self.encoder.best_step, self.encoder.applied = 0, False
+        best = self.encoder.best_step
+        return {"best_step": best, "applied": self.encoder.applied, **notes}
+
+    def _measure(self) -> dict[str, float]:
+        return ranks().from_first(self.guard.metrics)
 
     def load(self, step: int) -> Batch:
         """Copy the batch of a step out of the tables."""
@@ -307,14 +314,39 @@ class _Training:
         return TrainingError(f"{error}; the pairs of its batch are in {path}", error.step)
 
 
-def _not_applied(config: AlignConfig) -> str:
-    goal = f"raised the held-out {config.guarded}"
-    if config.guarded not in FIGURES:
-        goal = f"lowered the held-out {config.guarded} loss"
+def _goal(config: AlignConfig) -> str:
+    """Say what a step has to do to be kept."""
+    if config.guarded in FIGURES:
+        return f"raised the held-out {config.guarded}"
+    return f"lowered the held-out {config.guarded} loss"
+
+
+def _no_step(config: AlignConfig) -> str:
+    kept = "" if config.keep_real is None else " and kept the retrieval of real images"
     return (
-        f"no step {goal}, so alignment is not applied: the "
-        "encoder is the plain CLIP; try a lower rate, more pairs or other weights"
+        f"no step {_goal(config)}{kept}, so alignment is not applied: the encoder is the plain "
+        "model; try a lower rate, more pairs or other weights"
     )
+
+
+def _within_noise(config: AlignConfig, gain: dict[str, float]) -> str | None:
+    """Say that a gain is not beyond noise; None where it is, or need not be."""
+    if gain["low"] > 0 or config.apply == "best":
+        return None
+    interval = f"{gain['low']:.4f} to {gain['high']:.4f}"
+    return (
+        f"the best step {_goal(config)} by {gain['value']:.4f} (95% interval {interval} over "
+        f"{gain['n']:.0f} images), which is within noise, so alignment is not applied: the encoder "
+        "is the plain model; try more pairs, a larger holdout or other weights"
+    )
+
+
+def _side_by_side(start: dict[str, float], kept: dict[str, float]) -> str:
+    """Show what the guard measured before training and at the kept step, in one line."""
+    shown = ("align_loss", "paired_cosine", "generated_real_r1", "retrieval", "zeroshot")
+    names = [name for name in shown if name in start and name in kept]
+    changes = [f"{name.replace('_', ' ')} {start[name]:.3f} -> {kept[name]:.3f}" for name in names]
+    return f"held out, before -> step {kept['step']:.0f}: {', '.join(changes)}"
 
 
 def _moved(drift: dict[str, float]) -> str:

@@ -22,7 +22,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from gmail_align.alignment.config import ScratchConfig
 from gmail_align.alignment.pair_index import hold_out
-from gmail_align.alignment.recall import recall_at_one
+from gmail_align.alignment.recall import first_is_own
 from gmail_align.artifacts import MANIFEST, Artifact, begin, load
 from gmail_align.data.batches import Batches
 from gmail_align.data.captions import Caption, read_captions
@@ -249,8 +249,8 @@ def _recalls(images: Tensor, texts: Tensor, data: _Data, kept: Rows) -> dict[str
     own = torch.zeros_like(scores, dtype=torch.bool)
     own[image.reshape(-1), text.reshape(-1)] = True
     return {
-        "image_text_r1": recall_at_one(scores, own),
-        "text_image_r1": recall_at_one(scores.T, own.T),
+        "image_text_r1": float(first_is_own(scores, own).float().mean()),
+        "text_image_r1": float(first_is_own(scores.T, own.T).float().mean()),
     }
 
 

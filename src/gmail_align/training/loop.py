@@ -100,7 +100,7 @@ def fit(
         folder: Where checkpoints and ``events.jsonl`` go; None keeps nothing.
         evaluate: The guard: metrics of the present parameters. It runs at step 0, every
             ``config.evaluate_every`` steps and at the end, and the parameters of the highest
-            ``score`` are kept.
+            ``score`` are kept; those that are not ``eligible`` (0) never are.
         label: Name shown with the progress.
         batch_size: Items a step, for the rate that is shown; 0 shows steps alone.
 
@@ -138,7 +138,7 @@ def fit(
             report.scores.append(scores)
             log.add("score", scores)
             state.stale += 1
-            if scores["score"] > state.best_score:
+            if scores.get("eligible", 1.0) and scores["score"] > state.best_score:
                 state.best_score, state.best_step, state.stale = scores["score"], state.step, 0
                 best.update({name: p.detach().clone() for name, p in parameters.items()})
 

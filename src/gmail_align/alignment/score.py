@@ -1,0 +1,62 @@
+"""What the guard compares: scores of held-out pairs, and whether a gain is more than noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gmail_align.metrics.bootstrap import Estimate, bootstrap_replicates, interval
+
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Part:
+    """One mean that a score is made of."""
+
+    values: npt.NDArray[np.float64]
+    """Shape (k,): one value a pair, an image or a text; higher is better."""
+    image: npt.NDArray[np.int64]
+    """Shape (k,): the held-out real image that each value belongs to."""
+    weight: float = 1.0
+    """What the mean counts for."""
+
+
+Score = Sequence[Part]
+"""A score is the weighted sum of its parts' means."""
+
+
+def total(score: Score) -> float:
+    """Return a score as one number; NaN where a part does not have a value."""
+    if not all(len(part.values) for part in score):
+        return math.nan
+    return math.fsum(part.weight * float(part.values.mean()) for part in score)
+
+
+def gain(before: Score, after: Score, images: int) -> Estimate:
+    """Estimate by how much one score exceeds another of the same parts, with its 95% interval.
+
+    Real images are resampled, each with all its pairs, and the same ones on both sides (a paired
+    bootstrap).
+
+    Args:
+        before: The score that is compared with.
+        after: The score that may be better.
+        images: Held-out real images.
+    """
+    pairs = list(zip(before, after, strict=True))
+    sums = np.stack(
+        [np.bincount(b.image, b.weight * (b.values - a.values), images) for a, b in pairs], axis=1
+    )
+    sizes = np.stack([np.bincount(b.image, minlength=images) for _, b in pairs], axis=1)
+
+    def statistic(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        differences: npt.NDArray[np.float64] = ((weights @ sums) / (weights @ sizes)).sum(axis=1)
+        return differences
+
+    value = float(statistic(np.ones((1, images)))[0])
+    return interval(value, bootstrap_replicates(images, statistic, resamples=_RESAMPLES), images)
