@@ -10,13 +10,13 @@ import pytest
 
 import gmail_align
 from gmail_align import api
-from gmail_align.api import places, scores, stages
+from gmail_align.api import places, runs, scores, stages
 from gmail_align.artifacts import Artifact
 from gmail_align.errors import ConfigError
 
 FUNCTIONS = [
     function
-    for module in (places, stages, scores)
+    for module in (places, stages, scores, runs)
     for name, function in vars(module).items()
     if inspect.isfunction(function)
     and function.__module__ == module.__name__

@@ -25,6 +25,8 @@ PUBLIC = [
     "evaluate_answers",
     "compare",
     "export",
+    "run",
+    "plan",
     "GmailAlignError",
     "UserError",
     "__version__",

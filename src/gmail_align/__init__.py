@@ -13,6 +13,7 @@ from gmail_align.errors import GmailAlignError, UserError
 if TYPE_CHECKING:
     from gmail_align.alignment.losses import alignment_loss
     from gmail_align.api.places import load
+    from gmail_align.api.runs import plan, run
     from gmail_align.api.scores import (
         compare,
         evaluate_answers,
@@ -61,6 +62,8 @@ __all__ = [
     "evaluate_answers",
     "compare",
     "export",
+    "run",
+    "plan",
     "GmailAlignError",
     "UserError",
     "__version__",
@@ -72,6 +75,8 @@ _HOMES = {
     "alignment_loss": "gmail_align.alignment.losses",
     "load": "gmail_align.api.places",
     "compare": "gmail_align.api.scores",
+    "run": "gmail_align.api.runs",
+    "plan": "gmail_align.api.runs",
 }
 """Public name -> the module that defines it, unless its name says so (see :func:`_home`)."""
 

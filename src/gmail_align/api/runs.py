@@ -1,0 +1,68 @@
+"""Whole runs: a recipe from data to report, and what it will cost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def run(
+    recipe: str | os.PathLike[str],
+    work: str | os.PathLike[str],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    engine: str = "local",
+) -> dict[str, Any]:
+    """Run a recipe and return its result, with the path of the report under ``report``.
+
+    Args:
+        recipe: The name of a shipped recipe, or a TOML file.
+        work: Work folder. Recipes that share it share every artifact that is the same.
+        settings: Keys of the recipe to change, dotted (``{"align.gmail.optim.steps": 50}``).
+        engine: ``local``, or ``ray`` inside a Ray job.
+
+    Raises:
+        UserError: a key, a model or an input cannot be used.
+
+    Example:
+        >>> from gmail_align.pipeline import index
+        >>> sorted(index("demo"))[:2]
+        ['generated_gmail', 'generated_gmail_scarce']
+    """
+    from gmail_align import pipeline
+
+    return pipeline.run(os.fspath(recipe), Path(work), _overrides(settings), engine=engine)
+
+
+def plan(
+    recipe: str | os.PathLike[str],
+    work: str | os.PathLike[str] = "work",
+    *,
+    settings: Mapping[str, Any] | None = None,
+    card: str = "h200",
+) -> dict[str, Any]:
+    """Say what a recipe will make, what is missing to run it, and what it costs. Nothing runs.
+
+    Args:
+        recipe: The name of a shipped recipe, or a TOML file.
+        work: Work folder; what it holds already costs nothing.
+        settings: Keys of the recipe to change, dotted.
+        card: A card's name, or its half-precision TFLOP/s.
+
+    Raises:
+        UserError: a key cannot be used, or the card is not known.
+
+    Example:
+        >>> plan("demo")["recipe"]
+        'demo'
+    """
+    from gmail_align import pipeline
+
+    return pipeline.plan(os.fspath(recipe), Path(work), _overrides(settings), card=card)
+
+
+def _overrides(settings: Mapping[str, Any] | None) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
