@@ -2,9 +2,11 @@
 # make demo      the whole pipeline on the tabletop world, into runs/demo
 # make test      lint, types, import floors, then the tests
 # make lint      the first part of make test
+# make torture   kill, starve and race every stage, then damage every file that a command reads (hours)
+# make test-newest, make test-oldest   the tests on the newest and on the oldest packages we allow
 # make clean     remove caches and builds; make distclean removes .venv too
 
-.PHONY: install demo test lint clean distclean
+.PHONY: install demo test lint torture test-newest test-oldest clean distclean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,12 +26,30 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest
 
+torture: install
+	$(BIN)/python benchmarks/torture.py
+	$(BIN)/python benchmarks/fuzz.py
+
+# Without constraints.txt, as for someone who installs the package; --pre is not wanted.
+test-newest: install
+	$(BIN)/python -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip --disable-pip-version-check install --upgrade -e '.[all,dev]'
+	$(VENV)-newest/bin/python -m pytest
+
+# The lower bounds of pyproject.toml. pip cannot choose the oldest versions, uv can.
+test-oldest: install
+	$(BIN)/python -m venv --clear $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip --disable-pip-version-check install uv
+	$(VENV)-oldest/bin/uv pip install --python $(VENV)-oldest/bin/python \
+	  --resolution lowest-direct -e '.[all,dev]'
+	$(VENV)-oldest/bin/python -m pytest
+
 clean:
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest
 
 # The pins are tested on Python 3.11, so it comes first.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -1,5 +1,8 @@
+import errno
 import inspect
 import pickle
+import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +32,40 @@ def test_errors_travel_between_processes(error):
     copy = pickle.loads(pickle.dumps(error("one sentence")))
     assert type(copy) is error
     assert str(copy) == "one sentence"
+
+
+@pytest.mark.parametrize(
+    "cause", [ValueError("odd\nmore"), KeyError("x"), RecursionError("deep"), OSError("truncated")]
+)
+def test_whatever_a_parser_raises_is_damage_in_one_line(cause):
+    damaged = pytest.raises(errors.ModelError, match="a file is damaged: ")
+    with damaged as caught, errors.damage_explained("a file", errors.ModelError):
+        raise cause
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        errors.ConfigError("mine"),
+        MemoryError("no room"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_what_is_not_damage_passes(cause):
+    with pytest.raises(type(cause)) as caught, errors.damage_explained("a file"):
+        raise cause
+    assert caught.value is cause
+
+
+def test_a_file_that_is_not_there_is_missing_not_damaged():
+    with pytest.raises(errors.DataError, match="is missing"), errors.damage_explained("a file"):
+        Path("/nowhere/at/all").read_bytes()
+
+
+def test_a_full_folder_of_temporary_files_is_named(monkeypatch):
+    monkeypatch.setenv("SQLITE_TMPDIR", "/some/where")
+    full = pytest.raises(errors.DiskFullError, match="/some/where")
+    with full, errors.full_disk_explained("the output"):
+        raise sqlite3.OperationalError("database or disk is full")

@@ -43,7 +43,7 @@ def probe_ids(vocabulary: int, length: int) -> Tensor:
 def write_probe(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Store inputs and features, with the versions that made them."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    notes = {"format": "pt", "versions": json.dumps(versions())}
+    notes = {"versions": json.dumps(versions())}  # several would come in an order of their own
     write_bytes(folder / PROBE, save(plain, notes))
 
 

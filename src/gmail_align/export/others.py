@@ -28,6 +28,7 @@ from gmail_align.errors import ModelError
 from gmail_align.export.hugging_face import export_hf
 from gmail_align.export.source import ExportSource, pixels_of
 from gmail_align.extras import require
+from gmail_align.leases import TEMPORARY
 
 ONNX = "model.onnx"
 OPSET = 18
@@ -169,7 +170,10 @@ def export_sentence_transformers(source: ExportSource, out: Path) -> dict[str, f
     if source.tokenizer is None:
         raise ModelError("sentence-transformers takes a tokenizer, which the base does not have")
     padding = {"text": {"padding": "max_length"}} if source.merged.full_length else None
-    with tempfile.TemporaryDirectory(dir=out, prefix=".tmp-") as name, no_bars():
+    with (
+        tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=TEMPORARY) as name,
+        no_bars(),
+    ):
         folder = Path(name)
         export_hf(source, folder)
         module = Transformer(str(folder), processing_kwargs=padding)

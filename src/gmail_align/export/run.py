@@ -92,7 +92,7 @@ def export(
     }
     card = Card(config, aligned, read_card(folder) is None, exported.notes, checked)
     card.write(out, exported.merged.model_class.__name__, data, results)
-    return draft.finish({"files": sum(path.is_file() for path in out.rglob("*"))}, checked=checked)
+    return draft.finish({"files": len(draft.files())}, checked=checked)
 
 
 def _load(folder: Path, config: ExportConfig) -> ExportSource:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gmail_align.errors import DiskFullError
+from gmail_align.errors import full_disk_explained
 from gmail_align.features.prefetch import prefetch
 from gmail_align.progress import progress
 
@@ -58,7 +57,7 @@ def fill_rows(
     ranges = [
         range(start, min(start + batch, target.count)) for start in range(0, target.count, batch)
     ]
-    try:
+    with full_disk_explained(target.path):
         with part.open("r+b" if part.exists() else "w+b") as file:
             done = _resume(file.fileno(), target, batch)
             file.seek(0, os.SEEK_END)
@@ -72,10 +71,6 @@ def fill_rows(
                     bar.advance(len(ranges[index]))
             os.fsync(file.fileno())
         os.replace(part, target.path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DiskFullError(f"no space is left to write {target.path}: free some") from error
-        raise
 
 
 def _resume(handle: int, target: RowFile, batch: int) -> int:

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
-from gmail_align.artifacts import Artifact, read_jsonl, write_bytes, write_jsonl
+from gmail_align.artifacts import Artifact, atomic_file, read_jsonl, write_bytes, write_jsonl
 from gmail_align.captioning.ifcap.config import IFCapConfig
 from gmail_align.captioning.ifcap.entities import (
     adaptive,
@@ -167,6 +167,5 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        part = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(source, part)
-        os.replace(part, target)
+        with source.open("rb") as file, atomic_file(target) as copy:
+            shutil.copyfileobj(file, copy)

@@ -1,0 +1,245 @@
+"""Damage every file that a command reads, in many ways, and see that each command says so.
+
+    python benchmarks/fuzz.py --mutations 40
+
+Each case changes one file (bits, cuts, repetitions, odd values in JSON) and runs one command on it.
+A command may succeed or refuse with one sentence (exit 0 or 2). A traceback, another exit code,
+more than ten seconds or more than four gigabytes is a fault. Prints the faults of each file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torture import Torturer, warm_up
+
+SECONDS = 10
+GIGABYTES = 4
+
+TARGETS = {
+    "train/captions/manifest.json": "choose {world}/train/captions --each 1 --out {out}",
+    "train/captions/captions.jsonl": "choose {world}/train/captions --each 1 --out {out}",
+    "train/images/index.parquet": "leaks --train {world}/train/images"
+    " --evaluation {world}/test/images",
+    "train/images/shards/00000.tar": "leaks --train {world}/train/images"
+    " --evaluation {world}/test/images",
+    "generated/shards/00000.jsonl": "filter {world}/generated --out {out}",
+    "pairs/pairs.jsonl": "choose {world}/pairs --images 0.5 --out {out}",
+    "coco/captions_train.json": "import coco --annotations {world}/coco/captions_train.json"
+    " --images {world}/coco/images --out {out} --limit-quarantine 1",
+    "table.csv": "import parquet --source {world}/table.csv --out {out} --limit-quarantine 1",
+    "table.jsonl": "import parquet --source {world}/table.jsonl --out {out} --limit-quarantine 1",
+    "table.parquet": "import parquet --source {world}/table.parquet --out {out}"
+    " --limit-quarantine 1",
+    "photos.zip": "import folder --source {world}/photos.zip --out {out} --limit-quarantine 1",
+    "photos.tar": "import folder --source {world}/photos.tar --out {out} --limit-quarantine 1",
+    "shard/00000.tar": "import webdataset --source {world}/shard --out {out} --limit-quarantine 1",
+    "settings.toml": "choose {world}/train/captions --config {world}/settings.toml --out {out}",
+    "features/ids.jsonl": "predict captions --captioner {world}/captioner"
+    " --features {world}/features --beam 1 --out {out}",
+    "features/features.safetensors": "evaluate retrieval --images {world}/features"
+    " --texts {world}/texts --captions {world}/test/captions --out {out}",
+    "x.npy": "gap --real-features {world}/x.npy --generated-features {world}/y.npy"
+    " --set resamples=20",
+    "encoder/config.json": "extract {world}/test/images --encoder {world}/encoder --route frozen"
+    " --out {out}",
+    "encoder/heads.safetensors": "extract {world}/test/images --encoder {world}/encoder"
+    " --route real --out {out}",
+    "clip/config.json": "extract {world}/test/images --encoder {world}/clip --route frozen"
+    " --out {out}",
+    "clip/preprocessor_config.json": "extract {world}/test/images --encoder {world}/clip"
+    " --route frozen --out {out}",
+    "clip/tokenizer.json": "extract {world}/test/captions --encoder {world}/clip --out {out}",
+    "clip/tokenizer_config.json": "extract {world}/test/captions --encoder {world}/clip"
+    " --out {out}",
+    "diffusion/model_index.json": "synthesize --captions {world}/chosen --out {out} --steps 1"
+    " --model {world}/diffusion",
+    "diffusion/scheduler/scheduler_config.json": "synthesize --captions {world}/chosen --out {out}"
+    " --steps 1 --model {world}/diffusion",
+    "diffusion/unet/config.json": "synthesize --captions {world}/chosen --out {out} --steps 1"
+    " --model {world}/diffusion",
+    "captioner/config.json": "predict captions --captioner {world}/captioner"
+    " --features {world}/features --beam 1 --out {out}",
+    "captioner/mapper.safetensors": "predict captions --captioner {world}/captioner"
+    " --features {world}/features --beam 1 --out {out}",
+    "said/predictions.jsonl": "evaluate captions {world}/said --references {world}/test/captions"
+    " --metric ROUGE_L --out {out}",
+    "labels.json": "evaluate zeroshot --images {world}/features --labels {world}/labels.json"
+    " --classes {world}/classes.json --encoder tabletop --out {out}",
+    "classes.json": "evaluate zeroshot --images {world}/features --labels {world}/labels.json"
+    " --classes {world}/classes.json --encoder tabletop --out {out}",
+    "result/result.json": "compare {world}/result {world}/result",
+    "encoder/events.jsonl": "track {world}/encoder --to tensorboard --out {out}",
+}
+"""File of the world -> a command that reads it."""
+
+_RESULT = "evaluate captions {world}/said --references {world}/test/captions --metric ROUGE_L"
+_ODD: tuple[Any, ...] = (
+    *(None, True, -1, 0, 10**30, 1.5e308, float("nan"), "", "x" * 5000, "\ud800", "../../etc"),
+    *([], {}, [[]], {"": None}, "\x1b[31m", "NaN", [1] * 50),
+)
+
+
+def mutate(data: bytes, source: random.Random, *, as_json: bool) -> bytes:
+    """Change a file's bytes in one of many ways."""
+    if as_json and source.random() < 0.7:
+        try:
+            return _mutate_json(data, source)
+        except (ValueError, IndexError):
+            pass
+    at = source.randrange(len(data) or 1)
+    length = source.choice((1, 2, 8, 64, 1000))
+    return source.choice(
+        (
+            data[:at],
+            data[:at] + bytes(length) + data[at + length :],
+            data[:at] + data[at + length :],
+            data[:at] + data[at : at + length] * 3 + data[at:],
+            data[:at] + source.randbytes(length) + data[at + length :],
+            b"",
+            data[:at] + b"9" * 5000 + data[at:],
+            b"[" * 100_000,
+        )
+    )
+
+
+def _mutate_json(data: bytes, source: random.Random) -> bytes:
+    """Put an odd value, or none, in the place of one value; in JSON lines, of one line."""
+    lines = data.splitlines() if data.count(b"\n{") or data.count(b'\n"') else [data]
+    row = source.randrange(len(lines))
+    value = json.loads(lines[row])
+    places: list[tuple[Any, Any]] = []
+
+    def walk(node: Any) -> None:
+        for key in node if isinstance(node, dict) else range(len(node)):
+            places.append((node, key))
+            if isinstance(node[key], dict | list) and node[key]:
+                walk(node[key])
+
+    if isinstance(value, dict | list) and value:
+        walk(value)
+        node, key = source.choice(places)
+        if isinstance(node, dict) and source.random() < 0.2:
+            del node[key]
+        else:
+            node[key] = source.choice(_ODD)
+    else:
+        value = source.choice(_ODD)
+    lines[row] = json.dumps(value).encode()
+    return b"\n".join(lines)
+
+
+def prepare(torturer: Torturer) -> None:
+    """Add the files that the world of the kills does not have."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from gmail_align.recipe import shipped_models
+
+    world = torturer.world
+    for name in ("clip", "diffusion"):
+        shutil.copytree(shipped_models() / name, world / name)
+    for name in ("x", "y"):
+        np.save(world / f"{name}.npy", np.random.default_rng(0).normal(size=(20, 8)))
+    images = sorted((world / "coco/images").glob("*train*"))[:4]
+    rows = [{"id": str(n), "caption": f"a red ball {n}"} for n in range(4)]
+    (world / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (world / "table.csv").write_text("id,caption\n" + "".join(f"{r['id']},a ball\n" for r in rows))
+    pq.write_table(pa.Table.from_pylist(rows), world / "table.parquet")
+    (world / "settings.toml").write_text("\n")
+    for number, image in enumerate(images):
+        own = world / "photos" / ("red", "blue")[number % 2]
+        own.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, own)
+        (world / "samples").mkdir(exist_ok=True)
+        shutil.copy(image, world / f"samples/{number}.jpg")
+        (world / f"samples/{number}.txt").write_text("a red ball")
+    for form, suffix in (("zip", "zip"), ("tar", "tar")):
+        shutil.make_archive(str(world / "photos"), form, world / "photos")
+        assert (world / f"photos.{suffix}").exists()
+    (world / "shard").mkdir()
+    shutil.make_archive(str(world / "shard/00000"), "tar", world / "samples")
+    if (world / "said").exists():
+        torturer.run(torturer.words(f"{_RESULT} --out {{world}}/result"))
+
+
+def fuzz(torturer: Torturer, name: str, mutations: int, seed: int) -> list[str]:
+    """Damage one file again and again; return what was faulty."""
+    path = torturer.world / name
+    data, words = path.read_bytes(), torturer.words(TARGETS[name])
+    torturer.clear()
+    first = torturer.run(words).code
+    faults = [] if first == 0 else [f"whole: exit {first}: {torturer.stderr()[-200:]}"]
+    for number in range(mutations):
+        source = random.Random(f"{seed}:{name}:{number}")
+        path.write_bytes(mutate(data, source, as_json=path.suffix in (".json", ".jsonl")))
+        torturer.clear()
+        code = torturer.run(words, disturb=_watch).code
+        told = torturer.stderr()
+        if code not in (0, 2) or "Traceback" in told:
+            kept = torturer.work / f"fault-{path.name}-{number}"
+            kept.write_bytes(path.read_bytes())
+            line = (told.strip().splitlines() or [""])[-1]
+            faults.append(f"{number}: exit {code}: {line[-200:]} ({kept})")
+    path.write_bytes(data)
+    return faults
+
+
+def _watch(child: int) -> None:
+    """End a child that runs too long or takes too much memory."""
+    limit = GIGABYTES * 2**30
+    resource.prlimit(child, resource.RLIMIT_DATA, (limit, limit))
+    timer = threading.Timer(SECONDS, _stop(child))
+    timer.daemon = True
+    timer.start()
+
+
+def _stop(child: int) -> Callable[[], None]:
+    def stop() -> None:
+        try:
+            with open(f"/proc/{child}/stat") as file:
+                if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
+                    os.kill(child, signal.SIGKILL)
+        except OSError:
+            pass
+
+    return stop
+
+
+def main() -> int:
+    """Damage the files that were named; exit with 1 when a command was at fault."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mutations", type=int, default=20, help="of each file")
+    parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    warm_up()
+    torturer = Torturer(Path(tempfile.mkdtemp(prefix="fuzz-")))
+    torturer.make_world(TARGETS[name] for name in chosen.targets)
+    prepare(torturer)
+    wrong = 0
+    for name in chosen.targets:
+        faults = fuzz(torturer, name, chosen.mutations, chosen.seed)
+        wrong += len(faults)
+        print(f"{name:44} {chosen.mutations} mutations, {len(faults)} faults", flush=True)
+        for fault in faults[:8]:
+            print(f"    {fault}", flush=True)
+    print(f"all: {len(chosen.targets) * chosen.mutations} mutations, {wrong} faults")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
