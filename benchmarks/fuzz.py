@@ -39,14 +39,14 @@ TARGETS = {
     "pairs/pairs.jsonl": "choose {world}/pairs --images 0.5 --out {out}",
     "coco/captions_train.json": "import coco --annotations {world}/coco/captions_train.json"
     " --images {world}/coco/images --out {out} --limit-quarantine 1",
-    "table.csv": "import parquet --source {world}/table.csv --out {out} --limit-quarantine 1",
-    "table.jsonl": "import parquet --source {world}/table.jsonl --out {out} --limit-quarantine 1",
-    "table.parquet": "import parquet --source {world}/table.parquet --out {out}"
+    "table.csv": "import parquet --source {world}/table.csv --id-column id --out {out} --limit-quarantine 1",
+    "table.jsonl": "import parquet --source {world}/table.jsonl --id-column id --out {out} --limit-quarantine 1",
+    "table.parquet": "import parquet --source {world}/table.parquet --id-column id --out {out}"
     " --limit-quarantine 1",
     "photos.zip": "import folder --source {world}/photos.zip --out {out} --limit-quarantine 1",
     "photos.tar": "import folder --source {world}/photos.tar --out {out} --limit-quarantine 1",
     "shard/00000.tar": "import webdataset --source {world}/shard --out {out} --limit-quarantine 1",
-    "settings.toml": "choose {world}/train/captions --config {world}/settings.toml --out {out}",
+    "settings.toml": "filter {world}/generated --config {world}/settings.toml --out {out}",
     "features/ids.jsonl": "predict captions --captioner {world}/captioner"
     " --features {world}/features --beam 1 --out {out}",
     "features/features.safetensors": "evaluate retrieval --images {world}/features"
@@ -76,9 +76,11 @@ TARGETS = {
     " --features {world}/features --beam 1 --out {out}",
     "said/predictions.jsonl": "evaluate captions {world}/said --references {world}/test/captions"
     " --metric ROUGE_L --out {out}",
-    "labels.json": "evaluate zeroshot --images {world}/features --labels {world}/labels.json"
+    "labels_test.json": "evaluate zeroshot --images {world}/features"
+    " --labels {world}/labels_test.json"
     " --classes {world}/classes.json --encoder tabletop --out {out}",
-    "classes.json": "evaluate zeroshot --images {world}/features --labels {world}/labels.json"
+    "classes.json": "evaluate zeroshot --images {world}/features"
+    " --labels {world}/labels_test.json"
     " --classes {world}/classes.json --encoder tabletop --out {out}",
     "result/result.json": "compare {world}/result {world}/result",
     "encoder/events.jsonl": "track {world}/encoder --to tensorboard --out {out}",
