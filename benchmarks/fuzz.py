@@ -39,8 +39,10 @@ TARGETS = {
     "pairs/pairs.jsonl": "choose {world}/pairs --images 0.5 --out {out}",
     "coco/captions_train.json": "import coco --annotations {world}/coco/captions_train.json"
     " --images {world}/coco/images --out {out} --limit-quarantine 1",
-    "table.csv": "import parquet --source {world}/table.csv --id-column id --out {out} --limit-quarantine 1",
-    "table.jsonl": "import parquet --source {world}/table.jsonl --id-column id --out {out} --limit-quarantine 1",
+    "table.csv": "import parquet --source {world}/table.csv --id-column id --out {out}"
+    " --limit-quarantine 1",
+    "table.jsonl": "import parquet --source {world}/table.jsonl --id-column id --out {out}"
+    " --limit-quarantine 1",
     "table.parquet": "import parquet --source {world}/table.parquet --id-column id --out {out}"
     " --limit-quarantine 1",
     "photos.zip": "import folder --source {world}/photos.zip --out {out} --limit-quarantine 1",
