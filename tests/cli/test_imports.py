@@ -145,7 +145,7 @@ def test_the_leak_guard_stops_or_drops(world, tmp_path):
         (["cifake", "--source", "{w}"], "--generated"),
         (["classification", "dtd", "--source", "{w}"], "labels/test1.txt"),
         (["classification", "cifar", "--source", "{w}"], "no class set is named 'cifar'"),
-        (["webdataset", "--source", "{w}/classes"], "holds no file that ends in .tar"),
+        (["webdataset", "--source", "{w}/classes"], "does not hold a file that ends in .tar"),
         (["parquet", "--source", "{w}/images.zip"], "is neither .parquet nor .json"),
         (["folder", "--source", "{w}/nowhere"], "there is no folder, zip or tar at"),
         (["folder", "--source", "{w}/classes/classes.json"], "neither a folder nor a zip nor a"),

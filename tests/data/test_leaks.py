@@ -132,7 +132,7 @@ def test_leaks_by_id_and_by_looks_are_named_and_stop(tmp_path: Path) -> None:
     copy = jpeg(photo(3).resize((100, 80)), 70)
     by_looks = store(tmp_path / "other", {"x": copy, "y": jpeg(photo(60))}, format="folder")
     leaks = find_leaks(train, [by_id, by_looks])
-    assert [(leak.image_id, leak.evaluation_id, leak.how) for leak in leaks.found] == [
+    assert [(leak.image_id, leak.evaluation_id, leak.how) for leak in leaks.leaks] == [
         ("000000000007", "7", "id"),
         ("9", "x", "looks"),
     ]
@@ -156,7 +156,7 @@ def test_captions_leak_by_id_and_equal_names_of_other_sets_do_not(tmp_path: Path
     kept = drop_leaks(train, leaks, tmp_path / "k")
     assert [row.image_id for row in read_captions(kept)] == ["1", "3"]
     other = captions(tmp_path / "cc", ["1", "2"], format="cc")
-    assert not find_leaks(other, [test]).found
+    assert not find_leaks(other, [test]).leaks
     with pytest.raises(ArtifactError, match="holds result: images, captions or pairs"):
         find_leaks(begin(tmp_path / "r", "result", {}).finish({}), [test])
 
@@ -172,11 +172,11 @@ def test_flickr8k_leaks_none_of_its_own_splits_and_all_of_a_copy(
         images = {name.partition(".")[0]: file.read(name) for name in names}
     first, second = dict(list(images.items())[:40]), dict(list(images.items())[40:])
     train = store(tmp_path / "a", first, format="folder")
-    assert not find_leaks(train, [store(tmp_path / "b", second, format="folder")]).found
+    assert not find_leaks(train, [store(tmp_path / "b", second, format="folder")]).leaks
     shrunk = {
         f"copy{number}": jpeg(Image.open(io.BytesIO(data)).resize((128, 96)), 60)
         for number, data in enumerate(first.values())
     }
     leaks = find_leaks(train, [store(tmp_path / "c", shrunk, format="folder")])
-    assert [leak.evaluation_id for leak in leaks.found] == list(shrunk)
+    assert [leak.evaluation_id for leak in leaks.leaks] == list(shrunk)
     json.dumps(leaks.to_dict())

@@ -44,9 +44,9 @@ class ClassSet:
         """Return key -> prompts, equally many for every class."""
         return fill(self.names, self.templates)
 
-    def key(self, said: str) -> str | None:
+    def key(self, name: str) -> str | None:
         """Return the key of a class as files name it, whatever its case, blanks and signs."""
-        return said if said in self.names else _plain_keys(self.name).get(plain(said))
+        return name if name in self.names else _plain_keys(self.name).get(plain(name))
 
 
 def fill(names: Mapping[str, str], templates: tuple[str, ...]) -> dict[str, list[str]]:
@@ -70,16 +70,16 @@ def class_set(name: str) -> ClassSet:
     return ClassSet(name, content["classes"], tuple(content["templates"]))
 
 
-def plain(said: str) -> str:
+def plain(name: str) -> str:
     """Return a class's name in small letters and digits, words apart by one blank."""
-    return " ".join(re.findall(r"[a-z0-9]+", said.lower()))
+    return " ".join(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 @lru_cache
 def _plain_keys(name: str) -> dict[str, str]:
     """Return plain key and plain name -> key; what two classes share is left out."""
-    found: dict[str, set[str]] = {}
+    keys: dict[str, set[str]] = {}
     for key, own in class_set(name).names.items():
-        for said in {plain(key), plain(own)}:
-            found.setdefault(said, set()).add(key)
-    return {said: keys.pop() for said, keys in found.items() if len(keys) == 1}
+        for spelling in {plain(key), plain(own)}:
+            keys.setdefault(spelling, set()).add(key)
+    return {spelling: own.pop() for spelling, own in keys.items() if len(own) == 1}

@@ -23,13 +23,13 @@ another size (see ``docs/datasets.md``)."""
 HashArray = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.intp]
-Found = tuple[Rows, Rows, npt.NDArray[np.uint8]]
+NearPairs = tuple[Rows, Rows, npt.NDArray[np.uint8]]
 """Rows of two arrays of hashes, and the bits in which each pair differs."""
 
 _SIDE: Final = 8
 _ENTRIES: Final = 1_000_000  # pairs that are held at a time
 _KEYS: Final = 65_536
-_DEARER: Final = 8  # times that a pair found by its keys costs of one in a block of all
+_KEY_COST: Final = 8  # cost of a pair that shares a key, over that of a pair in a block of all
 _CHUNK: Final = 1024
 
 
@@ -84,11 +84,11 @@ def near_pairs(
         int(np.bincount(one, minlength=_KEYS) @ np.bincount(other, minlength=_KEYS))
         for one, other in zip(*keys, strict=True)
     )
-    if shared * _DEARER < len(first) * len(second):
-        found = _agreeing(words, keys, distance)
+    if shared * _KEY_COST < len(first) * len(second):
+        hits = _agreeing(words, keys, distance)
     else:
-        found = _all(words, distance)
-    for rows, columns, bits in found:
+        hits = _all(words, distance)
+    for rows, columns, bits in hits:
         yield from zip(rows.tolist(), columns.tolist(), bits.tolist(), strict=True)
 
 
@@ -112,7 +112,7 @@ def _keys(hashes: HashArray, parts: int) -> npt.NDArray[np.uint16]:
 
 def _agreeing(
     words: tuple[Words, Words], keys: Sequence[npt.NDArray[np.uint16]], distance: int
-) -> Iterator[Found]:
+) -> Iterator[NearPairs]:
     """Compare the pairs that agree in a key; a block of rows has about ``_ENTRIES`` of them."""
     orders = [np.argsort(row, kind="stable") for row in keys[1]]
     counts = [np.bincount(row, minlength=_KEYS) for row in keys[1]]
@@ -140,7 +140,7 @@ def _agreeing(
         yield rows[order], columns[order], bits[order]
 
 
-def _near(words: tuple[Words, Words], rows: Rows, columns: Rows, distance: int) -> Found:
+def _near(words: tuple[Words, Words], rows: Rows, columns: Rows, distance: int) -> NearPairs:
     """Keep the pairs that differ in at most ``distance`` bits, and count those."""
     bits = np.zeros(len(rows), dtype=np.uint8)
     for word in range(BITS // 64):
@@ -150,7 +150,7 @@ def _near(words: tuple[Words, Words], rows: Rows, columns: Rows, distance: int) 
     return rows, columns, bits
 
 
-def _all(words: tuple[Words, Words], distance: int) -> Iterator[Found]:
+def _all(words: tuple[Words, Words], distance: int) -> Iterator[NearPairs]:
     """Compare all pairs, a block of rows at a time."""
     tall = max(1, _ENTRIES // len(words[1]))
     for top in range(0, len(words[0]), tall):

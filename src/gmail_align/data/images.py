@@ -232,10 +232,10 @@ def finish_images(draft: Draft, *, limit_quarantine: float = 0.01, **notes: Any)
     with atomic_file(draft.path(INDEX)) as file:
         count = _write_index(file, _merge(paths, left_out))
     if not count and not left_out:
-        raise DataError(f"{draft.folder} would hold no image: the source lists none")
+        raise DataError(f"{draft.folder} would not hold an image: the source lists none")
     check_quarantine(left_out, count + len(left_out), limit_quarantine)
     if not count:
-        raise DataError(f"{draft.folder} would hold no image: all of them were left out")
+        raise DataError(f"{draft.folder} would not hold an image: all of them were left out")
     write_jsonl(draft.path(QUARANTINE), [asdict(entry) for entry in left_out])
     counts = {"images": count, "quarantined": len(left_out), "shards": len(paths)}
     return draft.finish(counts, **notes)
@@ -333,7 +333,9 @@ class ImageStore:
         try:
             return self._rows[image_id]
         except KeyError:
-            raise DataError(f"{self.artifact.folder} holds no image {image_id!r}") from None
+            raise DataError(
+                f"{self.artifact.folder} does not hold the image {image_id!r}"
+            ) from None
 
 
 def _add_sample(tar: tarfile.TarFile, record: ImageRecord, data: bytes) -> ImageRecord:
@@ -344,9 +346,9 @@ def _add_sample(tar: tarfile.TarFile, record: ImageRecord, data: bytes) -> Image
         )
     offset = _add_member(tar, f"{record.id}.{suffix}", data)
     digest = hashlib.sha256(data).hexdigest()
-    values = {name: getattr(record, name) for name in _ORIGIN}
-    origin = {name: v for name, v in values.items() if v is not None or name not in _OPTIONAL}
-    _add_member(tar, f"{record.id}.json", canonical_json(origin).encode())
+    values = {name: getattr(record, name) for name in _MEMBER_FIELDS}
+    given = {name: v for name, v in values.items() if v is not None or name not in _OPTIONAL}
+    _add_member(tar, f"{record.id}.json", canonical_json(given).encode())
     return replace(record, offset=offset, size=len(data), sha256=digest)
 
 
@@ -360,7 +362,7 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
 
 
 _OPTIONAL: Final = {"weights", "scheduler", "steps", "guidance_scale", "unsafe", "tokens_cut"}
-_ORIGIN: Final = [
+_MEMBER_FIELDS: Final = [
     field.name
     for field in fields(ImageRecord)
     if field.name not in ("shard", "offset", "size", "sha256")

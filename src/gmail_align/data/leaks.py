@@ -38,9 +38,9 @@ class Leak:
 
 @dataclass(frozen=True)
 class Leaks:
-    """What was found, and how much was compared."""
+    """The leaks, and how many images were compared."""
 
-    found: list[Leak]
+    leaks: list[Leak]
     train: int
     evaluation: int
     hashed: bool
@@ -48,18 +48,18 @@ class Leaks:
     @property
     def ids(self) -> set[str]:
         """The training images that leak."""
-        return {leak.image_id for leak in self.found}
+        return {leak.image_id for leak in self.leaks}
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
         return {
             "leaking": len(self.ids),
-            "by_id": len({leak.image_id for leak in self.found if leak.how == "id"}),
-            "by_looks": len({leak.image_id for leak in self.found if leak.how == "looks"}),
+            "by_id": len({leak.image_id for leak in self.leaks if leak.how == "id"}),
+            "by_looks": len({leak.image_id for leak in self.leaks if leak.how == "looks"}),
             "train_images": self.train,
             "evaluation_images": self.evaluation,
             "hashed": self.hashed,
-            "found": [asdict(leak) for leak in self.found],
+            "found": [asdict(leak) for leak in self.leaks],
         }
 
 
@@ -108,19 +108,19 @@ def find_leaks(
             keys.setdefault(key, []).append(image_id)
     both = hashed and train.kind == "images"
     hashes = hash_images(ImageStore(train), "hash train") if both else None
-    found: dict[tuple[str, str], Leak] = {}
+    leaks: dict[tuple[str, str], Leak] = {}
     total, compared = 0, False
     for evaluation in evaluations:
         theirs = _ids(evaluation)
         total += len(theirs)
         for leak in _by_id(keys, theirs, evaluation):
-            found.setdefault((leak.image_id, leak.evaluation), leak)
+            leaks.setdefault((leak.image_id, leak.evaluation), leak)
         if hashes is not None and evaluation.kind == "images":
             compared = True
             for leak in _by_looks(own, hashes, theirs, evaluation, distance):
-                found.setdefault((leak.image_id, leak.evaluation), leak)
-    order = {image_id: number for number, image_id in enumerate(own)} if found else {}
-    rows = sorted(found.values(), key=lambda leak: (order[leak.image_id], leak.evaluation))
+                leaks.setdefault((leak.image_id, leak.evaluation), leak)
+    order = {image_id: number for number, image_id in enumerate(own)} if leaks else {}
+    rows = sorted(leaks.values(), key=lambda leak: (order[leak.image_id], leak.evaluation))
     return Leaks(rows, len(own), total, compared)
 
 
@@ -130,8 +130,8 @@ def refuse_leaks(leaks: Leaks, train: Artifact) -> None:
     Raises:
         DataError: how many, which the first is, and what to do.
     """
-    if leaks.found:
-        first, counts = leaks.found[0], leaks.to_dict()
+    if leaks.leaks:
+        first, counts = leaks.leaks[0], leaks.to_dict()
         raise DataError(
             f"{counts['leaking']} of {leaks.train} training images in {train.folder} are evaluated "
             f"on too ({counts['by_id']} by id, {counts['by_looks']} by looks; the first is "

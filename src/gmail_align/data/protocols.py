@@ -207,16 +207,16 @@ def checked_name(protocol: Protocol, counts: Mapping[str, int], *, subset: bool 
     if not other:
         return protocol.name
     more = [kind for kind in other if have[kind] > protocol.counts[kind] or have[kind] < 1]
-    said = _listed(f"{have[kind]} {kind}" for kind in have)
+    listed = _listed(f"{have[kind]} {kind}" for kind in have)
     wanted = _listed(f"{number} {kind}" for kind, number in protocol.counts.items())
     if more:
         raise DataError(
-            f"{protocol.name} has {wanted}, and a set of {said} is no part of it: give "
+            f"{protocol.name} has {wanted}, and a set of {listed} is not a part of it: give "
             f"{protocol.dataset} {protocol.split} ({protocol.rule})"
         )
     if not subset:
         raise DataError(
-            f"{protocol.name} has {wanted}, but here are {said}: give all of "
+            f"{protocol.name} has {wanted}, but here are {listed}: give all of "
             f"{protocol.dataset} {protocol.split} ({protocol.rule}), or declare --subset"
         )
     parts = ", ".join(f"{have[kind]} of {protocol.counts[kind]} {kind}" for kind in other)

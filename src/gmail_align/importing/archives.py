@@ -253,7 +253,7 @@ def open_tar(path: Path) -> tarfile.TarFile:
     """Open a tar, compressed or not.
 
     Raises:
-        DataError: it is no tar, or its first header is damaged.
+        DataError: it is not a tar, or its first header is damaged.
     """
     with damaged(str(path)):
         try:
@@ -265,13 +265,13 @@ def open_tar(path: Path) -> tarfile.TarFile:
 
 
 def scan_tar(path: Path) -> Iterator[tuple[str, int, int, str]]:
-    """Yield (name, start in bytes, size, fault) of every member that is no folder.
+    """Yield (name, start in bytes, size, fault) of every member that is not a folder.
 
     A tar that is cut off or damaged yields what stands before and then one fault under its own
     name. Nothing is held in memory.
 
     Raises:
-        DataError: it is no tar.
+        DataError: it is not a tar.
     """
     with open_tar(path) as tar:
         while True:

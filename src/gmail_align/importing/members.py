@@ -17,7 +17,7 @@ from typing import Final, Protocol, runtime_checkable
 from gmail_align.errors import DataError
 
 MAX_BYTES: Final = 256 * 2**20
-"""Largest file that is read; what is larger is no image that can be used."""
+"""Largest file that is read; a larger one is not a usable image."""
 MAX_DEPTH: Final = 64
 """Most folders inside one another that are listed."""
 
@@ -179,7 +179,7 @@ class Folder:
         return os.path.commonpath([target, home]) == target
 
     def _folder_fault(self, name: str, seen: set[tuple[int, int]]) -> str:
-        """Return why what is no regular file cannot be listed."""
+        """Return why a folder, or a file of another kind, cannot be listed."""
         state = os.stat(self.root / name)
         if not stat.S_ISDIR(state.st_mode):
             return "is not a regular file"

@@ -72,7 +72,9 @@ def table_rows(path: TextFile, columns: Sequence[str] = ()) -> Iterator[tuple[in
 
 
 def _row(value: Any) -> Any:
-    return value if isinstance(value, dict | str | DataError) else DataError("is no row of columns")
+    return (
+        value if isinstance(value, dict | str | DataError) else DataError("is not a row of columns")
+    )
 
 
 def _json_values(path: TextFile) -> Iterator[Any]:
@@ -304,7 +306,7 @@ class ParquetImages:
             value = value[0]
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
-            raise DataError("the row holds no bytes of an image")
+            raise DataError("the row does not have the bytes of an image")
         return data
 
     def _parts(self, name: str) -> tuple[int, int, str]:

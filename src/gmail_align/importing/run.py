@@ -126,8 +126,8 @@ def _checked(importer: str, name: str, annotation: Any, value: Any) -> Any:
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
-        said = error.errors()[0]["msg"]
-        reason = said[:1].lower() + said[1:]
+        message = error.errors()[0]["msg"]
+        reason = message[:1].lower() + message[1:]
         raise ConfigError(f"import {importer}: {name}: {reason} (got {value!r})") from error
 
 

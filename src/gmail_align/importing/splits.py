@@ -99,7 +99,7 @@ def files_in(
         else:
             raise DataError(f"there is no file or folder at {place}")
     if not files:
-        raise DataError(f"{places[0]} holds no file that ends in {' or '.join(suffixes)}")
+        raise DataError(f"{places[0]} does not hold a file that ends in {' or '.join(suffixes)}")
     return files
 
 

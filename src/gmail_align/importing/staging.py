@@ -103,7 +103,7 @@ class Staging:
             if isinstance(text, DataError):
                 self.refuse("captions", caption_id, str(text))
             elif not isinstance(text, str):
-                self.refuse("captions", caption_id, "is no text")
+                self.refuse("captions", caption_id, "is not a text")
             elif not self.add_caption(caption_id, text, image_id):
                 self.refuse("captions", caption_id, "comes twice; the first is kept")
 
@@ -218,12 +218,12 @@ class Staging:
             (each,),
         ).close()
 
-    def drop_strangers(self) -> None:
+    def drop_captions_without_image(self) -> None:
         """Drop the captions whose image is not listed, or was left out."""
         sql = "DELETE FROM captions WHERE image NOT IN (SELECT id FROM images WHERE NOT gone)"
         self._database.execute(sql).close()
 
-    def strangers(self) -> Iterator[tuple[str, str]]:
+    def captions_without_image(self) -> Iterator[tuple[str, str]]:
         """Yield the id and image id of every caption whose image is not listed."""
         yield from self._database.execute(
             "SELECT id, image FROM captions WHERE image NOT IN (SELECT id FROM images) ORDER BY n"
@@ -266,7 +266,7 @@ class Staging:
         for row in self._database.execute(sql, (_checked(kind),)):
             yield Quarantined(*row)
 
-    def gone(self) -> set[str]:
+    def missing_images(self) -> set[str]:
         """Return the ids of images that were left out and are not listed under any other name."""
         listed = "SELECT id FROM images WHERE NOT gone"
         sql = f"SELECT id FROM faults WHERE kind = 'images' AND id NOT IN ({listed})"

@@ -132,7 +132,7 @@ def require_file(path: Path) -> None:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if not regular:
-        raise DataError(f"there is no annotation file at {path}: it is no regular file")
+        raise DataError(f"there is no annotation file at {path}: it is not a regular file")
 
 
 def _refuse_archive(path: TextFile, head: bytes) -> None:
@@ -209,14 +209,14 @@ def json_keys(path: TextFile) -> dict[str, str] | None:
     Raises:
         DataError: the file is missing or not JSON.
     """
-    found = {}
+    keys = {}
     with _json(path) as reader:
         if reader.peek() != "{":
             return None
         for name in reader.names():
-            found[name] = reader.peek()
+            keys[name] = reader.peek()
             reader.skip()
-    return found
+    return keys
 
 
 class _JsonReader:
@@ -229,7 +229,7 @@ class _JsonReader:
         self._json = json.JSONDecoder()
 
     def peek(self) -> str:
-        """Return the next sign that is no blank; empty at the end of the file."""
+        """Return the next character that is not a blank; empty at the end of the file."""
         while True:
             self._place = _BLANKS.match(self._text, self._place).end()  # type: ignore[union-attr]
             if self._place < len(self._text) or self._over:
@@ -262,7 +262,7 @@ class _JsonReader:
         for _ in self._parts("{", "}"):
             name = self.value()
             if not isinstance(name, str):
-                raise ValueError("a key is no string")
+                raise ValueError("a key is not a string")
             self._expect(":")
             yield name
 

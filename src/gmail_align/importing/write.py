@@ -84,7 +84,7 @@ def _left_out(staging: Staging, images: Artifact) -> set[str]:
     """Return the images that are not in the store; not those of which only a copy was left out."""
     broken = Counter(row["id"] for row in read_jsonl(images.path(QUARANTINE)))
     broken.subtract(fault.id for fault in staging.left_out("images"))
-    return {name for name, times in broken.items() if times > 0} | staging.gone()
+    return {name for name, times in broken.items() if times > 0} | staging.missing_images()
 
 
 def _refuse_nothing(staging: Staging) -> None:
@@ -103,7 +103,7 @@ def _apply_protocol(source: Source, options: ImportOptions) -> None:
     if protocol.captions_each:
         staging.keep_captions(protocol.captions_each)
     if source.members is not None and "captions" in protocol.counts:
-        staging.drop_strangers()
+        staging.drop_captions_without_image()
     counts = {kind: staging.count(kind) for kind in ("captions", "images", "questions")}
     checked_name(protocol, counts | _class_count(source), subset=options.subset)
 
@@ -283,9 +283,10 @@ def _write_questions(
         nonlocal count
         for row in source.staging.questions():
             question = Question.from_row(row)
-            gone = [name for name in question.image_ids if name in left_out]
-            if gone:
-                faults.append(Quarantined(question.question_id, f"image {gone[0]} was left out"))
+            missing = [name for name in question.image_ids if name in left_out]
+            if missing:
+                reason = f"image {missing[0]} was left out"
+                faults.append(Quarantined(question.question_id, reason))
             else:
                 count += 1
                 yield asdict(question)

@@ -153,7 +153,7 @@ def cc(
             parts.reverse()
         if isinstance(line, DataError) or len(parts) != 2 or not _is_url(parts[1]):
             if line:
-                reason = line if isinstance(line, DataError) else "is no caption, tab and url"
+                reason = line if isinstance(line, DataError) else "is not a caption, tab, url"
                 staging.refuse("captions", f"line-{number}", str(reason))
             continue
         count += 1

@@ -45,7 +45,7 @@ def coco(
         _caption(staging, _object(entry, "annotations", where), where, first=count == 0)
         count += 1
     _refuse_other(annotations, "annotations", count)
-    for caption_id, image_id in staging.strangers():
+    for caption_id, image_id in staging.captions_without_image():
         raise DataError(
             f"{where}: annotation {caption_id} belongs to image {image_id}, which is not listed: "
             "the file is cut or mixed from two"
