@@ -11,9 +11,9 @@ from PIL import Image, ImageCms
 
 from gmail_align.data import decode
 from gmail_align.data.decode import decode_rgb, encode, extension, to_rgb
-from gmail_align.data.images import admit
 from gmail_align.encoders.preprocess import open_image
 from gmail_align.errors import DataError
+from gmail_align.importing.admission import admit
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from gmail_align.data.images import (
     ImageRecord,
     ImageStore,
     Quarantined,
-    admit,
     check_quarantine,
     finish_images,
     read_shard,
@@ -23,6 +22,7 @@ from gmail_align.data.images import (
     write_shard,
 )
 from gmail_align.errors import ArtifactError, DataError
+from gmail_align.importing.admission import admit
 
 Make = Callable[..., bytes]
 

@@ -14,9 +14,10 @@ from PIL import Image, ImageFilter
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.captions import Caption, read_captions, write_captions
 from gmail_align.data.hashes import difference_hash, near_pairs
-from gmail_align.data.images import ImageStore, admit, finish_images, shard_name, write_shard
+from gmail_align.data.images import ImageStore, finish_images, shard_name, write_shard
 from gmail_align.data.leaks import drop_leaks, find_leaks, photo_key, refuse_leaks
 from gmail_align.errors import ArtifactError, DataError
+from gmail_align.importing.admission import admit
 
 
 def photo(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:

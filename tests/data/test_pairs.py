@@ -8,9 +8,10 @@ import pytest
 
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.captions import Caption, write_captions
-from gmail_align.data.images import admit, finish_images, shard_name, write_shard
+from gmail_align.data.images import finish_images, shard_name, write_shard
 from gmail_align.data.pairs import Pair, make_pairs, read_pairs
 from gmail_align.errors import ArtifactError, DataError
+from gmail_align.importing.admission import admit
 
 CAPTIONS = [
     *(Caption("11", "a cat", "1"), Caption("12", "one cat", "1")),

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from gmail_align.artifacts import Artifact, begin
-from gmail_align.data.images import admit, finish_images, shard_name, write_shard
+from gmail_align.data.images import finish_images, shard_name, write_shard
 from gmail_align.data.labels import Labels
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.merge import merge
@@ -27,6 +27,7 @@ from gmail_align.evaluation.finetune import (
     evaluate_finetune,
     layer_shares,
 )
+from gmail_align.importing.admission import admit
 from gmail_align.recipe import model_path
 
 

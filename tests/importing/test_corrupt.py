@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from gmail_align.artifacts import Artifact
-from gmail_align.data.images import ImageStore, admit
+from gmail_align.data.images import ImageStore
 from gmail_align.errors import DataError
+from gmail_align.importing.admission import admit
 from gmail_align.importing.formats.captioned import karpathy
 from gmail_align.importing.formats.classes import folder as folder_source
 from gmail_align.importing.formats.shards import webdataset

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from gmail_align.data.captions import Caption, read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.importing import write as import_run
+from gmail_align.importing.run import import_data
+from gmail_align.importing.source import ImportOptions
 from worlds.files import import_coco
 
 Coco = tuple[Path, Path, dict[str, Any]]
@@ -84,3 +88,26 @@ def test_too_many_broken_images_stop_the_import(coco: Coco, tmp_path: Path) -> N
         DataError, match=r"1 of 5 images cannot be used, .* is 9: the file is empty"
     ):
         import_coco(*coco[:2], tmp_path / "out", split_name="val")
+
+
+def test_what_changes_pixels_is_counted(tmp_path: Path, make_picture: Callable[..., bytes]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    frames = [Image.new("L", (20, 16), grey) for grey in (10, 200)]
+    (tmp_path / "set").mkdir()
+    frames[0].save(tmp_path / "set/turned.jpg", exif=exif)
+    frames[0].save(tmp_path / "set/frames.gif", save_all=True, append_images=frames[1:])
+    frames[0].convert("CMYK").save(tmp_path / "set/print.jpg")
+    Image.new("I;16", (20, 16)).save(tmp_path / "set/deep.png")
+    (tmp_path / "set/tail.jpg").write_bytes(make_picture(1) + b"tail")
+    (tmp_path / "set/plain.jpg").write_bytes(make_picture(2))
+    write = ImportOptions(convert=True, shard_size=2)
+    made = import_data("folder", {"source": tmp_path / "set"}, tmp_path / "out", write)
+    assert made["images"].counts["images"] == 6
+    assert made["images"].manifest["notes"]["changed"] == {
+        "16 bits a channel to 8": 1,
+        "CMYK to RGB": 1,
+        "bytes behind the image's end": 1,
+        "first of several frames": 1,
+        "turned upright": 1,
+    }

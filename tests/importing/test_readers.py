@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from gmail_align.artifacts import Artifact, begin
-from gmail_align.data.images import admit, finish_images, shard_name, write_shard
+from gmail_align.data.images import finish_images, shard_name, write_shard
+from gmail_align.importing.admission import admit
 
 Make = Callable[..., bytes]
 

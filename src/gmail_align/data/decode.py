@@ -251,7 +251,7 @@ def whole_image(data: bytes) -> bytes:
     ends = {"jpg": _jpeg_end, "png": _png_end, "webp": _webp_end}
     kind = extension(data)
     end = ends[kind](data) if kind else None
-    return data if end is None else data[:end]
+    return data if end is None or end >= len(data) else data[:end]
 
 
 def _jpeg_end(data: bytes) -> int | None:

@@ -1,10 +1,10 @@
 """The image store: tar shards in WebDataset's layout and an index for random access.
 
 A shard ``shards/00007.tar`` holds ``{id}.jpg`` (or ``.png``, ``.webp``: the bytes as they came) and
-``{id}.json`` of each sample. Its sidecar ``shards/00007.jsonl`` holds one line a record, and one
-line ``{"id", "reason"}`` a sample that was left out; it is written after the tar, so a shard with
-a sidecar is done. :func:`finish_images` merges the sidecars into ``index.parquet`` and
-``quarantine.jsonl``.
+``{id}.json`` of each sample. Its sidecar ``shards/00007.jsonl`` holds one line a record, one line
+``{"id", "reason"}`` a sample that was left out, and one line ``{"id", "change"}`` a sample whose
+pixels were changed. It is written after the tar, so a shard with a sidecar is done.
+:func:`finish_images` merges the sidecars into ``index.parquet`` and ``quarantine.jsonl``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -31,16 +32,7 @@ from gmail_align.artifacts import (
     read_jsonl,
     write_jsonl,
 )
-from gmail_align.data.decode import (
-    check_plain,
-    decode_rgb,
-    decode_upright,
-    decoding,
-    encode,
-    extension,
-    read_header,
-    whole_image,
-)
+from gmail_align.data.decode import decode_rgb, extension
 from gmail_align.data.ids import safe_id
 from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError
@@ -113,6 +105,14 @@ class Quarantined:
     reason: str
 
 
+@dataclass(frozen=True)
+class Changed:
+    """A sample whose pixels are not those of its file, and what was changed."""
+
+    id: str
+    change: str
+
+
 Sample = tuple[ImageRecord, bytes]
 
 
@@ -121,38 +121,11 @@ def shard_name(index: int) -> str:
     return f"shards/{index:05d}.tar"
 
 
-def admit(image_id: str, data: bytes, *, name: str = "", convert: bool = False) -> Sample:
-    """Check that a real image decodes and make a sample of it.
-
-    JPEG, PNG and WebP keep their bytes, without what follows the end of the image. Every other
-    format is stored as lossless PNG. A photo that its EXIF tag says to turn is turned and encoded
-    again without the tag: JPEG at quality 95, others as PNG.
-
-    Args:
-        image_id: Its id.
-        data: Its encoded bytes.
-        name: Its file name; a suffix of another format is a reason to leave the image out.
-        convert: Convert what :func:`~gmail_align.data.decode.check_plain` refuses: take the first
-            frame, CMYK by Pillow, the upper 8 of 16 bits, the format that the bytes have.
-
-    Raises:
-        DataError: the reason why the image cannot be used.
-    """
-    header = read_header(data)
-    if not convert:
-        check_plain(header, name)
-    with decoding(header):
-        image, turned = decode_upright(data)
-        kept = whole_image(data)
-        if header.deep or extension(kept) is None:
-            kept = encode(image, "png")
-        elif turned:
-            kept = encode(image, "jpeg" if extension(kept) == "jpg" else "png")
-    return ImageRecord(id=image_id, width=image.width, height=image.height), kept
-
-
 def write_shard(
-    path: Path, samples: Iterable[Sample], quarantined: Sequence[Quarantined] = ()
+    path: Path,
+    samples: Iterable[Sample],
+    quarantined: Sequence[Quarantined] = (),
+    changed: Sequence[Changed] = (),
 ) -> list[ImageRecord]:
     """Write one tar shard and its sidecar, each atomically; the same samples give the same bytes.
 
@@ -160,6 +133,7 @@ def write_shard(
         path: ``.../shards/00007.tar``; the number in its name becomes the records' ``shard``.
         samples: Records and encoded bytes, written in this order.
         quarantined: Samples of this shard that were left out.
+        changed: What was changed in samples of this shard.
 
     Returns:
         The records with shard, offset, size and hash filled in.
@@ -180,7 +154,7 @@ def write_shard(
                 )
             seen.add(record.id)
             records.append(_add_sample(tar, replace(record, shard=int(path.stem)), data))
-    rows = [*map(asdict, records), *map(asdict, quarantined)]
+    rows = [*map(asdict, records), *map(asdict, quarantined), *map(asdict, changed)]
     write_jsonl(path.with_suffix(".jsonl"), rows)
     return records
 
@@ -192,12 +166,19 @@ def read_shard(path: Path) -> tuple[list[ImageRecord], list[Quarantined]] | None
         return None
     try:
         rows = list(read_jsonl(sidecar))
-        records = [ImageRecord(**row) for row in rows if "reason" not in row]
+        records = [ImageRecord(**row) for row in rows if not {"reason", "change"} & row.keys()]
         left_out = [Quarantined(**row) for row in rows if "reason" in row]
         end = max((record.offset + record.size for record in records), default=0)
     except (ArtifactError, TypeError):
         return None
     return (records, left_out) if path.stat().st_size > end else None
+
+
+def count_changes(paths: Iterable[Path]) -> dict[str, int]:
+    """Return change -> number of images of finished shards that were changed so."""
+    rows = (row for path in paths for row in read_jsonl(path.with_suffix(".jsonl")))
+    counts = Counter(str(row["change"]) for row in rows if "change" in row)
+    return dict(sorted(counts.items()))
 
 
 def check_quarantine(

@@ -17,10 +17,11 @@ from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.classes import fill
 from gmail_align.data.images import (
     QUARANTINE,
+    Changed,
     Quarantined,
     Sample,
-    admit,
     check_quarantine,
+    count_changes,
     finish_images,
     read_shard,
     shard_name,
@@ -29,12 +30,16 @@ from gmail_align.data.images import (
 from gmail_align.data.protocols import checked_name, find_protocol
 from gmail_align.data.questions import QUESTIONS, Question
 from gmail_align.errors import DataError
+from gmail_align.importing.admission import admit, change_of
 from gmail_align.importing.members import Members
 from gmail_align.importing.source import ImportOptions, Source
 from gmail_align.importing.staging import StagedImage, Staging
 from gmail_align.progress import progress, say
 
 LABELS, CLASSES = "labels.json", "classes.json"
+
+Loaded = tuple[Sample | Quarantined, str]
+"""An image that was read, or why it is left out; and what was changed in it."""
 
 _WINDOW: Final = 32  # images that are read ahead of the one that is written
 _IN_FLIGHT: Final = 256 * 2**20  # bytes of them
@@ -136,6 +141,9 @@ def _write_images(
             bar.advance(len(chunk))
             check_quarantine(left_out, total + missing, options.limit_quarantine)
     notes: dict[str, Any] = _passed_over(staging)
+    if changes := count_changes(sorted(draft.path("shards").glob("*.tar"))):
+        say("changed images: " + ", ".join(f"{n} {change}" for change, n in changes.items()))
+        notes["changed"] = changes
     counts = {"images": total + missing - len(left_out), **_class_count(source)}
     if options.protocol and "captions" not in find_protocol(options.protocol).counts:
         notes |= _protocol_note(options, counts | {"questions": staging.count("questions")})
@@ -160,40 +168,42 @@ def _write_shard(
     faults: Sequence[Quarantined],
 ) -> list[Quarantined]:
     """Write one shard while it is read, with ``faults`` among what was left out."""
-    left_out = list(faults)
+    left_out, changed = list(faults), list[Changed]()
 
     def samples() -> Iterator[Sample]:
-        for read in _read_ahead(images, source, bool(options.convert)):
+        for read, change in _read_ahead(images, source, bool(options.convert)):
             if isinstance(read, Quarantined):
                 left_out.append(read)
             else:
+                if change:
+                    changed.append(Changed(read[0].id, change))
                 yield read
 
-    write_shard(path, samples(), left_out)
+    write_shard(path, samples(), left_out, changed)
     return left_out
 
 
-def _read_ahead(
-    images: Sequence[StagedImage], source: Source, convert: bool
-) -> Iterator[Sample | Quarantined]:
-    """Yield the images in order; some are read and decoded ahead in threads.
+def _read_ahead(images: Sequence[StagedImage], source: Source, convert: bool) -> Iterator[Loaded]:
+    """Yield the images in order, and what was changed; some are read and decoded ahead in threads.
 
     How many depends on their number and on their bytes, so that large files do not fill memory.
     """
     members = source.members
     assert members is not None
 
-    def load(image: StagedImage, data: bytes | DataError | None) -> Sample | Quarantined:
+    def load(image: StagedImage, data: bytes | DataError | None) -> Loaded:
         try:
             if isinstance(data, DataError):
                 raise data
             encoded = members.read(image.place) if data is None else data
             record, kept = admit(image.image_id, encoded, name=image.place, convert=convert)
         except DataError as error:
-            return Quarantined(image.image_id, str(error))
-        return replace(record, prompt=image.prompt, **dict(source.record)), kept  # type: ignore[arg-type]
+            return Quarantined(image.image_id, str(error)), ""
+        change = change_of(encoded, kept) if convert or kept is not encoded else ""
+        record = replace(record, prompt=image.prompt, **dict(source.record))  # type: ignore[arg-type]
+        return (record, kept), change
 
-    waiting: deque[tuple[Future[Sample | Quarantined], int]] = deque()
+    waiting: deque[tuple[Future[Loaded], int]] = deque()
     held = 0
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for image in images:

@@ -1,0 +1,63 @@
+"""Real images are admitted: checked, decoded once, and stored as they came where that is right."""
+
+from __future__ import annotations
+
+from gmail_align.data.decode import (
+    check_plain,
+    decode_upright,
+    decoding,
+    encode,
+    extension,
+    read_header,
+    whole_image,
+)
+from gmail_align.data.images import ImageRecord, Sample
+
+
+def admit(image_id: str, data: bytes, *, name: str = "", convert: bool = False) -> Sample:
+    """Check that a real image decodes and make a sample of it.
+
+    JPEG, PNG and WebP keep their bytes, without what follows the end of the image. Every other
+    format is stored as lossless PNG. A photo that its EXIF tag says to turn is turned and encoded
+    again without the tag: JPEG at quality 95, others as PNG.
+
+    Args:
+        image_id: Its id.
+        data: Its encoded bytes.
+        name: Its file name; a suffix of another format is a reason to leave the image out.
+        convert: Convert what :func:`~gmail_align.data.decode.check_plain` refuses: take the first
+            frame, CMYK by Pillow, the upper 8 of 16 bits, the format that the bytes have.
+
+    Raises:
+        DataError: the reason why the image cannot be used.
+    """
+    header = read_header(data)
+    if not convert:
+        check_plain(header, name)
+    with decoding(header):
+        image, turned = decode_upright(data)
+        kept = whole_image(data)
+        if header.deep or extension(kept) is None:
+            kept = encode(image, "png")
+        elif turned:
+            kept = encode(image, "jpeg" if extension(kept) == "jpg" else "png")
+    return ImageRecord(id=image_id, width=image.width, height=image.height), kept
+
+
+def change_of(encoded: bytes, kept: bytes) -> str:
+    """Return what :func:`admit` changed in an image that a count should tell of; empty for nothing.
+
+    Args:
+        encoded: The bytes as they came.
+        kept: The bytes that are stored.
+    """
+    header = read_header(encoded)
+    if header.several:
+        return "first of several frames"
+    if header.deep:
+        return "16 bits a channel to 8"
+    if header.mode == "CMYK":
+        return "CMYK to RGB"
+    if encoded.startswith(kept):
+        return "" if len(encoded) == len(kept) else "bytes behind the image's end"
+    return "turned upright" if extension(encoded) else ""
