@@ -110,7 +110,7 @@ def test_overconfidence_costs_the_guard_nothing(siglip_folder: Path) -> None:
     features = {"generated": images, "texts": texts}
     flat = float(term.losses(features, how.eased(1e9)).mean())
     assert flat == pytest.approx(6 * torch.log(torch.tensor(2.0)).item(), rel=1e-4)
-    own = sigmoid_text_losses(images, texts, encoder.logit_scale, encoder.logit_bias)
+    own = sigmoid_text_losses(images, texts, encoder.logit_scale, encoder.backbone.logit_bias)
     assert torch.allclose(term.losses(features, how), own)
 
 

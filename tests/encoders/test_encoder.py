@@ -303,6 +303,14 @@ def test_parts_that_do_not_belong_together_are_refused(clip_folder: Path, tmp_pa
         GmailEncoder.from_pretrained(folder)
 
 
+def test_targets_that_never_end_are_refused(
+    clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gmail_align.encoders.lora._PATIENCE", 0.5)
+    with pytest.raises(ModelError, match="targets"):
+        GmailEncoder.from_clip(clip_folder, LoraSettings(targets=r"(\w+\.?)+Z"))
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [

@@ -59,9 +59,9 @@ def test_features_equal_transformers(siglip_folder: Path, plain: SiglipModel) ->
     images, texts = encoder.encode_images(photos), encoder.encode_texts(TEXTS)
     assert torch.allclose(images, output.image_embeds, atol=1e-5)
     assert torch.allclose(texts, output.text_embeds, atol=1e-5)
-    logits = encoder.logit_scale * texts @ images.T + encoder.logit_bias
+    logits = encoder.logit_scale * texts @ images.T + encoder.backbone.logit_bias
     assert torch.allclose(logits, output.logits_per_text, atol=1e-4)
-    assert float(encoder.logit_bias) == -10.0
+    assert float(encoder.backbone.logit_bias) == -10.0
 
 
 def test_padding_is_to_the_full_length(siglip_folder: Path) -> None:
@@ -200,7 +200,7 @@ def test_the_sigmoid_loss_is_that_of_transformers(siglip_folder: Path, plain: Si
     with torch.no_grad():
         expected = plain(ids, pixels, return_loss=True).loss
         images, texts = encoder.embed_pixels(pixels), encoder.embed_text_ids(ids, mask, Route.REAL)
-    scale, bias = encoder.logit_scale, encoder.logit_bias
+    scale, bias = encoder.logit_scale, encoder.backbone.logit_bias
     assert float(sigmoid_text_losses(images, texts, scale, bias).mean()) == pytest.approx(
         float(expected), rel=1e-5
     )

@@ -148,8 +148,8 @@ def _check(config: AlignConfig, encoder: GmailEncoder) -> None:
         raise ConfigError("this encoder has no text tower: let the guard select something else")
     if config.lora.adapts_texts:
         _check_text_adapter(config)
-    kind = config.text_loss or encoder.text_kind
-    if kind == "sigmoid" and encoder.text_kind != "sigmoid":
+    kind = config.text_loss or encoder.backbone.text_kind
+    if kind == "sigmoid" and encoder.backbone.text_kind != "sigmoid":
         raise ConfigError(
             "text_loss=sigmoid needs the bias that a SigLIP was trained with: leave text_loss out"
         )

@@ -85,9 +85,9 @@ def comparison(
     return Comparison(
         groups,
         config.temperature if temperature is None else temperature,
-        config.text_loss or encoder.text_kind,
+        config.text_loss or encoder.backbone.text_kind,
         encoder.logit_scale,
-        encoder.logit_bias,
+        encoder.backbone.logit_bias,
         config.direction,
         config.positives,
         config.loss_chunk,

@@ -111,7 +111,7 @@ def _from_file(path: Path, config: ConvertConfig) -> Converted:
     if not openai_format.is_openai(plain):
         some = ", ".join(sorted(state)[:3])
         raise ModelError(
-            f"{path} holds no CLIP with a ViT in OpenAI's naming and no ViT in timm's (it begins "
+            f"{path} holds neither a CLIP in OpenAI's naming nor a ViT in timm's (it begins "
             f"with {some}): only these can be converted"
         )
     return _open_ai(path, state, plain, config)
@@ -234,8 +234,7 @@ def _check(made: Converted, out: Path) -> float:
     """Load what was written and return the largest difference of its features on the probe."""
     backbone = type(made.backbone).load(out)
     probe, what = made.probe, "what was converted, loaded again"
-    found = backbone.image_features(probe["pixels"])
-    worst = compare(found, probe["image_features"], what)
+    worst = compare(backbone.image_features(probe["pixels"]), probe["image_features"], what)
     if "input_ids" in probe:
         ids = probe["input_ids"]
         texts = backbone.text_features(ids, torch.ones_like(ids))
@@ -256,7 +255,7 @@ def _write_tokenizer(source: Path | None, out: Path, positions: int | None) -> b
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{source} holds no tokenizer that can be read") from error
+            raise ModelError(f"{source} does not hold a tokenizer that can be read") from error
     tokenizer.model_max_length = positions
     tokenizer.save_pretrained(out)
     return True

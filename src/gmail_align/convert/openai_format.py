@@ -105,24 +105,24 @@ def normalise_state(state: State) -> dict[str, Tensor]:
     Raises:
         ModelError: Long-CLIP's two position tables do not fit each other.
     """
-    renamed = {name.removeprefix("text."): tensor for name, tensor in state.items()}
-    found = {
+    short = {name.removeprefix("text."): tensor for name, tensor in state.items()}
+    plain = {
         name: tensor.float()
-        for name, tensor in renamed.items()
+        for name, tensor in short.items()
         if name not in SCALARS and not name.endswith("attn_mask")
     }
-    if "text_projection.weight" in found:
-        found["text_projection"] = found.pop("text_projection.weight").T
-    residual = found.pop(RESIDUAL, None)
+    if "text_projection.weight" in plain:
+        plain["text_projection"] = plain.pop("text_projection.weight").T
+    residual = plain.pop(RESIDUAL, None)
     if residual is not None:
-        table = found["positional_embedding"]
+        table = plain["positional_embedding"]
         if residual.shape != table.shape:
             raise ModelError(
                 f"{RESIDUAL} has shape {tuple(residual.shape)}, positional_embedding "
-                f"{tuple(table.shape)}: this is no Long-CLIP"
+                f"{tuple(table.shape)}: this is not a Long-CLIP"
             )
-        found["positional_embedding"] = torch.cat([table[:KEPT], residual[KEPT:]])
-    return found
+        plain["positional_embedding"] = torch.cat([table[:KEPT], residual[KEPT:]])
+    return plain
 
 
 def read_shape(state: State) -> Shape:
@@ -152,9 +152,9 @@ def read_shape(state: State) -> Shape:
             text_feed_forward=len(state["transformer.resblocks.0.mlp.c_fc.weight"]),
         )
     except KeyError as error:
-        raise ModelError(f"the weights hold no {error}: this is no CLIP with two ViTs") from error
+        raise ModelError(f"the weights lack {error}: this is not a CLIP of two ViTs") from error
     if side * side != cells:
-        raise ModelError(f"the weights have {cells} image positions, which are no square")
+        raise ModelError(f"the weights have {cells} image positions, which do not form a square")
     return shape
 
 
@@ -211,8 +211,8 @@ def load_strictly(model: torch.nn.Module, state: State) -> None:
     wanted = model.state_dict()
     odd = sorted(set(state) ^ set(wanted))
     if odd:
-        state_ = "is missing" if odd[0] in wanted else "is not known"
-        raise ModelError(f"the weights do not fit: {odd[0]} {state_}")
+        fault = "is missing" if odd[0] in wanted else "is unknown"
+        raise ModelError(f"the weights do not fit: {odd[0]} {fault}")
     for name, tensor in wanted.items():
         if tensor.shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
@@ -222,23 +222,23 @@ def load_strictly(model: torch.nn.Module, state: State) -> None:
 
 def to_hf(state: State) -> dict[str, Tensor]:
     """Rename a normalised state to Hugging Face's naming; unknown names stay as they are."""
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         block = _RESBLOCK.fullmatch(name)
         if name in _TOP:
-            found[_TOP[name]] = tensor.T.contiguous() if name in _TURNED else tensor
+            renamed[_TOP[name]] = tensor.T.contiguous() if name in _TURNED else tensor
         elif block is None:
-            found[name] = tensor
+            renamed[name] = tensor
         else:
             tower, layer, part, kind = block.groups()
             place = f"{_TOWERS[tower]}.encoder.layers.{layer}"
             part = part.rstrip("._")
             if part == "attn.in_proj":
                 for letter, third in zip("qkv", tensor.chunk(3), strict=True):
-                    found[f"{place}.self_attn.{letter}_proj.{kind}"] = third.clone()
+                    renamed[f"{place}.self_attn.{letter}_proj.{kind}"] = third.clone()
             else:
-                found[f"{place}.{_BLOCK.get(part, part)}.{kind}"] = tensor
-    return found
+                renamed[f"{place}.{_BLOCK.get(part, part)}.{kind}"] = tensor
+    return renamed
 
 
 def to_openai(state: State) -> dict[str, Tensor]:
@@ -246,11 +246,11 @@ def to_openai(state: State) -> dict[str, Tensor]:
     top = {ours: theirs for theirs, ours in _TOP.items()}
     block = {ours: theirs for theirs, ours in _BLOCK.items()}
     towers = {ours: theirs for theirs, ours in _TOWERS.items()}
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in top:
             turned = top[name] in _TURNED
-            found[top[name]] = (tensor.T if turned else tensor).contiguous().clone()
+            renamed[top[name]] = (tensor.T if turned else tensor).contiguous().clone()
             continue
         tower, _, _, layer, rest = name.split(".", 4)
         place = f"{towers[tower]}.resblocks.{layer}"
@@ -258,10 +258,10 @@ def to_openai(state: State) -> dict[str, Tensor]:
         if part == "self_attn.q_proj":
             stem = name.removesuffix(f"q_proj.{kind}")
             thirds = [state[f"{stem}{letter}_proj.{kind}"] for letter in "qkv"]
-            found[f"{place}.attn.in_proj_{kind}"] = torch.cat(thirds)
+            renamed[f"{place}.attn.in_proj_{kind}"] = torch.cat(thirds)
         elif part not in ("self_attn.k_proj", "self_attn.v_proj"):
-            found[f"{place}.{block[part]}.{kind}"] = tensor.clone()
-    return found
+            renamed[f"{place}.{block[part]}.{kind}"] = tensor.clone()
+    return renamed
 
 
 @torch.no_grad()

@@ -49,8 +49,8 @@ def vision_state(state: State) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if name.startswith("visual.")
     }
-    found = inside or {name: tensor.float() for name, tensor in state.items()}
-    return {name: tensor for name, tensor in found.items() if not name.startswith("head.")}
+    renamed = inside or {name: tensor.float() for name, tensor in state.items()}
+    return {name: tensor for name, tensor in renamed.items() if not name.startswith("head.")}
 
 
 def build_vit(state: State, heads: int) -> ViTModel:
@@ -89,19 +89,19 @@ def build_vit(state: State, heads: int) -> ViTModel:
 
 def to_hf(state: State) -> dict[str, Tensor]:
     """Rename to Hugging Face's naming; unknown names stay as they are."""
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         block = _PATTERN.fullmatch(name)
         if block is None:
-            found[_TOP.get(name, name)] = tensor
+            renamed[_TOP.get(name, name)] = tensor
             continue
         layer, part, kind = block.groups()
         if part == "attn.qkv":
             for letter, third in zip("qkv", tensor.chunk(3), strict=True):
-                found[f"layers.{layer}.attention.{letter}_proj.{kind}"] = third.clone()
+                renamed[f"layers.{layer}.attention.{letter}_proj.{kind}"] = third.clone()
         else:
-            found[f"layers.{layer}.{_BLOCK.get(part, part)}.{kind}"] = tensor
-    return found
+            renamed[f"layers.{layer}.{_BLOCK.get(part, part)}.{kind}"] = tensor
+    return renamed
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     PyTorch files go through its weights-only unpickler, which makes tensors and plain containers
     (and ``argparse.Namespace``, in which old training scripts keep their settings) and refuses all
-    else. A state inside ``state_dict`` or ``model`` is found, a ``module.`` prefix taken off.
+    else. A state may lie inside ``state_dict`` or ``model``, and a ``module.`` prefix is removed.
 
     Raises:
         ModelError: the file is missing, damaged, a TorchScript archive, or would have to be
@@ -35,19 +35,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"there is no file of weights at {path}")
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
+        content = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
     except (OSError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
         raise ModelError(f"{path} is damaged or no file of weights: {_line(error)}") from error
-    state = _unwrap(found)
+    state = _unwrap(content)
     if not state:
-        raise ModelError(f"{path} holds no tensors by name: it is no state dict")
+        raise ModelError(f"{path} does not hold tensors by name: it is not a state dict")
     return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
 
 
 def _read_torch(path: Path) -> Any:
     if _is_torchscript(path):
         raise ModelError(
-            f"{path} is a TorchScript archive, which holds code: where you trust it, save its "
+            f"{path} is a TorchScript archive, which holds code: if you trust it, save its "
             "tensors once with safetensors.torch.save_file(torch.jit.load(path).state_dict(), ...)"
             " and convert that file"
         )
@@ -57,8 +57,8 @@ def _read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path} holds Python objects beside tensors, which are never unpickled here: where "
-            "you trust it, load it yourself and save its tensors as safetensors"
+            f"{path} holds Python objects beside tensors, which are never unpickled here: if you "
+            "trust it, load it yourself and save its tensors as safetensors"
         ) from error
 
 
@@ -70,16 +70,16 @@ def _is_torchscript(path: Path) -> bool:
     return any(name.endswith("/constants.pkl") or "/code/" in name for name in names)
 
 
-def _unwrap(found: Any) -> dict[str, Tensor]:
+def _unwrap(content: Any) -> dict[str, Tensor]:
     """Return the tensors by name, out of the wrappers that training scripts put around them."""
     for _ in range(len(_WRAPPERS)):
-        if not isinstance(found, Mapping):
+        if not isinstance(content, Mapping):
             return {}
-        inner = [found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)]
+        inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inner:
             break
-        found = inner[0]
-    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+        content = inner[0]
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _line(error: Exception) -> str:

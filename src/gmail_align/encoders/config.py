@@ -21,11 +21,10 @@ class LoraSettings(Config):
     alpha: float = Field(default=8.0, gt=0)
     """Scale of the update; it is multiplied by alpha / rank."""
     targets: str = r"vision_model\..*\.(q_proj|v_proj)"
-    """Regular expression that a module's whole name inside the CLIP model has to match. One that
-    names the vision tower alone means the text tower's modules of these names too where that is
-    adapted."""
+    """Regular expression that a module's whole name inside the model has to match. Where the text
+    tower is adapted too, an expression that names the vision tower alone means both."""
     towers: Literal["vision", "text", "both"] = "vision"
-    """Which towers are adapted. When the text tower moves, texts are embedded at every step."""
+    """Which towers are adapted. With the text tower, texts are embedded at every step."""
 
     @property
     def adapts_images(self) -> bool:
@@ -38,12 +37,12 @@ class LoraSettings(Config):
         return self.towers != "vision"
 
     @model_serializer(mode="wrap")
-    def _unsaid_by_default(self, serialize: Callable[[Any], Any]) -> dict[str, Any]:
-        """Leave ``towers`` out where it is the default: encoders made before it are the same."""
-        said: dict[str, Any] = serialize(self)
-        if said.get("towers") == "vision":
-            del said["towers"]
-        return said
+    def _omit_default_towers(self, serialize: Callable[[Any], Any]) -> dict[str, Any]:
+        """Omit ``towers`` when it has its default value, so that older encoders stay the same."""
+        values: dict[str, Any] = serialize(self)
+        if values.get("towers") == "vision":
+            del values["towers"]
+        return values
 
 
 class EncoderLayout(Config):
@@ -85,16 +84,16 @@ class EncoderCard(Config):
     format: str = "gmail-align-encoder"
     """Marks the folder as one of ours."""
     base: str
-    """The CLIP model underneath: a path inside the folder, a path or a hub id."""
+    """The base model: a folder inside the encoder's, or ``OWNER/NAME@COMMIT`` on the hub."""
     base_fingerprint: str
     """Fingerprint of the base model's weights."""
     lora: LoraSettings | None
-    """The adapter; None for a plain CLIP."""
+    """The adapter; None where nothing is adapted by LoRA."""
     dual_heads: bool = True
     """Whether real and generated images have heads of their own."""
     layout: EncoderLayout | None = None
     """Which weights are trained and shared; None for the default."""
     applied: bool
-    """Whether the adapter and the heads are used; False when the guard kept the plain CLIP."""
+    """Whether the adapter and the heads are used; False when the guard kept the plain model."""
     best_step: int = 0
     """The training step that was kept."""

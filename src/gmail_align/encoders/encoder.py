@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from gmail_align.artifacts import fingerprint, write_json
 from gmail_align.encoders.backbones import load_backbone
 from gmail_align.encoders.backbones.backbone import Backbone
-from gmail_align.encoders.config import REAL, EncoderCard, EncoderLayout, LoraSettings, TextKind
+from gmail_align.encoders.config import REAL, EncoderCard, EncoderLayout, LoraSettings
 from gmail_align.encoders.folder import (
     CONFIG,
     copy_model,
@@ -143,7 +143,7 @@ class GmailEncoder(nn.Module):
         size = sum(parameter.nbytes for parameter in self.clip.parameters())
         source = hub_id(self.base_folder) if size >= COPY_BELOW_BYTES else None
         if source is None:
-            copy_model(self.base_folder, folder / BASE, self.base_state())
+            copy_model(self.base_folder, folder / BASE, self.backbone.state())
         for part in (self._trunk, self._texts, self.heads):
             part.save(folder)
         card = EncoderCard(
@@ -180,16 +180,6 @@ class GmailEncoder(nn.Module):
         return self.backbone.logit_scale
 
     @property
-    def logit_bias(self) -> Float[Tensor, ""]:
-        """What SigLIP adds to scaled cosines; 0 for other models."""
-        return self.backbone.logit_bias
-
-    @property
-    def text_kind(self) -> TextKind:
-        """The loss of images and texts that the base model was trained by."""
-        return self.backbone.text_kind
-
-    @property
     def adapts_texts(self) -> bool:
         """Whether the text tower has an adapter, so that what it makes of a text changes."""
         return self._texts.adapted
@@ -214,16 +204,8 @@ class GmailEncoder(nn.Module):
     def base_fingerprint(self) -> str:
         """Fingerprint of the frozen CLIP's weights, which never change."""
         if self._base_fingerprint is None:
-            self._base_fingerprint = tensors_fingerprint(self.base_state())
+            self._base_fingerprint = tensors_fingerprint(self.backbone.state())
         return self._base_fingerprint
-
-    def base_state(self) -> dict[str, Tensor]:
-        """Return the frozen model's weights by their names in :attr:`backbone`'s module."""
-        return {
-            name.replace(".base_layer.", "."): tensor.detach()
-            for name, tensor in self.clip.state_dict().items()
-            if ".lora_" not in name
-        }
 
     @property
     def fingerprint(self) -> str:
@@ -259,15 +241,15 @@ class GmailEncoder(nn.Module):
         """
         if self.lora is None and self.layout == EncoderLayout():
             raise ModelError("this encoder is a plain model: build it by from_clip to train it")
-        adapters = {**self._trunk.own(), **self._texts.own()}
-        found = dict(self._own_tensors()) if self.layout.train_heads else adapters
+        heads = self.heads.own() if self.layout.train_heads else {}
+        trained = {**self._trunk.own(), **self._texts.own(), **heads}
         if real_head:
-            return found
+            return trained
         alone = list(self._trunk.tensors(REAL).values()) if self.separate else []
         if self.dual_heads:
             alone += [self.real_head, *self.heads.hidden(Route.REAL).values()]
-        gone = {id(parameter) for parameter in alone}
-        return {name: p for name, p in found.items() if id(p) not in gone}
+        left_out = {id(parameter) for parameter in alone}
+        return {name: p for name, p in trained.items() if id(p) not in left_out}
 
     @property
     def separate(self) -> bool:
@@ -350,7 +332,7 @@ class GmailEncoder(nn.Module):
             batch_size: Images in one forward pass.
 
         Raises:
-            ConfigError: there is no such route.
+            ConfigError: the route is unknown.
             DataError: a file is missing or is not an image.
         """
         way, features = parse_route(route), [torch.empty(0, self.dim)]
@@ -373,7 +355,7 @@ class GmailEncoder(nn.Module):
             batch_size: Texts in one forward pass.
 
         Raises:
-            ConfigError: there is no such route.
+            ConfigError: the route is unknown.
             ModelError: the base model's tokenizer is missing or does not fit.
         """
         way, features = parse_route(route), [torch.empty(0, self.dim)]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +26,8 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 VISION_TOWER, TEXT_TOWER = "vision_model", "text_model"
 _PREFIX = "base_model.model."
+_PATIENCE = 5
+"""Seconds that an expression may take to match a name."""
 
 
 def inject(
@@ -42,7 +47,8 @@ def inject(
         tower: The tower that it is put into.
 
     Raises:
-        ModelError: the targets match nothing, or what is no linear layer of an adapted tower.
+        ModelError: the targets match nothing, or a module that is not a linear layer of an adapted
+            tower.
     """
     matched = _matching(model, settings, tower)
     outside = _outside(model, settings)
@@ -137,8 +143,8 @@ def load_adapter(model: nn.Module, folder: Path, adapter: str = "default") -> No
     """
     wanted = adapter_tensors(model, adapter)
     names = {name: _PREFIX + name.replace(f".{adapter}.", ".") for name in wanted}
-    found = read_tensors(folder / WEIGHTS, set(names.values()))
-    copy_tensors({names[name]: parameter for name, parameter in wanted.items()}, found, folder)
+    path, tensors = folder / WEIGHTS, read_tensors(folder / WEIGHTS, set(names.values()))
+    copy_tensors({names[name]: parameter for name, parameter in wanted.items()}, tensors, path)
 
 
 def read_tensors(path: Path, names: set[str]) -> dict[str, Tensor]:
@@ -148,27 +154,27 @@ def read_tensors(path: Path, names: set[str]) -> dict[str, Tensor]:
         ModelError: the file is missing, damaged or holds other tensors.
     """
     try:
-        found = load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} is missing or damaged: make the encoder again") from error
-    if set(found) != names:
-        odd = sorted(set(found) ^ names)[0]
+    if set(tensors) != names:
+        odd = sorted(set(tensors) ^ names)[0]
         raise ModelError(f"{path} does not fit its config.json (first difference: {odd})")
-    return found
+    return tensors
 
 
-def copy_tensors(to: dict[str, nn.Parameter], found: dict[str, Tensor], where: Path) -> None:
-    """Copy ``found`` into parameters of the same names and shapes.
+def copy_tensors(to: dict[str, nn.Parameter], tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy the tensors of ``path`` into parameters of the same names and shapes.
 
     Raises:
         ModelError: a shape differs.
     """
     with torch.no_grad():
         for name, parameter in to.items():
-            if parameter.shape != found[name].shape:
-                shapes = f"{tuple(found[name].shape)} instead of {tuple(parameter.shape)}"
-                raise ModelError(f"{where}: {name} has shape {shapes}: make the encoder again")
-            parameter.copy_(found[name])
+            if parameter.shape != tensors[name].shape:
+                shapes = f"{tuple(tensors[name].shape)} instead of {tuple(parameter.shape)}"
+                raise ModelError(f"{path}: {name} has shape {shapes}: make the encoder again")
+            parameter.copy_(tensors[name])
 
 
 def pattern(settings: LoraSettings, tower: str) -> str:
@@ -182,16 +188,16 @@ def pattern(settings: LoraSettings, tower: str) -> str:
 
 
 def _matching(model: nn.Module, settings: LoraSettings, tower: str) -> list[str]:
-    found = _compiled(pattern(settings, tower), settings)
-    return [name for name, _ in model.named_modules() if found.fullmatch(name)]
+    expression = _compiled(pattern(settings, tower), settings)
+    return [name for name, _ in model.named_modules() if expression.fullmatch(name)]
 
 
 def _outside(model: nn.Module, settings: LoraSettings) -> list[str]:
     """Return what the targets match in towers that are not adapted."""
-    found = _compiled(settings.targets, settings)
+    expression = _compiled(settings.targets, settings)
     towers = {"vision": (VISION_TOWER,), "text": (TEXT_TOWER,), "both": (VISION_TOWER, TEXT_TOWER)}
     inside = tuple(f"{tower}." for tower in towers[settings.towers])
-    names = [name for name, _ in model.named_modules() if found.fullmatch(name)]
+    names = [name for name, _ in model.named_modules() if expression.fullmatch(name)]
     if settings.towers == "text" and TEXT_TOWER not in settings.targets:
         return []  # names of the vision tower stand for those of the text tower
     return [name for name in names if not name.startswith(inside)]
@@ -199,10 +205,37 @@ def _outside(model: nn.Module, settings: LoraSettings) -> list[str]:
 
 def _compiled(targets: str, settings: LoraSettings) -> re.Pattern[str]:
     try:
-        return re.compile(targets)
+        expression = re.compile(targets)
     except re.error as error:
         raise ModelError(
-            f"lora.targets {settings.targets!r} is no regular expression: {error}"
+            f"lora.targets {settings.targets!r} is not a regular expression: {error}"
+        ) from error
+    if settings.targets != LoraSettings().targets:
+        _refuse_slow(targets)
+    return expression
+
+
+@cache
+def _refuse_slow(targets: str) -> None:
+    """Refuse an expression that takes for ever on a name of usual length.
+
+    An expression cannot be stopped within a process, so another one tries it first.
+
+    Raises:
+        ModelError: it does not come to an end.
+    """
+    names = [
+        f"{tower}.encoder.layers.11.self_attn.out_proj" for tower in (VISION_TOWER, TEXT_TOWER)
+    ]
+    script = "import re, sys; [re.fullmatch(sys.argv[1], name) for name in sys.argv[2:]]"
+    try:
+        subprocess.run(
+            [sys.executable, "-I", "-S", "-c", script, targets, *names], timeout=_PATIENCE
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(
+            f"lora.targets {targets!r} takes more than {_PATIENCE} s to match one name: use an "
+            "expression without repetitions inside repetitions"
         ) from error
 
 

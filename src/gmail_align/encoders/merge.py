@@ -21,7 +21,7 @@ def merge(encoder: GmailEncoder, route: Route) -> Backbone:
     Raises:
         ModelError: the head is not a matrix.
     """
-    state = {name: tensor.cpu().clone() for name, tensor in encoder.base_state().items()}
+    state = {name: tensor.cpu().clone() for name, tensor in encoder.backbone.state().items()}
     state |= _changed(encoder, route, state)
     merged, head = load_backbone(encoder.base_folder), head_weight(encoder, route)
     if merged.projection is not None and head is not None:

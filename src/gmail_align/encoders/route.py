@@ -11,7 +11,7 @@ class Route(StrEnum):
     """A way through the encoder; never a pair of loose booleans."""
 
     FROZEN = "frozen"
-    """The plain CLIP: adapter off, original projection. The target of Eq. 1."""
+    """The plain model: adapter off, original projection. The target of Eq. 1."""
     GENERATED = "generated"
     """Adapter on, generated head (Proj-Gen)."""
     REAL = "real"
@@ -29,9 +29,9 @@ def parse_route(name: str) -> Route:
     """Turn ``name`` into a route.
 
     Raises:
-        ConfigError: there is no such route.
+        ConfigError: the route is unknown.
     """
     try:
         return Route(name)
     except ValueError as error:
-        raise ConfigError(f"{name!r} is no route; use one of {', '.join(Route)}") from error
+        raise ConfigError(f"unknown route {name!r}: use one of {', '.join(Route)}") from error

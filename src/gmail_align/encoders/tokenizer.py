@@ -29,7 +29,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     path = next((folder / name for name in _VOCABULARIES if (folder / name).exists()), None)
     if path is None:
-        raise ModelError(f"{folder} holds no tokenizer: copy the model's own there")
+        raise ModelError(f"{folder} does not hold a tokenizer: copy the model's own there")
     with damage_explained(path, ModelError, "copy the model's own there"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True

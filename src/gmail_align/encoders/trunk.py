@@ -30,7 +30,7 @@ TUNED = "tuned.safetensors"
 
 
 class Trunk(nn.Module):
-    """What the routes of one encoder have in common, and apart."""
+    """The vision towers that the routes of one encoder share or have for themselves."""
 
     def __init__(
         self, backbone: Backbone, lora: LoraSettings | None, layout: EncoderLayout, seed: int
@@ -77,11 +77,11 @@ class Trunk(nn.Module):
 
     def own(self) -> dict[str, nn.Parameter]:
         """Return every parameter that is not the frozen model's, by name."""
-        found: dict[str, nn.Parameter] = {}
+        own: dict[str, nn.Parameter] = {}
         for name in self.layout.adapters:
             prefix = f"tuned.{name}." if name in self._copies else "clip."
-            found |= {prefix + key: value for key, value in self.tensors(name).items()}
-        return found
+            own |= {prefix + key: value for key, value in self.tensors(name).items()}
+        return own
 
     def expected(self) -> set[str]:
         """Return the names that :meth:`own` has to have."""
@@ -90,7 +90,7 @@ class Trunk(nn.Module):
         names = (
             expected_names(self._plain.module, self._lora, name) for name in self.layout.adapters
         )
-        return {f"clip.{name}" for found in names for name in found}
+        return {f"clip.{name}" for some in names for name in some}
 
     def save(self, folder: Path) -> None:
         """Write adapters, each as a folder of PEFT's, or copies to an encoder's folder."""

@@ -75,7 +75,7 @@ def export_peft(source: ExportSource, out: Path) -> dict[str, float]:
     encoder, backbone = source.encoder, source.encoder.backbone
     if encoder.lora is None or not adapted_tensors(encoder, source.route):
         raise ModelError(f"the route {source.route} of the encoder has no adapter: export it as hf")
-    copy_model(encoder.base_folder, out / "base", encoder.base_state())
+    copy_model(encoder.base_folder, out / "base", backbone.state())
     source.write_processors(out / "base")
     head = head_weight(encoder, source.route)
     assert head is not None, "an adapted route has a head"
@@ -101,14 +101,14 @@ def export_peft(source: ExportSource, out: Path) -> dict[str, float]:
 def _write_adapters(source: ExportSource, lora: LoraSettings, out: Path) -> dict[str, Tensor]:
     """Write the adapter of the route, and return its tensors with those of the text tower's."""
     encoder, name = source.encoder, adapter_name(source.encoder, source.route)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     if encoder.adapts_texts and source.route.adapted:
         save_adapter(encoder.clip, lora, out, TEXT, TEXT_TOWER)
-        found = load_file(out / WEIGHTS)
+        tensors = load_file(out / WEIGHTS)
     if name is not None and lora.adapts_images:
         save_adapter(encoder.clip, lora, out, name)
-        found |= load_file(out / WEIGHTS)
-    return found
+        tensors |= load_file(out / WEIGHTS)
+    return tensors
 
 
 def _check_peft(source: ExportSource, out: Path, head: Tensor) -> dict[str, float]:

@@ -246,8 +246,8 @@ def export_onnx(source: ExportSource, out: Path) -> dict[str, float]:
     session = onnxruntime.InferenceSession(str(out / ONNX), providers=["CPUExecutionProvider"])
 
     def run(batch: Tensor) -> Tensor:
-        found = session.run(["image_embeds"], {"pixel_values": batch.numpy()})[0]
-        return torch.from_numpy(np.asarray(found))
+        features = session.run(["image_embeds"], {"pixel_values": batch.numpy()})[0]
+        return torch.from_numpy(np.asarray(features))
 
     three = torch.cat([pixels, pixels[:1]])
     if not np.allclose(run(three)[2], run(pixels)[0], atol=1e-4):

@@ -113,6 +113,14 @@ class Backbone:
                 texts = self.text_features(ids, torch.ones_like(ids))
                 compare(texts, tensors["text_features"], what)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the frozen model's weights by name, without those of adapters inside it."""
+        return {
+            name.replace(".base_layer.", "."): tensor.detach()
+            for name, tensor in self.module.state_dict().items()
+            if ".lora_" not in name
+        }
+
     @property
     def plain(self) -> PreTrainedModel:
         """The model as transformers knows it."""
