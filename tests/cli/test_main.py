@@ -215,7 +215,8 @@ def test_a_disk_that_is_full_while_writing(monkeypatch, tmp_path):
 def test_exit_codes_of_the_process(tmp_path):
     ran = subprocess.run([*GMAIL_ALIGN, "recipes", "show", "dmo"], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "gmail-align: no recipe is named 'dmo'; did you mean 'demo'?\n"
+    assert len(ran.stderr.splitlines()) == 1
+    assert "'dmo'" in ran.stderr and "'demo'" in ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from pydantic import Field
 
 from gmail_align.artifacts import load, write_bytes
-from gmail_align.cli.options import Overrides, Settings
+from gmail_align.cli.options import Folder, Overrides, Settings
 from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.errors import ConfigError, UserError
+from gmail_align.recipe import recipe_file, recipe_names
 from gmail_align.synthesis.config import SynthesisConfig
-
-RecipeName = Annotated[str, typer.Argument(metavar="NAME", help="A name that `list` prints.")]
 
 
 @command
 def run(
     shared: Shared,
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a TOML file.")
-    ],
+    recipe: str,
+    /,
     overrides: Overrides,
-    work: Annotated[
-        Path | None,
-        typer.Option("--work", "--out", metavar="DIR", help="Work folder; runs/RECIPE."),
-    ] = None,
-    engine: Annotated[
-        str, typer.Option("--engine", help="Where shards and rows run: local, ray or ray://HOST.")
-    ] = "local",
+    work: Annotated[Folder, "--work --out"] | None = None,
+    engine: Annotated[str, "WHERE"] = "local",
 ) -> None:
     """Run the stages of a recipe, skip what is complete, and end with a report.
 
     Recipes in one work folder share every artifact that they have in common. ``--dry-run`` lists
     what each row uses. ``--config`` is a TOML file whose keys replace the recipe's.
+
+    Args:
+        recipe: Name of a shipped recipe, or a TOML file.
+        work: Work folder; runs/RECIPE by default.
+        engine: Where shards and rows run: local, ray or ray://HOST.
     """
     from gmail_align import pipeline
 
@@ -53,12 +49,16 @@ def run(
 def demo(
     shared: Shared,
     overrides: Overrides,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Work folder.")] = Path("runs/demo"),
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds to repeat it with.")] = 1,
+    out: Folder = Path("runs/demo"),
+    seeds: Annotated[int, Field(ge=1)] = 1,
 ) -> None:
     """Run every stage on the tabletop world, on a CPU and offline, and end with a report.
 
     A second run does only what is missing.
+
+    Args:
+        out: Work folder.
+        seeds: Number of seeds to repeat it with.
     """
     from gmail_align import pipeline
 
@@ -74,14 +74,13 @@ def _show_run(shared: Shared, result: Mapping[str, Any]) -> None:
 
 
 @command
-def report(
-    shared: Shared,
-    work: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")],
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the report; DIR/report.")
-    ] = None,
-) -> None:
-    """Write a finished run's report again: index.html, tables/ and figures/."""
+def report(shared: Shared, work: Folder, /, out: Folder | None = None) -> None:
+    """Write a finished run's report again: index.html, tables/ and figures/.
+
+    Args:
+        work: Folder of a finished run.
+        out: Folder of the report; DIR/report.
+    """
     from gmail_align import pipeline
 
     if shared.dry_run:
@@ -94,27 +93,30 @@ def report(
 @command
 def list_recipes(shared: Shared) -> None:
     """List the shipped recipes, each with the first line of its runbook."""
-    titles = {name: _first_line(text) for name, text in _shipped_recipes().items()}
-    width = max(map(len, titles), default=0)
-    shared.show(
-        {"recipes": titles}, "\n".join(f"{n:{width}}  {line}" for n, line in titles.items())
-    )
+    titles = {name: _first_line(_recipe_text(name)) for name in recipe_names()}
+    lines = [f"{name:{max(map(len, titles))}}  {title}" for name, title in titles.items()]
+    shared.show({"recipes": titles}, "\n".join(lines))
 
 
 @command
-def show_recipe(shared: Shared, name: RecipeName) -> None:
-    """Print a shipped recipe."""
+def show_recipe(shared: Shared, name: str, /) -> None:
+    """Print a shipped recipe.
+
+    Args:
+        name: A name that `list` prints.
+    """
     text = _recipe_text(name)
     shared.show({"name": name, "text": text}, text.rstrip("\n"))
 
 
 @command
-def copy_recipe(
-    shared: Shared,
-    name: RecipeName,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write.")],
-) -> None:
-    """Copy a shipped recipe to a file of your own, to change it."""
+def copy_recipe(shared: Shared, name: str, path: Path, /) -> None:
+    """Copy a shipped recipe to a file of your own, to change it.
+
+    Args:
+        name: A name that `list` prints.
+        path: The file to write.
+    """
     text = _recipe_text(name)
     if path.is_dir():
         path = path / f"{name}.toml"
@@ -127,44 +129,32 @@ def copy_recipe(
     shared.show({"path": str(path)}, f"{path}: change it, then gmail-align run {path}")
 
 
-def _shipped_recipes() -> dict[str, str]:
-    """Return the text of every shipped recipe by name."""
-    recipes = sorted((files("gmail_align") / "recipes").iterdir(), key=lambda file: file.name)
-    return {
-        file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
-        for file in recipes
-        if file.name.endswith(".toml")
-    }
-
-
 def _recipe_text(name: str) -> str:
-    recipes = _shipped_recipes()
-    if name in recipes:
-        return recipes[name]
-    close = difflib.get_close_matches(name, recipes, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(recipes)}"
-    raise ConfigError(f"no recipe is named {name!r}; {hint}")
+    """Return the text of a shipped recipe."""
+    return recipe_file(name).read_text(encoding="utf-8")
 
 
 def _first_line(text: str) -> str:
+    """Return the first line of a recipe's runbook."""
     lines = (line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#"))
     return next((line for line in lines if line), "")
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How many images a plan is for, and on which card."""
+    """How many images a plan is for, and on which card.
 
-    captions: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Captions, which are counted.")
-    ] = None
-    images: Annotated[int | None, typer.Option(min=1, help="Number of images.")] = None
-    card: Annotated[
-        str, typer.Option(help="h200, h100, a100, l40s, l4, v100, t4, or TFLOP/s as a number.")
-    ] = "h200"
-    share: Annotated[
-        float | None, typer.Option(help="Share of the card's limit that you expect, 0 to 1.")
-    ] = None
+    Attributes:
+        captions: Captions, which are counted.
+        images: Number of images.
+        card: h200, h100, a100, l40s, l4, v100, t4, or TFLOP/s as a number.
+        share: Share of the card's limit that you expect, 0 to 1.
+    """
+
+    captions: Folder | None = None
+    images: Annotated[int | None, Field(ge=1)] = None
+    card: str = "h200"
+    share: float | None = None
 
     def count(self, each: int) -> int:
         """Return the number of images; each caption gets ``each`` of them.
@@ -182,21 +172,24 @@ class Amount:
 @command
 def plan(
     shared: Shared,
+    recipe: str | None = None,
+    /,
+    *,
     settings: Settings[SynthesisConfig],
     overrides: Overrides,
     amount: Amount,
-    recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe, or a TOML file.")
-    ] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="The preset's faster, lossy form.")] = False,
-    work: Annotated[
-        Path | None, typer.Option("--work", metavar="DIR", help="Work folder; runs/RECIPE.")
-    ] = None,
+    fast: bool = False,
+    work: Folder | None = None,
 ) -> None:
     """Say what a run will make, what it needs and what it costs. Nothing is made.
 
     Name a recipe, or, for synthesis alone, a --preset or --model with --images or --captions.
     --config and --set belong to the recipe, or else to synthesize.
+
+    Args:
+        recipe: A shipped recipe, or a TOML file.
+        fast: The preset's faster, lossy form.
+        work: Work folder; runs/RECIPE.
     """
     if recipe is not None:
         _plan_recipe(shared, recipe, work or Path("runs") / Path(recipe).stem, overrides, amount)
