@@ -37,7 +37,7 @@ from gmail_align.captioning.clipcap.model import ClipCap
 from gmail_align.captioning.clipcap.training import CaptionSet
 from gmail_align.captioning.decode import Decoding, decode
 from gmail_align.captioning.ifcap.retrieval import nearest
-from gmail_align.captioning.language import LanguageModel, fuse_gelu, load_tokenizer
+from gmail_align.encoders.language import LanguageModel, fuse_gelu, load_tokenizer
 from gmail_align.captioning.tokens import tokenise
 from gmail_align.data.batches import batch_indices
 from gmail_align.recipe import model_path

@@ -13,8 +13,8 @@ from gmail_align.artifacts import Artifact
 from gmail_align.captioning.clipcap.config import ClipCapConfig, MapperShape
 from gmail_align.captioning.clipcap.model import ClipCap
 from gmail_align.captioning.inputs import CaptionerData
-from gmail_align.captioning.language import load_language_model
 from gmail_align.captioning.training import train_captioner
+from gmail_align.encoders.language import load_language_model
 from gmail_align.training.config import OptimConfig
 from worlds.captioning import CAPTIONS, Rows, build_gpt2, captioned, write_features
 

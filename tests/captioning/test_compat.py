@@ -15,11 +15,11 @@ from gmail_align.captioning.clipcap.config import ClipCapConfig, ReleasedFaults
 from gmail_align.captioning.clipcap.model import ClipCap, Scaling
 from gmail_align.captioning.clipcap.training import CaptionSet
 from gmail_align.captioning.config import PredictConfig
-from gmail_align.captioning.language import load_language_model
 from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.prompt import Prompt
 from gmail_align.captioning.tokens import tokenise
 from gmail_align.config import build
+from gmail_align.encoders.language import load_language_model
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.store import open_features
 from worlds.captioning import captioned

@@ -13,8 +13,8 @@ from gmail_align.artifacts import Artifact
 from gmail_align.captioning.captioner import load_captioner
 from gmail_align.captioning.clipcap.convert import convert_clipcap
 from gmail_align.captioning.config import PredictConfig
-from gmail_align.captioning.language import load_language_model
 from gmail_align.captioning.predict import predict_captions
+from gmail_align.encoders.language import load_language_model
 from gmail_align.errors import ConfigError, ModelError
 from worlds.captioning import build_gpt2
 

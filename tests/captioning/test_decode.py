@@ -8,8 +8,8 @@ from transformers import GPT2LMHeadModel
 
 from gmail_align.captioning.clipcap.model import ClipCap
 from gmail_align.captioning.decode import Decoding, SeededNucleus, decode, prefill, up_to_end
-from gmail_align.captioning.language import load_language_model
 from gmail_align.captioning.prompt import Prompt, mean_log_prob
+from gmail_align.encoders.language import load_language_model
 
 FEATURES = torch.randn(5, 8, generator=torch.Generator().manual_seed(4))
 GREEDY = Decoding(method="greedy", max_tokens=9)

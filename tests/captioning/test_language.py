@@ -17,9 +17,9 @@ from gmail_align.captioning.captioner import load_captioner
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.decode import prefill
 from gmail_align.captioning.ifcap.retrieval import nearest
-from gmail_align.captioning.language import load_language_model
 from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.prompt import Prompt, mean_log_prob
+from gmail_align.encoders.language import load_language_model
 from gmail_align.errors import DataError, ModelError
 from worlds.captioning import LANGUAGE_MODELS, byte_tokenizer
 

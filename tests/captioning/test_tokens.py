@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gmail_align.captioning.language import load_language_model
 from gmail_align.captioning.tokens import tokenise
+from gmail_align.encoders.language import load_language_model
 from gmail_align.errors import DataError
 
 

@@ -71,14 +71,16 @@ def _write_captions(parent: Path, captions: list[Caption]) -> Artifact:
     return draft.finish({"captions": write_captions(draft, captions)})
 
 
-def byte_tokenizer(end: str | None = END, **special: str) -> PreTrainedTokenizerFast:
-    """Train a byte-level tokenizer on the captions."""
+def byte_tokenizer(
+    end: str | None = END, controls: Sequence[str] = (), **special: str
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level tokenizer on the captions; ``controls`` are control tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
-        special_tokens=[END, *special.values()],
+        special_tokens=[END, *special.values(), *controls],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -93,7 +95,7 @@ def build_gpt2(folder: Path, *, end: str | None = END, positions: int = 64) -> P
     quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     config = GPT2Config(vocab_size=len(tokenizer), **ends, **shape, **quiet)
-    return _save(folder, GPT2LMHeadModel, config, tokenizer)
+    return save_language_model(folder, GPT2LMHeadModel, config, tokenizer)
 
 
 def build_llama(folder: Path) -> Path:
@@ -112,7 +114,7 @@ def build_llama(folder: Path) -> Path:
         bos_token_id=0,
         eos_token_id=0,
     )
-    return _save(folder, LlamaForCausalLM, config, tokenizer)
+    return save_language_model(folder, LlamaForCausalLM, config, tokenizer)
 
 
 def build_opt(folder: Path) -> Path:
@@ -132,7 +134,7 @@ def build_opt(folder: Path) -> Path:
         bos_token_id=2,
         eos_token_id=0,
     )
-    return _save(folder, OPTForCausalLM, config, tokenizer)
+    return save_language_model(folder, OPTForCausalLM, config, tokenizer)
 
 
 def build_neox(folder: Path) -> Path:
@@ -148,7 +150,7 @@ def build_neox(folder: Path) -> Path:
         bos_token_id=0,
         eos_token_id=0,
     )
-    return _save(folder, GPTNeoXForCausalLM, config, tokenizer)
+    return save_language_model(folder, GPTNeoXForCausalLM, config, tokenizer)
 
 
 LANGUAGE_MODELS: Mapping[str, Callable[[Path], Path]] = {
@@ -159,7 +161,7 @@ LANGUAGE_MODELS: Mapping[str, Callable[[Path], Path]] = {
 }
 
 
-def _save(
+def save_language_model(
     folder: Path, model: type[PreTrainedModel], config: object, tokenizer: PreTrainedTokenizerFast
 ) -> Path:
     with torch.random.fork_rng():

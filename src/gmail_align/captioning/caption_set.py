@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gmail_align.captioning.inputs import CaptionedImages
-from gmail_align.captioning.language import LanguageModel
 from gmail_align.captioning.prompt import CaptionBatch, Prompt
 from gmail_align.captioning.provenance import require_finite
 from gmail_align.captioning.tokens import TokenTable, tokenise
 from gmail_align.data.joins import match_captions
+from gmail_align.encoders.language import LanguageModel
 from gmail_align.errors import DataError
 from gmail_align.features.store import Features, open_features
 

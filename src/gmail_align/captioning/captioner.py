@@ -26,9 +26,9 @@ from gmail_align.artifacts import Artifact, write_bytes, write_json
 from gmail_align.captioning.decode import Decoding
 from gmail_align.captioning.inputs import CaptionerData
 from gmail_align.captioning.kinds import CAPTIONERS
-from gmail_align.captioning.language import LanguageModel
 from gmail_align.captioning.prompt import CaptionBatch, Prompt
 from gmail_align.captioning.tokens import TokenTable
+from gmail_align.encoders.language import LanguageModel
 from gmail_align.errors import ArtifactError, damage_explained
 
 LANGUAGE_MODEL, MAPPER, CONFIG = "language_model", "mapper.safetensors", "config.json"

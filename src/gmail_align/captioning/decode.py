@@ -19,8 +19,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from gmail_align.captioning.language import LanguageModel
 from gmail_align.captioning.prompt import Prompt, cache_name, mean_log_prob, positions_of
+from gmail_align.encoders.language import LanguageModel
 
 
 @dataclass(frozen=True)

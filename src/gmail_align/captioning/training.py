@@ -25,9 +25,9 @@ from gmail_align.captioning.config import VALIDATION_BATCH, CaptionerConfig
 from gmail_align.captioning.decode import Decoding, decode
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData
 from gmail_align.captioning.kinds import kind_of
-from gmail_align.captioning.language import language_model_fingerprint, load_language_model
 from gmail_align.captioning.prompt import token_losses
 from gmail_align.captioning.tokens import say_cut
+from gmail_align.encoders.language import language_model_fingerprint, load_language_model
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.store import open_features
 from gmail_align.metrics.java import tokenize

@@ -20,7 +20,7 @@ from gmail_align.artifacts import Artifact, begin, sha256_file
 from gmail_align.captioning.clipcap.config import MapperShape
 from gmail_align.captioning.clipcap.model import ClipCap, Scaling
 from gmail_align.captioning.decode import Decoding
-from gmail_align.captioning.language import (
+from gmail_align.encoders.language import (
     LanguageModel,
     language_model_fingerprint,
     load_tokenizer,

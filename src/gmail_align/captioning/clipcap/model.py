@@ -30,9 +30,9 @@ from gmail_align.captioning.captioner import (
 from gmail_align.captioning.clipcap.config import MapperShape
 from gmail_align.captioning.clipcap.mappers import build_mapper
 from gmail_align.captioning.decode import Decoding
-from gmail_align.captioning.language import LanguageModel, load_language_model
 from gmail_align.captioning.prompt import Prompt
 from gmail_align.captioning.provenance import require_width
+from gmail_align.encoders.language import LanguageModel, load_language_model
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from gmail_align.captioning.clipcap.model import ClipCap, Scaling
 from gmail_align.captioning.config import VALIDATION_BATCH
 from gmail_align.captioning.decode import Decoding
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData
-from gmail_align.captioning.language import LanguageModel
 from gmail_align.captioning.prompt import CaptionBatch
 from gmail_align.captioning.provenance import (
     joint_provenance,
@@ -23,6 +22,7 @@ from gmail_align.captioning.provenance import (
 )
 from gmail_align.captioning.tokens import TokenTable
 from gmail_align.data.batches import batch_indices
+from gmail_align.encoders.language import LanguageModel
 from gmail_align.errors import ConfigError
 from gmail_align.runtime import resolve_device, stable_seed
 

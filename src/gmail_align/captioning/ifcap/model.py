@@ -31,10 +31,10 @@ from gmail_align.captioning.decode import Decoding
 from gmail_align.captioning.ifcap.config import IFCapConfig
 from gmail_align.captioning.ifcap.datastore import Datastore, read_datastore
 from gmail_align.captioning.ifcap.entities import hard_prompt
-from gmail_align.captioning.language import LanguageModel, load_language_model
 from gmail_align.captioning.prompt import Prompt
 from gmail_align.captioning.provenance import require_width
 from gmail_align.captioning.tokens import pad_left
+from gmail_align.encoders.language import LanguageModel, load_language_model
 
 DATASTORE = "datastore"
 

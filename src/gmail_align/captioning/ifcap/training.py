@@ -21,13 +21,13 @@ from gmail_align.captioning.ifcap.datastore import Datastore, read_datastore, wr
 from gmail_align.captioning.ifcap.model import DATASTORE, IFCap, inject_noise
 from gmail_align.captioning.ifcap.retrieval import Groups
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
-from gmail_align.captioning.language import LanguageModel
 from gmail_align.captioning.prompt import CaptionBatch
 from gmail_align.captioning.provenance import provenance, require_finite, require_one_encoder
 from gmail_align.captioning.tokens import TokenTable, tokenise
 from gmail_align.data.batches import batch_indices
 from gmail_align.data.ids import generated_by_caption
 from gmail_align.data.joins import caption_texts
+from gmail_align.encoders.language import LanguageModel
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.store import Features, open_features
 from gmail_align.progress import say

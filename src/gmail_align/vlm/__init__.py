@@ -1,0 +1,1 @@
+"""Multimodal language models: LLaVA on an aligned encoder."""

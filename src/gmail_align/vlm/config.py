@@ -1,0 +1,77 @@
+"""Configuration of LLaVA's training and of its answers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from gmail_align.config import Config
+from gmail_align.encoders.route import Route
+from gmail_align.training.config import OptimConfig
+
+TemplateName = Literal["plain", "vicuna_v1", "llama3", "chatml"]
+
+
+class LlavaOptim(OptimConfig):
+    """LLaVA's published optimisation of its second stage, where the data set the steps."""
+
+    steps: int = Field(default=0, ge=0)
+    """Optimiser steps; 0 takes as many as ``epochs`` needs."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the samples."""
+    lr: float = Field(default=2e-5, gt=0)
+    """Peak learning rate; LLaVA takes 1e-3 where the projector alone is trained."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    schedule: Literal["cosine", "cosine_restarts", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+
+
+class LlavaConfig(Config):
+    """LLaVA (Liu et al. 2023) on an encoder of ours."""
+
+    template: TemplateName = "vicuna_v1"
+    """How conversations are laid out: ``plain`` (LLaVA's first stage), ``vicuna_v1``, ``llama3`` or
+    ``chatml``. The tokenizer must have its control tokens."""
+    tune: Literal["projector", "full"] = "projector"
+    """Train the projector alone, or the language model too. The vision tower is never trained."""
+    reads: Route = Route.FROZEN
+    """Route whose vision tower the saved model reads images with."""
+    prompt: str = "Describe the image."
+    """What is asked about an image where the data are captions."""
+    row_tokens: int = Field(default=2048, ge=16)
+    """Tokens of a packed row; no sample may be longer. An image takes as many tokens as it has
+    patches."""
+    batch_rows: int = Field(default=8, ge=1)
+    """Rows in a training step."""
+    rows_at_once: int | None = Field(default=None, ge=1)
+    """Rows that go through the model together; all of a step when None. The result is the same."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass in training; weights and the loss stay in float32."""
+    keep_patches: bool | None = None
+    """Compute each image's patches once and keep them on disk until the training is complete; when
+    None, if the vision tower's work is more than a tenth of the language model's."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``; the same run on another device has the same identity."""
+    optim: LlavaOptim = LlavaOptim()
+    """Steps, rates and intervals."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that two equal models share."""
+        return self.model_dump(mode="json", exclude={"device", "keep_patches"})
+
+
+class AnswerConfig(Config):
+    """How questions are answered."""
+
+    max_tokens: int = Field(default=128, ge=1)
+    """Longest answer in tokens, its end included."""
+    batch_size: int = Field(default=16, ge=1)
+    """Questions answered together."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``; the same run on another device has the same identity."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that two equal predictions share."""
+        return self.model_dump(mode="json", exclude={"device"})

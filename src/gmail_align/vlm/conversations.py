@@ -1,0 +1,126 @@
+"""Conversations about images, as multimodal language models are trained on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gmail_align.artifacts import Artifact
+from gmail_align.data.ids import name_id
+from gmail_align.data.joins import match_captions
+from gmail_align.errors import DataError, damage_explained
+
+IMAGE = "<image>"
+"""Stands for an image inside a prompt."""
+_PROMPTER, _ANSWERER = ("human", "user"), ("gpt", "assistant")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A prompt and its answer; the answer is None where a model is to give it."""
+
+    prompt: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns about images; ``<image>`` in a prompt stands for the next image.
+
+    Raises:
+        DataError: there is no turn, an answer is empty, or the images are more or fewer than the
+            places for them.
+    """
+
+    sample_id: str
+    turns: tuple[Turn, ...]
+    image_ids: tuple[str, ...] = ()
+    system: str | None = None
+    """The system message; the template's own when None."""
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise DataError(f"sample {self.sample_id} does not have a prompt with an answer")
+        for turn in self.turns:
+            if turn.answer is not None and not turn.answer.strip():
+                raise DataError(f"sample {self.sample_id} has an empty answer: remove the sample")
+            if turn.answer is not None and IMAGE in turn.answer:
+                raise DataError(
+                    f"sample {self.sample_id} has {IMAGE} in an answer: remove it there"
+                )
+        places = sum(turn.prompt.count(IMAGE) for turn in self.turns)
+        if places != len(self.image_ids):
+            raise DataError(
+                f"sample {self.sample_id} has {len(self.image_ids)} images and {places} times"
+                f" {IMAGE} in its prompts: give one {IMAGE} for each image"
+            )
+
+
+def read_conversations(path: Path) -> Iterator[Conversation]:
+    """Read LLaVA's format: a JSON list of samples, or one sample a line.
+
+    A sample has ``conversations``, a list of ``{"from": "human" | "gpt", "value": text}`` in turns;
+    ``image``, a file name or a list of them; and ``id``, without which its number is the id. A file
+    name becomes the id that an import gives the file.
+
+    Raises:
+        DataError: the file cannot be read, or a sample is not a conversation; the message names the
+            sample.
+    """
+    with damage_explained(path, DataError, "give a JSON file in LLaVA's format"):
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            samples = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            samples = json.loads(text)
+    if not isinstance(samples, list) or not samples:
+        raise DataError(f"{path} does not hold a list of samples: give a file in LLaVA's format")
+    for number, sample in enumerate(samples):
+        yield _conversation(sample, number, path)
+
+
+def _conversation(sample: Any, number: int, path: Path) -> Conversation:
+    if not isinstance(sample, Mapping) or not isinstance(sample.get("conversations"), list):
+        raise DataError(f"sample {number} of {path} does not have a list of conversations")
+    name = str(sample.get("id", number))
+    images = sample.get("image") or []
+    images = [images] if isinstance(images, str) else images
+    messages = sample["conversations"]
+    system = None
+    if messages and _speaker(messages[0]) == "system":
+        system, messages = str(messages[0]["value"]), messages[1:]
+    turns = []
+    for prompt, answer in zip(messages[::2], messages[1::2], strict=False):
+        if _speaker(prompt) not in _PROMPTER or _speaker(answer) not in _ANSWERER:
+            raise DataError(
+                f"sample {name} of {path} does not alternate between human and gpt, human first"
+            )
+        turns.append(Turn(str(prompt["value"]), str(answer["value"])))
+    if len(messages) % 2:
+        raise DataError(f"sample {name} of {path} ends without an answer: remove its last message")
+    return Conversation(name, tuple(turns), tuple(name_id(str(image)) for image in images), system)
+
+
+def _speaker(message: Any) -> str:
+    known = isinstance(message, Mapping) and isinstance(message.get("value"), str)
+    return str(message.get("from", "")) if known else ""
+
+
+def caption_conversations(
+    image_ids: tuple[str, ...], captions: Artifact, prompt: str
+) -> Iterator[Conversation]:
+    """Turn captions into instructions: each is the answer to ``prompt`` about its image.
+
+    Args:
+        image_ids: Ids of real images, or of images generated from the captions.
+        captions: An artifact of kind ``captions`` or ``pairs``.
+        prompt: What is asked about every image.
+
+    Raises:
+        DataError: no caption belongs to any of the images.
+    """
+    for number, (image, text) in enumerate(match_captions(image_ids, captions)):
+        yield Conversation(f"{image}:{number}", (Turn(f"{IMAGE}\n{prompt}", text),), (image,))

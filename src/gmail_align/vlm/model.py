@@ -1,0 +1,189 @@
+"""LLaVA put together from an encoder and a language model, and its folder.
+
+The folder is one that transformers reads: ``LlavaForConditionalGeneration.from_pretrained`` and
+``AutoProcessor.from_pretrained``. ``gmail_align.json`` beside it names the template and what the
+model was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from gmail_align.artifacts import Artifact, write_json
+from gmail_align.encoders.backbones.backbone import Backbone
+from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.folder import no_bars
+from gmail_align.encoders.language import LanguageModel
+from gmail_align.encoders.merge import merge
+from gmail_align.encoders.preprocess import Preprocess
+from gmail_align.encoders.route import Route
+from gmail_align.errors import ArtifactError, ConfigError, ModelError, damage_explained
+from gmail_align.runtime import stable_seed
+from gmail_align.vlm.conversations import IMAGE
+from gmail_align.vlm.templates import TEMPLATES, Layout
+
+OWN = "gmail_align.json"
+PATCH_LAYER = -2
+"""The hidden states whose patches LLaVA reads: those before the last layer."""
+
+
+@dataclass(frozen=True)
+class Llava:
+    """A model with what is needed to talk to it."""
+
+    model: LlavaForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    preprocess: Preprocess
+    template: str
+    """Name of its template."""
+
+    @property
+    def layout(self) -> Layout:
+        """The template with the tokenizer, for prompts and labels."""
+        vision = self.model.config.vision_config
+        tokens = (vision.image_size // vision.patch_size) ** 2
+        return Layout(TEMPLATES[self.template], self.tokenizer, tokens)
+
+
+def build_llava(
+    encoder: GmailEncoder, language: LanguageModel, template: str, reads: Route, seed: int
+) -> Llava:
+    """Put a freshly drawn projector between an encoder's vision tower and a language model.
+
+    Args:
+        encoder: A CLIP, aligned or not.
+        language: A language model of Llama's format.
+        template: Name of the template.
+        reads: Route whose tower becomes the model's own.
+        seed: Seed of the projector.
+
+    Raises:
+        ModelError: the encoder is not a CLIP, or the language model is not of Llama's format.
+        ConfigError: the tokenizer lacks the template's control tokens.
+    """
+    words: Any = language.model
+    if not isinstance(getattr(words, "lm_head", None), nn.Linear) or not hasattr(
+        getattr(words, "model", None), "embed_tokens"
+    ):
+        raise ModelError(
+            f"a {words.config.model_type} model cannot be LLaVA's language model: use one of"
+            " Llama's format"
+        )
+    tower = vision_tower(merge(encoder, reads))
+    add_image_token(language)
+    config = LlavaConfig(
+        vision_config=tower.config.to_dict(),
+        text_config=words.config.to_dict(),
+        image_token_index=language.tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
+        vision_feature_layer=PATCH_LAYER,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=bool(words.config.tie_word_embeddings),
+    )
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed(seed, "projector"))
+        model.model.multi_modal_projector = type(model.model.multi_modal_projector)(config)
+    model.model.vision_tower, model.model.language_model = tower, words.model
+    model.lm_head = words.lm_head
+    built = Llava(model, language.tokenizer, encoder.preprocess, template)
+    built.layout.end_id()
+    return built
+
+
+def vision_tower(merged: Backbone) -> PreTrainedModel:
+    """Return a CLIP's vision tower as the class that LLaVA loads.
+
+    Raises:
+        ModelError: the model is not a CLIP.
+    """
+    plain: Any = merged.plain
+    if plain.config.model_type != "clip":
+        raise ModelError(
+            f"LLaVA reads the patches of a CLIP, and this encoder is a {merged.name}: use a CLIP"
+        )
+    tower: PreTrainedModel = AutoModel.from_config(plain.config.vision_config)
+    prefix = "vision_model."
+    state = {
+        name.removeprefix(prefix): value
+        for name, value in plain.state_dict().items()
+        if name.startswith(prefix)
+    }
+    tower.load_state_dict(state)
+    tower.eval().requires_grad_(False)
+    return tower
+
+
+def add_image_token(language: LanguageModel) -> None:
+    """Make ``<image>`` one token of the tokenizer, with an embedding of its own."""
+    language.tokenizer.add_tokens([IMAGE], special_tokens=True)
+    rows = language.model.get_input_embeddings().num_embeddings
+    if len(language.tokenizer) > rows:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            language.model.resize_token_embeddings(len(language.tokenizer), mean_resizing=False)
+
+
+@torch.no_grad()
+def patches_of(tower: Backbone, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p width"]:
+    """Return the patch tokens that LLaVA reads."""
+    return tower.trunk_and_patches(pixels)[1]
+
+
+def save_llava(folder: Path, llava: Llava, trained_on: dict[str, Any]) -> None:
+    """Write the model, its processor, its template and what it was trained on."""
+    end = llava.layout.end_id()
+    llava.model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
+    with no_bars():
+        llava.model.save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", llava.preprocess.to_config())
+    processor = LlavaProcessor(
+        image_processor=AutoImageProcessor.from_pretrained(folder, local_files_only=True),
+        tokenizer=llava.tokenizer,
+        patch_size=llava.model.config.vision_config.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    processor.save_pretrained(folder)
+    write_json(folder / OWN, {"template": llava.template, "trained_on": trained_on})
+
+
+def load_llava(artifact: Artifact, device: torch.device) -> Llava:
+    """Open what :func:`save_llava` wrote.
+
+    Raises:
+        ArtifactError: the artifact is not a multimodal language model, or is damaged.
+        ConfigError: the template in it is not known here.
+    """
+    if artifact.kind != "vlm":
+        raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, and a vlm is needed here")
+    folder = artifact.folder
+    with damage_explained(folder, ArtifactError, "train the model again"), no_bars():
+        own = json.loads((folder / OWN).read_text(encoding="utf-8"))
+        if own["template"] not in TEMPLATES:
+            raise ConfigError(f"{folder} has the unknown template {own['template']!r}")
+        model = LlavaForConditionalGeneration.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    preprocess = Preprocess.from_folder(folder)
+    return Llava(model.to(device).eval(), tokenizer, preprocess, own["template"])

@@ -1,0 +1,288 @@
+"""LLaVA is trained, and its folder is one that plain transformers reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
+from gmail_align.data.images import ImageStore
+from gmail_align.data.questions import QUESTIONS
+from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.merge import merge
+from gmail_align.encoders.route import Route
+from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
+from gmail_align.vlm import training
+from gmail_align.vlm.answers import answer, ask, predict_answers
+from gmail_align.vlm.config import AnswerConfig, LlavaConfig
+from gmail_align.vlm.model import load_llava, patches_of
+from gmail_align.vlm.training import ConversationSet, PatchReader, train_llava
+from worlds.captioning import build_gpt2, byte_tokenizer
+from worlds.encoders import World
+
+from .conftest import write_llama
+
+CPU = torch.device("cpu")
+COLOURS = ("red", "green", "blue", "grey")
+
+
+def quick(steps: int, **changes: object) -> LlavaConfig:
+    """A few steps on the processor."""
+    optim = {"steps": steps, "lr": 3e-3, "schedule": "constant", "checkpoint_every": 2}
+    settings = {"row_tokens": 256, "batch_rows": 4, "device": "cpu", "tune": "full", **changes}
+    return LlavaConfig(optim={**optim, "evaluate_every": 2}, **settings)
+
+
+def colours(path: Path, world: World) -> Path:
+    """Write a conversation about the colour of each real image, and one without an image."""
+    samples = [
+        {
+            "id": name,
+            "image": f"{name}.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat colour?"},
+                {"from": "gpt", "value": COLOURS[int(name[1:]) % 4]},
+            ],
+        }
+        for name in ImageStore(world.real).ids
+    ]
+    talk = [{"from": "human", "value": "Say a word."}, {"from": "gpt", "value": "word"}]
+    path.write_text(json.dumps([*samples, {"id": "text", "conversations": talk}]))
+    return path
+
+
+def aligned(folder: Path) -> GmailEncoder:
+    """An encoder whose generated route differs from the frozen one."""
+    encoder = GmailEncoder.from_clip(folder)
+    with torch.no_grad():
+        for number, parameter in enumerate(encoder.trainable().values()):
+            generator = torch.Generator().manual_seed(number)
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def trained(
+    clip_folder: Path, llama: Path, world: World, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    """A LLaVA that knows the colours of the real images, and their captions."""
+    work = tmp_path_factory.mktemp("llava")
+    talks = ConversationSet(colours(work / "colours.json", world), world.real)
+    encoder = GmailEncoder.from_pretrained(clip_folder)
+    return train_llava(quick(120), [talks], encoder, llama, work / "out")
+
+
+def test_it_learns_to_answer(trained: Artifact, world: World, tmp_path: Path) -> None:
+    llava = load_llava(trained, CPU)
+    store = ImageStore(world.real)
+    images = [[store.read(name)] for name in store.ids]
+    prompts = ["<image>\nWhat colour?"] * len(images)
+    said = answer(llava, prompts, images, 8)
+    right = [COLOURS[int(name[1:]) % 4] for name in store.ids]
+    assert sum(a == b for a, b in zip(said, right, strict=True)) >= 10
+    together = answer(llava, [*prompts[:2], "Say a word."], [*images[:2], []], 8)
+    assert together == [*said[:2], *answer(llava, ["Say a word."], [[]], 8)] == [*said[:2], "word"]
+    assert trained.counts["samples"] == 13
+    assert trained.counts["images"] == 12
+    assert trained.counts["learnt_tokens"] < trained.counts["tokens"]
+    assert not trained.path("patches.bin").exists()
+
+
+def test_plain_transformers_reads_the_folder(trained: Artifact, world: World) -> None:
+    llava = load_llava(trained, CPU)
+    plain = LlavaForConditionalGeneration.from_pretrained(trained.folder).eval()
+    processor = AutoProcessor.from_pretrained(trained.folder)
+    image = ImageStore(world.real).read("r3")
+    inputs = processor(images=image, text="<image>\na red ball", return_tensors="pt")
+    with torch.no_grad():
+        pixels = llava.preprocess(image)
+        assert torch.allclose(inputs["pixel_values"], pixels, atol=1e-5)
+        expected = plain(**inputs).logits
+        found = llava.model(input_ids=inputs["input_ids"], pixel_values=pixels).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert int((inputs["input_ids"] == plain.config.image_token_id).sum()) == 16
+
+
+def test_training_reads_the_patches_that_the_saved_model_reads(
+    clip_folder: Path, llama: Path, world: World, tmp_path: Path
+) -> None:
+    """The tower of ``reads`` is in the folder; the other routes' towers are not."""
+    encoder = aligned(clip_folder)
+    sets = [ConversationSet(world.captions, world.generated, Route.GENERATED)]
+    out = train_llava(quick(0, reads="generated"), sets, encoder, llama, tmp_path / "out")
+    tower = load_llava(out, CPU).model.model.vision_tower
+    pixels = encoder.preprocess(ImageStore(world.real).read("r1"))
+    with torch.no_grad():
+        read = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    assert torch.allclose(read, patches_of(merge(encoder, Route.GENERATED), pixels), atol=1e-5)
+    assert not torch.allclose(read, patches_of(merge(encoder, Route.FROZEN), pixels), atol=1e-3)
+
+
+def test_every_set_is_read_by_its_own_route(
+    clip_folder: Path, world: World, tmp_path: Path
+) -> None:
+    encoder = aligned(clip_folder)
+    sets = [
+        ConversationSet(world.captions, world.generated, Route.GENERATED),
+        ConversationSet(world.captions, world.real, Route.FROZEN),
+    ]
+    samples = [_sample("c0-0-0", 0), _sample("r0", 1), _sample("c0-0-0", 0)]
+    reader = PatchReader(sets, encoder, samples, tmp_path)
+    found = reader.read(samples)
+    for row, (store, name, route) in enumerate(
+        [(world.generated, "c0-0-0", Route.GENERATED), (world.real, "r0", Route.FROZEN)]
+    ):
+        pixels = encoder.preprocess(ImageStore(store).read(name))
+        assert torch.equal(found[row], patches_of(merge(encoder, route), pixels)[0])
+    assert torch.equal(found[2], found[0])
+
+
+def _sample(image: str, source: int) -> training.Sample:
+    one = torch.ones(1, dtype=torch.int32)
+    return training.Sample("s", one, one.bool(), (image,), source)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_killed_training_ends_with_the_same_bytes(
+    clip_folder: Path,
+    llama: Path,
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: bool,
+) -> None:
+    encoder = GmailEncoder.from_pretrained(clip_folder)
+    sets = [ConversationSet(world.captions, world.generated, Route.FROZEN)]
+    held = ConversationSet(world.captions, world.real)
+    config = quick(5, keep_patches=kept, rows_at_once=1)
+
+    def run(name: str) -> Artifact:
+        return train_llava(config, sets, encoder, llama, tmp_path / name, validation=held, seed=2)
+
+    whole, losses, calls = run("whole"), training.labelled_loss, []
+
+    def killed(*args: object) -> torch.Tensor:
+        calls.append(args)
+        if len(calls) == 27:
+            raise KeyboardInterrupt
+        return losses(*args)
+
+    monkeypatch.setattr(training, "labelled_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("resumed")
+    monkeypatch.undo()
+    resumed = run("resumed")
+    assert resumed.manifest["files"] == whole.manifest["files"]
+    assert [row["step"] for row in whole.manifest["notes"]["validation"]] == [0, 2, 4, 5]
+    monkeypatch.setattr(training, "load_language_model", pytest.fail)
+    assert run("whole").fingerprint == whole.fingerprint
+    with pytest.raises(ArtifactError, match="routes"):
+        train_llava(
+            config, [replace(sets[0], route=Route.REAL)], encoder, llama, tmp_path / "whole", seed=2
+        )
+
+
+def test_the_projector_alone_is_trained_where_that_is_asked_for(
+    clip_folder: Path, llama: Path, world: World, tmp_path: Path
+) -> None:
+    encoder = GmailEncoder.from_pretrained(clip_folder)
+    sets = [ConversationSet(world.captions, world.generated)]
+    models = [
+        load_llava(
+            train_llava(quick(n, tune="projector"), sets, encoder, llama, tmp_path / f"{n}"), CPU
+        ).model.state_dict()
+        for n in (0, 2)
+    ]
+    changed = {name for name, value in models[0].items() if not torch.equal(value, models[1][name])}
+    assert changed == {name for name in models[0] if "multi_modal_projector" in name}
+
+
+def test_what_cannot_be_trained_is_refused(
+    clip_folder: Path, siglip_folder: Path, llama: Path, world: World, tmp_path: Path
+) -> None:
+    clip = GmailEncoder.from_pretrained(clip_folder)
+    talks = ConversationSet(colours(tmp_path / "talks.json", world), world.real)
+
+    def refused(
+        error: type[Exception],
+        named: str,
+        talks: ConversationSet = talks,
+        encoder: GmailEncoder = clip,
+        words: Path = llama,
+        **changes: object,
+    ) -> None:
+        with pytest.raises(error, match=named):
+            train_llava(quick(1, **changes), [talks], encoder, words, tmp_path / f"out-{named}")
+
+    refused(DataError, "r0", replace(talks, images=world.generated))
+    refused(DataError, "r0", replace(talks, images=None))
+    refused(ConfigError, "captions", ConversationSet(world.captions))
+    refused(ModelError, "gpt2", words=build_gpt2(tmp_path / "gpt2"))
+    refused(ModelError, "SigLIP", encoder=GmailEncoder.from_pretrained(siglip_folder))
+    refused(ModelError, "absent", words=tmp_path / "absent")
+    refused(DataError, "row_tokens", row_tokens=20)
+    bare = write_llama(tmp_path / "bare", byte_tokenizer(bos_token="<s>"))
+    refused(ConfigError, "im_end", words=bare, template="chatml")
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Artifact:
+    draft = begin(tmp_path / "questions", "questions", {})
+    rows = [
+        {
+            "question_id": name,
+            "question": "What colour?",
+            "answers": ["A"],
+            "choices": list(COLOURS) if name == "r1" else [],
+            "image_ids": [name] if name != "text" else [],
+            "hint": "",
+            "groups": [],
+            "split": "test",
+        }
+        for name in ("r0", "r1", "text")
+    ]
+    write_jsonl(draft.path(QUESTIONS), rows)
+    return draft.finish({"questions": 3})
+
+
+def test_questions_are_answered_into_predictions(
+    trained: Artifact, questions: Artifact, world: World, tmp_path: Path
+) -> None:
+    how = AnswerConfig(device="cpu", max_tokens=4, batch_size=2)
+    out = predict_answers(trained, questions, tmp_path / "said", how, images=world.real)
+    rows = list(read_jsonl(out.path("predictions.jsonl")))
+    assert [row["question_id"] for row in rows] == ["r0", "r1", "text"]
+    assert rows[1]["prompt"].splitlines() == [
+        *("<image>", "What colour?", "A. red", "B. green", "C. blue", "D. grey"),
+        "Answer with the option's letter from the given choices directly.",
+    ]
+    assert rows[0]["prompt"].endswith("word or phrase.")
+    assert set(out.manifest["files"]) == {"predictions.jsonl"}
+    alone = AnswerConfig(device="cpu", max_tokens=4, batch_size=1)
+    one = predict_answers(trained, questions, tmp_path / "alone", alone, images=world.real)
+    assert list(read_jsonl(one.path("predictions.jsonl"))) == rows
+    with pytest.raises(ConfigError, match="question r0"):
+        predict_answers(trained, questions, tmp_path / "none", how)
+    with pytest.raises(DataError, match="question r0"):
+        predict_answers(trained, questions, tmp_path / "other", how, images=world.generated)
+    with pytest.raises(ArtifactError, match="images"):
+        predict_answers(world.real, questions, tmp_path / "kind", how, images=world.real)
+
+
+def test_a_question_about_a_file_is_answered(
+    trained: Artifact, world: World, tmp_path: Path
+) -> None:
+    ImageStore(world.real).read("r2").save(tmp_path / "photo.png")
+    how = AnswerConfig(device="cpu", max_tokens=8)
+    llava = load_llava(trained, CPU)
+    image = Image.open(tmp_path / "photo.png")
+    expected = answer(llava, ["<image>\nWhat colour?"], [[image]], 8)
+    assert ask(trained, [tmp_path / "photo.png"], "What colour?", how) == expected[0]
+    with pytest.raises(DataError, match=r"absent\.png"):
+        ask(trained, [tmp_path / "absent.png"], "What colour?", how)
