@@ -33,13 +33,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from gmail_align.captioning.caption_set import CaptionSet
 from gmail_align.captioning.clipcap.model import ClipCap
-from gmail_align.captioning.clipcap.training import CaptionSet
 from gmail_align.captioning.decode import Decoding, decode
 from gmail_align.captioning.ifcap.retrieval import nearest
-from gmail_align.encoders.language import LanguageModel, fuse_gelu, load_tokenizer
 from gmail_align.captioning.tokens import tokenise
 from gmail_align.data.batches import batch_indices
+from gmail_align.encoders.language import LanguageModel, fuse_gelu, load_tokenizer
 from gmail_align.recipe import model_path
 
 BEAM, TOKENS, BATCH = 5, 16, 32

@@ -56,7 +56,7 @@ def test_steps_go_through_the_rows_of_one_epoch_after_another() -> None:
     stream = [*plan.epoch(0), *plan.epoch(1), *plan.epoch(2)]
     for step in (0, 1, 2, 3):
         assert plan.batch(step, 4) == stream[4 * step : 4 * step + 4]
-    assert plan.steps(1, 4) == -(-len(plan.epoch(0)) // 4)
+    assert plan.steps(1.0, 4) == -(-len(plan.epoch(0)) // 4)
 
 
 def test_another_sample_in_the_row_changes_nothing_to_the_last_bit(

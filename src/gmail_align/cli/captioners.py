@@ -1,4 +1,4 @@
-"""``gmail-align train clipcap``, ``train ifcap``, ``predict captions`` and ``caption``."""
+"""Captioners and LLaVA: ``train clipcap|ifcap|llava``, ``predict``, ``caption`` and ``ask``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from gmail_align.cli.options import EncoderName, Folder, Model, Out, Seed
 from gmail_align.cli.shared import Shared, command, encoder_of, model_of
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
+from gmail_align.vlm.config import AnswerConfig, LlavaConfig
+
+NO_IMAGES = Path("none")
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,119 @@ def caption(
     rows = caption_files(artifact, reader, images, route, config, retrieval=by)
     lines = "\n".join(f"{row['file']}\t{row['text']}" for row in rows)
     shared.show({"captions": rows}, lines)
+
+
+@command
+def train_llava(
+    shared: Shared,
+    conversations: Annotated[list[Path], "PATH"],
+    images: list[Folder],
+    encoder: EncoderName,
+    language_model: Annotated[str, "DIR"],
+    out: Out,
+    config: LlavaConfig,
+    route: list[Route] | None = None,
+    validation_conversations: Annotated[Path, "PATH"] | None = None,
+    validation_images: Folder | None = None,
+    seed: Seed = 0,
+) -> None:
+    """Train LLaVA on conversations about images, or on captions of them.
+
+    Repeat --conversations, --images and --route to train on several sets, each read by its own
+    route, such as generated and real images.
+
+    Args:
+        conversations: A JSON file in LLaVA's format; or captions or pairs, which become
+            instructions.
+        images: The images, one folder for each --conversations; none if a set has no images.
+        language_model: A language model of Llama's format.
+        route: Weights of the encoder that the images of each set go through; frozen by default.
+        validation_conversations: Held-out conversations, to pick the best step.
+        validation_images: Their images, which are read by the route that the saved model has.
+    """
+    routes = route or [Route.FROZEN] * len(images)
+    if not len(conversations) == len(images) == len(routes):
+        raise ConfigError("--conversations, --images and --route come together: give all for a set")
+    if validation_images is not None and validation_conversations is None:
+        raise ConfigError("--validation-images is given without --validation-conversations")
+    if shared.dry_run:
+        inputs = {"conversations": conversations, "images": images, "routes": routes}
+        shared.show_plan("train llava", out, config, **inputs, language_model=language_model)
+        return
+    from gmail_align.encoders.encoder import GmailEncoder
+    from gmail_align.runtime import resolve_device
+    from gmail_align.vlm import training
+
+    def opened(talks: Path, folder: Path | None, way: Route) -> training.ConversationSet:
+        source = load(talks) if (talks / MANIFEST).exists() else talks
+        shown = None if folder in (None, NO_IMAGES) else load(folder, "images")
+        return training.ConversationSet(source, shown, way)
+
+    held = validation_conversations
+    model = GmailEncoder.from_pretrained(model_of(encoder, "clip"))
+    shared.show_artifact(
+        training.train_llava(
+            config,
+            [opened(*part) for part in zip(conversations, images, routes, strict=True)],
+            model.to(resolve_device(config.device)),
+            model_of(language_model, "llama"),
+            out,
+            validation=opened(held, validation_images, config.reads) if held else None,
+            seed=seed,
+        )
+    )
+
+
+@command
+def predict_answers(
+    shared: Shared,
+    vlm: Folder,
+    questions: Folder,
+    out: Out,
+    config: AnswerConfig,
+    images: Folder | None = None,
+) -> None:
+    """Answer every question of a set, for evaluate answers to score.
+
+    Args:
+        vlm: What train llava made.
+        questions: The questions that an import made.
+        images: The images that they are about.
+    """
+    model, asked = load(vlm, "vlm"), load(questions, "questions")
+    shown = None if images is None else load(images, "images")
+    if shared.dry_run:
+        shared.show_plan("predict answers", out, config, vlm=vlm, questions=questions)
+        return
+    from gmail_align.vlm import answers
+
+    shared.show_artifact(answers.predict_answers(model, asked, out, config, images=shown))
+
+
+@command
+def ask(
+    shared: Shared,
+    images: Annotated[list[Path], "IMAGE..."],
+    question: Annotated[str, "QUESTION"],
+    /,
+    vlm: Folder,
+    config: AnswerConfig,
+) -> None:
+    """Ask a trained LLaVA a question about image files.
+
+    Args:
+        images: Image files.
+        question: The question.
+        vlm: What train llava made.
+    """
+    model = load(vlm, "vlm")
+    if shared.dry_run:
+        shared.show_plan("ask", vlm, config, images=len(images), question=question)
+        return
+    from gmail_align.vlm import answers
+
+    text = answers.ask(model, images, question, config)
+    shared.show({"question": question, "answer": text}, text)
 
 
 def _features(folder: Path | None) -> Artifact | None:

@@ -222,7 +222,7 @@ class PatchReader:
         path = self.out / "patches.bin"
         target = RowFile(path, len(images), 4 * tokens * width)
 
-        def make(rows: object) -> np.ndarray[Any, Any]:
+        def make(rows: object) -> np.ndarray[Any, np.dtype[np.float32]]:
             assert isinstance(rows, range)
             return self._compute([images[row] for row in rows]).cpu().numpy()
 
