@@ -162,7 +162,9 @@ def prepare(torturer: Torturer) -> None:
     rows = [{"id": str(n), "caption": f"a red ball {n}"} for n in range(4)]
     (world / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (world / "table.csv").write_text("id,caption\n" + "".join(f"{r['id']},a ball\n" for r in rows))
-    pq.write_table(pa.Table.from_pylist(rows), world / "table.parquet")
+    photos = [image.read_bytes() for image in images]
+    table = pa.Table.from_pylist(rows).append_column("image", pa.array(photos))
+    pq.write_table(table, world / "table.parquet")
     (world / "settings.toml").write_text("\n")
     for number, image in enumerate(images):
         own = world / "photos" / ("red", "blue")[number % 2]

@@ -281,6 +281,13 @@ def test_jsonl_gives_back_what_was_written(tmp_path_factory, rows):
     assert list(read_jsonl(path)) == rows
 
 
+@pytest.mark.parametrize("line", ["{", '"\\ud800"', "[" * 100_000, "9" * 5000])
+def test_a_damaged_line_is_named(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text(f"1\n{line}\n")
+    with pytest.raises(ArtifactError, match=r"line 2 of .*rows\.jsonl"):
+        list(read_jsonl(tmp_path / "rows.jsonl"))
+
+
 @given(JSON)
 def test_canonical_json_does_not_see_the_order_of_keys(value):
     turned = json.loads(canonical_json(value), object_pairs_hook=lambda p: dict(reversed(p)))

@@ -115,12 +115,14 @@ def read_jsonl(path: Path) -> Iterator[Any]:
     """Yield the values of a JSON-lines file.
 
     Raises:
-        ArtifactError: a line does not hold JSON.
+        ArtifactError: a line does not hold JSON that can be written again.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             with damage_explained(f"line {number} of {path}", ArtifactError, _AGAIN):
                 value = json.loads(line)
+                if b"\\u" in line:
+                    canonical_json(value).encode()  # half a surrogate is not text
             yield value
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import posixpath
 from pathlib import Path
 
@@ -115,6 +116,16 @@ def test_shards_of_captions_hold_each_caption_once(
     shards = cut_captions(artifact, size)
     assert [caption for shard in shards for caption in shard.read(artifact)] == captions
     assert [shard.index for shard in shards] == list(range(-(-len(captions) // size)))
+
+
+@pytest.mark.parametrize("value", [None, 3, [], {"a": "b"}])
+@pytest.mark.parametrize("key", ["caption_id", "text", "image_id"])
+def test_values_that_are_not_text_are_damage(tmp_path: Path, key: str, value: object) -> None:
+    artifact = store(tmp_path / "c", [Caption("1", "a", "a")])
+    row = {"caption_id": "1", "text": "a", "image_id": "a", key: value}
+    artifact.path("captions.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ArtifactError, match=r"captions\.jsonl"):
+        read_captions(artifact)
 
 
 def test_a_shard_of_a_damaged_file_is_refused(tmp_path: Path) -> None:

@@ -162,4 +162,7 @@ def _damage_explained(artifact: Artifact) -> AbstractContextManager[None]:
 
 def _parse(line: bytes) -> Caption:
     row = json.loads(line)
-    return Caption(row["caption_id"], row["text"], row["image_id"])
+    caption = Caption(row["caption_id"], row["text"], row["image_id"])
+    if not all(isinstance(value, str) for value in vars(caption).values()):
+        raise ValueError(f"caption {caption.caption_id!r} holds a value that is not text")
+    return caption

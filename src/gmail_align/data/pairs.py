@@ -166,8 +166,10 @@ def iter_pairs(artifact: Artifact) -> Iterator[Pair]:
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, but pairs are needed here")
     try:
         for row in read_jsonl(artifact.path(PAIRS)):
+            if not all(isinstance(value, str) for value in row.values()):
+                raise ValueError("a value is not text")
             yield Pair(**row)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{artifact.path(PAIRS)} is damaged ({error}): delete {artifact.folder} and pair again"
         ) from error
