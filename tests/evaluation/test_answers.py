@@ -171,6 +171,24 @@ def test_mmmu_from_the_answer_dictionary_and_from_records(tmp_path: Path) -> Non
     )
 
 
+def test_the_last_stated_answer_stands_beside_the_published_rule(tmp_path: Path) -> None:
+    said = {
+        "validation_Art_1": "(A) red (B) blue (C) green (D) black\n\nAnswer: B",
+        "validation_Art_2": "**B**",
+        "validation_Math_1": "(A)",
+    }
+    gold = {
+        name: {"question_type": "multiple-choice", "ground_truth": letter}
+        for name, letter in zip(said, "BBA", strict=True)
+    }
+    found = score(tmp_path, said, gold)
+    assert accuracy(found) == pytest.approx(1 / 3)
+    assert found.metrics["last_answer_accuracy"].value == 1
+    assert (found.details["unparsed"], found.details["unparsed_last_answer"]) == (1, 0)
+    assert found.details["rule"] == "mmmu, as published"
+    assert "last_answer_accuracy" in found.items[""].columns
+
+
 def test_the_official_files_through_the_front_door(oracles: Path) -> None:
     folder = oracles / "mmmu"
     found = evaluate_answers(

@@ -20,6 +20,7 @@ from gmail_align.metrics.mmmu import (
     discipline_of,
     is_right_open,
     read_choice,
+    read_last_answer,
     read_open,
     subject_of,
 )
@@ -45,6 +46,31 @@ CHOICES = {"A": "red ball", "B": "Blue cube", "C": "cone"}
 )
 def test_a_choice_is_read_as_mmmu_does(response, letter):
     assert read_choice(response, CHOICES) == letter
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        ("(A) red (B) blue (C) green (D) black\n\nAnswer: B", "B"),
+        ("**B**", "B"),
+        ("B) Blue cube", "B"),
+        ("The answer is\nB", "B"),
+        ("The correct option is (C), not (A).", "C"),
+        ("Answer: A. On second thought, the answer should be C", "C"),
+        ("$\\boxed{B}$", "B"),
+        ("Let me think.\nIt is small.\nC.", "C"),
+        ("(B)", "B"),
+        ("I would say it is the blue cube", "B"),
+        ("(A) red (B) blue", None),  # copied options, and no answer
+        ("a red ball or a cone", None),
+        ("Answer: G", None),
+        ("I am not sure.", None),
+        ("", None),
+    ],
+)
+def test_the_last_stated_answer_is_read(response, letter):
+    choices = {"A": "red ball", "B": "Blue cube", "C": "cone", "D": "cylinder"}
+    assert read_last_answer(response, choices) == letter
 
 
 def test_texts_that_are_not_known_are_not_looked_for():

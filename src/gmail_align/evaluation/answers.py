@@ -26,11 +26,14 @@ from gmail_align.metrics.answers import (
     judge_scienceqa,
     membership,
 )
+from gmail_align.metrics.mmmu import read_last_answer
 from gmail_align.metrics.scienceqa import COLUMNS, Rule
 from gmail_align.metrics.statistics import mean_column
 from gmail_align.results import Result, begin_result, estimate_table
 
 IMAGES_ONLY = "scienceqa_img_test"
+LAST_ANSWER = "last_answer_accuracy"
+"""Accuracy by :func:`gmail_align.metrics.mmmu.read_last_answer`, beside the published rule's."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,24 @@ class Reading:
     seed: int = MMMU_SEED
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What became of the responses.
+
+    Attributes:
+        judgement: By the benchmark's rule.
+        others: Metric -> judgement by another rule, offered beside it.
+        details: Which ``rule`` read the answers, and what it could not know.
+    """
+
+    judgement: Judgement
+    others: Mapping[str, Judgement]
+    details: Mapping[str, Any]
+
+
 def score(
     benchmark: str, keys: Sequence[AnswerKey], responses: Predictions, reading: Reading
-) -> tuple[Judgement, dict[str, Any]]:
+) -> Scores:
     """Judge responses by the benchmark's rules.
 
     Args:
@@ -61,23 +79,30 @@ def score(
         responses: What the model said.
         reading: How answers are read.
 
-    Returns:
-        The judgement, and which ``rule`` read the answers.
-
     Raises:
         ConfigError: the rule is not one of the benchmark's.
     """
     texts = responses.texts
     if benchmark == "scienceqa":
-        return judge_scienceqa(keys, texts, reading.rule), {"rule": reading.rule}
+        judgement = judge_scienceqa(keys, texts, reading.rule)
+        return Scores(judgement, {}, {"rule": reading.rule})
     if reading.rule != "zeroshot":
         raise ConfigError("MMMU has one rule: leave out --rule, which is ScienceQA's")
     if reading.compat and not responses.records:
-        return judge_read(keys, texts), {"rule": "mmmu, answers read already"}
+        return Scores(judge_read(keys, texts), {}, {"rule": "mmmu, answers read already"})
     choices_unknown = sum(one.choices is not None and not one.choices for one in keys)
     judgement = judge_mmmu(keys, texts, fallback_seed=reading.seed if reading.compat else None)
-    rule = f"mmmu, random choice with seed {reading.seed}" if reading.compat else "mmmu"
-    return judgement, {"rule": rule, "choices_unknown": choices_unknown}
+    last = judge_mmmu(keys, texts, read=read_last_answer)
+    how = f"random choice with seed {reading.seed}" if reading.compat else "as published"
+    return Scores(
+        judgement,
+        {LAST_ANSWER: last},
+        {
+            "rule": f"mmmu, {how}",
+            "choices_unknown": choices_unknown,
+            "unparsed_last_answer": int(last.unparsed.sum()),
+        },
+    )
 
 
 def evaluate_answers(
@@ -92,9 +117,11 @@ def evaluate_answers(
 ) -> Result:
     """Score responses to questions: accuracy over all of them, and by group.
 
-    The result also holds ``groups`` (subject, discipline or column of the table -> estimate),
-    ``unparsed`` (responses in which no answer was found), ``rule``, and for MMMU
-    ``choices_unknown``, the questions of which only the letters could be looked for.
+    MMMU's ``accuracy`` is by the published rule; ``last_answer_accuracy`` stands beside it, and
+    takes the letter that a response states last. The result also holds ``groups`` (subject,
+    discipline or column of the table -> estimate), ``unparsed`` (responses in which no answer was
+    found), ``rule``, and for MMMU ``choices_unknown``, the questions of which only the letters
+    could be looked for.
 
     Args:
         responses: What the model said.
@@ -132,13 +159,16 @@ def evaluate_answers(
     )
     if result.complete is not None:
         return result.complete
-    judgement, how = score(given.benchmark, with_choices(asked, said), matched, reading)
-    found = accuracies(judgement, seed=seed)
+    scores = score(given.benchmark, with_choices(asked, said), matched, reading)
+    found = accuracies(scores.judgement, seed=seed)
     overall = {ACCURACY: found.pop(ACCURACY)}
+    for name, other in scores.others.items():
+        overall[name] = accuracies(other, seed=seed)[ACCURACY]
     ordered = [*(one for one in COLUMNS if one in found), *found]
     groups = estimate_table({group: found[group] for group in ordered})
-    details = {"groups": groups, "unparsed": int(judgement.unparsed.sum()), **how}
-    items = {"": _items(result.protocol, judgement)}
+    unparsed = int(scores.judgement.unparsed.sum())
+    details = {"groups": groups, "unparsed": unparsed, **scores.details}
+    items = {"": _items(result.protocol, scores)}
     return result.finish(overall, items=items, details=details)
 
 
@@ -171,10 +201,12 @@ def _matched(
     return Predictions(texts, said.fingerprint, said.records)
 
 
-def _items(protocol: str, judgement: Judgement) -> Items:
-    right = judgement.right.astype(np.float64)
+def _items(protocol: str, scores: Scores) -> Items:
+    questions = scores.judgement.questions
+    right = scores.judgement.right.astype(np.float64)
     columns = {
-        name: mean_column(right * inside, inside)
-        for name, inside in membership(judgement.questions).items()
+        name: mean_column(right * inside, inside) for name, inside in membership(questions).items()
     }
-    return Items(protocol, tuple(one.question_id for one in judgement.questions), columns)
+    for name, other in scores.others.items():
+        columns[name] = mean_column(other.right.astype(np.float64))
+    return Items(protocol, tuple(one.question_id for one in questions), columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from gmail_align.metrics.scienceqa import Rule, read_letter
 MMMU_SEED = 42
 """What MMMU's evaluation seeds its random choices with."""
 ACCURACY = "accuracy"
+ReadChoice = Callable[[str, Mapping[str, str | None]], str | None]
+"""Response and letter -> the choice's text; returns the letter, or None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def judge_mmmu(
     questions: Sequence[AnswerKey],
     responses: Mapping[str, str],
     *,
+    read: ReadChoice = read_choice,
     fallback_seed: int | None = None,
 ) -> Judgement:
     """Judge responses by MMMU's rules.
@@ -73,6 +76,7 @@ def judge_mmmu(
     Args:
         questions: the questions.
         responses: question id -> what the model said.
+        read: how the letter of a multiple-choice response is read.
         fallback_seed: seed of the random choices that stand in for responses without an answer,
             drawn subject by subject as the benchmark's own script does; None: they are wrong.
     """
@@ -84,7 +88,7 @@ def judge_mmmu(
         if one.choices is None:
             right[at] = is_right_open(read_open(response), one.gold)
             continue
-        letter = read_choice(response, one.choices or _assumed(response))
+        letter = read(response, one.choices or _assumed(response))
         unparsed[at] = letter is None
         if letter is None and fallback_seed is not None:
             letter = draws.choice(list(one.choices or _assumed(response)))

@@ -1,7 +1,9 @@
-"""MMMU's own rules (Yue et al., CVPR 2024) for reading an answer out of a response.
+"""MMMU's own rules (Yue et al., CVPR 2024) for reading an answer out of a response, and one more.
 
 The rules are those of the benchmark's published evaluation, kept to the letter, with one change:
-where that one draws a choice at random, the answer here is None, and the caller decides.
+where that one draws a choice at random, the answer here is None, and the caller decides. They read
+"(A) red (B) blue. Answer: A" as B, because letters in brackets come first; :func:`read_last_answer`
+is a rule of our own that reads it as A.
 """
 
 from __future__ import annotations
@@ -40,6 +42,13 @@ _NUMBERS = (
     r"-?\d+(?:\.\d+)?[eE][+-]?\d+",  # 1.2e-3
     r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",  # 12, 1.5, .5
 )
+_MARKS = re.compile(r"[*_`$]|\\\\boxed|\\\\text")
+_STATED = re.compile(
+    r"(?i:answer|option|choice)(?:\s+(?i:is|would be|should be|must be))?\s*[:=]?\s*"
+    r"[({\[]*([A-J])(?![A-Za-z'])"
+)
+_BEGUN = re.compile(r"\(?([A-J])(?:[).:,]|\s*$)")
+_BRACKETED = re.compile(r"[({\[]([A-J])[)}\]]")
 _FROM_LENGTH = 6
 """A response of this many words is searched for the choices' texts."""
 
@@ -75,6 +84,41 @@ def read_choice(response: str, choices: Mapping[str, str | None]) -> str | None:
         return None
     texts = {letter: text.lower() for letter, text in choices.items() if text is not None}
     return _last(texts, padded.lower().rfind, texts.__getitem__)
+
+
+def read_last_answer(response: str, choices: Mapping[str, str | None]) -> str | None:
+    """Return the letter that a response states last as its answer, None where it states none.
+
+    A statement is a letter behind "answer", "option" or "choice" (with "is", a colon or a line
+    break between them), or a letter that begins the first or the last line. Without any, the letter
+    in brackets or the choice's text counts if it is the only one. Marks of bold text are passed
+    over.
+
+    Args:
+        response: What the model said.
+        choices: Letter -> the choice's text; None where the text is not known.
+    """
+    plain = _MARKS.sub("", response).strip()
+    stated = [letter for letter in _STATED.findall(plain) if letter in choices]
+    if stated:
+        return stated[-1]
+    lines = plain.split("\n")
+    for line in (lines[-1], lines[0]):
+        begun = _BEGUN.match(line.strip())
+        if begun and begun[1] in choices and len(_listed_letters(line, choices)) < 2:
+            return str(begun[1])
+    texts = {letter: text.lower() for letter, text in choices.items() if text}
+    for found in (
+        _listed_letters(plain, choices),
+        {letter for letter, text in texts.items() if text in plain.lower()},
+    ):
+        if len(found) == 1:
+            return found.pop()
+    return None
+
+
+def _listed_letters(text: str, choices: Mapping[str, str | None]) -> set[str]:
+    return {letter for letter in _BRACKETED.findall(text) if letter in choices}
 
 
 def _last(
