@@ -40,21 +40,21 @@ def pairs_of(count: int, *, noise: float, shift: float, dim: int = 16) -> tuple[
 
 
 def classes_of(
-    *, noise: float, follow: bool = True, worse: str = ""
+    *, noise: float, follow: bool = True, worse: str = "", each: int = 40
 ) -> tuple[FeatureSet, FeatureSet]:
-    """Draw three classes of 40 images a side, made by two generators by turns.
+    """Draw three classes of so many images in each set, made by two generators by turns.
 
     The generated ones ``follow`` their class, or none; the generator ``worse`` is far off.
     """
     rng = torch.Generator().manual_seed(7)
-    names = [name for name in ("cat", "dog", "ship") for _ in range(40)]
+    names = [name for name in ("cat", "dog", "ship") for _ in range(each)]
     centres = 2 * torch.randn(3, 12, generator=rng)
-    own = torch.arange(3).repeat_interleave(40)
-    real = centres[own] + torch.randn(120, 12, generator=rng)
-    meant = own if follow else own[torch.randperm(120, generator=rng)]
-    made = centres[meant] + torch.randn(120, 12, generator=rng)
-    made += noise * torch.randn(120, 12, generator=rng)
-    generators = ["sd-good", "sd-worse"] * 60
+    own = torch.arange(3).repeat_interleave(each)
+    real = centres[own] + torch.randn(3 * each, 12, generator=rng)
+    meant = own if follow else own[torch.randperm(3 * each, generator=rng)]
+    made = centres[meant] + torch.randn(3 * each, 12, generator=rng)
+    made += noise * torch.randn(3 * each, 12, generator=rng)
+    generators = ["sd-good", "sd-worse"] * (3 * each // 2)
     if worse:
         made[[name == worse for name in generators]] += 2
     return FeatureSet(real, names), FeatureSet(made, names, generators)

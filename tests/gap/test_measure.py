@@ -8,10 +8,20 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from gmail_align.errors import UserError
-from gmail_align.gap.advice import FAR, INDISTINGUISHABLE, NEAR, Verdict, advise, closeness
+from gmail_align.gap.advice import (
+    FAR,
+    FEWEST,
+    INDISTINGUISHABLE,
+    NEAR,
+    Verdict,
+    advise,
+    closeness,
+)
 from gmail_align.gap.config import GapConfig
 from gmail_align.gap.feature_sets import FeatureSet, sample_rows
 from gmail_align.gap.measure import UNPAIRED, Measured, Texts, measure
+from gmail_align.metrics.bootstrap import Estimate
+from gmail_align.metrics.diversity import diversity
 
 from .conftest import classes_of, pairs_of
 
@@ -111,28 +121,74 @@ def test_samples_are_ordered_distinct_and_kept_apart_by_name() -> None:
     assert sample_rows(7, 50, 0, "real").tolist() == list(range(7))
 
 
-def test_an_encoder_that_does_not_know_the_real_images_judges_no_generator() -> None:
-    far = {"paired_cosine": 0.08, "unpaired_cosine": 0.08, "probe_auc": 0.99}
-    knows = {"text_recall_real": 0.5, "text_recall_chance": 1 / 150}
-    assert advise(far)[0] is Verdict.TOO_FAR
-    assert advise(far | knows)[0] is Verdict.TOO_FAR
-    verdict, sentence = advise(far | knows | {"text_recall_real": 1 / 150})
-    assert verdict is Verdict.CANNOT_TELL
-    assert "(0.7%)" in sentence
+def known(value: float, spread: float = 0.0, n: int = 200) -> Estimate:
+    return Estimate(value, value - spread, value + spread, n)
+
+
+def advice(near: float, auc: float, spread: float = 0.0, **more: Estimate) -> Verdict:
+    metrics = {
+        "margin": known(near, spread),
+        "unpaired_cosine": known(0.0),
+        "probe_auc": known(auc, spread),
+    }
+    return advise(metrics | more, 1 / 150)[0]
 
 
 def test_the_thresholds_separate_the_verdicts() -> None:
-    def verdict(near: float, auc: float) -> Verdict:
-        values = {"paired_cosine": near, "unpaired_cosine": 0.0, "probe_auc": auc}
-        return advise(values)[0]
+    assert advice(NEAR, INDISTINGUISHABLE) is Verdict.TRAIN_AS_IS
+    assert advice(NEAR, INDISTINGUISHABLE + 0.01) is Verdict.ALIGN_FIRST
+    assert advice(NEAR - 0.01, 0.5) is Verdict.ALIGN_FIRST
+    assert advice(FAR, 1.0) is Verdict.ALIGN_FIRST
+    assert advice(FAR - 0.01, 1.0) is Verdict.TOO_FAR
+    assert advise({"probe_auc": known(0.55)})[0] is Verdict.TRAIN_AS_IS
+    assert advise({"probe_auc": known(0.65)})[0] is Verdict.ALIGN_FIRST
+    assert closeness(0.5, 0.16) == pytest.approx(0.595, abs=1e-3)
 
-    assert verdict(NEAR, INDISTINGUISHABLE) is Verdict.TRAIN_AS_IS
-    assert verdict(NEAR, INDISTINGUISHABLE + 0.01) is Verdict.ALIGN_FIRST
-    assert verdict(NEAR - 0.01, 0.5) is Verdict.ALIGN_FIRST
-    assert verdict(FAR, 1.0) is Verdict.ALIGN_FIRST
-    assert verdict(FAR - 0.01, 1.0) is Verdict.TOO_FAR
-    assert advise({"probe_auc": 0.55})[0] is Verdict.TRAIN_AS_IS
-    assert closeness(0.66, 0.16) == pytest.approx(0.595, abs=1e-3)
+
+@pytest.mark.parametrize(
+    ("near", "auc"), [(NEAR, 0.5), (0.9, INDISTINGUISHABLE), (FAR, 1.0), (FAR - 0.01, 1.0)]
+)
+def test_an_interval_across_a_threshold_decides_nothing(near: float, auc: float) -> None:
+    assert advice(near, auc, spread=0.05) is Verdict.CANNOT_TELL
+    apart = {"probe_auc": known(INDISTINGUISHABLE, 0.05)}
+    assert advise(apart)[0] is Verdict.CANNOT_TELL
+    unknown = {"probe_auc": Estimate(0.9, math.nan, math.nan, 200)}
+    assert advise(unknown)[0] is Verdict.CANNOT_TELL
+
+
+def test_an_encoder_that_does_not_know_the_real_images_judges_nothing() -> None:
+    for near, auc in ((0.05, 0.99), (0.5, 0.99), (0.9, 0.5)):
+        assert advice(near, auc) is not Verdict.CANNOT_TELL
+        knows, guesses = {"text_recall_real": known(0.5)}, {"text_recall_real": known(1 / 150)}
+        assert advice(near, auc, **knows) is advice(near, auc)
+        assert advice(near, auc, **guesses) is Verdict.CANNOT_TELL
+        unsure = {"text_recall_real": known(0.05, 0.045)}
+        assert advice(near, auc, **unsure) is Verdict.CANNOT_TELL
+    classes = {"class_margin": known(0.1), "real_class_margin": known(0.01, 0.02)}
+    assert advise({"probe_auc": known(0.9), **classes})[0] is Verdict.CANNOT_TELL
+
+
+def test_a_few_images_decide_nothing() -> None:
+    real, _ = pairs_of(FEWEST - 1, noise=0, shift=0)
+    for generated in (real, real + 3):
+        assert verdict_of(paired_gap(real, generated)) == "cannot_tell"
+        assert verdict_of(unpaired_gap(real[:2], generated[:2])) == "cannot_tell"
+
+
+def test_diversity_and_text_cosines_are_measured() -> None:
+    real, generated = classes_of(noise=0.3)
+    numbers = torch.arange(3).repeat_interleave(40)
+    means = torch.stack([real.features[numbers == at].mean(0) for at in range(3)])
+    texts = Texts(means, numbers, numbers)
+    found = measure(real, generated, paired=False, texts=texts, config=QUICK)
+    values = values_of(found)
+    rows = [torch.nn.functional.normalize(one.features, dim=-1) for one in (real, generated)]
+    wanted = diversity(*rows, resamples=2)
+    assert {name: values[name] for name in wanted} == {n: one.value for n, one in wanted.items()}
+    assert "coverage" in found.details["groups"]["classes"]["cat"]["metrics"]
+    cosines = torch.nn.functional.cosine_similarity(real.features, means[numbers])
+    assert values["text_cosine_real"] == pytest.approx(float(cosines.mean()), abs=1e-6)
+    assert 0 < values["text_cosine_generated"] < values["text_cosine_real"]
 
 
 def test_features_that_do_not_fit_are_refused() -> None:
@@ -150,9 +206,13 @@ def test_classes_stand_in_for_pairs() -> None:
     assert values["class_margin"] / values["real_class_margin"] == pytest.approx(1, abs=0.15)
     assert values["class_r1"] > 0.9
     assert verdict_of(found) != "too_far"
-    lost = measure(real, classes_of(noise=0.3, follow=False)[1], paired=False, config=QUICK)
-    assert verdict_of(lost) == "too_far"
-    assert lost.metrics["class_r1"].value < 0.6
+    real, lost = (
+        classes_of(noise=0.3, follow=follow, each=400)[at]
+        for at, follow in enumerate((True, False))
+    )
+    found = measure(real, lost, paired=False, config=QUICK)
+    assert verdict_of(found) == "too_far"
+    assert found.metrics["class_r1"].value < 0.6
 
 
 def test_every_class_and_generator_is_measured_by_itself() -> None:

@@ -1,14 +1,16 @@
 """What to do about a gap: train as it is, align first, or look for a better generator.
 
 The thresholds are rules of thumb, not findings: they put the three cases in order, and a short
-alignment with its guard is the real answer. Each compares numbers that do not depend on how wide
-an encoder spreads its features.
+alignment with its guard is the real answer. A verdict needs intervals that exclude the other two.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
+
+from gmail_align.metrics.bootstrap import Estimate
 
 NEAR = 0.8
 """Closeness from which generated features stand for real ones."""
@@ -18,9 +20,10 @@ INDISTINGUISHABLE = 0.6
 """Probe AUC up to which a linear probe, and so a linear head, can hardly use the difference."""
 ALIKE = 0.999
 """Mean cosine of unrelated images from which an encoder tells no image from another."""
-
 KNOWING = 2.0
 """Times chance that an encoder has to find the text of a real image before it can judge any."""
+FEWEST = 20
+"""Images of each kind below which an interval of resampled images is too narrow to be trusted."""
 
 THRESHOLDS: Mapping[str, float] = {
     "near": NEAR,
@@ -30,7 +33,7 @@ THRESHOLDS: Mapping[str, float] = {
 
 
 class Verdict(StrEnum):
-    """The three things one can do, and the one case in which the numbers say nothing."""
+    """The three things one can do, and the case in which the numbers do not decide."""
 
     TRAIN_AS_IS = "train_as_is"
     ALIGN_FIRST = "align_first"
@@ -38,70 +41,109 @@ class Verdict(StrEnum):
     CANNOT_TELL = "cannot_tell"
 
 
-def closeness(paired_cosine: float, unpaired_cosine: float) -> float:
+def closeness(margin: float, unpaired_cosine: float) -> float:
     """Return how far a pair is on the way from two unrelated images (0) to one and the same (1)."""
-    return (paired_cosine - unpaired_cosine) / max(1 - unpaired_cosine, 1e-6)
+    return margin / max(1 - unpaired_cosine, 1e-6)
 
 
-def class_closeness(class_margin: float, real_class_margin: float) -> float:
-    """Return how much of the class structure of real images generated ones show: 0 none, 1 all."""
-    return class_margin / max(real_class_margin, 1e-6)
-
-
-def advise(values: Mapping[str, float]) -> tuple[Verdict, str]:
+def advise(metrics: Mapping[str, Estimate], chance: float | None = None) -> tuple[Verdict, str]:
     """Return the verdict and one sentence that says why.
 
+    Whether the numbers can decide at all is asked first.
+
     Args:
-        values: Metric name -> value; ``probe_auc`` is needed, ``paired_cosine`` and
-            ``unpaired_cosine`` where the sets are paired, ``class_margin`` and
-            ``real_class_margin`` where they share classes, ``text_recall_real`` and
-            ``text_recall_chance`` where they have texts.
+        metrics: ``probe_auc`` is needed; ``margin`` and ``unpaired_cosine`` where the sets are
+            paired, ``class_margin`` and ``real_class_margin`` where they share classes, and
+            ``text_recall_real`` where they have texts.
+        chance: Text recall of an encoder that guesses.
     """
-    if values.get("unpaired_cosine", 0.0) > ALIKE:
-        return Verdict.CANNOT_TELL, (
-            "Nothing can be told: to this encoder unrelated images are all alike (mean cosine"
-            f" {values['unpaired_cosine']:.4f}); measure with another encoder."
-        )
-    auc = values["probe_auc"]
-    told = f"a linear probe tells real from generated with AUC {auc:.2f}"
-    measured = _near(values)
-    if measured is None:
-        if auc <= INDISTINGUISHABLE:
-            return Verdict.TRAIN_AS_IS, f"Train as is: {told}, which is hardly more than chance."
-        return Verdict.ALIGN_FIRST, (
-            f"Align first: {told}; give pairs (real and generated image of one caption) or classes"
-            " to see whether the generator follows its captions."
-        )
-    near, share = measured
-    if near < FAR and not _knows(values):
-        return Verdict.CANNOT_TELL, (
-            "Nothing can be told: this encoder finds the text of a real image about as seldom as"
-            f" chance does ({values['text_recall_real']:.1%}), so it does not know such images;"
-            " measure with another encoder."
-        )
-    if near < FAR:
+    doubt = _doubt(metrics, chance)
+    if doubt is not None:
+        return Verdict.CANNOT_TELL, f"Nothing can be told: {doubt}."
+    auc = metrics["probe_auc"]
+    told = f"a linear probe tells real from generated with AUC {_shown(auc)}"
+    near, share = _closeness(metrics)
+    if near is not None and near.high < FAR:
         return Verdict.TOO_FAR, (
             f"The generator is too far: {share}, so most of what the captions say is not in the"
             " images and no alignment can add it; use a better generator or other prompts."
         )
-    if near >= NEAR and auc <= INDISTINGUISHABLE:
-        return Verdict.TRAIN_AS_IS, f"Train as is: {share}, and {told}."
-    return Verdict.ALIGN_FIRST, f"Align first: {share}, and {told}."
+    alike = auc.high <= INDISTINGUISHABLE
+    if alike and (near is None or near.low >= NEAR):
+        why = (
+            f"{told}, which is hardly more than chance" if near is None else f"{share}, and {told}"
+        )
+        return Verdict.TRAIN_AS_IS, f"Train as is: {why}."
+    apart = auc.low > INDISTINGUISHABLE or (near is not None and near.high < NEAR)
+    if apart and near is None:
+        return Verdict.ALIGN_FIRST, (
+            f"Align first: {told}; give pairs (real and generated image of one caption) or classes"
+            " to see whether the generator follows its captions."
+        )
+    if apart and near is not None and near.low >= FAR:
+        return Verdict.ALIGN_FIRST, f"Align first: {share}, and {told}."
+    open_question = told if near is None else f"{share}, and {told}"
+    return Verdict.CANNOT_TELL, (
+        f"Nothing can be told: {open_question}; these intervals fit more than one verdict, so"
+        " measure more images."
+    )
 
 
-def _knows(values: Mapping[str, float]) -> bool:
-    """Whether the encoder finds the texts of real images, or there are no texts to ask it for."""
-    if "text_recall_real" not in values:
-        return True
-    return values["text_recall_real"] > KNOWING * values["text_recall_chance"]
-
-
-def _near(values: Mapping[str, float]) -> tuple[float, str] | None:
-    """Return the closeness by pairs, or else by classes, in a number and in words."""
-    if "paired_cosine" in values:
-        near = closeness(values["paired_cosine"], values["unpaired_cosine"])
-        return near, f"a pair is {near:.0%} of the way from unrelated to identical"
-    if "class_margin" in values:
-        near = class_closeness(values["class_margin"], values["real_class_margin"])
-        return near, f"generated images stand out as their class {near:.0%} as much as real ones do"
+def _doubt(metrics: Mapping[str, Estimate], chance: float | None) -> str | None:
+    """Say why the numbers cannot decide, whatever they are; None if they can."""
+    fewest = min(metrics["probe_auc"].n, *(one.n for one in metrics.values()))
+    if fewest < FEWEST:
+        return f"{fewest} images of each kind are too few; give at least {FEWEST}"
+    unpaired = metrics.get("unpaired_cosine")
+    if unpaired is not None and unpaired.value > ALIKE:
+        return (
+            "to this encoder unrelated images are all alike (mean cosine"
+            f" {unpaired.value:.4f}); measure with another encoder"
+        )
+    recall, other = metrics.get("text_recall_real"), "measure with another encoder"
+    if recall is not None and chance is not None:
+        needed = min(KNOWING * chance, (1 + chance) / 2)
+        if not recall.low > needed:
+            return (
+                "this encoder finds the text of a real image hardly more often than chance"
+                f" ({recall.value:.1%} against {chance:.1%}), so it does not know such images;"
+                f" {other}"
+            )
+    classes = metrics.get("real_class_margin")
+    if classes is not None and not classes.low > 0:
+        return f"this encoder does not tell the classes of real images apart; {other}"
     return None
+
+
+def _closeness(metrics: Mapping[str, Estimate]) -> tuple[Estimate | None, str]:
+    """Return the closeness by pairs, or else by classes, with its interval, and in words."""
+    if "margin" in metrics:
+        own, unpaired = metrics["margin"], metrics["unpaired_cosine"].value
+        values = [closeness(one, unpaired) for one in (own.value, own.low, own.high)]
+        near = Estimate(values[0], values[1], values[2], own.n)
+        return _bounded(near), f"a pair is {_percent(near)} of the way from unrelated to identical"
+    if "class_margin" in metrics:
+        own, real = metrics["class_margin"], metrics["real_class_margin"]
+        least, most = max(real.low, 1e-6), max(real.high, 1e-6)
+        ends = [one / bound for one in (own.low, own.high) for bound in (least, most)]
+        near = Estimate(own.value / max(real.value, 1e-6), min(ends), max(ends), own.n)
+        share = (
+            f"generated images stand out as their class {_percent(near)} as much as real ones do"
+        )
+        return _bounded(near), share
+    return None, ""
+
+
+def _bounded(one: Estimate) -> Estimate:
+    """Return an estimate whose unknown interval holds everything."""
+    if math.isnan(one.low) or math.isnan(one.high):
+        return Estimate(one.value, -math.inf, math.inf, one.n)
+    return one
+
+
+def _percent(one: Estimate) -> str:
+    return f"{one.value:.0%} ({one.low:.0%} to {one.high:.0%})"
+
+
+def _shown(one: Estimate) -> str:
+    return f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})"

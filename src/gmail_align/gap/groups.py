@@ -13,6 +13,7 @@ from gmail_align.gap.config import GapConfig
 from gmail_align.gap.feature_sets import FeatureSet, class_numbers, sample_rows
 from gmail_align.metrics.bootstrap import bootstrap_mean
 from gmail_align.metrics.distances import cmmd_influence, distance_estimate
+from gmail_align.metrics.diversity import NEIGHBOURS, diversity
 from gmail_align.metrics.gap import gap_metrics
 from gmail_align.metrics.gap_classes import nearest_is_of_class
 from gmail_align.metrics.ranks import unit_rows
@@ -77,6 +78,9 @@ def _measure(
     kept = {name: metrics[name] for name in (_SHOWN if paired else _SHOWN_UNPAIRED)}
     owner = np.arange(count) if paired else None
     kept["cmmd"] = distance_estimate(cmmd_influence(*both), owner)
+    if count > NEIGHBOURS:
+        rows = [unit_rows(one) for one in both]
+        kept |= diversity(*rows, resamples=config.resamples, seed=seed)
     if hits is not None:
         own = hits[made].numpy()
         kept["class_r1"] = bootstrap_mean(own, resamples=config.resamples, seed=seed)

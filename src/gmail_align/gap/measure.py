@@ -17,7 +17,7 @@ from gmail_align.gap.advice import THRESHOLDS, advise
 from gmail_align.gap.config import GapConfig
 from gmail_align.gap.feature_sets import FeatureSet, class_numbers, sampled
 from gmail_align.gap.groups import measure_groups
-from gmail_align.metrics.bootstrap import Estimate, cluster_index
+from gmail_align.metrics.bootstrap import Estimate, bootstrap_mean, cluster_index
 from gmail_align.metrics.distances import (
     cmmd,
     cmmd_influence,
@@ -25,9 +25,10 @@ from gmail_align.metrics.distances import (
     frechet_distance,
     frechet_influence,
 )
+from gmail_align.metrics.diversity import NEIGHBOURS, diversity
 from gmail_align.metrics.gap import gap_metrics
 from gmail_align.metrics.gap_classes import class_gap, text_recall
-from gmail_align.metrics.ranks import require_features, require_pairs
+from gmail_align.metrics.ranks import require_features, require_pairs, unit_rows
 
 UNPAIRED = ("unpaired_cosine", "probe_auc", "centroid_distance", "norm_ratio")
 """Metrics of pairs that keep their meaning when rows are matched at random."""
@@ -104,12 +105,12 @@ def measure(
     found = {name: one for name, one in found.items() if name not in unavailable}
     found |= _distances(real, generated, owner if paired else None)
     found |= _by_class(real, generated, unavailable, how)
-    chance: dict[str, float] = {}
+    found |= _diversity(real, generated, unavailable, how)
+    chance = None
     if texts is not None:
         understood, count = _understood((real, generated), texts, rows, unavailable, how)
-        found, chance = found | understood, {"text_recall_chance": 1 / count}
-    values = {name: estimate.value for name, estimate in found.items()}
-    verdict, sentence = advise(values | chance)
+        found, chance = found | understood, 1 / count
+    verdict, sentence = advise(found, chance)
     details = {
         "floor": _floor(real.features, seed),
         "groups": measure_groups(real, generated, paired=paired, config=config, seed=seed),
@@ -167,22 +168,38 @@ def _by_class(
     return class_gap(real.features, generated.features, first, second, **how)
 
 
+def _diversity(
+    real: FeatureSet, generated: FeatureSet, unavailable: dict[str, str], how: dict[str, Any]
+) -> dict[str, Estimate]:
+    """Estimate precision, recall, density and coverage of features of length one."""
+    if len(real) <= NEIGHBOURS:
+        unavailable["coverage"] = f"it needs more than {NEIGHBOURS} images of each kind"
+        return {}
+    return diversity(unit_rows(real.features), unit_rows(generated.features), **how)
+
+
 def _understood(
-    sides: tuple[FeatureSet, FeatureSet],
+    sets: tuple[FeatureSet, FeatureSet],
     texts: Texts,
     rows: tuple[Tensor, Tensor],
     unavailable: dict[str, str],
     how: dict[str, Any],
 ) -> tuple[dict[str, Estimate], int]:
-    """Estimate how often each side's images find their own text among so many of both sides."""
-    wanted = {"text_recall_real": texts.real, "text_recall_generated": texts.generated}
-    chosen = zip(wanted.items(), sides, rows, strict=True)
-    told = [(name, side, own[at]) for (name, own), side, at in chosen if own is not None]
-    unavailable |= {name: _NO_TEXTS for name, own in wanted.items() if own is None}
+    """Estimate how well each set's images are understood by their own texts.
+
+    Returns:
+        ``text_recall_real``, ``text_cosine_real`` and the same of generated images; and among how
+        many texts an image's own is looked for.
+    """
+    own_texts = {"real": texts.real, "generated": texts.generated}
+    chosen = zip(own_texts.items(), sets, rows, strict=True)
+    told = [(name, one, own[at]) for (name, own), one, at in chosen if own is not None]
+    unavailable |= {f"text_recall_{n}": _NO_TEXTS for n, own in own_texts.items() if own is None}
     used, places = torch.unique(torch.cat([own for _, _, own in told]), return_inverse=True)
     parts = torch.split(places, [len(own) for _, _, own in told])
-    found = {
-        name: text_recall(side.features, texts.features[used], place, **how)
-        for (name, side, _), place in zip(told, parts, strict=True)
-    }
+    found: dict[str, Estimate] = {}
+    for (name, one, own), place in zip(told, parts, strict=True):
+        found[f"text_recall_{name}"] = text_recall(one.features, texts.features[used], place, **how)
+        cosines = (unit_rows(one.features) * unit_rows(texts.features[own])).sum(1)
+        found[f"text_cosine_{name}"] = bootstrap_mean(cosines.double().numpy(), **how)
     return found, len(used)

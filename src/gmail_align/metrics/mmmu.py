@@ -101,7 +101,7 @@ def read_last_answer(response: str, choices: Mapping[str, str | None]) -> str | 
     plain = _MARKS.sub("", response).strip()
     stated = [letter for letter in _STATED.findall(plain) if letter in choices]
     if stated:
-        return stated[-1]
+        return str(stated[-1])
     lines = plain.split("\n")
     for line in (lines[-1], lines[0]):
         begun = _BEGUN.match(line.strip())

@@ -47,6 +47,39 @@ GAP_MEASURES: Final[dict[str, Measure]] = {
         "The same of generated images: whether they show what their caption says.",
         PERCENT,
     ),
+    "text_cosine_real": Measure(
+        "Text cosine of real images",
+        "reference",
+        "Mean cosine of a real image and its own caption, or its class.",
+    ),
+    "text_cosine_generated": Measure(
+        "Text cosine of generated images",
+        "reference",
+        "The same of generated images.",
+    ),
+    "precision": Measure(
+        "Precision, %",
+        "higher",
+        "Generated images that lie among real ones (the ball to the 5th nearest neighbour).",
+        PERCENT,
+    ),
+    "recall": Measure(
+        "Recall, %",
+        "higher",
+        "Real images that lie among generated ones: how much of the variety is generated.",
+        PERCENT,
+    ),
+    "density": Measure(
+        "Density",
+        "higher",
+        "How crowded with real images the places of generated images are; 1 is as usual.",
+    ),
+    "coverage": Measure(
+        "Coverage, %",
+        "higher",
+        "Real images that have a generated one nearby (Naeem et al. 2020).",
+        PERCENT,
+    ),
     "cmmd": Measure(
         "CMMD",
         "lower",
@@ -66,6 +99,8 @@ GROUP_COLUMNS: Final[dict[str, tuple[str, Unit]]] = {
     "gen_to_real_r1": ("R@1, %", PERCENT),
     "class_r1": ("Nearest real is of the class, %", PERCENT),
     "probe_auc": ("Probe AUC", PLAIN),
+    "precision": ("Precision, %", PERCENT),
+    "coverage": ("Coverage, %", PERCENT),
     "centroid_distance": ("Centroid distance", PLAIN),
     "cmmd": ("CMMD", PLAIN),
 }
