@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from gmail_align import __version__
 from gmail_align.cli import runs
 from gmail_align.cli.main import COMMANDS, Entry, app
-from gmail_align.errors import DataError, Terminated, TrainingError
+from gmail_align.errors import DataError, ModelError, Terminated, TrainingError
 
 GMAIL_ALIGN = [sys.executable, "-m", "gmail_align"]
 REFUSALS = (errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
@@ -168,6 +168,11 @@ def test_wrong_usage_exits_with_2(words, message):
     assert ran.stdout == ""
 
 
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "sentence"),
     [
@@ -176,6 +181,11 @@ def test_wrong_usage_exits_with_2(words, message):
         (FileNotFoundError(2, "no", b"/x"), 2, "gmail-align: /x cannot be used"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "gmail-align: no space is left"),
         (RuntimeError("writing: No space left on device (28)"), 2, "gmail-align: no space is left"),
+        (
+            caused(ModelError("/x is damaged"), PermissionError(13, "Permission denied", "/x")),
+            2,
+            "gmail-align: /x cannot be used: Permission denied",
+        ),
         (KeyboardInterrupt(), 130, "gmail-align: interrupted; run the same command again"),
         (Terminated(), 143, "gmail-align: terminated; run the same command again"),
         (TrainingError("the loss is nan"), 2, "gmail-align: the loss is nan"),

@@ -193,26 +193,36 @@ def exit_codes() -> Iterator[None]:
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise
     except Exception as error:
-        if isinstance(error, UserError) or _names_a_path(error):
-            _complain(_sentence(error))
-            raise typer.Exit(2) from None
-        if "No space left on device" in str(error):
-            _complain("no space is left to write the output: free some and run again")
-            raise typer.Exit(2) from None
-        if _is_out_of_memory(error):
-            _complain(
-                "not enough memory: take a smaller batch or fewer workers, or close other "
-                f"programs, and run the same command again ({_sentence(error)[:200]})"
-            )
-        elif isinstance(error, GmailAlignError):
-            _complain(_sentence(error))
-        else:
-            progress.end_line()
-            sys.stderr.write(printable("".join(traceback.format_exception(error))))
-            _complain(
-                f"this is a failure of gmail-align: {type(error).__name__}: {_sentence(error)}"
-            )
-        raise typer.Exit(1) from None
+        raise typer.Exit(_report(_permission_denied(error) or error)) from None
+
+
+def _report(error: Exception) -> int:
+    """Write what went wrong to stderr, and return the exit code."""
+    if isinstance(error, UserError) or _names_a_path(error):
+        _complain(_sentence(error))
+        return 2
+    if "No space left on device" in str(error):
+        _complain("no space is left to write the output: free some and run again")
+        return 2
+    if _is_out_of_memory(error):
+        _complain(
+            "not enough memory: take a smaller batch or fewer workers, or close other programs, "
+            f"and run the same command again ({_sentence(error)[:200]})"
+        )
+    elif isinstance(error, GmailAlignError):
+        _complain(_sentence(error))
+    else:
+        progress.end_line()
+        sys.stderr.write(printable("".join(traceback.format_exception(error))))
+        _complain(f"this is a failure of gmail-align: {type(error).__name__}: {_sentence(error)}")
+    return 1
+
+
+def _permission_denied(error: BaseException | None) -> PermissionError | None:
+    """Return the refusal that an error comes from: what may not be read is not damaged."""
+    while error is not None and not isinstance(error, PermissionError):
+        error = error.__cause__
+    return error if _path_of(error) is not None else None
 
 
 def _names_a_path(error: Exception) -> bool:
@@ -221,7 +231,7 @@ def _names_a_path(error: Exception) -> bool:
     return path is not None and not Path(path).is_relative_to(Path(__file__).parents[1])
 
 
-def _path_of(error: BaseException) -> str | None:
+def _path_of(error: BaseException | None) -> str | None:
     """Return the path that the operating system names; None for other errors."""
     name = error.filename if isinstance(error, OSError) else None
     return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else None
