@@ -72,7 +72,7 @@ def test_openai_and_open_clip(act: str, kind: str, pixels: torch.Tensor, tmp_pat
     elif kind == "pt":
         torch.save(state, path)
     else:
-        prefixed = {f"module.{name}": tensor for name, tensor in state.items()}
+        prefixed = {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}
         torch.save({"epoch": 3, "state_dict": prefixed, "args": argparse.Namespace(lr=1)}, path)
     made = convert(path, tmp_path / "out", ConvertConfig(activation=act))
     assert_same(made, model, pixels, texts(60, 77))

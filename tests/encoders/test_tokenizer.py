@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import ModelError
@@ -58,6 +59,17 @@ def test_no_tokenizer_matters_only_for_texts(build_clip: BuildClip, tmp_path: Pa
     encoder = GmailEncoder.from_pretrained(folder)
     with pytest.raises(ModelError, match="tokenizer"):
         encoder.encode_texts(["a"])
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(
+    build_clip: BuildClip, tmp_path: Path
+) -> None:
+    folder = build_clip(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<sks>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=f"{len(tokenizer) - 1}"):
+        _texts(folder)
 
 
 def test_a_damaged_tokenizer_is_refused(build_clip: BuildClip, tmp_path: Path) -> None:

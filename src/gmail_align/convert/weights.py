@@ -18,7 +18,8 @@ from torch import Tensor
 from gmail_align.errors import ModelError
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-_PREFIX = "module."
+_PREFIXES = ("module.", "_orig_mod.")
+"""What training on several processes, and compilation, put before every name."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -26,7 +27,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     PyTorch files go through its weights-only unpickler, which makes tensors and plain containers
     (and ``argparse.Namespace``, in which old training scripts keep their settings) and refuses all
-    else. A state may lie inside ``state_dict`` or ``model``, and a ``module.`` prefix is removed.
+    else. A state may lie inside ``state_dict`` or ``model``, and prefixes of
+    wrappers (``module.``, ``_orig_mod.``) are removed.
 
     Raises:
         ModelError: the file is missing, damaged, a TorchScript archive, or would have to be
@@ -41,7 +43,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     state = _unwrap(content)
     if not state:
         raise ModelError(f"{path} does not hold tensors by name: it is not a state dict")
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
+    for prefix in _PREFIXES:
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def _read_torch(path: Path) -> Any:

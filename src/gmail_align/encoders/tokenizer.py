@@ -21,11 +21,16 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in _VOCABULARIES)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     """Load a folder's tokenizer.
 
+    Args:
+        folder: The model's folder.
+        vocabulary: Token ids that the text tower has embeddings for.
+
     Raises:
-        ModelError: it is missing or damaged, or adds no padding or no end of text.
+        ModelError: it is missing or damaged, adds no padding or no end of text, or has tokens that
+            the text tower does not have.
     """
     path = next((folder / name for name in _VOCABULARIES if (folder / name).exists()), None)
     if path is None:
@@ -39,6 +44,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"the tokenizer of {folder} has no padding token")
     if tokenizer.eos_token_id is None or tokenizer.eos_token_id not in ids:
         raise ModelError(f"the tokenizer of {folder} puts no end-of-text token behind a text")
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocabulary:
+        raise ModelError(
+            f"the tokenizer of {folder} has token ids up to {largest}, but the text tower has "
+            f"{vocabulary} embeddings: use the tokenizer that belongs to the model"
+        )
     return tokenizer
 
 

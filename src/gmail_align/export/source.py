@@ -26,6 +26,8 @@ from gmail_align.encoders.tokenizer import has_tokenizer
 
 TEXTS = ("A red ball on the grass.", "TWO cubes, and a Cat", "a photo of a very long text " * 40)
 """Texts that each format has to embed as the encoder does: with capitals, and longer than any."""
+_PIPELINE_LENGTH = 64
+"""Tokens to which transformers' zero-shot pipeline pads the texts of every SigLIP."""
 PHOTO_TOLERANCE = 0.01
 """Largest difference of a photo's features: libraries differ in how they round when they resize."""
 
@@ -92,6 +94,12 @@ class ExportSource:
                 "Texts have to be padded to the full length: "
                 '`tokenizer(texts, padding="max_length", truncation=True)`.'
             )
+            length = self.encoder.backbone.text_length
+            if length < _PIPELINE_LENGTH:
+                self.notes.append(
+                    f"transformers' zero-shot pipeline pads to {_PIPELINE_LENGTH} tokens, and this "
+                    f"model has {length}: call the model itself."
+                )
 
     @torch.no_grad()
     def check(self, what: str, image: Callable[[Tensor], Tensor]) -> float:

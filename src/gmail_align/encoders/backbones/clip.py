@@ -55,7 +55,8 @@ class ClipBackbone(Backbone):
             ModelError: it is missing or damaged, or the text tower would not pool at its
                 end-of-text token.
         """
-        tokenizer, pooled = load_tokenizer(folder), self.text_config.eos_token_id
+        text = self.text_config
+        tokenizer, pooled = load_tokenizer(folder, text.vocab_size), text.eos_token_id
         end = tokenizer.eos_token_id
         if pooled == _ARGMAX_POOLING and end != len(tokenizer) - 1:
             raise ModelError(

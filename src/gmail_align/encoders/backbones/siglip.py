@@ -62,7 +62,7 @@ class SiglipBackbone(Backbone):
         if (folder / "spiece.model").exists() and not (folder / "tokenizer.json").exists():
             require("sentencepiece", "siglip")
             require("google.protobuf", "siglip")
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, self.text_config.vocab_size)
         of_gemma = any(name in type(tokenizer).__name__ for name in ("Gemma", "Siglip2"))
         if of_gemma or self.text_config.vocab_size >= _GEMMA_VOCABULARY:
             return _lower_case(tokenizer)
