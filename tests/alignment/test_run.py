@@ -159,7 +159,7 @@ def test_the_guard_refuses_training_that_hurts(
 
 def test_a_finished_alignment_is_not_repeated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     made = run(CONFIG)
-    monkeypatch.setattr(module, "_prepare", None)
+    monkeypatch.setattr(module, "prepare", None)
     assert run(CONFIG) == made
     assert run(CONFIG.model_copy(update={"device": "cpu"})) == made
     with pytest.raises(ArtifactError, match=r"config\.temperature"):
@@ -205,9 +205,9 @@ def test_training_and_guard_share_no_real_image(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tasks: list[Any] = []
-    prepare = module._prepare
+    prepare = module.prepare
     monkeypatch.setattr(
-        module, "_prepare", lambda *given: tasks.append(prepare(*given)) or tasks[-1]
+        module, "prepare", lambda *given: tasks.append(prepare(*given)) or tasks[-1]
     )
     run(CONFIG, cache=tmp_path / "cache")
     trained, held = (

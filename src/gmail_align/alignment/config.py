@@ -53,6 +53,10 @@ class AlignWeights(Config):
 class AlignConfig(Config):
     """Alignment of generated images to the frozen features of real ones (GMAIL Sec. 3, App. A)."""
 
+    method: Literal["gmail", "mean_shift", "shift_scale", "coral"] = "gmail"
+    """``gmail`` trains. The others train nothing: they are affine maps of generated features that
+    match the statistics of frozen real ones (their mean; their mean and total variance; their mean
+    and covariance). Of the other settings they read those of the guard."""
     weights: AlignWeights = AlignWeights()
     """Weight of each loss term."""
     temperature: float = Field(default=0.07, gt=0)
@@ -104,9 +108,10 @@ class AlignConfig(Config):
     """How much retrieval (R@1) the deployed route may lose on held-out real images: a step that
     loses more is never kept. ``noise``: no loss beyond its 95% interval. A number: no larger loss
     than that. None: any loss."""
-    apply: Literal["beyond_noise", "best"] = "beyond_noise"
+    apply: Literal["beyond_noise", "best", "always"] = "beyond_noise"
     """When the kept step is applied. ``beyond_noise``: the 95% interval of its gain over the plain
-    model on the held-out pairs lies above 0. ``best``: its score is the best."""
+    model on the held-out pairs lies above 0. ``best``: its score is the best. ``always``: whatever
+    it does, for a training-free method that serves as a baseline."""
     strengths: tuple[PositiveFloat, ...] = ()
     """After training, how much of the way from the plain CLIP (0) to the kept step (1) is tried;
     what is best on the held-out pairs is kept."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gmail_align.alignment.config import FIGURES, AlignConfig
+from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.embedding import (
     Batch,
     learned_temperature,
@@ -21,9 +20,11 @@ from gmail_align.alignment.embedding import (
 )
 from gmail_align.alignment.guard import Guard
 from gmail_align.alignment.interpolation import choose_strength, put
-from gmail_align.alignment.pair_index import REAL
-from gmail_align.alignment.task import BatchRequest, Task, gather, pair_ids, prepare
+from gmail_align.alignment.pair_index import COLUMNS, REAL
+from gmail_align.alignment.task import BatchRequest, TableMaker, Task, gather, pair_ids, prepare
 from gmail_align.alignment.terms import needed_features
+from gmail_align.alignment.training_free import MAPS, Moments, set_generated_head, settings_of
+from gmail_align.alignment.verdict import moved, verdict
 from gmail_align.artifacts import MANIFEST, Artifact, Draft, begin, load, write_json
 from gmail_align.data.batches import Batches
 from gmail_align.encoders.config import EncoderLayout
@@ -104,9 +105,15 @@ def align(
         if draft.complete is not None:
             return draft.complete
     here.wait()
-    encoder = _untrained(config, folder, seed)
-    task = _prepare(config, given, encoder, cache or out / WORK, seed)
-    notes = _Training(encoder, task, config, seed).run(out)
+    settings = config if config.method == "gmail" else settings_of(config)
+    encoder = _untrained(settings, folder, seed)
+    kept = Cache(cache or out / WORK)
+    task = here.first_alone(lambda: prepare(settings, given, encoder, kept, seed))
+    if config.method == "gmail":
+        notes = _Training(encoder, task, config, seed).run(out)
+    else:
+        tables = TableMaker(settings, task.index, encoder, kept)
+        notes = _fit_map(encoder, task, settings, tables, sources.generated)
     if draft is not None:
         _finish(draft, encoder, task, notes)
     here.wait()
@@ -138,6 +145,8 @@ def _check(config: AlignConfig, encoder: GmailEncoder) -> None:
         ConfigError: see above.
     """
     weights = config.weights
+    if config.apply == "always" and config.method == "gmail":
+        raise ConfigError("apply=always is for training-free methods: use best or beyond_noise")
     if not encoder.trainable(real_head="real" in needed_features(config)):
         raise ConfigError("nothing is trained: set encoder.tune or encoder.train_heads")
     if not encoder.has_texts and (weights.text_generated > 0 or weights.text_real > 0):
@@ -183,11 +192,26 @@ def _check_text_adapter(config: AlignConfig) -> None:
         )
 
 
-def _prepare(
-    config: AlignConfig, sources: dict[str, Artifact], encoder: GmailEncoder, cache: Path, seed: int
-) -> Task:
-    """Let the first process compute what is cached, and the others read it."""
-    return ranks().first_alone(lambda: prepare(config, sources, encoder, Cache(cache), seed))
+def _fit_map(
+    encoder: GmailEncoder,
+    task: Task,
+    config: AlignConfig,
+    tables: TableMaker,
+    generated: Artifact,
+) -> dict[str, Any]:
+    """Fit a training-free map to the training images' features and return the manifest's notes."""
+    here = ranks()
+    numbers = [np.unique(task.train[:, n]) for n in (COLUMNS.index("generated"), REAL)]
+    made = here.first_alone(lambda: tables.frozen(generated, "generated", numbers[0]))
+    features = (made, task.tables.known["frozen"])
+    moments = [Moments.of(t.array, t.rows_of(n)) for t, n in zip(features, numbers, strict=True)]
+    guard = Guard(encoder, task.held, config)
+    encoder.applied = False
+    start = {"step": 0.0, **here.from_first(guard.metrics)}
+    set_generated_head(encoder, MAPS[config.method](*moments))
+    encoder.applied, encoder.best_step = True, 1
+    kept = {"step": 1.0, **here.from_first(guard.metrics)}
+    return verdict(guard, start, kept)
 
 
 def _counts(task: Task) -> dict[str, int]:
@@ -229,32 +253,15 @@ class _Training:
             chosen = next(row for row in rows if row["kept"])
             notes["strengths"] = rows
             kept = {name: chosen.get(name, value) for name, value in kept.items()}
-        notes |= self._verdict(start, kept, before)
+        notes |= verdict(self.guard, start, kept)
+        if not self.encoder.applied:
+            put(self.parameters, before)
         if self.encoder.applied and self.log_scale is not None:
             notes["temperature"] = float(learned_temperature(self.log_scale.detach()))
         if self.encoder.applied and ranks().first:
             notes["drift"] = self.guard.drift()
-            say(_moved(notes["drift"]))
+            say(moved(notes["drift"]))
         return notes
-
-    def _verdict(
-        self, start: dict[str, float], kept: dict[str, float], before: dict[str, Tensor]
-    ) -> dict[str, Any]:
-        """Apply the kept step where its gain is beyond noise; else put the plain model back."""
-        notes: dict[str, Any] = {"guard": {"start": start, "kept": kept}}
-        message: str | None = _no_step(self.config)
-        if kept["step"] > 0:
-            say(_side_by_side(start, kept))
-            gain = ranks().from_first(lambda: asdict(self.guard.gain()))
-            notes["gain"], message = gain, _within_noise(self.config, gain)
-        if message is not None:
-            notes["message"] = message
-            say(message)
-            notes["guard"] |= {"kept": start, **({"refused": kept} if kept["step"] else {})}
-            put(self.parameters, before)
-            self.encoder.best_step, self.encoder.applied = 0, False
-        best = self.encoder.best_step
-        return {"best_step": best, "applied": self.encoder.applied, **notes}
 
     def _measure(self) -> dict[str, float]:
         return ranks().from_first(self.guard.metrics)
@@ -312,48 +319,3 @@ class _Training:
         path = folder / BROKEN
         write_json(path, {"step": error.step, "reason": str(error), "pairs": pairs})
         return TrainingError(f"{error}; the pairs of its batch are in {path}", error.step)
-
-
-def _goal(config: AlignConfig) -> str:
-    """Say what a step has to do to be kept."""
-    if config.guarded in FIGURES:
-        return f"raised the held-out {config.guarded}"
-    return f"lowered the held-out {config.guarded} loss"
-
-
-def _no_step(config: AlignConfig) -> str:
-    kept = "" if config.keep_real is None else " and kept the retrieval of real images"
-    return (
-        f"no step {_goal(config)}{kept}, so alignment is not applied: the encoder is the plain "
-        "model; try a lower rate, more pairs or other weights"
-    )
-
-
-def _within_noise(config: AlignConfig, gain: dict[str, float]) -> str | None:
-    """Say that a gain is not beyond noise; None where it is, or need not be."""
-    if gain["low"] > 0 or config.apply == "best":
-        return None
-    interval = f"{gain['low']:.4f} to {gain['high']:.4f}"
-    return (
-        f"the best step {_goal(config)} by {gain['value']:.4f} (95% interval {interval} over "
-        f"{gain['n']:.0f} images), which is within noise, so alignment is not applied: the encoder "
-        "is the plain model; try more pairs, a larger holdout or other weights"
-    )
-
-
-def _side_by_side(start: dict[str, float], kept: dict[str, float]) -> str:
-    """Show what the guard measured before training and at the kept step, in one line."""
-    shown = ("align_loss", "paired_cosine", "generated_real_r1", "retrieval", "zeroshot")
-    names = [name for name in shown if name in start and name in kept]
-    changes = [f"{name.replace('_', ' ')} {start[name]:.3f} -> {kept[name]:.3f}" for name in names]
-    return f"held out, before -> step {kept['step']:.0f}: {', '.join(changes)}"
-
-
-def _moved(drift: dict[str, float]) -> str:
-    """Say in one line what the alignment did to real images."""
-    line = f"real images moved by {drift['mean']:.3f} on average (1 - cosine, held out)"
-    if "retrieval" not in drift:
-        return line
-    return f"{line}; their retrieval R@1 went from {drift['retrieval_plain']:.3f} to " + (
-        f"{drift['retrieval']:.3f}"
-    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from gmail_align.alignment.config import AlignConfig
@@ -33,7 +35,7 @@ from gmail_align.features.cache import Cache
 from gmail_align.features.store import open_features
 from gmail_align.runtime import stable_seed
 
-Numbers = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.integer[Any]]
 """Numbers of a column of pairs."""
 _PAIRS_AN_IMAGE = 4
 """The guard looks at up to this many held-out pairs a held-out image, on average."""
@@ -52,11 +54,13 @@ class Table:
 
     def take(self, pairs: PairNumbers) -> Tensor:
         """Copy the rows of these pairs."""
-        places = pairs[:, COLUMNS.index(self.column)].astype(np.int64)
-        if self.rows is not None:
-            places = self.rows[places]
-            assert places.min(initial=0) >= 0, f"a pair reads a {self.column} row that is not here"
-        return self.array[torch.from_numpy(places)]
+        return self.array[self.rows_of(pairs[:, COLUMNS.index(self.column)])]
+
+    def rows_of(self, numbers: npt.NDArray[np.integer[Any]]) -> Int64[Tensor, " k"]:
+        """Return the rows of these numbers of the column."""
+        rows = numbers.astype(np.int64) if self.rows is None else self.rows[numbers]
+        assert rows.min(initial=0) >= 0, f"a pair reads a {self.column} row that is not here"
+        return torch.from_numpy(rows)
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def prepare(
     index = PairIndex(cache.made(pairs, "index", lambda folder: index_pairs(pairs, folder)))
     images = np.arange(index.count("real"))
     held_images = hold_out(images, config.holdout, config.holdout_limit, seed)
-    tables = _Tables(config, index, encoder, cache).open(sources, np.flatnonzero(held_images))
+    tables = TableMaker(config, index, encoder, cache).open(sources, np.flatnonzero(held_images))
     places = np.flatnonzero(held_images[index.rows[:, REAL]])
     held = _held_out(index.rows[_thin(places, config.holdout_limit, seed)], tables)
     classes = _known_classes(config, index, held, encoder, sources.get("classes"))
@@ -176,8 +180,8 @@ def _held_out(pairs: PairNumbers, tables: Tables) -> HeldOut:
     return HeldOut(pairs, first, image_of.reshape(-1).astype(np.int64), tables)
 
 
-class _Tables:
-    """Opens the tables that training and the guard read."""
+class TableMaker:
+    """Makes the tables that training and the guard read, once, in a cache."""
 
     def __init__(
         self, config: AlignConfig, index: PairIndex, encoder: GmailEncoder, cache: Cache
@@ -201,9 +205,9 @@ class _Tables:
             "real": self._pixels(real, "real", every if pixels else held),
         }
         needed = every if self.needs & {"frozen", "frozen_patches"} else held
-        known = {"frozen": self._features(self.cache.image_features, real, needed)}
+        known = {"frozen": self.frozen(real, "real", needed)}
         if "frozen_patches" in self.needs:
-            known["frozen_patches"] = self._features(self.cache.patch_features, real, needed)
+            known["frozen_patches"] = self.frozen(real, "real", needed, patches=True)
         if self.encoder.has_texts:
             self._texts(inputs, known)
         return Tables(inputs, known)
@@ -238,12 +242,21 @@ class _Tables:
         rows = self._rows(column, pixels.ids, numbers, images)
         return Table(pixels.array, column, rows)
 
-    def _features(
-        self, embed: Callable[..., Artifact], images: Artifact, numbers: Numbers
+    def frozen(
+        self, images: Artifact, column: str, numbers: Numbers, *, patches: bool = False
     ) -> Table:
-        ids = self.index.names_of("real", numbers)
+        """Embed images by the frozen route.
+
+        Args:
+            images: The image store.
+            column: ``real`` or ``generated``.
+            numbers: The numbers of the images that are needed.
+            patches: Whether means of patch tokens are wanted instead of features.
+        """
+        embed = self.cache.patch_features if patches else self.cache.image_features
+        ids = self.index.names_of(column, numbers)
         features = open_features(embed(images, self.encoder, ids, batch_size=self.batch_size))
-        return Table(features.array, "real", self._rows("real", features.ids, numbers, images))
+        return Table(features.array, column, self._rows(column, features.ids, numbers, images))
 
     def _rows(
         self, column: str, stored: Iterable[str], needed: Numbers, images: Artifact

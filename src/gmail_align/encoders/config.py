@@ -54,8 +54,9 @@ class EncoderLayout(Config):
     trunk: Literal["shared", "separate", "frozen_real"] = "shared"
     """Whether real images go through what generated images train (``shared``, the paper's),
     through an adapter or copy of their own, or through the frozen tower."""
-    head: Literal["linear", "residual", "mlp"] = "linear"
-    """``linear``: W x. ``residual``: W x + U gelu(V x), U = 0 at first. ``mlp``: W gelu(V x)."""
+    head: Literal["linear", "affine", "residual", "mlp"] = "linear"
+    """``linear``: W x. ``affine``: W x, and for generated images + b, b = 0 at first.
+    ``residual``: W x + U gelu(V x), U = 0 at first. ``mlp``: W gelu(V x)."""
     head_init: Literal["clip", "identity", "random"] = "clip"
     """What W begins as: the model's own projection, the identity or noise."""
     train_heads: bool = True

@@ -20,6 +20,21 @@ HEADS = "heads.safetensors"
 HIDDEN = "head_layers.safetensors"
 
 
+class Shift(nn.Module):
+    """What an affine head has beside its matrix W: b."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(
+        self, pooled: Float[Tensor, "b width"], weight: Float[Tensor, "dim width"]
+    ) -> Float[Tensor, "b dim"]:
+        """Apply the head with W = ``weight``."""
+        features: Tensor = linear(pooled, weight, self.bias)
+        return features
+
+
 class HiddenLayer(nn.Module):
     """What a head has beside its matrix W: V and, for a residual head, U."""
 
@@ -69,8 +84,10 @@ class Heads(nn.Module):
         self.generated = nn.Parameter(weight.clone()) if dual else self.real
         self.layers = nn.ModuleDict()
         """What heads that are not linear have beside their matrices."""
-        if layout.head != "linear":
-            dim, width = plain.shape
+        dim, width = plain.shape
+        if layout.head == "affine":
+            self.layers["generated" if dual else "real"] = Shift(dim)
+        elif layout.head != "linear":
             for name in ("real", "generated")[: 2 if dual else 1]:
                 start = stable_seed(seed, "head", "hidden")
                 self.layers[name] = HiddenLayer(layout.head, width, dim, start)

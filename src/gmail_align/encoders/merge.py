@@ -35,13 +35,13 @@ def head_weight(encoder: GmailEncoder, route: Route) -> Float[Tensor, "dim width
     """Return the matrix behind the trunk; None where the model has none.
 
     Raises:
-        ModelError: the head has a hidden layer, for which a plain model has no place.
+        ModelError: the head has a hidden layer or a shift, for which a plain model has no place.
     """
     if not encoder.applied:
         route = Route.FROZEN
     if route is not Route.FROZEN and encoder.heads.hidden(route):
         raise ModelError(
-            "the head of this encoder has a hidden layer, for which a plain model has no place: "
+            "the head of this encoder is more than a matrix, and a plain model cannot hold that: "
             "export it as onnx"
         )
     head = encoder.head(route)
