@@ -49,18 +49,24 @@ class DataSets:
     @cached_property
     def sets(self) -> dict[str, ImageSet]:
         """Name -> set of real images; shares of the training images are cut off here."""
-        tables = self.recipe.data
-        read = {n: self.read_set(n, one) for n, one in tables.items() if one.share is None}
+        tables, seed = self.recipe.data, self.recipe.seed
+        whole = {n: self.read_set(n, one) for n, one in tables.items() if one.share is None}
         for name in ("test", *(name for name in tables if name != "test")):
             share = tables[name].share
             if share is not None:
-                train, seed = read["train"], self.recipe.seed
+                train = whole["train"]
                 held, rest = (
                     HeldOut(train.captions, share, part, seed) for part in ("held", "rest")
                 )
-                read[name] = ImageSet(train.images, held, held, train.classes)
-                read["train"] = ImageSet(train.images, rest, rest, train.classes)
-        return read
+                whole[name] = ImageSet(train.images, held, held, train.classes)
+                whole["train"] = ImageSet(train.images, rest, rest, train.classes)
+        return {name: self._limited(one, tables[name].limit) for name, one in whole.items()}
+
+    def _limited(self, whole: ImageSet, limit: int | None) -> ImageSet:
+        if limit is None:
+            return whole
+        few = Choose(whole.captions, None, limit, self.recipe.seed)
+        return ImageSet(whole.images, few, few, whole.classes, whole.world)
 
     def read_set(self, name: str, source: Source) -> ImageSet:
         """Return the set that a table of the recipe names."""
@@ -86,10 +92,7 @@ class DataSets:
                 None,
                 parts["classes"] if has_classes else None,
             )
-        if source.limit is None:
-            return whole
-        few = Choose(whole.captions, None, source.limit, self.recipe.seed)
-        return ImageSet(whole.images, few, few, whole.classes, whole.world)
+        return whole
 
     def _world(self, name: str, images: int) -> World:
         if name not in _TABLETOP_SPLITS:

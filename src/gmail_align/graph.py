@@ -62,13 +62,24 @@ class JudgedEncoder:
 
 @dataclass(frozen=True)
 class RowSteps:
-    """One row of one seed: its learner, what that says of the test images, and its encoder."""
+    """One row of one seed: its learner, what that says of the test images, and its encoder.
+
+    ``judged`` is the row's own aligned encoder, and ``reader`` the encoder of its generated images:
+    that one, or the one that the row starts from.
+    """
 
     row: Row
     seed: int
     learner: Step | None
     output: Step | None
     judged: JudgedEncoder | None
+    reader: JudgedEncoder
+
+    @property
+    def results(self) -> list[Step]:
+        """The results that hold numbers of this row alone, image by image."""
+        own = [self.output] if isinstance(self.output, Probe) else []
+        return [*own, *self.reader.retrieval.values(), *self.reader.zeroshot.values()]
 
     @property
     def targets(self) -> list[Step]:
@@ -206,15 +217,17 @@ class Graph:
         if aligned is not None:
             of = "" if row.pairs is None else f" on {row.pairs}"
             judged = self.judge(f"{row.align}{of}", row, aligned, seed)
+        judges = judged or self.plain_encoder(row)
         reader = aligned if row.reads == "real" and aligned is not None else self.encoder(row)
         test = self.real_features("test", reader, row.reads, row)
         if learner.kind == "probe":
             probe = self._probe(row, seed, test)
-            return RowSteps(row, seed, probe, probe, judged)
+            return RowSteps(row, seed, probe, probe, judged, judges)
         if learner.settings is None:
-            return RowSteps(row, seed, None, None, judged)
+            return RowSteps(row, seed, None, None, judged, judges)
         captioner = self._captioner(learner, row, seed)
-        return RowSteps(row, seed, captioner, Predictions(captioner, test, learner.predict), judged)
+        predictions = Predictions(captioner, test, learner.predict)
+        return RowSteps(row, seed, captioner, predictions, judged, judges)
 
     def _probe(self, row: Row, seed: int, test: Step) -> Step:
         side: Side = "real" if row.images == "real" else "generated"

@@ -36,7 +36,7 @@ class Source(Config):
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the importer."""
     expect: dict[Literal["images", "captions"], int] = Field(default_factory=dict)
-    """Counts that the import must have; a plan reckons with them before the data are here."""
+    """Counts that the import must have, up to a hundredth; a plan uses them before the import."""
     captions_per_image: int | None = Field(None, ge=1)
     """Captions of each image that an image is generated from; None is all of them."""
     limit: int | None = Field(None, ge=2)

@@ -42,7 +42,7 @@ def summarise(recipe: Recipe, steps: RecipeSteps, work: Work) -> dict[str, Any]:
         "seed": recipe.seed,
         "seeds": recipe.seeds,
         "rows": rows,
-        "claims": [_claim(claim, bodies) for claim in recipe.claim],
+        "claims": [_claim(claim, bodies, steps, work) for claim in recipe.claim],
         "encoders": _encoders(steps, work),
         "counts": _counts(steps, work),
         "unavailable": unavailable,
@@ -129,12 +129,16 @@ def steps_run(folder: Path) -> int:
     return max((int(row["step"]) for row in rows if row["event"] == "loss"), default=0)
 
 
-def _claim(claim: Claim, bodies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _claim(
+    claim: Claim, bodies: Sequence[Mapping[str, Any]], steps: RecipeSteps, work: Work
+) -> dict[str, Any]:
     """Return a claim with its paired difference and its verdict."""
     name = f"{claim.better} - {claim.worse}"
-    differences: Mapping[str, Any] = next(
-        (body["paired"][name] for body in bodies if name in body["paired"]), {}
-    )
+    tables = [body["paired"][name] for body in bodies if name in body["paired"]]
+    differences: Mapping[str, Any] = tables[0] if tables else {}
+    if claim.metric not in differences:
+        better, worse = steps.rows[claim.better], steps.rows[claim.worse]
+        differences = {**differences, **_differences(better, worse, claim.metric, work)}
     difference = differences.get(claim.metric)
     return {
         **claim.model_dump(),
@@ -142,6 +146,28 @@ def _claim(claim: Claim, bodies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "difference": difference,
         "metrics": differences,
     }
+
+
+def _differences(
+    better: Sequence[RowSteps], worse: Sequence[RowSteps], metric: str, work: Work
+) -> dict[str, Any]:
+    """Compare two rows image by image, in the first kind of result that has the metric.
+
+    Over several seeds the differences are averaged, their bounds too.
+    """
+    from gmail_align.evaluation.compare import score
+    from gmail_align.items import read_items
+
+    for place, step in enumerate(better[0].results):
+        if len(worse[0].results) <= place or metric not in metrics_of(work.path(step)):
+            continue
+        runs = []
+        for first, second in zip(better, worse, strict=True):
+            a, b = (read_items(work.path(row.results[place])) for row in (first, second))
+            runs.append(estimate_table(score(a, b, [metric], seed=0)))
+        averaged: dict[str, Any] = mean_of(runs)
+        return averaged
+    return {}
 
 
 def verdict_of(difference: Mapping[str, Any] | None) -> str:

@@ -37,6 +37,7 @@ class Group:
 
 COMMANDS: dict[str, Entry | Group] = {
     "demo": Entry("runs:demo", "Run the whole method on a small world: CPU, offline."),
+    "init": Entry("runs:init", "Write a recipe for a folder of your data."),
     "run": Entry("runs:run", "Run a recipe, and skip what is complete."),
     "recipes": Group(
         "List, show and copy the shipped recipes.",
@@ -52,7 +53,7 @@ COMMANDS: dict[str, Entry | Group] = {
     ),
     "leaks": Entry("data:leaks", "Find training images that an evaluation contains."),
     "choose": Entry("data:choose", "Keep some of the captions or pairs."),
-    "plan": Entry("runs:plan", "Say what generating images will cost."),
+    "plan": Entry("runs:plan", "Say what a run makes, needs and costs."),
     "synthesize": Entry("synthesize:synthesize", "Generate images from captions."),
     "filter": Entry("synthesize:filter_images", "Leave out poor, duplicate or copied images."),
     "pair": Entry("data:pair", "Pair real and generated images of the same caption."),

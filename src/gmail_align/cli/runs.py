@@ -46,6 +46,42 @@ def run(
 
 
 @command
+def init(
+    shared: Shared,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The recipe's file.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="Folder of your data; by default this one.")
+    ] = Path(),
+    generator: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Diffusion model; tabletop is shipped.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="CLIP or SigLIP; tabletop is shipped.")
+    ] = None,
+    language_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Language model; tabletop is shipped.")
+    ] = None,
+) -> None:
+    """Look at a folder of data and write a recipe that runs as it is.
+
+    It knows COCO's and Karpathy's json, Parquet, WebDataset shards, images with captions beside
+    them, and class folders. It says what it saw and what it assumed.
+    """
+    from gmail_align.init import Models, init_recipe
+
+    if shared.dry_run:
+        shared.show_plan("write a recipe", out, folder=folder)
+        return
+    made = init_recipe(folder, out, Models(generator, encoder, language_model))
+    images = ", ".join(f"{count} {split}" for split, count in made.images.items())
+    lines = [f"{folder} holds {made.found}: {images} images", *made.notes]
+    shared.show(
+        {**made.__dict__, "path": str(made.path)},
+        "\n".join([*lines, f"{out}: gmail-align run {out}"]),
+    )
+
+
+@command
 def demo(
     shared: Shared,
     overrides: Overrides,

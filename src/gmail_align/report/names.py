@@ -20,12 +20,14 @@ DIFFERENCE: Final = Unit(signed=True)
 PLAIN: Final = Unit(1.0, 3)
 
 
-CAPTION_METRICS: Final = {
+ROW_METRICS: Final = {
     "CIDEr": "CIDEr",
     "BLEU4": "BLEU-4",
     "METEOR": "METEOR",
     "ROUGE_L": "ROUGE-L",
     "SPICE": "SPICE",
+    "accuracy": "Accuracy",
+    "class_mean": "Class mean",
 }
 HEADLINE: Final = "CIDEr"
 """What rows are compared by where no claim names a metric."""

@@ -21,7 +21,7 @@ from gmail_align.report.data import (
     rows,
     section,
 )
-from gmail_align.report.names import CAPTION_METRICS, DIFFERENCE, GAP, RECALLS, Measure
+from gmail_align.report.names import DIFFERENCE, GAP, RECALLS, ROW_METRICS, Measure
 from gmail_align.report.numbers import duration
 from gmail_align.report.tables import Cell, Column, Row, Table
 
@@ -53,7 +53,7 @@ def scored_rows(result: Mapping[str, Any]) -> list[RowResult]:
 def rows_table(result: Mapping[str, Any]) -> Table:
     """Return the comparison of the rows on real test images."""
     scored, first = scored_rows(result), headline(result)
-    metrics = _present(CAPTION_METRICS, [row.metrics for row in scored])
+    metrics = _present(ROW_METRICS, [row.metrics for row in scored])
     best = {metric: _best(scored, metric) for metric in {*metrics, first}}
     lines = []
     for row in scored:
@@ -65,11 +65,11 @@ def rows_table(result: Mapping[str, Any]) -> Table:
     columns = [Column(f"{label} ×100") for label in metrics.values()]
     return Table(
         "rows",
-        "Captions of real test images",
+        "Rows on real test images",
         "Row",
         [*columns, *(Column(label) for label in _USED.values())],
         lines,
-        "Scores as pycocoevalcap prints them, times 100, each with its 95% interval. Real images "
+        "Scores times 100, each with its 95% interval. Real images "
         "are those that training looked at or that chose the step that was kept.",
     )
 
@@ -77,7 +77,7 @@ def rows_table(result: Mapping[str, Any]) -> Table:
 def claims_table(result: Mapping[str, Any]) -> Table:
     """Return the claims with their paired differences and verdicts."""
     tested = claims(result)
-    metrics = _present(CAPTION_METRICS, [claim.metrics for claim in tested])
+    metrics = _present(ROW_METRICS, [claim.metrics for claim in tested])
     lines = []
     for claim in tested:
         cells: list[Cell] = [claim.metrics.get(metric) for metric in metrics]

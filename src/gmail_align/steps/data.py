@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gmail_align.artifacts import begin, load
 from gmail_align.errors import DataError
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[str, str]]
 """(id of an image, caption)."""
+
+
+_TOLERATED: Final = 0.01
+"""Share of an expected count by which an import may differ, as unusable files may be left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +50,7 @@ class DataImport:
     world: World | None = None
     """The tabletop world that is imported, where it is one."""
     expect: Mapping[str, int] = field(default_factory=dict, metadata={"identity": False})
-    """Counts that the import must have."""
+    """Counts that the import must have, up to a hundredth."""
 
     @property
     def missing(self) -> list[Path]:
@@ -79,7 +83,7 @@ class Imported(Step):
             options["images"] = [drawn.path("images")]
         made = import_data(self.source.importer, options, out.parent)
         for part, count in self.source.expect.items():
-            if part in made and made[part].counts[part] != count:
+            if part in made and abs(made[part].counts[part] - count) > _TOLERATED * count:
                 raise DataError(
                     f"import {self.source.importer} has {made[part].counts[part]} {part}, and the "
                     f"recipe expects {count}: give the whole set, or correct expect"

@@ -1,0 +1,283 @@
+"""What a folder of someone's data holds: its layout, splits and sizes; read without torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from gmail_align.data.decode import SUFFIXES
+from gmail_align.errors import DataError
+from gmail_align.importing.archives import open_members
+from gmail_align.importing.formats.classes import CIFAR10
+from gmail_align.importing.splits import split_of_file, split_of_folders
+from gmail_align.importing.streams import json_items, json_keys
+
+_ARCHIVES: Final = (".zip", ".tar", ".tar.gz", ".tgz")
+_TABLES: Final = re.compile(r"(captions|metadata|prompts)\.(jsonl|json|csv|tsv)")
+_GENERATED: Final = frozenset(
+    ("fake", "gen", "generated", "synth", "synthetic", "diffusion", "ai", "sd", "sdxl", "flux")
+)
+_CAPTION_COLUMNS: Final = ("caption", "captions", "text", "sentences", "sentence", "prompt")
+_SPLITS: Final = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
+_LOOKED_AT: Final = 50_000
+"""Files of a folder that are looked at."""
+
+Table = dict[str, Any]
+
+
+@dataclass
+class Layout:
+    """What a folder holds.
+
+    Attributes:
+        kind: Name of the layout, in words.
+        data: Split -> table of a recipe; ``train`` is always there.
+        images: Split -> number of images.
+        captions: Captions of an image, on average.
+        classes: Number of classes; 0 where images have captions of their own.
+        generated: Table of generated images that lie there too.
+        notes: What was seen and what is assumed, a sentence each.
+    """
+
+    kind: str
+    data: dict[str, Table]
+    images: dict[str, int]
+    captions: float = 1.0
+    classes: int = 0
+    generated: Table | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def find_layout(folder: Path) -> Layout:
+    """Look at a folder, and say what it holds and how a recipe reads it.
+
+    Raises:
+        DataError: there is no folder, or nothing in it is known.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}: give the folder of your data")
+    files = sorted(islice(_files(folder), _LOOKED_AT))
+    for look in (_annotations, _shards, _parquet, _captions_beside, _class_folders):
+        layout = look(folder, files)
+        if layout is not None:
+            return _with_splits(layout)
+    raise DataError(
+        f"{folder} holds nothing that is known: annotations (COCO's or Karpathy's json), Parquet, "
+        "WebDataset shards, images with captions beside them, or class folders"
+    )
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        yield from (os.path.join(root, name) for name in sorted(names) if name[0] != ".")
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower().lstrip(".")
+
+
+def _image_places(folder: Path, files: Sequence[str], split: str = "") -> list[str]:
+    """Return the archives that may hold the images (those of the split first), or the folder."""
+    archives = [name for name in files if name.endswith(_ARCHIVES)]
+    own = [name for name in archives if split and split_of_file(name) == split]
+    return own or archives or [str(folder)]
+
+
+def _annotations(folder: Path, files: Sequence[str]) -> Layout | None:
+    """Read Karpathy's json, or COCO's."""
+    coco: dict[str, str] = {}
+    for name in files:
+        if not name.endswith((".json", ".json.gz")):
+            continue
+        try:
+            keys = json_keys(Path(name)) or {}
+            if "images" not in keys:
+                continue
+            first = next(iter(json_items(Path(name), "images")), None)
+        except (DataError, ValueError):
+            continue
+        if isinstance(first, dict) and "sentences" in first:
+            return _karpathy(folder, files, name)
+        if "annotations" in keys and _has_captions(Path(name)):
+            coco.setdefault(split_of_file(Path(name).name) or "train", name)
+    return _coco(folder, files, coco) if coco else None
+
+
+def _has_captions(path: Path) -> bool:
+    first = next(iter(json_items(path, "annotations")), None)
+    return isinstance(first, dict) and "caption" in first
+
+
+def _karpathy(folder: Path, files: Sequence[str], name: str) -> Layout:
+    images: Counter[str] = Counter()
+    captions = 0
+    for entry in json_items(Path(name), "images"):
+        images[_SPLITS.get(str(entry.get("split")), "train")] += 1
+        captions += len(entry.get("sentences", ()))
+    places = _image_places(folder, files)
+    data = {
+        split: {
+            "import": "karpathy",
+            "source": name,
+            "images": places,
+            "split": [said for said, own in _SPLITS.items() if own == split],
+        }
+        for split in images
+    }
+    total = sum(images.values())
+    return Layout("Karpathy's json", data, dict(images), captions / max(total, 1))
+
+
+def _coco(folder: Path, files: Sequence[str], names: dict[str, str]) -> Layout:
+    data, images, captions = {}, {}, 0
+    for split, name in names.items():
+        own = {"val": "validation"}.get(split, split)
+        places = _image_places(folder, files, split)
+        data[own] = {"import": "coco", "source": name, "images": places}
+        images[own] = sum(1 for _ in json_items(Path(name), "images"))
+        captions += sum(1 for _ in json_items(Path(name), "annotations"))
+    return Layout("COCO's json", data, images, captions / max(sum(images.values()), 1))
+
+
+def _shards(folder: Path, files: Sequence[str]) -> Layout | None:
+    """Read WebDataset shards: tars of images with a text or a json of the same key."""
+    shards = [name for name in files if name.endswith(".tar")]
+    if not shards:
+        return None
+    with tarfile.open(shards[0]) as tar:
+        kinds = {_suffix(member.name) for member in islice(tar, 60)}
+    if not kinds & SUFFIXES or not kinds & {"txt", "json"}:
+        return None
+    with tarfile.open(shards[0]) as tar:
+        each = sum(_suffix(member.name) in SUFFIXES for member in tar)
+    data = {"train": {"import": "webdataset", "source": shards}}
+    notes = [f"{len(shards)} shards; the first holds {each} images, and all are taken as alike."]
+    return Layout("WebDataset shards", data, {"train": each * len(shards)}, notes=notes)
+
+
+def _parquet(folder: Path, files: Sequence[str]) -> Layout | None:
+    """Read Parquet with a column of images and one of captions."""
+    tables = [name for name in files if name.endswith(".parquet")]
+    if not tables:
+        return None
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(tables[0])
+    caption = next((name for name in _CAPTION_COLUMNS if name in schema.names), None)
+    image = next((n for n in ("image", "jpg", "img", "image_path") if n in schema.names), None)
+    if caption is None or image is None:
+        return None
+    options = {"import": "parquet", "image_column": image, "caption_column": caption}
+    data: dict[str, Table] = {}
+    images: Counter[str] = Counter()
+    for name in tables:
+        split = _SPLITS.get(split_of_file(str(Path(name).relative_to(folder))) or "train", "train")
+        data.setdefault(split, {**options, "source": []})["source"].append(name)
+        images[split] += pq.read_metadata(name).num_rows
+    return Layout("Parquet", data, dict(images))
+
+
+def _captions_beside(folder: Path, files: Sequence[str]) -> Layout | None:
+    """Read images with a table of captions in their folder, or with a text file each."""
+    images = [name for name in files if _suffix(name) in SUFFIXES]
+    table = next((name for name in files if _TABLES.fullmatch(os.path.basename(name))), None)
+    texts = {os.path.splitext(name)[0] for name in files if name.endswith((".txt", ".caption"))}
+    beside = sum(os.path.splitext(name)[0] in texts for name in images)
+    if not images or (table is None and beside < len(images) / 2):
+        return None
+    kind = "images with text files" if table is None else f"images with {os.path.basename(table)}"
+    data, counts = {}, Counter(_split(folder, name) for name in images)
+    for split in counts:
+        data[split] = {"import": "urban1k", "source": [str(folder)]}
+        if len(counts) > 1:
+            data[split]["split"] = {"validation": "val"}.get(split, split)
+    return Layout(kind, data, dict(counts))
+
+
+def _split(folder: Path, name: str) -> str:
+    said = split_of_folders(str(Path(name).relative_to(folder)))
+    return {"val": "validation", "test": "test"}.get(said or "", "train")
+
+
+def _class_folders(folder: Path, files: Sequence[str]) -> Layout | None:
+    """Read folders of images named by their class, in the folder itself or in its archives."""
+    archives = [Path(name) for name in files if name.endswith(_ARCHIVES)]
+    top = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    places = archives if archives else [folder]
+    named = [path for path in top if _says_generated(path)]
+    if not archives and named and len(top) > len(named):
+        places = top
+    classes = {place: _classes(place) for place in places}
+    classes = {place: own for place, own in classes.items() if len(own) > 1}
+    if not classes:
+        return None
+    fake = [path for path in classes if _says_generated(path)]
+    real = [path for path in classes if path not in fake]
+    if not real:
+        return None
+    importer, options = _importer(classes[real[0]])
+    names = sorted(classes[real[0]])
+    data = {"train": {"import": importer, "source": [str(p) for p in real], **options("real")}}
+    images = {"train": sum(sum(classes[path].values()) for path in real)}
+    layout = Layout("class folders", data, images, classes=len(names))
+    layout.notes.append(f"Classes: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}.")
+    if fake and set(classes[fake[0]]) == set(names):
+        source = [str(path) for path in fake]
+        layout.generated = {"import": importer, "source": source, **options("generated")}
+        said = ", ".join(path.name for path in fake)
+        layout.notes.append(f"{said} holds generated images of the same classes, by its name.")
+    return layout
+
+
+def _says_generated(path: Path) -> bool:
+    """Whether a name has a word that stands for generated images."""
+    return not _GENERATED.isdisjoint(re.split(r"[^a-z]+", path.name.lower()))
+
+
+def _classes(place: Path) -> Counter[str]:
+    """Count the images of each folder above images."""
+    names = [name for name, fault in open_members(place).listing() if not fault]
+    return Counter(
+        name.split("/")[-2] for name in names if _suffix(name) in SUFFIXES and "/" in name
+    )
+
+
+def _importer(classes: Counter[str]) -> tuple[str, Any]:
+    """Return the importer of class folders, and its options for real or generated images."""
+    plain = {re.sub(r"^\d+_", "", name) for name in classes}
+    if plain == set(CIFAR10) and set(classes) != plain:
+        return "cifake", lambda side: {side: True}
+    return "folder", lambda side: {}
+
+
+def _with_splits(layout: Layout) -> Layout:
+    """Say how many images each set has, and hold out the sets that the folder does not have."""
+    for split, table in layout.data.items():
+        table["expect"] = {
+            "images": layout.images[split],
+            "captions": round(layout.images[split] * layout.captions),
+        }
+    if "train" not in layout.data:
+        split = next(iter(layout.data))
+        layout.data["train"] = layout.data.pop(split)
+        layout.images["train"] = layout.images.pop(split)
+        layout.notes.append(f"The only split is {split}: it is trained on.")
+    if "test" not in layout.data and "validation" in layout.data:
+        layout.data["test"] = layout.data.pop("validation")
+        layout.images["test"] = layout.images.pop("validation")
+        layout.notes.append("There is no test split: the validation split is the test set.")
+    for split in ("test", "validation"):
+        if split not in layout.data:
+            layout.data[split] = {"share": 0.1}
+            layout.images[split] = round(layout.images["train"] * 0.1)
+            layout.images["train"] -= layout.images[split]
+            layout.notes.append(f"A tenth of the training images is held out as the {split} set.")
+    return layout
