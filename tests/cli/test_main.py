@@ -42,6 +42,7 @@ def leaf(words):
 def test_the_commands_are_these():
     assert [" ".join(words) for words in WORDS] == [
         "demo",
+        "init",
         "run",
         "recipes list",
         "recipes show",

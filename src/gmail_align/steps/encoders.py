@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.artifacts import Artifact
-from gmail_align.data.labels import Labels
 from gmail_align.steps.data import World
 from gmail_align.work import Model, Step, Work, not_identity
 
 if TYPE_CHECKING:
+    from gmail_align.data.labels import Labels
     from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.evaluation.zeroshot import ClassFeatures
 
@@ -154,7 +154,7 @@ class ZeroShot(Step):
     """Class set of the tabletop world."""
 
     def _make(self, work: Work, out: Path) -> None:
-        from gmail_align.data.labels import class_prompts, open_labels
+        from gmail_align.data.labels import Labels, class_prompts, open_labels
         from gmail_align.evaluation.zeroshot import embed_classes, evaluate_zeroshot
 
         encoder = open_encoder(work, self.encoder)
@@ -173,6 +173,7 @@ def _tabletop_classes(
     encoder: GmailEncoder, world: Artifact, split: str, name: str
 ) -> tuple[Labels, ClassFeatures]:
     """Return the class of each scene that has one, and features of the classes' prompts."""
+    from gmail_align.data.labels import Labels
     from gmail_align.evaluation.zeroshot import ClassFeatures
     from gmail_align.tabletop.classes import class_sets
     from gmail_align.tabletop.run import class_features, read_scenes, zero_shot_labels

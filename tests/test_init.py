@@ -1,0 +1,185 @@
+"""From a folder of anyone's data to a recipe, and from that to a report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from gmail_align import pipeline
+from gmail_align.errors import DataError, UserError
+from gmail_align.init import Models, init_recipe
+from gmail_align.layouts import find_layout
+from gmail_align.recipe import read_recipe
+
+TABLETOP = Models("tabletop", "tabletop", "tabletop")
+GMAIL_ALIGN = (sys.executable, "-m", "gmail_align")
+
+
+def picture(path: Path, seed: int) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((48, 48)).save(path, quality=95)
+    return path.name
+
+
+def pictures(folder: Path, count: int, start: int = 0) -> list[str]:
+    return [picture(folder / f"{k:03}.jpg", k) for k in range(start, start + count)]
+
+
+def coco(folder: Path) -> None:
+    for split, start in (("train", 0), ("val", 20)):
+        names = pictures(folder / f"{split}2017", 20, start)
+        images = [{"id": start + k, "file_name": name} for k, name in enumerate(names)]
+        notes = [
+            {"id": 100 * start + k, "image_id": start + k // 2, "caption": f"thing {k}"}
+            for k in range(40)
+        ]
+        body = {"images": images, "annotations": notes}
+        (folder / f"captions_{split}2017.json").write_text(json.dumps(body))
+
+
+def karpathy(folder: Path) -> None:
+    images = [
+        {
+            "filename": name,
+            "split": ("train", "val", "test")[k % 3],
+            "imgid": k,
+            "sentids": [k],
+            "sentences": [{"raw": f"thing {k}", "tokens": ["thing"], "imgid": k, "sentid": k}],
+        }
+        for k, name in enumerate(pictures(folder / "images", 30))
+    ]
+    (folder / "dataset.json").write_text(json.dumps({"dataset": "mine", "images": images}))
+
+
+def hugging_face(folder: Path) -> None:
+    rows = [{"file_name": name, "text": f"thing {name}"} for name in pictures(folder, 30)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def loose(folder: Path) -> None:
+    for name in pictures(folder, 30):
+        (folder / name).with_suffix(".txt").write_text(f"thing {name}")
+
+
+def parquet(folder: Path) -> None:
+    pictures(folder / "tmp", 30)
+    files = sorted((folder / "tmp").iterdir())
+    rows = {"image": [f.read_bytes() for f in files], "caption": [f"thing {f}" for f in files]}
+    pq.write_table(pa.table(rows), folder / "train-00000.parquet")
+    for file in files:
+        file.unlink()
+
+
+def shards(folder: Path) -> None:
+    loose(folder)
+    with tarfile.open(folder / "000.tar", "w") as tar:
+        for file in sorted(folder.glob("0*.*")):
+            if file.suffix != ".tar":
+                tar.add(file, file.name)
+                file.unlink()
+
+
+def classes(folder: Path) -> None:
+    for at, name in enumerate(("dog", "red_cat")):
+        pictures(folder / name, 15, 100 * at)
+
+
+LAYOUTS = {
+    "coco": coco,
+    "karpathy": karpathy,
+    "urban1k": loose,
+    "parquet": parquet,
+    "webdataset": shards,
+    "folder": classes,
+}
+
+
+def write(folder: Path, kind: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    kind(folder)
+    return folder
+
+
+@pytest.mark.parametrize("importer", LAYOUTS)
+def test_layouts_are_known(importer: str, tmp_path: Path) -> None:
+    layout = find_layout(write(tmp_path / "data", LAYOUTS[importer]))
+    assert layout.data["train"]["import"] == importer
+    assert sum(layout.images.values()) in (30, 40)
+    assert set(layout.data) == {"train", "validation", "test"}
+
+
+def test_a_table_beside_images_is_known(tmp_path: Path) -> None:
+    assert "metadata.jsonl" in find_layout(write(tmp_path / "data", hugging_face)).kind
+
+
+@pytest.mark.parametrize("importer", LAYOUTS)
+def test_what_init_writes_can_be_planned(importer: str, tmp_path: Path) -> None:
+    data = write(tmp_path / "data", LAYOUTS[importer])
+    made = init_recipe(data, tmp_path / "mine.toml", TABLETOP)
+    recipe = read_recipe(str(made.path))
+    assert recipe.data["train"].importer == importer
+    plan = pipeline.plan(str(made.path), tmp_path / "work")
+    assert all(cost["amount"] for cost in plan["costs"])
+    assert not [need for need in plan["needs"] if "data" in need["what"]]
+
+
+def test_an_empty_folder_and_an_existing_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="class folders"):
+        init_recipe(tmp_path, tmp_path / "mine.toml")
+    with pytest.raises(DataError, match="no folder"):
+        init_recipe(tmp_path / "nothing", tmp_path / "mine.toml")
+    (tmp_path / "mine.toml").write_text("")
+    with pytest.raises(UserError, match="exists already"):
+        init_recipe(write(tmp_path / "data", loose), tmp_path / "mine.toml")
+
+
+def test_generated_images_are_known_by_their_name(tmp_path: Path) -> None:
+    for side, start in (("real", 0), ("fake", 500)):
+        with zipfile.ZipFile(tmp_path / f"train_{side}.zip", "w") as archive:
+            for at, name in enumerate(("dog", "cat")):
+                for k in range(12):
+                    seed = start + 100 * at + k
+                    file = tmp_path / "tmp" / f"{seed}.jpg"
+                    picture(file, seed)
+                    archive.write(file, f"{name}/{seed}.jpg")
+                    file.unlink()
+    (tmp_path / "tmp").rmdir()
+    layout = find_layout(tmp_path)
+    assert layout.classes == 2 and layout.generated is not None
+    assert layout.generated["source"] == [str(tmp_path / "train_fake.zip")]
+    made = init_recipe(tmp_path, tmp_path / "mine.toml", TABLETOP)
+    result = pipeline.run(str(made.path), tmp_path / "work", ["align.gmail.optim.steps=4"])
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows["raw"]["metrics"].keys() >= {"accuracy"}
+    assert rows["raw"]["real_images"] == 0 < rows["real"]["real_images"]
+    assert {claim["verdict"] for claim in result["claims"]} <= {
+        "holds",
+        "not significant",
+        "reversed",
+    }
+
+
+def test_captions_run_from_the_folder_to_the_report(tmp_path: Path) -> None:
+    data = write(tmp_path / "data", loose)
+    out = tmp_path / "mine.toml"
+    words = ["init", str(data), "--out", str(out), "--generator", "tabletop"]
+    subprocess.run([*GMAIL_ALIGN, *words], check=True, capture_output=True)
+    fast = ["learn.clipcap.optim.steps=4", "learn.clipcap.optim.evaluate_every=4"]
+    fast += [f"align.{name}.optim.steps=2" for name in ("gmail", "control")]
+    fast += ["generator.steps=1", "learn.clipcap.beam=1"]
+    result = pipeline.run(str(out), tmp_path / "work", fast)
+    assert result["rows"][0]["name"] == "raw"
+    assert all(row["metrics"]["CIDEr"]["n"] == 3 for row in result["rows"])
+    assert Path(result["report"]).exists()
