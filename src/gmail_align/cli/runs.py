@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from gmail_align.artifacts import load, write_bytes
-from gmail_align.cli.options import Folder, Overrides, Settings
+from gmail_align.cli.options import File, Folder, Model, Overrides, Settings
 from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.errors import ConfigError, UserError
 from gmail_align.recipe import recipe_file, recipe_names
@@ -48,24 +48,25 @@ def run(
 @command
 def init(
     shared: Shared,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The recipe's file.")],
-    folder: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Folder of your data; by default this one.")
-    ] = Path(),
-    generator: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Diffusion model; tabletop is shipped.")
-    ] = None,
-    encoder: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="CLIP or SigLIP; tabletop is shipped.")
-    ] = None,
-    language_model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Language model; tabletop is shipped.")
-    ] = None,
+    folder: Folder = Path(),
+    /,
+    *,
+    out: File,
+    generator: Model | None = None,
+    encoder: Model | None = None,
+    language_model: Model | None = None,
 ) -> None:
     """Look at a folder of data and write a recipe that runs as it is.
 
     It knows COCO's and Karpathy's json, Parquet, WebDataset shards, images with captions beside
     them, and class folders. It says what it saw and what it assumed.
+
+    Args:
+        folder: Folder of your data; by default this one.
+        out: The recipe's file.
+        generator: Diffusion model, a folder or hub id; tabletop is shipped.
+        encoder: CLIP or SigLIP, a folder or hub id; tabletop is shipped.
+        language_model: Language model, a folder or hub id; tabletop is shipped.
     """
     from gmail_align.init import Models, init_recipe
 
