@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPModel,
+    LlamaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
 from gmail_align.data.images import ImageStore
@@ -203,6 +210,81 @@ def test_the_projector_alone_is_trained_where_that_is_asked_for(
     assert changed == {name for name in models[0] if "multi_modal_projector" in name}
 
 
+def test_lora_is_merged_into_the_saved_model(
+    clip_folder: Path, llama: Path, world: World, tmp_path: Path
+) -> None:
+    encoder = GmailEncoder.from_pretrained(clip_folder)
+    sets = [ConversationSet(world.captions, world.generated)]
+    lora = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
+    config = quick(3, tune="lora", lora=lora)
+    out = train_llava(config, sets, encoder, llama, tmp_path / "out")
+    start = load_llava(
+        train_llava(quick(0), sets, encoder, llama, tmp_path / "start"), CPU
+    ).model.state_dict()
+    plain, report = LlavaForConditionalGeneration.from_pretrained(
+        out.folder, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    changed = {name for name, w in plain.state_dict().items() if not torch.equal(w, start[name])}
+    words = {name for name in changed if "language_model.layers" in name}
+    assert words == {n for n in start if "language_model.layers" in n and "proj" in n}
+    assert {n for n in changed - words if "multi_modal_projector" not in n} == set()
+
+
+def test_a_second_stage_goes_on_with_the_first(
+    trained: Artifact, clip_folder: Path, world: World, tmp_path: Path
+) -> None:
+    encoder = GmailEncoder.from_pretrained(clip_folder)
+    sets = [ConversationSet(world.captions, world.generated)]
+    out = train_llava(quick(0), sets, encoder, trained.folder, tmp_path / "out")
+    before, after = (load_llava(one, CPU).model.state_dict() for one in (trained, out))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_checkpoint_of_llava_hf_is_trained_further(
+    clip_folder: Path, llama: Path, world: World, tmp_path: Path
+) -> None:
+    """Random weights in the layout of llava-hf's folders, on the vision tower of the encoder."""
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    vision = CLIPModel.from_pretrained(clip_folder).config.vision_config
+
+    def write(name: str, **changes: object) -> Path:
+        text = LlamaConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=len(tokenizer),
+            bos_token_id=1,
+            eos_token_id=0,
+        )
+        towers = {"vision_config": vision.to_dict(), "text_config": text.to_dict()}
+        towers["vision_config"] |= changes.pop("vision", {})
+        image = tokenizer.convert_tokens_to_ids("<image>")
+        config = transformers.LlavaConfig(**towers, image_token_index=image, **changes)
+        LlavaForConditionalGeneration(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(str(tmp_path / name))
+        return tmp_path / name
+
+    encoder = GmailEncoder.from_pretrained(clip_folder)
+    sets = [ConversationSet(world.captions, world.generated)]
+    folder = write("hf")
+    out = train_llava(quick(0), sets, encoder, folder, tmp_path / "out")
+    ours = load_llava(out, CPU).model.state_dict()
+    theirs = LlavaForConditionalGeneration.from_pretrained(folder).state_dict()
+    kept = [name for name in theirs if "vision_tower" not in name]
+    assert kept
+    assert all(torch.equal(ours[name], theirs[name]) for name in kept)
+    for number, (named, changes) in enumerate(
+        (("16 wide", {"vision": {"hidden_size": 16}}), ("layer -1", {"vision_feature_layer": -1}))
+    ):
+        other = write(f"other{number}", **changes)
+        with pytest.raises(ModelError, match=named):
+            train_llava(quick(0), sets, encoder, other, tmp_path / f"refused{number}")
+
+
 def test_what_cannot_be_trained_is_refused(
     clip_folder: Path, siglip_folder: Path, llama: Path, world: World, tmp_path: Path
 ) -> None:
@@ -267,6 +349,15 @@ def test_questions_are_answered_into_predictions(
     alone = AnswerConfig(device="cpu", max_tokens=4, batch_size=1)
     one = predict_answers(trained, questions, tmp_path / "alone", alone, images=world.real)
     assert list(read_jsonl(one.path("predictions.jsonl"))) == rows
+    described = AnswerConfig(device="cpu", max_tokens=4, prompt="What colour?")
+    captions = predict_answers(trained, None, tmp_path / "captions", described, images=world.real)
+    rows = list(read_jsonl(captions.path("predictions.jsonl")))
+    assert [row["image_id"] for row in rows] == list(ImageStore(world.real).ids)
+    assert {row["prompt"] for row in rows} == {"<image>\nWhat colour?"}
+    for wrong in (None, questions):
+        with pytest.raises(ConfigError, match="prompt"):
+            settings = how if wrong is None else described
+            predict_answers(trained, wrong, tmp_path / "x", settings, images=world.real)
     with pytest.raises(ConfigError, match="question r0"):
         predict_answers(trained, questions, tmp_path / "none", how)
     with pytest.raises(DataError, match="question r0"):

@@ -198,7 +198,7 @@ def train_llava(
         conversations: A JSON file in LLaVA's format; or captions or pairs, which become
             instructions.
         images: The images, one folder for each --conversations; none if a set has no images.
-        language_model: A language model of Llama's format.
+        language_model: A language model of Llama's format, or a LLaVA to train further.
         route: Weights of the encoder that the images of each set go through; frozen by default.
         validation_conversations: Held-out conversations, to pick the best step.
         validation_images: Their images, which are read by the route that the saved model has.
@@ -240,22 +240,26 @@ def train_llava(
 def predict_answers(
     shared: Shared,
     vlm: Folder,
-    questions: Folder,
     out: Out,
     config: AnswerConfig,
+    questions: Folder | None = None,
     images: Folder | None = None,
 ) -> None:
-    """Answer every question of a set, for evaluate answers to score.
+    """Answer every question of a set, or --prompt about every image.
+
+    The former is for evaluate answers, the latter for evaluate captions.
 
     Args:
         vlm: What train llava made.
         questions: The questions that an import made.
         images: The images that they are about.
     """
-    model, asked = load(vlm, "vlm"), load(questions, "questions")
+    model = load(vlm, "vlm")
+    asked = None if questions is None else load(questions, "questions")
     shown = None if images is None else load(images, "images")
     if shared.dry_run:
-        shared.show_plan("predict answers", out, config, vlm=vlm, questions=questions)
+        inputs = {"vlm": vlm, "questions": questions, "images": images}
+        shared.show_plan("predict answers", out, config, **inputs)
         return
     from gmail_align.vlm import answers
 

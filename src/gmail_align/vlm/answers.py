@@ -83,34 +83,79 @@ def answer(
 
 def predict_answers(
     vlm: Artifact,
-    questions: Artifact,
+    questions: Artifact | None,
     out: Path,
     config: AnswerConfig | None = None,
     *,
     images: Artifact | None = None,
 ) -> Artifact:
-    """Answer every question; returns an artifact of kind ``predictions``.
+    """Answer every question, or one prompt of every image; returns ``predictions``.
 
-    ``predictions.jsonl`` holds ``{question_id, text, prompt}``, which ``evaluate answers`` reads.
+    ``predictions.jsonl`` holds ``{question_id, text, prompt}``, which ``evaluate answers`` reads;
+    or, for a prompt, ``{image_id, text, prompt}``, which ``evaluate captions`` reads.
 
     Args:
         vlm: What :func:`~gmail_align.vlm.training.train_llava` made.
-        questions: An artifact of kind ``questions``.
+        questions: An artifact of kind ``questions``; None to ask ``config.prompt`` of every image.
         out: Folder of the predictions.
         config: How questions are answered.
         images: The images that the questions are about.
 
     Raises:
         DataError: an image of a question is missing; the message names the question.
-        ConfigError: a question has images and none are given.
+        ConfigError: a question has images and none are given, or there are both questions and a
+            prompt, or neither.
     """
     how = config or AnswerConfig()
-    inputs = {"vlm": vlm, "questions": questions, **({"images": images} if images else {})}
+    if (questions is None) == (how.prompt is None) or (questions is None and images is None):
+        raise ConfigError("give questions, or a prompt and images to ask it of")
+    inputs = {"vlm": vlm}
+    inputs |= {"questions": questions} if questions else {}
+    inputs |= {"images": images} if images else {}
     draft = begin(out, "predictions", {"answers": "llava", **how.identity()}, inputs)
     if draft.complete is not None:
         return draft.complete
-    asked = list(read_questions(questions))
     store = ImageStore(images) if images else None
+    asked = _asked(questions, store)
+    llava = load_llava(vlm, resolve_device(how.device))
+    parts = []
+    with progress("answers", len(asked), "questions") as bar:
+        for start in range(0, len(asked), how.batch_size):
+            batch = asked[start : start + how.batch_size]
+            parts.append(draft.path(f"{_PARTS}/{start:08d}.jsonl"))
+            if not parts[-1].exists():
+                prompts = [
+                    question_prompt(question) if questions else f"{IMAGE}\n{how.prompt}"
+                    for question in batch
+                ]
+                shown = [[store.read(n) for n in q.image_ids] if store else [] for q in batch]
+                texts = answer(llava, prompts, shown, how.max_tokens)
+                rows = [
+                    {
+                        "question_id" if questions else "image_id": question.question_id,
+                        "text": text,
+                        "prompt": prompt,
+                    }
+                    for question, text, prompt in zip(batch, texts, prompts, strict=True)
+                ]
+                write_jsonl(parts[-1], rows)
+            bar.advance(len(batch))
+    write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
+    shutil.rmtree(draft.path(_PARTS), ignore_errors=True)
+    return draft.finish({"questions" if questions else "images": len(asked)})
+
+
+def _asked(questions: Artifact | None, store: ImageStore | None) -> list[Question]:
+    """Return the questions, or one without words for every image.
+
+    Raises:
+        DataError: an image of a question is missing.
+        ConfigError: a question has images and none are given.
+    """
+    if questions is None:
+        ids = store.ids if store else []
+        return [Question(question_id=n, question="", answers=(), image_ids=(n,)) for n in ids]
+    asked = list(read_questions(questions))
     for question in asked:
         if question.image_ids and store is None:
             raise ConfigError(f"question {question.question_id} has an image: give the images")
@@ -120,25 +165,7 @@ def predict_answers(
                 f"question {question.question_id} has the image {missing[0]}, which is not among"
                 " the images that are given"
             )
-    llava = load_llava(vlm, resolve_device(how.device))
-    parts = []
-    with progress("answers", len(asked), "questions") as bar:
-        for start in range(0, len(asked), how.batch_size):
-            batch = asked[start : start + how.batch_size]
-            parts.append(draft.path(f"{_PARTS}/{start:08d}.jsonl"))
-            if not parts[-1].exists():
-                prompts = [question_prompt(question) for question in batch]
-                shown = [[store.read(n) for n in q.image_ids] if store else [] for q in batch]
-                texts = answer(llava, prompts, shown, how.max_tokens)
-                rows = [
-                    {"question_id": question.question_id, "text": text, "prompt": prompt}
-                    for question, text, prompt in zip(batch, texts, prompts, strict=True)
-                ]
-                write_jsonl(parts[-1], rows)
-            bar.advance(len(batch))
-    write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
-    shutil.rmtree(draft.path(_PARTS), ignore_errors=True)
-    return draft.finish({"questions": len(asked)})
+    return asked
 
 
 def ask(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,8 +17,8 @@ TemplateName = Literal["plain", "vicuna_v1", "llama3", "chatml"]
 class LlavaOptim(OptimConfig):
     """LLaVA's published optimisation of its second stage, where the data set the steps."""
 
-    steps: int = Field(default=0, ge=0)
-    """Optimiser steps; 0 takes as many as ``epochs`` needs."""
+    steps: int = Field(default=-1, ge=-1)
+    """Optimiser steps; -1 takes as many as ``epochs`` needs."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the samples."""
     lr: float = Field(default=2e-5, gt=0)
@@ -28,14 +29,51 @@ class LlavaOptim(OptimConfig):
     """Shape of the learning rate after warm-up."""
 
 
+class LanguageLora(Config):
+    """Low-rank adaptation of the language model, with LLaVA's published settings."""
+
+    rank: int = Field(default=128, ge=1)
+    """Rank of each update."""
+    alpha: float = Field(default=256.0, gt=0)
+    """Scale of the update; it is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """How often an input of an update is dropped."""
+
+
 class LlavaConfig(Config):
     """LLaVA (Liu et al. 2023) on an encoder of ours."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "llava15_first": {
+            "template": "plain",
+            "optim": {"lr": 1e-3, "warmup": 65},
+        },
+        "llava15_second": {
+            "template": "vicuna_v1",
+            "tune": "full",
+            "optim": {"lr": 2e-5, "warmup": 156},
+        },
+        "llava15_lora": {
+            "template": "vicuna_v1",
+            "tune": "lora",
+            "optim": {"lr": 2e-4, "warmup": 156},
+        },
+        "llava_llama3_second": {
+            "template": "llama3",
+            "tune": "full",
+            "optim": {"lr": 2e-5, "warmup": 156},
+        },
+    }
+    """The stages of LLaVA-1.5, over one epoch; warm-up is 3% of the published steps."""
 
     template: TemplateName = "vicuna_v1"
     """How conversations are laid out: ``plain`` (LLaVA's first stage), ``vicuna_v1``, ``llama3`` or
     ``chatml``. The tokenizer must have its control tokens."""
-    tune: Literal["projector", "full"] = "projector"
-    """Train the projector alone, or the language model too. The vision tower is never trained."""
+    tune: Literal["projector", "lora", "full"] = "projector"
+    """Train the projector alone, or the language model too, by LoRA or in full. The vision tower is
+    never trained. LoRA is merged into the saved model."""
+    lora: LanguageLora = LanguageLora()
+    """The adapter of ``tune = "lora"``."""
     reads: Route = Route.FROZEN
     """Route whose vision tower the saved model reads images with."""
     prompt: str = "Describe the image."
@@ -65,6 +103,8 @@ class LlavaConfig(Config):
 class AnswerConfig(Config):
     """How questions are answered."""
 
+    prompt: str | None = None
+    """Ask this of every image, where there are no questions."""
     max_tokens: int = Field(default=128, ge=1)
     """Longest answer in tokens, its end included."""
     batch_size: int = Field(default=16, ge=1)

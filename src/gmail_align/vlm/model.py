@@ -31,7 +31,7 @@ from gmail_align.artifacts import Artifact, write_json
 from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import no_bars
-from gmail_align.encoders.language import LanguageModel
+from gmail_align.encoders.language import LanguageModel, load_tokenizer
 from gmail_align.encoders.merge import merge
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
@@ -108,6 +108,50 @@ def build_llava(
     built = Llava(model, language.tokenizer, encoder.preprocess, template)
     built.layout.end_id()
     return built
+
+
+def continue_llava(folder: Path, encoder: GmailEncoder, template: str, reads: Route) -> Llava:
+    """Open a LLaVA to train it further, with the vision tower of a route of ``encoder``.
+
+    Args:
+        folder: A folder of ours, or one in the layout of ``llava-hf``.
+        encoder: A CLIP, aligned or not.
+        template: Name of the template.
+        reads: Route whose tower becomes the model's own.
+
+    Raises:
+        ModelError: the folder is damaged, or reads other patches than the encoder's.
+        ConfigError: the tokenizer lacks ``<image>`` or the template's control tokens.
+    """
+    tokenizer = load_tokenizer(folder)
+    with damage_explained(folder, ModelError, "download the model again"), no_bars():
+        model = LlavaForConditionalGeneration.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32
+        )
+    config = model.config
+    tower = vision_tower(merge(encoder, reads))
+    width = model.model.multi_modal_projector.linear_1.in_features
+    if (config.vision_feature_layer, config.vision_feature_select_strategy) != (
+        PATCH_LAYER,
+        "default",
+    ):
+        raise ModelError(
+            f"{folder} reads layer {config.vision_feature_layer} with the strategy"
+            f" {config.vision_feature_select_strategy}: only layer {PATCH_LAYER} with the strategy"
+            " default can be trained further"
+        )
+    if width != tower.config.hidden_size:
+        raise ModelError(
+            f"the projector of {folder} reads patches {width} wide, and those of the encoder are"
+            f" {tower.config.hidden_size} wide: use an encoder of its CLIP"
+        )
+    model.model.vision_tower, config.vision_config = tower, tower.config
+    config.image_seq_length = (tower.config.image_size // tower.config.patch_size) ** 2
+    opened = Llava(model, tokenizer, encoder.preprocess, template)
+    if opened.layout.image_id() != config.image_token_id:
+        raise ConfigError(f"{folder} has another token for images than {IMAGE}: choose another")
+    opened.layout.end_id()
+    return opened
 
 
 def vision_tower(merged: Backbone) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from peft import LoraConfig, LoraModel
 from torch import Tensor
+from transformers import LlavaForConditionalGeneration
 
 from gmail_align.artifacts import Artifact, begin, sha256_file
 from gmail_align.data.images import ImageStore
@@ -22,7 +25,7 @@ from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.rows import RowFile, fill_rows
 from gmail_align.progress import say
-from gmail_align.runtime import resolve_device
+from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.loop import CHECKPOINT, FitReport, PiecewiseLoss, fit
 from gmail_align.vlm.config import LlavaConfig
@@ -32,7 +35,13 @@ from gmail_align.vlm.conversations import (
     read_conversations,
 )
 from gmail_align.vlm.loss import labelled_loss
-from gmail_align.vlm.model import Llava, build_llava, patches_of, save_llava
+from gmail_align.vlm.model import (
+    Llava,
+    build_llava,
+    continue_llava,
+    patches_of,
+    save_llava,
+)
 from gmail_align.vlm.packing import PackedRows, Plan, Sample, pack
 
 _IMAGES_AT_ONCE = 32
@@ -91,7 +100,7 @@ def train_llava(
         config: Template, packing and optimisation.
         sets: What is trained on.
         encoder: A CLIP, aligned or not, on the device where it runs.
-        language_model: Folder of a language model of Llama's format.
+        language_model: Folder of a language model of Llama's format, or of a LLaVA to train on.
         out: Folder of the model.
         validation: Held-out conversations; the step with their lowest loss is kept, step 0
             included. Without them the last step is kept.
@@ -117,8 +126,7 @@ def train_llava(
     draft = begin(out, "vlm", identity, inputs, seed)
     if draft.complete is not None:
         return draft.complete
-    language = load_language_model(language_model)
-    llava = build_llava(encoder, language, config.template, config.reads, seed)
+    llava = _start(config, encoder, language_model, seed)
     samples = [
         Sample.make(conversation, llava.layout, config.row_tokens, number)
         for number, part in enumerate(parts)
@@ -134,6 +142,14 @@ def train_llava(
         file.unlink(missing_ok=True)
     notes = {"best_step": report.best_step, "validation": report.scores, "trained_on": trained_on}
     return draft.finish(_counts([s for s in samples if s.source < len(sets)]), **notes)
+
+
+def _start(config: LlavaConfig, encoder: GmailEncoder, folder: Path, seed: int) -> Llava:
+    """Open a LLaVA, or put a projector before a language model."""
+    if json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "llava":
+        return continue_llava(folder, encoder, config.template, config.reads)
+    language = load_language_model(folder)
+    return build_llava(encoder, language, config.template, config.reads, seed)
 
 
 def _inputs(parts: Mapping[str, ConversationSet]) -> dict[str, Artifact | str]:
@@ -242,17 +258,19 @@ def _fit(
 ) -> FitReport:
     """Train the projector, and the language model where that is asked for."""
     model = llava.model
-    trained = [model.model.multi_modal_projector]
-    if config.tune == "full":
-        trained += [model.model.language_model, model.lm_head]
-    model.requires_grad_(False)
-    for module in trained:
-        module.requires_grad_(True)
+    adapted = choose_trained(model, config, seed)
     train = [sample for sample in samples if sample.source < sets]
     held = [sample for sample in samples if sample.source == sets]
     plan = Plan([len(sample.ids) for sample in train], config.row_tokens, seed)
     settled = {name: getattr(config.optim, name) for name in OptimConfig.model_fields}
-    settled["steps"] = config.optim.steps or plan.steps(config.optim.epochs, config.batch_rows)
+    if config.optim.steps < 0:
+        settled["steps"] = plan.steps(config.optim.epochs, config.batch_rows)
+    rows, tokens = len(plan.epoch(0)), sum(plan.lengths)
+    learnt = sum(int(sample.learnt.sum()) for sample in train)
+    say(
+        f"{len(train)} samples of {tokens} tokens in {rows} rows: {learnt / tokens:.1%} of the"
+        f" tokens are learnt, {1 - tokens / (rows * config.row_tokens):.1%} of the rows is padding"
+    )
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
     def loss(step: int) -> PiecewiseLoss:
@@ -267,7 +285,7 @@ def _fit(
         mean = validation_loss(llava, held, config.row_tokens, summed)
         return {"score": -mean, "loss": mean}
 
-    return fit(
+    report = fit(
         {name: p for name, p in model.named_parameters() if p.requires_grad},
         loss,
         OptimConfig(**settled),
@@ -276,6 +294,36 @@ def _fit(
         evaluate=guard if held else None,
         label="llava",
     )
+    if adapted is not None:
+        adapted.merge_and_unload()
+    return report
+
+
+def choose_trained(
+    model: LlavaForConditionalGeneration, config: LlavaConfig, seed: int
+) -> LoraModel | None:
+    """Let the projector be trained, and the language model where the configuration says so.
+
+    Returns:
+        The adapted language model, whose adapter has to be merged in the end; None without one.
+    """
+    model.requires_grad_(False)
+    adapted = None
+    if config.tune == "full":
+        for module in (model.model.language_model, model.lm_head):
+            module.requires_grad_(True)
+    if config.tune == "lora":
+        settings = LoraConfig(
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules="all-linear",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable_seed(seed, "lora"))
+            adapted = LoraModel(model.model.language_model, {"default": settings}, "default")
+    model.model.multi_modal_projector.requires_grad_(True)
+    return adapted
 
 
 def piecewise_loss(
