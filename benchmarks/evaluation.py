@@ -106,9 +106,10 @@ def child(who: str, images: int, each: int, peer: Path | None) -> dict:
 
 def ours(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor) -> dict[str, float]:
     """Score by our code, intervals included."""
-    from gmail_align.metrics.retrieval import retrieval_metrics
+    from gmail_align.metrics.retrieval import retrieval_hits
 
-    return {name: one.value for name, one in retrieval_metrics(images, texts, owner).items()}
+    found = retrieval_hits(images, texts, owner).estimates()
+    return {name: one.value for name, one in found.items()}
 
 
 def theirs() -> Callable[..., dict[str, float]]:

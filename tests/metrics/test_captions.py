@@ -140,7 +140,8 @@ def test_meteor_of_a_set_with_perfect_captions_is_pycocoevalcap_s(capsys):
         pipe.close()
     theirs.meteor_p.kill()
     theirs.meteor_p.wait()
-    ours = meteor.meteor({"": hyp}, references)[""]
+    with meteor.meteor_process() as process:
+        ours = process.score({"": hyp}, references).result()[""]
     assert meteor.corpus_meteor(ours.sum(0, keepdims=True))[0] == pytest.approx(corpus, abs=1e-12)
     assert meteor.corpus_meteor(ours) == pytest.approx(per_image, abs=1e-12)
 
@@ -243,7 +244,8 @@ def test_meteor_in_a_folder_with_a_space_and_for_two_systems(tmp_path, monkeypat
         "other": ["", "a\u2028plane\nlands"],
         "again": ["a dog runs", "two cats | sleep"],
     }
-    found = meteor.meteor(systems, references)
+    with meteor.meteor_process() as process:
+        found = process.score(systems, references).result()
     assert meteor.corpus_meteor(found["same"]).tolist() == pytest.approx([1, 1])
     assert found["same"].tolist() == found["again"].tolist()
     assert meteor.corpus_meteor(found["other"]).tolist() == [0, 0]
@@ -279,8 +281,11 @@ def test_meteor_that_takes_too_long_is_stopped(monkeypatch):
         return started[-1]
 
     monkeypatch.setattr(meteor.subprocess, "Popen", recorded)
-    with pytest.raises(GmailAlignError, match=r"did not finish in 0\.2 s"):
-        meteor.meteor({"a": ["a dog"]}, [["a dog"]], timeout=0.2)
+    with (
+        meteor.meteor_process(timeout=0.2) as process,
+        pytest.raises(GmailAlignError, match=r"0\.2 s"),
+    ):
+        process.score({"a": ["a dog"]}, [["a dog"]]).result()
     assert started[0].poll() is not None
 
 

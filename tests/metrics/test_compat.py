@@ -8,7 +8,7 @@ import torch
 from gmail_align.errors import UserError
 from gmail_align.metrics import compat
 from gmail_align.metrics.compat import Compat, compat_hits, parse_compat
-from gmail_align.metrics.retrieval import retrieval_metrics
+from gmail_align.metrics.retrieval import retrieval_hits
 
 KS = (1, 5, 10)
 
@@ -60,8 +60,8 @@ def test_blocks_change_nothing_where_scores_differ(monkeypatch):
 
 def test_without_ties_the_rules_agree_with_ours():
     given = features("random")
-    ours = retrieval_metrics(*given, resamples=5)
-    theirs = retrieval_metrics(*given, compat=Compat.CLIP_BENCHMARK, resamples=5)
+    ours = retrieval_hits(*given).estimates(resamples=5)
+    theirs = retrieval_hits(*given, compat=Compat.CLIP_BENCHMARK).estimates(resamples=5)
     assert {name: one.value for name, one in ours.items()} == pytest.approx(
         {name: one.value for name, one in theirs.items()}, abs=1e-9
     )
@@ -69,8 +69,8 @@ def test_without_ties_the_rules_agree_with_ours():
 
 def test_with_ties_only_ours_is_chance():
     given = features("tied")
-    ours = retrieval_metrics(*given, ks=(5,), resamples=5)
-    theirs = retrieval_metrics(*given, ks=(5,), compat=Compat.CLIP_BENCHMARK, resamples=5)
+    ours = retrieval_hits(*given, ks=(5,)).estimates(resamples=5)
+    theirs = retrieval_hits(*given, ks=(5,), compat=Compat.CLIP_BENCHMARK).estimates(resamples=5)
     assert ours["t2i_r5"].value == pytest.approx(5 / 40)
     assert theirs["i2t_r5"].value != pytest.approx(ours["i2t_r5"].value, abs=1e-3)
 

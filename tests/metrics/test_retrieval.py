@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gmail_align.errors import UserError
 from gmail_align.metrics import retrieval
-from gmail_align.metrics.retrieval import retrieval_hits, retrieval_metrics, retrieval_ranks
+from gmail_align.metrics.retrieval import retrieval_hits, retrieval_ranks
 
 
 def uneven(images: int, seed: int = 0) -> torch.Tensor:
@@ -38,7 +38,7 @@ def test_recalls_of_distinct_scores_are_those_of_a_sort(monkeypatch, tile):
     owner = uneven(60)
     images = torch.randn(60, 16)
     texts = 2 * images[owner] + 5 * torch.randn(len(owner), 16)
-    found = retrieval_metrics(images, texts, owner)
+    found = retrieval_hits(images, texts, owner).estimates()
     for k in (1, 5, 10):
         i2t, t2i = naive_recalls(images.numpy(), texts.numpy(), owner.numpy(), k)
         assert found[f"i2t_r{k}"].value == pytest.approx(i2t)
@@ -54,7 +54,7 @@ def test_hand_computed():
     to_text, to_image = retrieval_ranks(images, texts, torch.tensor([0, 1, 0]))
     assert to_text.expected.tolist() == [1, 2]
     assert to_image.expected.tolist() == [1, 1, 2]
-    found = retrieval_metrics(images, texts, torch.tensor([0, 1, 0]), ks=(1, 2))
+    found = retrieval_hits(images, texts, torch.tensor([0, 1, 0]), ks=(1, 2)).estimates()
     assert found["i2t_r1"].value == 0.5 and found["t2i_r1"].value == pytest.approx(2 / 3)
     assert found["i2t_r2"].value == found["t2i_r2"].value == 1
 
@@ -65,7 +65,7 @@ def test_a_collapsed_model_scores_chance(dtype, value):
     owner = uneven(300)
     m = len(owner)
     images = torch.full((300, 17), value, dtype=dtype)
-    found = retrieval_metrics(images, images[owner], owner)
+    found = retrieval_hits(images, images[owner], owner).estimates()
     own = torch.bincount(owner)
     for k in (1, 5, 10):
         chance = np.mean([1 - comb(m - int(p), k) / comb(m, k) for p in own])
@@ -76,7 +76,7 @@ def test_a_collapsed_model_scores_chance(dtype, value):
 def test_collapse_with_rounding_noise_still_scores_chance():
     torch.manual_seed(0)
     images = torch.ones(200, 64) + 1e-7 * torch.randn(200, 64)
-    found = retrieval_metrics(images, images.clone(), torch.arange(200), ks=(1,))
+    found = retrieval_hits(images, images.clone(), torch.arange(200), ks=(1,)).estimates()
     assert found["t2i_r1"].value == pytest.approx(1 / 200)
 
 
@@ -139,9 +139,9 @@ def test_more_captions_of_an_image_widen_no_certainty():
     torch.manual_seed(0)
     images = torch.randn(80, 8)
     texts = images + 1.5 * torch.randn(80, 8)
-    single = retrieval_metrics(images, texts, torch.arange(80))["t2i_r1"]
+    single = retrieval_hits(images, texts, torch.arange(80)).estimates()["t2i_r1"]
     owner = torch.arange(80).repeat_interleave(5)
-    copied = retrieval_metrics(images, texts[owner], owner)["t2i_r1"]
+    copied = retrieval_hits(images, texts[owner], owner).estimates()["t2i_r1"]
     assert (copied.value, copied.low, copied.high) == pytest.approx(
         (single.value, single.low, single.high)
     )
@@ -157,7 +157,7 @@ def test_more_captions_of_an_image_widen_no_certainty():
 )
 def test_refuses(images, texts, owner, words):
     with pytest.raises(UserError, match=words):
-        retrieval_metrics(images, texts, torch.tensor(owner))
+        retrieval_hits(images, texts, torch.tensor(owner)).estimates()
 
 
 @given(data=st.data())

@@ -30,6 +30,20 @@ class Question:
     groups: tuple[str, ...] = ()
     split: str = ""
 
+    def __post_init__(self) -> None:
+        """Check that every text can be written.
+
+        Raises:
+            ValueError: one holds half a surrogate pair, which no file can.
+        """
+        texts = (self.question_id, self.question, self.hint, self.split)
+        for text in (*texts, *self.answers, *self.choices, *self.image_ids, *self.groups):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                code = ord(text[error.start])
+                raise ValueError(f"it holds half a character, U+{code:04X}: remove it") from error
+
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Question:
         """Make a question of one line of ``questions.jsonl``."""

@@ -21,61 +21,8 @@ from gmail_align.metrics.bootstrap import (
     cluster_index,
     interval,
 )
-from gmail_align.metrics.distances import cmmd, frechet_distance
 from gmail_align.metrics.probe import probe_auc
 from gmail_align.metrics.ranks import label_ranks, recall_at, require_pairs, unit_rows
-
-__all__ = [
-    "centroid_distance",
-    "cmmd",
-    "frechet_distance",
-    "gap_metrics",
-    "gen_to_real_recall",
-    "margin",
-    "norm_ratio",
-    "paired_cosine",
-    "probe_auc",
-    "unpaired_cosine",
-]
-
-
-def paired_cosine(
-    real: Float[Tensor, "n d"], generated: Float[Tensor, "n d"]
-) -> Float64[Tensor, " n"]:
-    """Return the cosine of every pair; their mean is the paper's cosine similarity (Tab. 12)."""
-    require_pairs(real, generated)
-    return (unit_rows(real).double() * unit_rows(generated).double()).sum(1)
-
-
-def unpaired_cosine(real: Float[Tensor, "n d"], generated: Float[Tensor, "n d"]) -> float:
-    """Return the mean cosine of real i and generated j over all i != j.
-
-    Exact and in O(n d): the cosines of all n * n couples sum to a product of two sums.
-    """
-    require_pairs(real, generated, least=2)
-    moments = _Moments(real, generated)
-    return float(moments.unpaired(np.ones((1, len(real))))[0])
-
-
-def margin(real: Float[Tensor, "n d"], generated: Float[Tensor, "n d"]) -> float:
-    """Return the mean paired cosine minus the mean unpaired cosine."""
-    return float(paired_cosine(real, generated).mean()) - unpaired_cosine(real, generated)
-
-
-def centroid_distance(real: Float[Tensor, "n d"], generated: Float[Tensor, "n d"]) -> float:
-    """Return the distance between the two means of normalised features.
-
-    Source: the modality gap of Liang et al. (2022), "Mind the Gap", section 4.
-    """
-    require_pairs(real, generated)
-    squared = _Moments(real, generated).squared_distance(np.ones((1, len(real))))
-    return float(np.sqrt(squared[0]))
-
-
-def norm_ratio(real: Float[Tensor, "n d"], generated: Float[Tensor, "n d"]) -> float:
-    """Return the mean length of generated features over that of real ones, before normalising."""
-    require_pairs(real, generated)
-    return float(_Moments(real, generated).norm_ratio(np.ones((1, len(real))))[0])
 
 
 def gen_to_real_recall(
@@ -125,8 +72,12 @@ def gap_metrics(
         seed: of the bootstrap and of the probe's folds.
 
     Returns:
-        ``paired_cosine``, ``unpaired_cosine``, ``margin``, ``gen_to_real_r1``, ``gen_to_real_r5``,
-        ``probe_auc`` (0.5: indistinguishable), ``centroid_distance``, ``norm_ratio``.
+        ``paired_cosine`` (mean cosine of the pairs: the paper's cosine similarity, Tab. 12),
+        ``unpaired_cosine`` (of real i and generated j over all i != j), ``margin`` (their
+        difference), ``gen_to_real_r1``, ``gen_to_real_r5``, ``probe_auc`` (0.5:
+        indistinguishable), ``centroid_distance`` (of the means of normalised features: the
+        modality gap of Liang et al. 2022, "Mind the Gap", section 4), ``norm_ratio`` (mean length
+        of generated features over that of real ones, before normalising).
 
     Raises:
         UserError: features are not finite, do not pair up, or hold fewer than two pairs.

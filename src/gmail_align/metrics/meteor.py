@@ -66,32 +66,9 @@ def _weighed_length(length: Values, function: Values) -> Values:
     return _DELTA * (length - function) + (1 - _DELTA) * function
 
 
-def meteor(
-    systems: Mapping[str, Sequence[str]],
-    references: Sequence[Sequence[str]],
-    *,
-    timeout: float | None = None,
-) -> dict[str, Values]:
-    """Return METEOR's statistics (n, 23) of tokenised captions of several systems.
-
-    `corpus_meteor` of the rows is the score of every image, of their sum the published number.
-
-    Args:
-        systems: name -> one caption an image.
-        references: for each image, its captions.
-        timeout: seconds for everything; by default 10 minutes and half a second a caption.
-
-    Raises:
-        MissingExtraError: Java or pycocoevalcap is not installed.
-        GmailAlignError: Java failed or took too long.
-    """
-    with meteor_process(timeout=timeout) as process:
-        return process.score(systems, references).result()
-
-
 @contextmanager
 def meteor_process(*, timeout: float | None = None) -> Iterator[Meteor]:
-    """Start METEOR, which loads while the caller does something else; see `meteor`.
+    """Start METEOR, which loads while the caller does something else.
 
     Every failure comes out of the future that `Meteor.score` returns. However the block ends, by
     an exception or an interruption too, the process is dead after it.
@@ -122,7 +99,11 @@ class Meteor:
     def score(
         self, systems: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]]
     ) -> Future[dict[str, Values]]:
-        """Score in a thread of its own; see `meteor`."""
+        """Score tokenised captions of several systems in a thread of its own.
+
+        The future holds METEOR's statistics (n, 23): `corpus_meteor` of the rows is the score of
+        every image, of their sum the published number.
+        """
         return self._pool.submit(self._score, systems, references)
 
     def kill(self) -> None:

@@ -30,45 +30,9 @@ from gmail_align.metrics.ranks import (
 )
 from gmail_align.metrics.statistics import Column, mean_column
 
-__all__ = [
-    *("Compat", "Ranks", "RetrievalHits"),
-    *("recall_at", "retrieval_hits", "retrieval_metrics", "retrieval_ranks"),
-]
-
 _TILE_CPU = (256, 2048)
 """Texts x images scored at once on a CPU: the tile stays in its cache."""
 _TILE_GPU = (8192, 8192)
-
-
-def retrieval_metrics(
-    images: Float[Tensor, "n d"],
-    texts: Float[Tensor, "m d"],
-    text_image: Int[Tensor, " m"],
-    ks: tuple[int, ...] = (1, 5, 10),
-    *,
-    compat: Compat | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Estimate]:
-    """Return R@k both ways as ``i2t_r1``, ..., ``t2i_r10``, in 0..1.
-
-    Both intervals resample images; a caption comes along with its image. A k beyond the number
-    of candidates is clipped to it.
-
-    Args:
-        images: features.
-        texts: features.
-        text_image: row in ``images`` of each text's image.
-        ks: cut-offs.
-        compat: another evaluator's rule for ties and precision; None is ours.
-        resamples: bootstrap resamples.
-        seed: of the bootstrap.
-
-    Raises:
-        UserError: see `retrieval_ranks`.
-    """
-    hits = retrieval_hits(images, texts, text_image, ks, compat=compat)
-    return hits.estimates(resamples=resamples, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -109,7 +73,14 @@ def retrieval_hits(
     *,
     compat: Compat | None = None,
 ) -> RetrievalHits:
-    """Search both ways, by our rule or another evaluator's; see `retrieval_metrics`.
+    """Search both ways, by our rule or another evaluator's.
+
+    Args:
+        images: features.
+        texts: features.
+        text_image: row in ``images`` of each text's image.
+        ks: cut-offs; one beyond the number of candidates is clipped to it.
+        compat: another evaluator's rule for ties and precision; None is ours.
 
     Raises:
         UserError: see `retrieval_ranks`.

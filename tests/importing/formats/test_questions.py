@@ -34,6 +34,20 @@ def problem(split: str, image: str | None, answer: int = 1) -> dict[str, Any]:
     }
 
 
+def test_half_a_character_leaves_its_question_out(tmp_path: Path) -> None:
+    whole, half = problem("test", None), problem("test", None)
+    half["question"] = "Which\ud800?"
+    (tmp_path / "problems.json").write_text(json.dumps({"1": half, "2": whole}))
+    made = write_import(
+        scienceqa(tmp_path / "problems.json", []),
+        tmp_path / "out",
+        ImportOptions(limit_quarantine=1.0),
+    )
+    artifact = made["questions"]
+    assert [one.question_id for one in read_questions(artifact)] == ["2"]
+    assert "U+D800" in artifact.path("quarantine.jsonl").read_text()
+
+
 def test_scienceqa_as_json_with_its_image_folders(tmp_path: Path, make_picture: Make) -> None:
     problems = {
         "1": problem("train", "image.png"),
