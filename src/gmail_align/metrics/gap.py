@@ -1,7 +1,7 @@
 """The gap between the real and the generated modality, measured on paired features.
 
 Row i of `real` and row i of `generated` are a pair (same caption). Cosines follow the paper's
-Tab. 12; `unpaired_cosine` is the control that it lacks: a feature space in which everything
+Tab. 14; `unpaired_cosine` is the control that it lacks: a feature space in which everything
 is alike has a high paired cosine too, and only the margin between the two says more.
 """
 
@@ -72,7 +72,7 @@ def gap_metrics(
         seed: of the bootstrap and of the probe's folds.
 
     Returns:
-        ``paired_cosine`` (mean cosine of the pairs: the paper's cosine similarity, Tab. 12),
+        ``paired_cosine`` (mean cosine of the pairs: the paper's cosine similarity, Tab. 14),
         ``unpaired_cosine`` (of real i and generated j over all i != j), ``margin`` (their
         difference), ``gen_to_real_r1``, ``gen_to_real_r5``, ``probe_auc`` (0.5:
         indistinguishable), ``centroid_distance`` (of the means of normalised features: the
