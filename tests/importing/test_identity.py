@@ -140,3 +140,18 @@ def test_tables_of_two_splits_are_not_one_set(tmp_path: Path, make_picture: Make
     options = {"source": tmp_path / "data", "split": "val"}
     made = import_data("parquet", options, tmp_path / "out")
     assert [one.text for one in read_captions(made["captions"])] == ["validation"]
+
+
+def test_paths_that_begin_again_in_every_parquet_file(tmp_path: Path, make_picture: Make) -> None:
+    expected = {}
+    for file in range(2):
+        rows = []
+        for k in range(6):
+            seed = 10 * file + k
+            rows.append(
+                {"image": {"bytes": make_picture(seed), "path": f"{k}.jpg"}, "caption": f"{seed}"}
+            )
+            expected[f"{seed}"] = make_picture(seed)
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{file}.parquet", row_group_size=4)
+    made = import_data("parquet", {"source": tmp_path}, tmp_path / "out")
+    assert bytes_by_caption(made) == expected

@@ -128,3 +128,10 @@ def test_a_name_that_several_archives_have_is_not_guessed(
     made = import_data("parquet", options, tmp_path / "out", ALL)
     assert ImageStore(made["images"]).ids == ["one", "two"]
     assert "is in one and two" in faults(made["images"])["a"]
+
+
+@pytest.mark.parametrize("importer", ["folder", "parquet", "coco", "webdataset", "cc", "mmmu"])
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_impossible_paths_are_missing_files(tmp_path: Path, importer: str, name: str) -> None:
+    with pytest.raises(DataError):
+        import_data(importer, {"source": tmp_path / name}, tmp_path / "out")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ MAX_ASPECT: Final = 200
 """Longest side over shortest; more would make resizing by the shortest side explode."""
 MAX_PROFILE: Final = 4 * 2**20
 """Most bytes of a colour profile that is applied."""
-MAX_DECODING: Final = 512 * 2**20
-"""Bytes of pixels that are decoded at a time, over all threads; a single image may need more."""
 
 _FORMATS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp"), ("JPEG", "MPO")),
@@ -178,16 +175,14 @@ class Header:
     Attributes:
         form: Its format, as Pillow names it.
         mode: Pillow's mode of its pixels.
-        pixels: Their number.
-        bytes_each: Bytes of a decoded pixel, with its RGB copy.
+        decoded_bytes: Bytes of its pixels when it is decoded, with their RGB copy.
         several: Whether it has several frames; the second picture of an MPO is none.
         deep: Whether it has more than 8 bits a channel.
     """
 
     form: str
     mode: str
-    pixels: int
-    bytes_each: int
+    decoded_bytes: int
     several: bool
     deep: bool
 
@@ -207,7 +202,7 @@ def read_header(data: bytes) -> Header:
         raise DataError("has more than 8 bits a channel, and 32 cannot be converted: scale to 8")
     deep = data[24:25] == b"\x10" if form == "PNG" else mode not in _SHALLOW
     width = 4 if mode == "I" else 2 if deep else 1
-    return Header(form, mode, pixels, bands * width + 3, several, deep)
+    return Header(form, mode, pixels * (bands * width + 3), several, deep)
 
 
 def check_plain(header: Header, name: str = "") -> None:
@@ -306,23 +301,3 @@ def encode(image: Image.Image, form: str, quality: int = 95) -> bytes:
     else:
         image.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
-
-
-_room = threading.Condition()
-_taken = 0
-
-
-@contextmanager
-def decoding(header: Header) -> Iterator[None]:
-    """Wait until the decoded image has room among those that other threads decode."""
-    global _taken
-    cost = header.pixels * header.bytes_each
-    with _room:
-        _room.wait_for(lambda: not _taken or _taken + cost <= MAX_DECODING)
-        _taken += cost
-    try:
-        yield
-    finally:
-        with _room:
-            _taken -= cost
-            _room.notify_all()

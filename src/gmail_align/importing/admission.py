@@ -5,7 +5,6 @@ from __future__ import annotations
 from gmail_align.data.decode import (
     check_plain,
     decode_upright,
-    decoding,
     encode,
     extension,
     read_header,
@@ -34,13 +33,12 @@ def admit(image_id: str, data: bytes, *, name: str = "", convert: bool = False) 
     header = read_header(data)
     if not convert:
         check_plain(header, name)
-    with decoding(header):
-        image, turned = decode_upright(data)
-        kept = whole_image(data)
-        if header.deep or extension(kept) is None:
-            kept = encode(image, "png")
-        elif turned:
-            kept = encode(image, "jpeg" if extension(kept) == "jpg" else "png")
+    image, turned = decode_upright(data)
+    kept = whole_image(data)
+    if header.deep or extension(kept) is None:
+        kept = encode(image, "png")
+    elif turned:
+        kept = encode(image, "jpeg" if extension(kept) == "jpg" else "png")
     return ImageRecord(id=image_id, width=image.width, height=image.height), kept
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import posixpath
 import stat
 import tarfile
@@ -42,9 +43,9 @@ def open_members(path: Path) -> Members:
     Raises:
         DataError: there is nothing, or something else.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, it does not raise for a name too long
         return Folder(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"there is no folder, zip or tar at {path}: give one that holds the images")
     with damaged(str(path)):
         if zipfile.is_zipfile(path):

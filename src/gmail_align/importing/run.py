@@ -191,7 +191,7 @@ class ImportReceipt:
 def _state(path: Path) -> list[Any] | None:
     """Return what changes with a file, or with any file in a folder; None when unknown."""
     try:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             state = path.stat()
             return [state.st_size, state.st_mtime_ns]
         digest = hashlib.sha256()
@@ -200,5 +200,5 @@ def _state(path: Path) -> list[Any] | None:
             row = canonical_json([name, fault, state.st_size, state.st_mtime_ns])
             digest.update(row.encode(errors="surrogateescape"))
         return [digest.hexdigest()[:16]]
-    except OSError:
+    except (OSError, ValueError):
         return None

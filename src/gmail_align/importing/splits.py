@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
@@ -92,9 +93,9 @@ def files_in(
     """
     files: list[Path] = []
     for place in places:
-        if place.is_dir():
+        if os.path.isdir(place):  # unlike Path.is_dir, it does not raise for a name too long
             files += _in_folder(place, suffixes, split)
-        elif place.exists():
+        elif os.path.exists(place):
             files.append(place)
         else:
             raise DataError(f"there is no file or folder at {place}")

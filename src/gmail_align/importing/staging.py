@@ -10,7 +10,7 @@ import hashlib
 import json
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -165,7 +165,12 @@ class Staging:
     def count_others(self, members: Members) -> None:
         """Count the files that are no images, by suffix: they are passed over."""
         names = (name for name, fault in members.listing() if not fault)
-        self.passed_over.update(suffix(name) for name in names if suffix(name) not in SUFFIXES)
+        self.pass_over(name for name in names if suffix(name) not in SUFFIXES)
+
+    def pass_over(self, names: Iterable[str]) -> None:
+        """Count files by suffix; a suffix of other characters than letters and digits is ''."""
+        kinds = (suffix(name) for name in names)
+        self.passed_over.update(kind if kind.isalnum() and len(kind) < 12 else "" for kind in kinds)
 
     def add_question(self, question: Question) -> bool:
         """List a question; False (and nothing done) when its id was listed before.

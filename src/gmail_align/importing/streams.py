@@ -127,7 +127,7 @@ def require_file(path: Path) -> None:
     """
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise DataError(f"there is no annotation file at {path}: give the right one") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error

@@ -15,6 +15,7 @@ from typing import Any, Final
 from gmail_align.artifacts import Artifact, atomic_file, begin, read_jsonl, write_json, write_jsonl
 from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.classes import fill
+from gmail_align.data.decode import read_header
 from gmail_align.data.images import (
     QUARANTINE,
     Changed,
@@ -43,6 +44,7 @@ Loaded = tuple[Sample | Quarantined, str]
 
 _WINDOW: Final = 32  # images that are read ahead of the one that is written
 _IN_FLIGHT: Final = 256 * 2**20  # bytes of them
+_LARGE: Final = 64 * 2**20  # bytes of decoded pixels
 
 
 def write_import(source: Source, out: Path, options: ImportOptions) -> dict[str, Artifact]:
@@ -187,6 +189,7 @@ def _read_ahead(images: Sequence[StagedImage], source: Source, convert: bool) ->
     """Yield the images in order, and what was changed; some are read and decoded ahead in threads.
 
     How many depends on their number and on their bytes, so that large files do not fill memory.
+    Images with many pixels are decoded by one thread of their own, one at a time.
     """
     members = source.members
     assert members is not None
@@ -196,16 +199,22 @@ def _read_ahead(images: Sequence[StagedImage], source: Source, convert: bool) ->
             if isinstance(data, DataError):
                 raise data
             encoded = members.read(image.place) if data is None else data
-            record, kept = admit(image.image_id, encoded, name=image.place, convert=convert)
+            if read_header(encoded).decoded_bytes > _LARGE:
+                return large.submit(keep, image, encoded).result()
+            return keep(image, encoded)
         except DataError as error:
             return Quarantined(image.image_id, str(error)), ""
+
+    def keep(image: StagedImage, encoded: bytes) -> Loaded:
+        record, kept = admit(image.image_id, encoded, name=image.place, convert=convert)
         change = change_of(encoded, kept) if convert or kept is not encoded else ""
         record = replace(record, prompt=image.prompt, **dict(source.record))  # type: ignore[arg-type]
         return (record, kept), change
 
     waiting: deque[tuple[Future[Loaded], int]] = deque()
     held = 0
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    workers = min(4, os.cpu_count() or 1)
+    with ThreadPoolExecutor(1) as large, ThreadPoolExecutor(workers) as pool:
         for image in images:
             data = _read_now(members, image) if members.serial else None
             size = len(data) if isinstance(data, bytes) else members.stamp(image.place)[0]

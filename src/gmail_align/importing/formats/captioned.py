@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import zlib
 from collections.abc import Sequence
@@ -141,7 +142,7 @@ def cc(
     A line's number, from 0, is its image's id. Images are looked for as ``{number}``, with or
     without leading zeros and a suffix, or as ``{number}_{crc32 of the url}``.
     """
-    if source.is_dir() or source.suffix == ".tar":
+    if os.path.isdir(source) or source.suffix == ".tar":
         if images:
             raise DataError("shards of img2dataset hold their images: leave out --images")
         return shard_source([source], "cc")

@@ -97,8 +97,8 @@ def _list_images(staging: Staging, members: Members, wanted: str | None, *, ever
     if every:
         for entry in captions.unused():
             staging.refuse("captions", key_id(base_name(entry)), f"{entry} has no image")
-    staging.passed_over.update(
-        suffix(name) for name in names if suffix(name) not in SUFFIXES and not captions.read(name)
+    staging.pass_over(
+        name for name in names if suffix(name) not in SUFFIXES and not captions.read(name)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -203,7 +204,7 @@ def scienceqa(
     with_image = with_image or (protocol is not None and protocol.name == "scienceqa_img_test")
     staging, members = Staging(), image_places(images)
     config = {"format": "scienceqa", "split": split, "with_image": with_image}
-    if source.is_dir() and (source / "problems.json").exists():
+    if os.path.exists(source / "problems.json"):
         members = members or open_several([source])
         source = source / "problems.json"
     if source.name.endswith((".json", ".json.gz")):

@@ -82,6 +82,7 @@ class _TableReader:
         self._columns = columns
         self._inside = members is None and all(suffix(path.name) == "parquet" for path in paths)
         self._bytes = ParquetImages(paths)
+        self._listed_bytes = ParquetImages(paths)  # read forwards too, but behind
         self._files = members
         self.members = self._bytes if self._inside else members
         self._several = len(paths) > 1
@@ -136,22 +137,22 @@ class _TableReader:
         listed = self.staging.place(image_id)
         if listed is None:
             return image_id, place
-        if self._digest(listed) == (own := self._digest(place, keep=False)):
+        if listed not in self._digests:
+            self._digests[listed] = _digest(self._listed_bytes, listed)
+        own = _digest(self._bytes, place)
+        if own == self._digests[listed]:
             return image_id, listed
-        other = key_id(f"{image_id}.{own}")
-        self._digests.setdefault(self.staging.place(other) or place, own)
+        other = key_id(f"{image_id}.{own[:12]}")
         return other, self.staging.place(other) or place
 
-    def _digest(self, place: str, *, keep: bool = True) -> str:
-        if place in self._digests:
-            return self._digests[place]
-        try:
-            digest = hashlib.sha256(self._bytes.read(place)).hexdigest()
-        except DataError:
-            digest = place
-        if keep:
-            self._digests[place] = digest
-        return digest
+
+def _digest(images: ParquetImages, place: str) -> str:
+    """Return the sha256 of an image; of the place itself where it does not have bytes."""
+    try:
+        data = images.read(place)
+    except DataError:
+        data = place.encode()
+    return hashlib.sha256(data).hexdigest()
 
 
 def _texts(value: Any) -> list[Any]:
