@@ -233,13 +233,16 @@ def _explain(error: ValidationError, stage: type[BaseModel], source: str) -> str
     return f"{source}: {where}: {message} (got {first.get('input')!r})"
 
 
-def similar_keys(stage: type[BaseModel], name: str, table: Sequence[str] = ()) -> list[str]:
+def similar_keys(
+    stage: type[BaseModel], name: str, table: Sequence[str] = (), *, cutoff: float = 0.4
+) -> list[str]:
     """Return the keys that a wrong one most likely means, of any table; none where none is close.
 
     Args:
         stage: The configuration.
         name: The last part of the wrong key.
         table: The parts before it. Keys of this table come first.
+        cutoff: How alike a key of this table must be at least, from 0 to 1.
     """
     by_name: dict[str, list[str]] = {}
     for key, _ in keys(stage):
@@ -249,8 +252,8 @@ def similar_keys(stage: type[BaseModel], name: str, table: Sequence[str] = ()) -
             return by_name[same][:3]
     prefix = "".join(f"{part}." for part in table)
     own = {key: by_name[key] for key in by_name if f"{prefix}{key}" in by_name[key]}
-    for names, cutoff in ((own, 0.7), (by_name, 0.7), (own, 0.4)):
-        for close in difflib.get_close_matches(name, names, n=1, cutoff=cutoff):
+    for names, least in ((own, 0.7), (by_name, 0.7), (own, cutoff)):
+        for close in difflib.get_close_matches(name, names, n=1, cutoff=least):
             return [f"{prefix}{close}"] if close in own else by_name[close][:1]
     return []
 

@@ -155,6 +155,7 @@ def test_the_version():
         (["recipes", "show"], "Missing argument"),
         (["align", "--lr", "1"], "--set optim.lr=VALUE"),
         (["align", "--epochs", "1"], "--set optim.steps=VALUE"),
+        (["align", "--gpt2", "1"], "No such option: --gpt2"),
         (["align", "--rank", "1"], "--set lora.rank=VALUE"),
         (["synthesize", "--num-inference-steps", "1"], "--steps"),
         (["synthesize", "--guidance", "1"], "--guidance-scale"),
@@ -166,6 +167,7 @@ def test_wrong_usage_exits_with_2(words, message):
     ran = call(*words)
     assert ran.exit_code == 2
     assert message in ran.stderr
+    assert "--optim" not in ran.stderr  # a table is not an option
     assert ran.stdout == ""
 
 

@@ -166,9 +166,11 @@ class _Placeholder(TyperCommand):
 
 def _suggest_keys(error: Any, stage: Any) -> None:
     """Add to an unknown option's error how the key that it most likely means is set."""
-    from gmail_align.config import similar_keys
+    from gmail_align.config import keys, similar_keys, table_of
 
-    similar = similar_keys(stage, error.option_name.lstrip("-").replace("-", "_"))
+    plain = {key for key, field in keys(stage) if table_of(field.annotation) is None}
+    likely = similar_keys(stage, error.option_name.lstrip("-").replace("-", "_"), cutoff=0.7)
+    similar = [key for key in likely if key in plain]
     if similar:
         error.possibilities = [
             f"--set {key}=VALUE" if "." in key else f"--{key.replace('_', '-')}" for key in similar
