@@ -18,6 +18,7 @@ from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route, parse_route
 from gmail_align.errors import ConfigError, DataError, ModelError
+from worlds.encoders import disturb
 
 ALL = list(Route)
 
@@ -37,14 +38,6 @@ def photos() -> list[Image.Image]:
     rng = np.random.default_rng(1)
     sizes = [(40, 50), (64, 33), (32, 32)]
     return [Image.fromarray(rng.integers(0, 256, (*s, 3), dtype=np.uint8)) for s in sizes]
-
-
-def disturb(encoder: GmailEncoder, amount: float = 0.2) -> None:
-    """Change every trainable parameter."""
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for parameter in encoder.trainable().values():
-            parameter.add_(amount * torch.randn(parameter.shape, generator=generator))
 
 
 def embed(encoder: GmailEncoder, pixels: torch.Tensor, route: Route) -> torch.Tensor:

@@ -164,14 +164,15 @@ def test_which_names_the_hub_is_asked_for(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "openai").mkdir()
-    for name in ("runs/clip", "runs/clip@main", "openai/clip", "exports/clip", "a/b/c", "clip"):
+    for name in ("runs/clip", "openai/clip", "exports/clip", "a/b/c", "clip"):
         _refused(name, name.partition("@")[0])
     assert asked == []
     _refused("google/siglip", "google/siglip")
     assert "google/siglip, revision main" in capsys.readouterr().err
     _refused("stranger/clip@v2", "stranger/clip")
     assert "stranger/clip, revision v2" in capsys.readouterr().err
-    assert asked == [("google/siglip", None), ("stranger/clip", "v2")]
+    _refused("runs/clip@v2", "runs/clip")
+    assert asked == [("google/siglip", None), ("stranger/clip", "v2"), ("runs/clip", "v2")]
 
 
 def test_fingerprints_see_every_change(clip_folder: Path, broken: Path) -> None:

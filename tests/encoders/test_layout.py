@@ -13,6 +13,7 @@ from gmail_align.encoders.config import EncoderLayout
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
+from worlds.encoders import disturb
 
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LAYOUTS = [
@@ -23,14 +24,6 @@ LAYOUTS = [
         strict=True,
     )
 ]
-
-
-def _move(encoder: GmailEncoder) -> None:
-    """Change everything that is trained."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in encoder.trainable().values():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
 @torch.no_grad()
@@ -46,7 +39,7 @@ def test_routes_share_what_they_should_and_folders_keep_it(
     plain = _features(encoder)
     if layout.starts_plain:
         assert all(torch.equal(found, plain[Route.FROZEN]) for found in plain.values())
-    _move(encoder)
+    disturb(encoder, 0.05)
     found = _features(encoder)
     assert torch.equal(found[Route.FROZEN], plain[Route.FROZEN])
     assert not torch.allclose(found[Route.GENERATED], plain[Route.GENERATED])
@@ -70,7 +63,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(
     tune: str, trunk: str, clip_folder: Path
 ) -> None:
     encoder = GmailEncoder.from_clip(clip_folder, layout=EncoderLayout(tune=tune, trunk=trunk))
-    _move(encoder)
+    disturb(encoder, 0.05)
     real = encoder.project(encoder.lean_trunk(PIXELS, Route.REAL), Route.REAL)
     made = encoder.project(encoder.lean_trunk(PIXELS, Route.GENERATED), Route.GENERATED)
     (real.square().sum() + made.square().sum()).backward()
@@ -85,7 +78,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(
 def test_heads_of_every_kind_by_hand(clip_folder: Path) -> None:
     for kind in ("residual", "mlp"):
         encoder = GmailEncoder.from_clip(clip_folder, layout=EncoderLayout(head=kind))
-        _move(encoder)
+        disturb(encoder, 0.05)
         pooled = torch.randn(3, encoder.width)
         layer = encoder.heads.layers["generated"]
         hidden = gelu(pooled @ layer.inner.T)

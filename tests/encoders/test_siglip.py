@@ -24,6 +24,7 @@ from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.losses import sigmoid_text_losses
+from worlds.encoders import disturb
 
 TEXTS = ["a red image", "a blue image of tone 3", "a"]
 
@@ -36,13 +37,6 @@ def plain(siglip_folder: Path) -> SiglipModel:
 @pytest.fixture(scope="module")
 def pixels() -> torch.Tensor:
     return torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-
-
-def disturb(encoder: GmailEncoder) -> None:
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for parameter in encoder.trainable().values():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
 def test_features_equal_transformers(siglip_folder: Path, plain: SiglipModel) -> None:

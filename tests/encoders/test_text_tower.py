@@ -13,18 +13,14 @@ from gmail_align.encoders.config import EncoderLayout, LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
+from worlds.encoders import disturb
 
 TEXTS = ["a red image", "a blue image of tone 3", "a"]
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def _moved(folder: Path, **settings: object) -> GmailEncoder:
-    encoder = GmailEncoder.from_clip(folder, LoraSettings.model_validate(settings))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in encoder.trainable().values():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return encoder
+    return disturb(GmailEncoder.from_clip(folder, LoraSettings.model_validate(settings)), 0.1)
 
 
 @pytest.mark.parametrize("fixture", ["clip_folder", "siglip_folder"])

@@ -39,6 +39,7 @@ from gmail_align.export.run import export
 from gmail_align.metrics.bootstrap import Estimate
 from gmail_align.results import begin_result
 from gmail_align.training.config import OptimConfig
+from worlds.encoders import disturb
 from worlds.openai_model import OpenAIModel, TimmViT
 
 TEXTS = ["a red image", "a blue image of tone 3", "a"]
@@ -49,11 +50,7 @@ def disturbed(
     base: Path, out: Path, layout: EncoderLayout | None = None, lora: LoraSettings | None = None
 ) -> Path:
     """Save an encoder every weight of which has been changed."""
-    encoder = GmailEncoder.from_clip(base, lora, layout=layout)
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for parameter in encoder.trainable().values():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    encoder = disturb(GmailEncoder.from_clip(base, lora, layout=layout))
     encoder.save(out)
     return out
 

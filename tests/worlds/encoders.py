@@ -28,6 +28,7 @@ from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.images import ImageRecord, finish_images, shard_name, write_shard
 from gmail_align.data.pairs import make_pairs
+from gmail_align.encoders.encoder import GmailEncoder
 
 COLOURS = ("red", "green", "blue", "grey")
 WORDS = (*COLOURS, "a", "image", "of", "tone", *map(str, range(40)))
@@ -95,6 +96,15 @@ def _write_tokenizer(folder: Path, order: list[str], single: str = "<start> $A <
     names = {"bos_token": "<start>", "eos_token": "<end>", "pad_token": "<pad>"}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **names)
     fast.save_pretrained(folder)
+
+
+@torch.no_grad()
+def disturb(encoder: GmailEncoder, amount: float = 0.2, seed: int = 9) -> GmailEncoder:
+    """Change every parameter that training would change; return the encoder."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in encoder.trainable().values():
+        parameter.add_(amount * torch.randn(parameter.shape, generator=generator))
+    return encoder
 
 
 @pytest.fixture(scope="session")

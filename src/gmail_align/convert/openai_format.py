@@ -274,7 +274,7 @@ def encode_image(
     tokens = patches.flatten(2).transpose(1, 2)
     first = state["visual.class_embedding"].expand(len(tokens), 1, -1)
     hidden = torch.cat([first, tokens], dim=1) + state["visual.positional_embedding"]
-    tower = _Tower(state, options.vision, options.activation)
+    tower = BareTower(state, options.vision, options.activation)
     hidden = tower.run("visual.transformer", tower.norm("visual.ln_pre", hidden), shape.layers)
     return tower.norm("visual.ln_post", hidden[:, 0]) @ state["visual.proj"]
 
@@ -286,40 +286,47 @@ def encode_text(
     """Run the text tower on bare tensors in OpenAI's naming."""
     shape = read_shape(state)
     hidden = state["token_embedding.weight"][ids] + state["positional_embedding"][: ids.shape[1]]
-    tower, end = _Tower(state, options.text, options.activation), options.end_of_text
+    tower, end = BareTower(state, options.text, options.activation), options.end_of_text
     hidden = tower.norm("ln_final", tower.run("transformer", hidden, shape.text_layers, True))
     places = ids.argmax(dim=-1) if end is None else (ids == end).int().argmax(dim=-1)
     return hidden[torch.arange(len(ids)), places] @ state["text_projection"]
 
 
 @dataclass(frozen=True)
-class _Tower:
-    """One tower of bare tensors."""
+class BareTower:
+    """A transformer of bare tensors, which are found by their names."""
 
     state: State
     options: TowerOptions
-    activation: Activation
+    activation: Activation = "gelu"
+    blocks: str = "{tower}.resblocks.{layer}"
+    """Name of a layer."""
+    parts: tuple[str, ...] = (
+        *("ln_1", "attn.in_proj_", "attn.out_proj"),
+        *("ln_2", "mlp.c_fc", "mlp.c_proj"),
+    )
+    """Names of a layer's norm, its projection to queries, keys and values (with what precedes
+    ``weight``), its output projection, its second norm and its feed-forward pass."""
 
-    def run(self, name: str, hidden: Tensor, layers: int, causal: bool = False) -> Tensor:
-        """Return what the tower's layers make of tokens, shape (b, t, width)."""
+    def run(
+        self, tower: str, hidden: Float[Tensor, "b t width"], layers: int, causal: bool = False
+    ) -> Float[Tensor, "b t width"]:
+        """Return what the layers of ``tower`` make of tokens."""
         batch, length, width = hidden.shape
-        heads = self.options.heads
+        heads, (first, mix, out, second, wide, narrow) = self.options.heads, self.parts
         for layer in range(layers):
-            place = f"{name}.resblocks.{layer}"
-            normed = self.norm(f"{place}.ln_1", hidden)
-            mixed = linear(
-                normed,
-                self.state[f"{place}.attn.in_proj_weight"],
-                self.state[f"{place}.attn.in_proj_bias"],
-            )
+            place = self.blocks.format(tower=tower, layer=layer)
+            normed = self.norm(f"{place}.{first}", hidden)
+            bias = self.state.get(f"{place}.{mix}bias")
+            mixed = linear(normed, self.state[f"{place}.{mix}weight"], bias)
             q, k, v = mixed.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
             attended = scaled_dot_product_attention(q, k, v, is_causal=causal)
             attended = attended.transpose(1, 2).reshape(batch, length, width)
-            hidden = hidden + self._linear(f"{place}.attn.out_proj", attended)
-            inner = self._linear(f"{place}.mlp.c_fc", self.norm(f"{place}.ln_2", hidden))
+            hidden = hidden + self._linear(f"{place}.{out}", attended)
+            inner = self._linear(f"{place}.{wide}", self.norm(f"{place}.{second}", hidden))
             plain = self.activation == "gelu"
             inner = gelu(inner) if plain else inner * torch.sigmoid(1.702 * inner)
-            hidden = hidden + self._linear(f"{place}.mlp.c_proj", inner)
+            hidden = hidden + self._linear(f"{place}.{narrow}", inner)
         return hidden
 
     def norm(self, name: str, hidden: Tensor) -> Tensor:

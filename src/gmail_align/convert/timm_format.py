@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_product_attention
+from torch.nn.functional import conv2d
 from transformers import ViTConfig, ViTModel
 
-from gmail_align.convert.openai_format import load_strictly
+from gmail_align.convert.openai_format import BareTower, TowerOptions, load_strictly
 from gmail_align.errors import ModelError
 
 State = Mapping[str, Tensor]
@@ -31,6 +31,7 @@ _BLOCK = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+_PARTS = ("norm1", "attn.qkv.", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 _PATTERN = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)")
 
 
@@ -114,30 +115,8 @@ def encode_image(
     tokens = patches.flatten(2).transpose(1, 2)
     first = state["cls_token"].expand(len(tokens), -1, -1)
     hidden = torch.cat([first, tokens], dim=1) + state["pos_embed"]
-    batch, length, width = hidden.shape
-    for layer in range(_depth(state)):
-        place = f"blocks.{layer}"
-        mixed = linear(
-            _norm(state, f"{place}.norm1", hidden),
-            state[f"{place}.attn.qkv.weight"],
-            state.get(f"{place}.attn.qkv.bias"),
-        )
-        q, k, v = mixed.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        attended = scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        attended = attended.reshape(batch, length, width)
-        hidden = hidden + _linear(state, f"{place}.attn.proj", attended)
-        inner = gelu(_linear(state, f"{place}.mlp.fc1", _norm(state, f"{place}.norm2", hidden)))
-        hidden = hidden + _linear(state, f"{place}.mlp.fc2", inner)
-    return _norm(state, "norm", hidden[:, 0])
-
-
-def _linear(state: State, name: str, hidden: Tensor) -> Tensor:
-    return linear(hidden, state[f"{name}.weight"], state[f"{name}.bias"])
-
-
-def _norm(state: State, name: str, hidden: Tensor) -> Tensor:
-    weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
-    return layer_norm(hidden, weight.shape, weight, bias, _EPSILON)
+    tower = BareTower(state, TowerOptions(heads, _EPSILON), blocks="{tower}.{layer}", parts=_PARTS)
+    return tower.norm("norm", tower.run("blocks", hidden, _depth(state))[:, 0])
 
 
 def _depth(state: State) -> int:

@@ -26,7 +26,7 @@ from gmail_align.artifacts import (
 )
 from gmail_align.config import build
 from gmail_align.encoders.config import EncoderCard
-from gmail_align.encoders.hub import ask_hub
+from gmail_align.encoders.hub import ask_hub, refuse_mistyped
 from gmail_align.encoders.probe import PROBE
 from gmail_align.errors import ConfigError, ModelError, damage_explained
 
@@ -39,7 +39,7 @@ def find_folder(path_or_id: str | Path) -> Path:
     """Return the folder of a model: a local one, or the local copy of a hub repository.
 
     A hub id is ``OWNER/NAME`` or ``OWNER/NAME@REVISION``. A copy that this machine holds already is
-    taken without asking the hub; otherwise :func:`~gmail_align.encoders.hub.ask_hub` decides.
+    taken without asking the hub; :func:`~gmail_align.encoders.hub.ask_hub` decides on the others.
 
     Raises:
         ModelError: there is no such folder and it cannot be downloaded.
@@ -49,6 +49,7 @@ def find_folder(path_or_id: str | Path) -> Path:
         return folder
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(f"there is no model folder at {folder}: give a folder or a hub id")
+    refuse_mistyped(name, revision)
     options: dict[str, Any] = {"revision": revision or None, "allow_patterns": list(_FILES)}
     try:
         copy = Path(snapshot_download(name, local_files_only=True, **options))

@@ -16,23 +16,32 @@ PUBLISHERS = frozenset(
 """Owners whose models the hub is asked for without a revision: those that docs and presets name."""
 
 
+def refuse_mistyped(name: str, revision: str | None) -> None:
+    """Refuse a name that begins with a folder of this machine: it looks like a mistyped folder.
+
+    With a revision, it can only be the name of a model on the hub.
+
+    Raises:
+        ModelError: the name is refused.
+    """
+    owner, _, model = name.partition("/")
+    if not revision and Path(owner).is_dir():
+        raise ModelError(
+            f"the folder {owner} does not hold {model}, so {name} is not looked for on the Hugging "
+            "Face hub: correct the name"
+        )
+
+
 def ask_hub(name: str, revision: str | None) -> None:
     """Say that the hub is asked for ``name``, which lies in no folder and in no cache here.
 
-    A mistyped folder looks like the name of a model, and its owner would be a stranger. So a name
-    that begins with a folder of this machine is refused, and without a revision the hub is asked
-    for models of :data:`PUBLISHERS` alone.
+    A mistyped folder looks like the name of a model, whose owner would be a stranger. So without a
+    revision, the hub is asked for models of :data:`PUBLISHERS` alone.
 
     Raises:
         ModelError: the hub is not asked.
     """
-    owner, _, model = name.partition("/")
-    if Path(owner).is_dir():
-        raise ModelError(
-            f"the folder {owner} does not hold {model}, so the Hugging Face hub is not asked for "
-            f"{name}: correct the name"
-        )
-    if not revision and owner not in PUBLISHERS:
+    if not revision and name.partition("/")[0] not in PUBLISHERS:
         raise ModelError(
             f"there is no model folder at {name}: correct it or, if {name} is a model on the "
             "Hugging Face hub, name its revision (main, for example)"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gmail_align.artifacts import fingerprint, sha256_file
-from gmail_align.encoders.hub import ask_hub
+from gmail_align.encoders.hub import ask_hub, refuse_mistyped
 from gmail_align.errors import ModelError, damage_explained, first_line
 from gmail_align.extras import require
 
@@ -35,6 +35,7 @@ def find_pipeline(model: str, revision: str = "", variant: str = "") -> Path:
             f"there is no folder {model}, and it is not a hub id (owner/name): give either one"
         )
     pipeline: Any = require("diffusers", "synthesis").DiffusionPipeline
+    refuse_mistyped(model, revision)
     options = {"revision": revision or None, "variant": variant or None, "use_safetensors": True}
     with suppress(OSError, ValueError):
         return Path(pipeline.download(model, local_files_only=True, **options))

@@ -191,9 +191,13 @@ class Backbone:
         """Load the tokenizer of a folder.
 
         Raises:
-            ModelError: it is missing or damaged, or does not fit the text tower.
+            ModelError: it is missing or damaged, does not fit the text tower, or there is no text
+                tower.
         """
-        raise NotImplementedError
+        raise ModelError(
+            "this encoder has no text tower, so it cannot embed texts: for alignment, set "
+            "weights.text_generated and weights.text_real to 0"
+        )
 
     def tokenize(
         self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]

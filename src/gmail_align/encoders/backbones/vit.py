@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
 )
 
 from gmail_align.encoders.backbones.backbone import Backbone
-from gmail_align.errors import ModelError
 
 INITIAL_SCALE = 1 / 0.07
 """CLIP's scale of cosines before training, for a model that has none of its own."""
@@ -81,22 +77,6 @@ class VitBackbone(Backbone):
         """Return :meth:`trunk`: nothing stands behind it."""
         return self.trunk(pixels)
 
-    def text_features(
-        self, input_ids: Int[Tensor, "m t"], attention_mask: Int[Tensor, "m t"]
-    ) -> Float[Tensor, "m dim"]:
-        """Refuse: there is no text tower."""
-        raise _no_texts()
-
-    def tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
-        """Refuse: there is no text tower."""
-        raise _no_texts()
-
-    def tokenize(
-        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
-    ) -> tuple[Int[Tensor, "m t"], Int[Tensor, "m t"]]:
-        """Refuse: there is no text tower."""
-        raise _no_texts()
-
     def exported(self, head: Float[Tensor, "dim width"] | None) -> PreTrainedModel:
         """Return a ViT for classification whose logits are the features."""
         head = torch.eye(self.plain.config.hidden_size) if head is None else head
@@ -119,10 +99,3 @@ class VitBackbone(Backbone):
     def plain_name(self, name: str) -> str:
         """Return the name inside the ``ViTModel``."""
         return name.removeprefix(_PREFIX)
-
-
-def _no_texts() -> ModelError:
-    return ModelError(
-        "this encoder has no text tower, so it cannot embed texts: for alignment, set "
-        "weights.text_generated and weights.text_real to 0"
-    )
