@@ -71,8 +71,8 @@ class AlignConfig(Config):
     direction: Literal["g2r", "r2g", "both"] = "g2r"
     """Which side gives the rows of Eq. 1; ``g2r`` is the paper's."""
     positives: Literal["mask", "sum"] = "mask"
-    """Pairs of one batch with the same real image or caption: ``mask`` takes them out of the
-    denominator, ``sum`` makes them positives too. Class captions need one or the other."""
+    """How pairs of one batch with the same real image or caption are treated: ``mask`` drops them
+    from the denominator, ``sum`` counts them as positives."""
     lora: LoraSettings = LoraSettings()
     """The adapter."""
     encoder: EncoderLayout = EncoderLayout()
@@ -98,12 +98,13 @@ class AlignConfig(Config):
     holdout_limit: int = Field(default=1000, ge=2)
     """Most real images that are held out."""
     select: Select = "auto"
-    """What the guard goes by on the held-out pairs. A loss, to be minimised: that of Eq. 1 when it
-    is trained (``auto``), else the first text term that is; ``objective`` is the weighted sum of
-    all. Each is taken at its best temperature from the trained one upwards: being less sure alone
-    is no gain. Or a figure, to be maximised: ``margin`` (paired less unpaired cosine),
-    ``paired_cosine``, ``generated_real_r1``, ``retrieval`` (images and texts, by the deployed
-    route), or ``zeroshot`` (accuracy of real images by that route, where classes are known)."""
+    """What picks the step on the held-out pairs. A loss is minimised: ``auto`` is that of Eq. 1
+    where it is trained, else the first text term that is; ``objective`` is the weighted sum of all.
+    Losses are compared at their best temperature from the trained one upwards, so an encoder cannot
+    win by being less confident alone. A figure is maximised: ``margin`` (paired minus unpaired
+    cosine), ``paired_cosine``, ``generated_real_r1``, ``retrieval`` (real images and texts, by the
+    deployed route) or ``zeroshot`` (accuracy of real images by that route, where classes are
+    known)."""
     keep_real: Annotated[float, Field(ge=0, le=1)] | Literal["noise"] | None = "noise"
     """How much retrieval (R@1) the deployed route may lose on held-out real images: a step that
     loses more is never kept. ``noise``: no loss beyond its 95% interval. A number: no larger loss
@@ -136,7 +137,7 @@ class AlignConfig(Config):
 
     @property
     def guarded(self) -> str:
-        """What the guard goes by."""
+        """The loss or the figure that picks the step."""
         if self.select != "auto":
             return self.select
         terms = ("align", "text_generated", "text_real")

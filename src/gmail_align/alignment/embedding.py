@@ -182,7 +182,7 @@ def terms_of(
 ) -> dict[str, Tensor]:
     """Return the terms of inputs that this process has embedded, joined with those of all others.
 
-    Arguments beside ``embedded`` are those of :func:`loss_terms`.
+    Other arguments are those of :func:`loss_terms`.
     """
     here = ranks()
     features = {**batch.known, **{name: here.gather(rows) for name, rows in embedded.items()}}

@@ -1,7 +1,7 @@
-"""How much of an alignment is applied: points on the way from the plain CLIP to the kept step.
+"""Interpolation of weights between the plain CLIP and the kept step, to apply part of a training.
 
-Interpolating weights between a pretrained model and its fine-tuned self often keeps most of what
-was learnt and loses less of what was known (Wortsman et al. 2022, WiSE-FT).
+Such a point often keeps most of what was learnt and loses less of what was known (WiSE-FT, Wortsman
+et al. 2022).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pairs as numbers in a file: what a batch reads of them, whatever their number.
 
 ``pairs.jsonl`` is read once. Ids and texts are numbered in the order in which they first come, and
-their names are kept beside the numbers. Numbering goes through a database in a temporary file and
+their names are kept with the numbers. Numbering goes through a database in a temporary file and
 rows are mapped from where they lie, so memory does not grow with the number of pairs.
 """
 
@@ -86,7 +86,7 @@ def index_pairs(pairs: Artifact, out: Path) -> Artifact:
     Its counts name how many pairs, and how many different things of each column, there are.
 
     Raises:
-        ArtifactError: the artifact holds no pairs, or its file is damaged.
+        ArtifactError: the artifact does not hold pairs, or its file is damaged.
     """
     draft = begin(out, "pair-index", {"columns": list(COLUMNS)}, {"pairs": pairs})
     if draft.complete is not None:

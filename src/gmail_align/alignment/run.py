@@ -39,7 +39,7 @@ from gmail_align.training.distributed import ranks
 from gmail_align.training.loop import CHECKPOINT, FitReport, PiecewiseLoss, fit
 
 LOG_SCALE = "log_scale"
-"""Name of the learned ``ln(1 / temperature)`` in checkpoints; it is no part of the encoder."""
+"""Name of the learned ``ln(1 / temperature)`` in checkpoints; the encoder does not have it."""
 BROKEN = "broken_batch.json"
 """Where the pairs of a batch that broke the training are named."""
 WORK = "work"
@@ -87,7 +87,7 @@ def align(
     Raises:
         ConfigError: every weight is 0.
         DataError: too few real images, or a pair without its images.
-        ModelError: the base is no CLIP, or the adapter's targets do not fit.
+        ModelError: the base cannot be used, or the adapter's targets do not fit.
         TrainingError: the loss is not finite.
     """
     if not any(config.weights.model_dump().values()):

@@ -97,8 +97,8 @@ def train_clip(
         seed: Seed of the weights, the held-out part and the batches.
 
     Raises:
-        DataError: no caption belongs to an image, or there are too few images.
-        ModelError: the base is no CLIP folder.
+        DataError: the captions describe none of the images, or there are too few images.
+        ModelError: the base is not a CLIP folder.
         TrainingError: the loss is not finite.
     """
     folder = find_folder(base)
@@ -115,7 +115,8 @@ def train_clip(
     model = _untrained(folder, seed).to(resolve_device(config.device))
     data = here.first_alone(lambda: _prepare(captions, images, folder, model, out / _WORK))
     held = hold_out(data.image, config.holdout, config.holdout_limit, seed)
-    notes = _fit(model, data, held, Preprocess.from_folder(folder), (config, seed, out))
+    training = _Training(model, data, held, Preprocess.from_folder(folder), config)
+    notes = training.run(out, seed)
     if draft is not None:
         _save(model, folder, out)
         counts = {"captions": int((~held).sum()), "images": len(np.unique(data.image[~held]))}
@@ -143,7 +144,7 @@ def _untrained(folder: Path, seed: int) -> CLIPModel:
     """
     config = read_config(folder)
     if config.get("model_type") != "clip":
-        raise ModelError(f"{folder} holds no CLIP: its shape is what is trained from scratch")
+        raise ModelError(f"{folder} is not a CLIP: train clip takes the shape of a CLIP folder")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed, "scratch"))
         model = CLIPModel(CLIPConfig.from_pretrained(folder))
@@ -162,8 +163,8 @@ def _prepare(
     rows: list[Caption] = [row for row in read_captions(captions) if row.image_id in store]
     if not rows:
         raise DataError(
-            f"no caption of {captions.folder} describes an image of {images.folder}: they come "
-            "from different data sets"
+            f"{captions.folder} does not describe any image of {images.folder}: pass captions and "
+            "images of one data set"
         )
     names = list(dict.fromkeys(row.image_id for row in rows))
     made = prepare_pixels(images, Preprocess.from_folder(folder), work / "pixels", ids=names)
@@ -176,82 +177,87 @@ def _prepare(
     return _Data(pixels, ids, mask, image, np.array(text, dtype=np.int64))
 
 
-def _fit(
-    model: CLIPModel,
-    data: _Data,
-    held: np.ndarray[Any, np.dtype[np.bool_]],
-    preprocess: Preprocess,
-    run: tuple[ScratchConfig, int, Path],
-) -> dict[str, Any]:
-    """Train, keep the best step and return the manifest's notes."""
-    config, seed, folder = run
-    train, kept = np.flatnonzero(~held), np.flatnonzero(held)
-    batches = Batches(data.image[train], config.batch_size, stable_seed(seed, "batches"))
-    here, device = ranks(), model.device
+class _Training:
+    """One training of both towers, with the text loss alone."""
 
-    def embed(places: Rows) -> tuple[Tensor, Tensor]:
-        images, ids, mask, whose = (part.to(device) for part in data.batch(places))
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            found = embed_both(model, preprocess.normalise(images), ids, mask)
-        return found[0].float(), found[1].float()[whose]
+    def __init__(
+        self,
+        model: CLIPModel,
+        data: _Data,
+        held: npt.NDArray[np.bool_],
+        preprocess: Preprocess,
+        config: ScratchConfig,
+    ) -> None:
+        self.model, self.data, self.preprocess, self.config = model, data, preprocess, config
+        self.train, self.kept = np.flatnonzero(~held), np.flatnonzero(held)
 
-    def contrast(images: Tensor, texts: Tensor, places: Rows) -> Tensor:
-        groups = np.stack([data.image[places], data.text[places]], axis=1)
-        same = torch.from_numpy(groups).to(device)
-        scale = model.logit_scale.clamp(max=_LARGEST_SCALE).exp()
-        return contrastive_text_losses(images, texts, scale, same, config.positives).mean()
+    def run(self, folder: Path, seed: int) -> dict[str, Any]:
+        """Train, keep the best step and return the manifest's notes."""
+        config, here = self.config, ranks()
+        batches = Batches(
+            self.data.image[self.train], config.batch_size, stable_seed(seed, "batches")
+        )
+        with prefetch(lambda n: self.train[batches.indices(n)], config.optim.steps) as fetch:
 
-    def evaluate() -> dict[str, float]:
-        step = config.batch_size
-        parts = [embed(kept[start : start + step]) for start in range(0, len(kept), step)]
+            def loss(step: int) -> dict[str, Tensor]:
+                places = fetch(step)
+                own = self.embed(places[here.part(len(places))])
+                images, texts = (here.gather(side) for side in own)
+                return {"total": self.contrast(images, texts, places)}
+
+            report = fit(
+                dict(self.model.named_parameters()),
+                loss,
+                config.optim,
+                seed=seed,
+                folder=folder,
+                evaluate=self.measure,
+                label="CLIP",
+                batch_size=config.batch_size,
+            )
+        scores = {row["step"]: row for row in report.scores}
+        guard = {"start": report.scores[0], "kept": scores[report.best_step]}
+        return {"best_step": report.best_step, "guard": guard, "speed": report.speed}
+
+    def embed(self, places: Rows) -> tuple[Tensor, Tensor]:
+        """Return features of the images and the texts of some captions, in fp32."""
+        device, half = self.model.device, self.config.precision == "bfloat16"
+        images, ids, mask, whose = (part.to(device) for part in self.data.batch(places))
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            pixels = self.preprocess.normalise(images)
+            features, texts = embed_both(self.model, pixels, ids, mask)
+        return features.float(), texts.float()[whose]
+
+    def contrast(self, images: Tensor, texts: Tensor, places: Rows) -> Tensor:
+        """Return CLIP's loss of some captions."""
+        groups = np.stack([self.data.image[places], self.data.text[places]], axis=1)
+        same = torch.from_numpy(groups).to(images.device)
+        scale = self.model.logit_scale.clamp(max=_LARGEST_SCALE).exp()
+        return contrastive_text_losses(images, texts, scale, same, self.config.positives).mean()
+
+    def measure(self) -> dict[str, float]:
+        """Measure the held-out captions: the loss, and R@1 among distinct images and texts.
+
+        With class captions, that of images among texts is zero-shot accuracy.
+        """
+        step, kept = self.config.batch_size, self.kept
+        parts = [self.embed(kept[start : start + step]) for start in range(0, len(kept), step)]
         images, texts = (torch.cat(side) for side in zip(*parts, strict=True))
-        loss = float(contrast(images, texts, kept))
+        loss = float(self.contrast(images, texts, kept))
+        (_, rows, image), (_, columns, text) = (
+            np.unique(of[kept], return_index=True, return_inverse=True)
+            for of in (self.data.image, self.data.text)
+        )
+        scores = normalize(images[rows], dim=-1) @ normalize(texts[columns], dim=-1).T
+        own = torch.zeros_like(scores, dtype=torch.bool)
+        own[image.reshape(-1), text.reshape(-1)] = True
         return {
             "score": -loss,
             "held_out_loss": loss,
-            "scale": float(model.logit_scale.exp()),
-            **_recalls(images, texts, data, kept),
+            "scale": float(self.model.logit_scale.exp()),
+            "image_text_r1": float(first_is_own(scores, own).float().mean()),
+            "text_image_r1": float(first_is_own(scores.T, own.T).float().mean()),
         }
-
-    with prefetch(lambda step: train[batches.indices(step)], config.optim.steps) as fetch:
-
-        def loss(step: int) -> dict[str, Tensor]:
-            places = fetch(step)
-            images, texts = (here.gather(side) for side in embed(places[here.part(len(places))]))
-            total = contrast(images, texts, places)
-            return {"total": total}
-
-        report = fit(
-            dict(model.named_parameters()),
-            loss,
-            config.optim,
-            seed=seed,
-            folder=folder,
-            evaluate=evaluate,
-            label="CLIP",
-            batch_size=config.batch_size,
-        )
-    best = next(row for row in report.scores if row["step"] == report.best_step)
-    guard = {"start": report.scores[0], "kept": best}
-    return {"best_step": report.best_step, "guard": guard, "speed": report.speed}
-
-
-def _recalls(images: Tensor, texts: Tensor, data: _Data, kept: Rows) -> dict[str, float]:
-    """Return R@1 of held-out images among distinct texts, and of texts among distinct images.
-
-    With class captions the former is zero-shot accuracy.
-    """
-    (_, rows, image), (_, columns, text) = (
-        np.unique(of[kept], return_index=True, return_inverse=True)
-        for of in (data.image, data.text)
-    )
-    scores = normalize(images[rows], dim=-1) @ normalize(texts[columns], dim=-1).T
-    own = torch.zeros_like(scores, dtype=torch.bool)
-    own[image.reshape(-1), text.reshape(-1)] = True
-    return {
-        "image_text_r1": float(first_is_own(scores, own).float().mean()),
-        "text_image_r1": float(first_is_own(scores.T, own.T).float().mean()),
-    }
 
 
 def embed_both(

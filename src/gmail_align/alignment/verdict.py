@@ -1,4 +1,4 @@
-"""The guard's verdict: whether the kept step is applied, and what is said of it."""
+"""The guard's verdict: whether the kept step is applied, and why."""
 
 from __future__ import annotations
 

@@ -54,10 +54,10 @@ class Batches:
             seed: Seed of the run.
 
         Raises:
-            ValueError: there is no item, or the batch size is not positive.
+            ValueError: there are 0 items, or the batch size is not positive.
         """
         if not len(groups) or size < 1:
-            raise ValueError(f"no batches of size {size} can be made of {len(groups)} items")
+            raise ValueError(f"{len(groups)} items do not make batches of size {size}")
         self._groups = _compact(groups)
         self._size, self._seed, self._count = size, seed, len(groups)
         self._orders: dict[int, Order] = {}

@@ -289,7 +289,7 @@ def read_texts(source: Artifact) -> Mapping[str, str]:
         if found.setdefault(name, text) != text:
             raise DataError(f"caption id {name} of {source.folder} has two texts: make ids unique")
     if not found:
-        raise DataError(f"{source.folder} holds no caption")
+        raise DataError(f"{source.folder} does not have any caption: import captions first")
     return found
 
 

@@ -45,7 +45,7 @@ class Extraction:
     encoder: Path
     """Folder that every worker loads the encoder from."""
     route: Route
-    """Which weights images go through; of captions, the route of the images beside them."""
+    """Which weights images go through; for captions, the route of the images that they describe."""
     texts: bool = False
     """Whether captions are extracted, not images."""
     batch_size: int = 64

@@ -71,7 +71,7 @@ class FitReport:
 
 @dataclass
 class _State:
-    """Everything beside parameters that a checkpoint has to hold."""
+    """Everything that a checkpoint holds except tensors."""
 
     step: int = 0
     best_step: int = -1

@@ -23,7 +23,7 @@ Positives = Literal["mask", "sum"]
 """How a loss treats other rows of the batch that belong to a row's pair, such as a second caption
 of the same image: ``mask`` takes them out of the denominator, ``sum`` makes them positives too."""
 COMPONENTS = 32
-"""Principal components that stand for an image beside a short caption (Long-CLIP)."""
+"""Principal components of images that short captions are compared with (Long-CLIP)."""
 SMOOTHING = 0.1
 """Label smoothing of Long-CLIP's released training code."""
 _NO_VARIANCE = 1e-5
@@ -180,7 +180,7 @@ def check_rows(left: Tensor, right: Tensor) -> None:
     """Refuse two sets of features that do not belong together row by row.
 
     Raises:
-        DataError: the shapes differ, or there is no row.
+        DataError: the shapes differ, or there are 0 rows.
     """
     if left.ndim != 2 or left.shape != right.shape or len(left) == 0:
         shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"

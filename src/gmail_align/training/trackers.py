@@ -1,7 +1,7 @@
 """Experiment trackers, fed from the event log: training itself knows none of them.
 
-A tracker can so be chosen after the fact, be fed again, or follow a run that is still going on; one
-that fails never takes a training down with it.
+So a tracker can be chosen after the fact, be fed again, or follow a run that is still going on. A
+tracker that fails never stops a training.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def publish(folder: Path, tracker: Tracker, out: Path, *, name: str, follow: boo
         follow: Whether to wait for more until the run is finished.
 
     Raises:
-        DataError: there is no event log, or a line of it is damaged.
+        DataError: the event log is missing, or a line of it is damaged.
         MissingExtraError: the tracker's package is not installed.
     """
     path = folder / EVENTS
     if not path.exists() and not follow:
-        raise DataError(f"{folder} holds no {EVENTS}: name a folder that a training writes to")
+        raise DataError(f"{folder} does not have {EVENTS}: name the folder of a training")
     openers = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
     count = 0
     with openers[tracker](out, name) as put:
