@@ -21,7 +21,7 @@ class Pairs:
     """Folders of what an encoder is aligned on.
 
     Attributes:
-        pairs: What pair made.
+        pairs: The pairs.
         real: The real images.
         generated: The generated images.
         classes: Classes of the real images, from an import, for the guard's zero-shot accuracy.
@@ -153,7 +153,7 @@ def train_clip(
 ) -> None:
     """Train a CLIP from random weights on images and captions.
 
-    What comes out is a plain Hugging Face CLIP, a --base for align.
+    The result is a plain Hugging Face CLIP, which align takes as its --base.
 
     Args:
         captions: Captions of the images.

@@ -127,7 +127,7 @@ def predict_captions(
     """Predict one caption for every image of a feature store.
 
     Args:
-        captioner: What train clipcap or train ifcap made.
+        captioner: A captioner that train clipcap or train ifcap made.
         features: Image features.
         retrieval: Features by which an IFCap looks captions up, if another encoder made them.
     """
@@ -158,7 +158,7 @@ def caption(
 
     Args:
         images: Image files.
-        captioner: What train clipcap or train ifcap made.
+        captioner: A captioner that train clipcap or train ifcap made.
         route: Which of the encoder's weights the images go through.
         retrieval_encoder: Encoder by which an IFCap looks captions up.
     """

@@ -27,7 +27,7 @@ def export(
     The library of that format then loads it, and its features are compared with the encoder's.
 
     Args:
-        encoder: What align made, or a plain CLIP.
+        encoder: An aligned encoder, or a plain CLIP.
         data: Training images or pairs, for the model card; repeatable.
         result: A result for the model card; repeatable.
     """

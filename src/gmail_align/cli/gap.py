@@ -63,11 +63,11 @@ class RowLabels:
 
 @dataclass(frozen=True)
 class Matching:
-    """What belongs together.
+    """Which images are pairs.
 
     Attributes:
-        pairs: Pairs; adds what only pairs can tell.
-        paired: Rows of the files, or files of one name, are pairs.
+        pairs: Pairs of the two sides; they add measures that need pairs.
+        paired: Pair rows of the two files, or files of the same name.
     """
 
     pairs: Folder | None = None

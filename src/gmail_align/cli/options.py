@@ -171,7 +171,7 @@ def described_parameters(function: Callable[..., Any]) -> list[inspect.Parameter
 
 def help_text(function: Callable[..., Any]) -> str:
     """Return a docstring without its sections."""
-    return _read_docstring(function)[0]
+    return _read_docstring(function)[0].replace("``", "")
 
 
 def group_options(group: type, section: str | None = None) -> list[inspect.Parameter]:
