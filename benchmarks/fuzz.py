@@ -4,7 +4,8 @@
 
 Each case changes one file (bits, cuts, repetitions, odd values in JSON) and runs one command on it.
 A command may succeed or refuse with one sentence (exit 0 or 2). A traceback, another exit code,
-more than ten seconds or more than four gigabytes is a fault. Prints the faults of each file.
+more than ten seconds of computing or more than four gigabytes is a fault. Prints what went wrong
+with each file.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 from torture import Torturer, warm_up
 
 SECONDS = 10
+"""Of computing; a command that waits is ended after nine times as long."""
 GIGABYTES = 4
 
 TARGETS = {
@@ -208,7 +210,8 @@ def _watch(child: int) -> None:
     """End a child that runs too long or takes too much memory."""
     limit = GIGABYTES * 2**30
     resource.prlimit(child, resource.RLIMIT_DATA, (limit, limit))
-    timer = threading.Timer(SECONDS, _stop(child))
+    resource.prlimit(child, resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    timer = threading.Timer(9 * SECONDS, _stop(child))
     timer.daemon = True
     timer.start()
 

@@ -10,23 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 
-from gmail_align.artifacts import Artifact, begin
+from gmail_align.artifacts import Artifact, begin, sha256_file
 from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.images import (
     ImageRecord,
     ImageStore,
+    Quarantined,
     finish_images,
     shard_name,
     write_shard,
 )
 from gmail_align.data.pairs import make_pairs, read_pairs
+from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.engine import Engine, Part
 from gmail_align.errors import ArtifactError, DataError, ModelError
+from gmail_align.recipe import shipped_models
 from gmail_align.synthesis import run, shards
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.run import synthesize, synthesize_part
-from gmail_align.synthesis.sampler import Pixels, Sampler, image_seed
+from gmail_align.synthesis.sampler import Pixels, Request, Sampler, image_seed
 from gmail_align.synthesis.shards import read_part, to_image
 from gmail_align.synthesis.weights import weights_fingerprint
 
@@ -276,3 +282,65 @@ def test_pairs_are_made_of_what_was_generated(
 def test_the_configuration_imports_no_torch() -> None:
     code = "import gmail_align.synthesis.config, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_of_several_candidates_the_best_is_kept(
+    config: Build, captions: Artifact, tmp_path: Path
+) -> None:
+    judge = str(shipped_models() / "clip")
+    every = ImageStore(synthesize(config(images_per_caption=4), captions, tmp_path / "every"))
+    settings = config(images_per_caption=2, best_of=2, judge=judge, batch_size=3)
+    store = ImageStore(synthesize(settings, captions, tmp_path / "best"))
+    assert store.ids == [f"{100 + n}-{k}" for n in range(7) for k in (0, 1)]
+    encoder = GmailEncoder.from_pretrained(judge)
+    for name in store.ids:
+        record = store.record(name)
+        caption, k = name.split("-")
+        rows = [f"{caption}-{2 * int(k) + j}" for j in range(2)]
+        texts = encoder.encode_texts([record.prompt], "frozen")
+        features = encoder.encode_images([every.read(row) for row in rows], "frozen")
+        scores = 2.5 * (features @ texts.T).clamp_min(0).flatten()
+        assert record.clip_scores == pytest.approx(scores.tolist(), abs=0.05)  # after JPEG
+        best = int(np.argmax(record.clip_scores))
+        assert record.seed == every.record(rows[best]).seed
+    with pytest.raises(ValueError, match="judge"):
+        config(best_of=2)
+
+
+def test_an_image_is_left_out_where_all_its_candidates_are() -> None:
+    requests = [Request("1", k, "a") for k in range(4)]
+    samples = [
+        (ImageRecord(id="1-1", width=1, height=1, clip_scores=[0.5]), b"b"),
+    ]
+    left_out = [Quarantined(f"1-{k}", f"reason {k}") for k in (0, 2, 3)]
+    kept, missing = shards.best_candidates(requests, samples, left_out, 2)
+    assert [(record.id, record.clip_scores, data) for record, data in kept] == [
+        ("1-0", [0.5], b"b")
+    ]
+    assert missing == [Quarantined("1-1", "reason 2")]
+
+
+def test_an_adapter_changes_the_images_and_is_recorded(
+    config: Build, captions: Artifact, model: Path, tmp_path: Path
+) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(model, local_files_only=True)
+    lora = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    torch.manual_seed(0)
+    pipeline.unet.add_adapter(lora)
+    weights = get_peft_model_state_dict(pipeline.unet)
+    StableDiffusionPipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=weights)
+    (adapter,) = (tmp_path / "lora").iterdir()
+    plain = ImageStore(synthesize(config(), captions, tmp_path / "plain"))
+    images = synthesize(config(adapter=str(adapter)), captions, tmp_path / "out")
+    store = ImageStore(images)
+    record = store.record("100-0")
+    assert record.adapter == images.manifest["inputs"]["adapter"] == sha256_file(adapter)[:16]
+    assert record.weights == plain.record("100-0").weights
+    assert plain.record("100-0").adapter is None
+    assert record.sha256 != plain.record("100-0").sha256
+    for wrong in (
+        tmp_path / "none.safetensors",
+        model / "unet/diffusion_pytorch_model.safetensors",
+    ):
+        with pytest.raises(ModelError, match=wrong.name):
+            synthesize(config(adapter=str(wrong)), captions, tmp_path / "wrong")

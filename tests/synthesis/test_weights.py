@@ -69,9 +69,10 @@ def test_a_folder_of_another_kind_is_named(tmp_path: Path, copy: Path) -> None:
     (copy / "model_index.json").write_text("{")
     with pytest.raises(ModelError, match="model_index.json"):
         read_index(copy)
-    (copy / "model_index.json").write_text(json.dumps({"_class_name": ["mine", "Mine"]}))
-    with pytest.raises(ModelError, match="model_index.json"):
-        find_pipeline(str(copy))
+    for index in ({"_class_name": ["mine", "Mine"]}, {"_class_name": "Mine", "vae": [{}, "Vae"]}):
+        (copy / "model_index.json").write_text(json.dumps(index))
+        with pytest.raises(ModelError, match="model_index.json"):
+            find_pipeline(str(copy))
 
 
 def test_a_hub_id_that_cannot_be_had_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,4 +112,7 @@ def generator_config(
             f"--model OWNER/NAME of a diffusers pipeline on the Hugging Face hub{seen}"
         )
     path = folder or model_of(str(model), "diffusion")
-    return settings.build(f"{preset}_fast" if fast else None, {"model": str(path)})
+    changes = {"model": str(path)}
+    if settings.given.get("judge"):
+        changes["judge"] = str(model_of(str(settings.given["judge"]), "clip"))
+    return settings.build(f"{preset}_fast" if fast else None, changes)

@@ -62,6 +62,8 @@ _SCHEMA: Final = pa.schema(
         pa.field("guidance_scale", pa.float64()),
         pa.field("unsafe", pa.bool_()),
         pa.field("tokens_cut", pa.int32()),
+        pa.field("adapter", pa.string()),
+        pa.field("clip_scores", pa.list_(pa.float64())),
     ]
 )
 
@@ -74,7 +76,9 @@ class ImageRecord:
     :func:`write_shard`; ``width`` and ``height`` are pixels. Real images have no generator,
     revision (commit on the hub, or fingerprint of the weights), seed, prompt, fingerprint of the
     weights, scheduler, denoising steps, guidance, verdict of a safety checker and number of the
-    prompt's tokens that the generator did not read (None where it read them all).
+    prompt's tokens that the generator did not read (None where it read them all). ``adapter``
+    is the fingerprint of a generator's LoRA, ``clip_scores`` are those of all candidates of which
+    this image is the best.
     """
 
     id: str
@@ -91,6 +95,8 @@ class ImageRecord:
     guidance_scale: float | None = None
     unsafe: bool | None = None
     tokens_cut: int | None = None
+    adapter: str | None = None
+    clip_scores: list[float] | None = None
     shard: int = -1
     offset: int = -1
     size: int = -1
@@ -342,7 +348,10 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return offset
 
 
-_OPTIONAL: Final = {"weights", "scheduler", "steps", "guidance_scale", "unsafe", "tokens_cut"}
+_OPTIONAL: Final = {
+    *("weights", "scheduler", "steps", "guidance_scale"),
+    *("unsafe", "tokens_cut", "adapter", "clip_scores"),
+}
 _MEMBER_FIELDS: Final = [
     field.name
     for field in fields(ImageRecord)

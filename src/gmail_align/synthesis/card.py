@@ -77,6 +77,7 @@ def dataset_card(config: SynthesisConfig, captions: Artifact, survey: Survey) ->
         rows |= {
             "generator": f"`{record.generator}`, revision `{record.revision}`",
             "weights": f"fingerprint `{record.weights}`",
+            "adapter": f"fingerprint `{record.adapter}`" if record.adapter else "none",
             "size": f"{record.width} x {record.height} pixels",
             "sampler": f"{record.scheduler or 'of the pipeline'}, {record.steps} steps",
             "guidance": f"{record.guidance_scale}",
@@ -86,6 +87,7 @@ def dataset_card(config: SynthesisConfig, captions: Artifact, survey: Survey) ->
             "prompts cut": f"{survey.cut}, which are longer than the text encoder reads",
         }
     rows |= {
+        "candidates": f"{config.best_of} an image, of which the best by CLIPScore is kept",
         "precision": _PRECISION if config.dtype == "auto" else config.dtype,
         "seed": f"{config.seed}",
         "stored as": "PNG" if config.image_format == "png" else f"JPEG, quality {config.quality}",

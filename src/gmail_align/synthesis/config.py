@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gmail_align.config import Config
 
@@ -56,6 +56,12 @@ class SynthesisConfig(Config):
     """Branch, tag or commit of a hub id; empty is its default branch."""
     variant: str = ""
     """Variant of the weight files (``fp16``); empty is the plain files."""
+    adapter: str = ""
+    """LoRA for the generator, a .safetensors file; it is added to the generator's weights."""
+    best_of: int = Field(1, ge=1)
+    """Candidates for each image; the one with the best CLIPScore is kept."""
+    judge: str = ""
+    """CLIP that scores candidates, a folder or a hub id; needed where best_of is above 1."""
     steps: int = Field(50, ge=1)
     """Denoising steps an image."""
     guidance_scale: float = Field(2.0, ge=0)
@@ -95,3 +101,14 @@ class SynthesisConfig(Config):
     limit_quarantine: float = Field(0.01, ge=0, le=1)
     """Largest share of blank or non-finite images before the run stops."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = _PRESETS
+
+    @model_validator(mode="after")
+    def _check_judge(self) -> SynthesisConfig:
+        """Refuse candidates that nothing compares.
+
+        Raises:
+            ValueError: ``best_of`` is above 1 without a ``judge``.
+        """
+        if self.best_of > 1 and not self.judge:
+            raise ValueError(f"best_of is {self.best_of}: name the CLIP that compares, as judge")
+        return self

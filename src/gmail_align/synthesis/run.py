@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gmail_align.artifacts import Artifact, Draft, begin, write_bytes
+from gmail_align.artifacts import Artifact, Draft, begin, sha256_file, write_bytes
 from gmail_align.data.captions import CaptionShard, cut_captions
 from gmail_align.data.images import (
     Quarantined,
@@ -15,7 +15,9 @@ from gmail_align.data.images import (
     read_shard,
     shard_name,
 )
+from gmail_align.encoders.folder import find_folder, folder_fingerprint
 from gmail_align.engine import Engine, Job, Part, run_shards
+from gmail_align.errors import ModelError
 from gmail_align.progress import say
 from gmail_align.runtime import resolve_device
 from gmail_align.synthesis.card import CARD, dataset_card, survey_shards
@@ -24,7 +26,7 @@ from gmail_align.synthesis.shards import PARTS, Generator, ShardMaker
 from gmail_align.synthesis.weights import find_pipeline, weights_fingerprint
 
 _NOT_IDENTITY = {
-    *("model", "revision", "variant", "seed"),
+    *("model", "revision", "variant", "seed", "adapter", "judge"),
     *("device", "batch_size", "compile", "writers", "limit_quarantine"),
 }
 """Settings that are recorded by name, fingerprint or seed, or that change rounding at most."""
@@ -106,20 +108,27 @@ class _Run:
         weights = weights_fingerprint(folder, config.variant)
         local = Path(config.model).expanduser().exists()
         name = folder.resolve().name if local else config.model
-        generator = Generator(name, weights if local else folder.resolve().name, weights)
+        inputs: dict[str, Artifact | str] = {"captions": captions, "weights": weights}
+        if config.adapter:
+            inputs["adapter"] = _fingerprint_file(Path(config.adapter))
+        if config.best_of > 1:
+            inputs["judge"] = folder_fingerprint(find_folder(config.judge))
+        revision = weights if local else folder.resolve().name
+        adapter = str(inputs["adapter"]) if config.adapter else None
+        generator = Generator(name, revision, weights, adapter)
         settings = config.model_dump(mode="json", exclude=_NOT_IDENTITY)
         self.identity: dict[str, Any] = {
             "kind": "images",
             "config": {**settings, "model": name},
-            "inputs": {"captions": captions, "weights": weights},
+            "inputs": inputs,
             "seed": config.seed,
         }
         self.draft: Draft = begin(
             out, **self.identity, part=f"{part.number}-{part.of}" if part else ""
         )
         self.total = captions.counts["captions"] * config.images_per_caption
-        most = config.shard_size * config.images_per_caption
-        size = min(config.batch_size, most, max(self.total, 1))
+        most = min(config.shard_size * config.images_per_caption, max(self.total, 1))
+        size = min(config.batch_size, most * config.best_of)
         self.maker = ShardMaker(_settled(config, engine), captions, out, generator, size)
         self._left_out: list[Quarantined] = []
         self._cut = 0
@@ -164,6 +173,17 @@ class _Run:
             dtype=self.maker.config.dtype,
             prompts_cut=survey.cut,
         )
+
+
+def _fingerprint_file(adapter: Path) -> str:
+    """Return the fingerprint of an adapter.
+
+    Raises:
+        ModelError: the file is missing, or is not safetensors.
+    """
+    if adapter.suffix != ".safetensors" or not adapter.is_file():
+        raise ModelError(f"there is no adapter {adapter}: give a .safetensors file of LoRA weights")
+    return sha256_file(adapter)[:16]
 
 
 def _settled(config: SynthesisConfig, engine: Engine) -> SynthesisConfig:

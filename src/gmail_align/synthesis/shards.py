@@ -31,7 +31,12 @@ from gmail_align.data.images import (
     shard_name,
     write_shard,
 )
+from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.folder import find_folder
+from gmail_align.encoders.route import Route
 from gmail_align.errors import DataError, ModelError
+from gmail_align.metrics.clipscore import clip_score
+from gmail_align.runtime import resolve_device
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.pipelines import load_pipeline, unsafe
 from gmail_align.synthesis.sampler import Pixels, Request, Sampler, image_seed
@@ -51,6 +56,8 @@ class Generator:
     name: str
     revision: str
     weights: str
+    adapter: str | None = None
+    """Fingerprint of the LoRA that is added to the weights."""
 
 
 @dataclass
@@ -67,7 +74,7 @@ class ShardMaker:
     def __call__(self, shard: CaptionShard, advance: Callable[[int], None]) -> None:
         """Generate the images of one shard and write it."""
         path = self.out / shard_name(shard.index)
-        numbers = range(self.config.images_per_caption)
+        numbers = range(self.config.images_per_caption * self.config.best_of)
         captions = shard.read(self.captions)
         requests = [Request(one.caption_id, k, one.text) for one in captions for k in numbers]
         starts = range(0, len(requests), self.batch_size)
@@ -84,7 +91,10 @@ class ShardMaker:
                 parts.append(kept or pool.submit(self._keep, place, batch, pixels, cut))
                 advance(len(batch))
         whole = [part.result() if isinstance(part, Future) else part for part in parts]
-        write_shard(path, *_joined(whole))
+        samples, left_out = _joined(whole)
+        if self.config.best_of > 1:
+            samples, left_out = best_candidates(requests, samples, left_out, self.config.best_of)
+        write_shard(path, samples, left_out)
         shutil.rmtree(path.with_suffix(PARTS), ignore_errors=True)
 
     def done(self, shard: CaptionShard) -> bool:
@@ -92,8 +102,8 @@ class ShardMaker:
         return read_shard(self.out / shard_name(shard.index)) is not None
 
     def size(self, shard: CaptionShard) -> int:
-        """Return how many images a shard has."""
-        return shard.count * self.config.images_per_caption
+        """Return how many images are generated for a shard, candidates included."""
+        return shard.count * self.config.images_per_caption * self.config.best_of
 
     @cached_property
     def _pipeline(self) -> Any:
@@ -115,13 +125,18 @@ class ShardMaker:
     def _sampler(self) -> Sampler:
         return Sampler(self._pipeline, self.config, self.batch_size)
 
+    @cached_property
+    def _judge(self) -> GmailEncoder:
+        encoder = GmailEncoder.from_pretrained(find_folder(self.config.judge))
+        return encoder.to(resolve_device(self.config.device))
+
     def _keep(
         self, place: Path | None, requests: Sequence[Request], pixels: Pixels, cut: Sequence[int]
     ) -> Outcome:
         """Encode a batch, in a thread, and keep it on disk when it has a place there."""
         images, finite = pixels.wait()
         verdicts = unsafe(self._pipeline, images)
-        samples: list[Sample] = []
+        drawn: list[tuple[ImageRecord, Image.Image]] = []
         left_out: list[Quarantined] = []
         for row, request in enumerate(requests):
             record = self._record(request, images.shape[2], images.shape[1])
@@ -129,15 +144,28 @@ class ShardMaker:
             try:
                 if record.unsafe and self.config.safety == "drop":
                     raise DataError(_UNSAFE)
-                image = to_image(images[row].numpy(), bool(finite[row]))
+                drawn.append((record, to_image(images[row].numpy(), bool(finite[row]))))
             except DataError as error:
                 left_out.append(Quarantined(record.id, str(error)))
-            else:
-                data = encode(image, self.config.image_format, self.config.quality)
-                samples.append((record, data))
+        form, quality = self.config.image_format, self.config.quality
+        samples = [(record, encode(image, form, quality)) for record, image in self._judged(drawn)]
         if place:
             write_shard(place, samples, left_out)
         return samples, left_out
+
+    def _judged(
+        self, drawn: Sequence[tuple[ImageRecord, Image.Image]]
+    ) -> Sequence[tuple[ImageRecord, Image.Image]]:
+        """Note the CLIPScore of each image where there are candidates to choose from."""
+        if self.config.best_of == 1 or not drawn:
+            return drawn
+        features = self._judge.encode_images([image for _, image in drawn], Route.FROZEN)
+        texts = self._judge.encode_texts([record.prompt for record, _ in drawn], Route.FROZEN)
+        scores = clip_score(features.cpu().double().numpy(), texts.cpu().double().numpy())
+        return [
+            (replace(record, clip_scores=[float(score)]), image)
+            for (record, image), score in zip(drawn, scores, strict=True)
+        ]
 
     def _record(self, request: Request, width: int, height: int) -> ImageRecord:
         return ImageRecord(
@@ -150,10 +178,39 @@ class ShardMaker:
             seed=image_seed(self.config.seed, request.caption_id, request.k),
             prompt=request.prompt,
             weights=self.generator.weights,
+            adapter=self.generator.adapter,
             scheduler=self._sampler.scheduler,
             steps=self.config.steps,
             guidance_scale=self.config.guidance_scale,
         )
+
+
+def best_candidates(
+    requests: Sequence[Request],
+    samples: Sequence[Sample],
+    left_out: Sequence[Quarantined],
+    count: int,
+) -> Outcome:
+    """Keep the best of every ``count`` candidates in a row, the first of equally good ones.
+
+    An image is left out where all its candidates are. ``clip_scores`` of an image that is kept
+    holds the scores of its candidates in their order.
+    """
+    made = {record.id: (record, data) for record, data in samples}
+    reasons = {entry.id: entry.reason for entry in left_out}
+    best: list[Sample] = []
+    missing: list[Quarantined] = []
+    for row in range(0, len(requests), count):
+        names = [numbered(one.caption_id, one.k) for one in requests[row : row + count]]
+        name = numbered(requests[row].caption_id, requests[row].k // count)
+        candidates = [made[own] for own in names if own in made]
+        if not candidates:
+            missing.append(Quarantined(name, reasons[names[0]]))
+            continue
+        scores = [score for record, _ in candidates for score in record.clip_scores or ()]
+        record, data = candidates[scores.index(max(scores))]
+        best.append((replace(record, id=name, clip_scores=scores), data))
+    return best, missing
 
 
 def to_image(pixels: npt.NDArray[np.uint8], finite: bool = True) -> Image.Image:

@@ -65,7 +65,10 @@ def read_index(folder: Path) -> dict[str, Any]:
         )
     index = read_object(path)
     if not isinstance(index.get("_class_name"), str):
-        raise ModelError(f"{path} names no pipeline class of diffusers: copy the pipeline again")
+        raise ModelError(f"{path} does not name a pipeline class: copy the pipeline again")
+    for name, part in index.items():
+        if isinstance(part, list) and not all(isinstance(word, str | None) for word in part):
+            raise ModelError(f"{path} is damaged at {name}: copy the pipeline again")
     return index
 
 
