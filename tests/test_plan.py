@@ -16,7 +16,7 @@ from gmail_align.costs import encoder_shape, language_shape
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
-from gmail_align.recipe import model_path
+from gmail_align.recipe import model_path, recipe_file, recipe_names
 from gmail_align.work import Model
 
 
@@ -78,6 +78,24 @@ def test_a_plan_names_what_is_missing(tmp_path: Path) -> None:
     (made,) = (cost for cost in plan["costs"] if "generates" in cost["what"])
     assert made["amount"] == 4500  # a tenth of the images is the test set; both parts have images
     assert made["tflop"] == pytest.approx(4500 * 83, rel=0.01)
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("paper-")])
+def test_recipes_of_the_paper_can_be_planned(name: str, tmp_path: Path) -> None:
+    assert recipe_file(name).read_text().startswith("# ")
+    plan = pipeline.plan(name, tmp_path / "work", card="a100")
+    needs = " ".join(need["what"] for need in plan["needs"])
+    assert "data: " in needs and "model: " in needs
+    made = next(cost for cost in plan["costs"] if "generates" in cost["what"])
+    assert (made["amount"] is None) == name.startswith("paper-cc")  # links die: nobody knows
+
+
+def test_a_plan_agrees_with_the_days_that_the_paper_states(tmp_path: Path) -> None:
+    """566,747 images take five days of one A100 at the share that the paper reaches."""
+    plan = pipeline.plan("paper-clipcap-b32", tmp_path / "work", card="a100", share=0.34)
+    made = next(cost for cost in plan["costs"] if "generates" in cost["what"])
+    of_training = 566_747 / made["amount"]
+    assert made["gpu_hours"] / 24 * of_training == pytest.approx(5, rel=0.05)
 
 
 def test_a_plan_needs_no_torch() -> None:

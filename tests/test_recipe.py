@@ -9,6 +9,7 @@ import pytest
 
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import read_recipe, recipe_names, recipe_of, shipped_models
+from gmail_align.recipe_tables import uses_real_images
 
 TINY: dict[str, Any] = {
     "data": {
@@ -89,8 +90,7 @@ def test_a_claim_over_other_test_images_is_refused() -> None:
 def test_a_row_has_its_own_values() -> None:
     own = {**TINY["row"][1], "set": {"align.ours.temperature": 0.5}}
     recipe = recipe_of(changed(row=[TINY["row"][0], own]))
-    plain, special = (recipe.for_row(one).align["ours"].settings for one in recipe.row)
-    assert plain is not None and special is not None
+    plain, special = (recipe.for_row(one).align["ours"] for one in recipe.row)
     assert (plain.temperature, special.temperature) == (0.1, 0.5)
 
 
@@ -100,8 +100,7 @@ def test_overrides_come_last() -> None:
 
 def test_settings_stand_over_a_preset_key_by_key() -> None:
     align = {"control": {"preset": "lora_only", "weights": {"text_generated": 0.5}}}
-    settings = recipe_of(row() | {"align": align}).align["control"].settings
-    assert settings is not None
+    settings = recipe_of(row() | {"align": align}).align["control"]
     assert settings.weights.align == 0 and settings.weights.text_generated == 0.5
 
 
@@ -114,10 +113,17 @@ def test_several_generators_are_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "uses"),
     [
-        ({"preset": "lora_only"}, False),
-        ({"preset": "lora_only", "select": "margin"}, True),
-        ({"preset": "lora_only", "keep_real": 0.1}, True),
-        ({"preset": "lora_only", "weights": {"distill_generated": 1.0}}, True),
+        ({"preset": "lora_only", "keep_real": "none"}, False),
+        ({"preset": "lora_only"}, True),
+        ({"preset": "lora_only", "keep_real": "none", "select": "margin"}, True),
+        (
+            {
+                "preset": "lora_only",
+                "keep_real": "none",
+                "weights": {"distill_generated": 1.0},
+            },
+            True,
+        ),
         ({"preset": "gmail"}, True),
         ({"method": "mean_shift"}, True),
     ],
@@ -126,7 +132,7 @@ def test_an_alignment_knows_whether_it_uses_real_images(
     settings: dict[str, Any], uses: bool
 ) -> None:
     recipe = recipe_of(row() | {"align": {"any": settings}})
-    assert recipe.align["any"].uses_real_images == uses
+    assert uses_real_images(recipe.align["any"]) == uses
 
 
 def test_shipped_models_are_small_and_safe() -> None:

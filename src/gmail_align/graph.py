@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from gmail_align.datasets import DataSets
-from gmail_align.errors import ConfigError, ModelError
+from gmail_align.errors import ConfigError
 from gmail_align.recipe import Recipe, model_path
-from gmail_align.recipe_tables import SHIPPED, Generator, Learner, Row, Source
+from gmail_align.recipe_tables import Generator, Learner, Row, Source, uses_real_images
 from gmail_align.steps.data import (
     Choose,
     ChosenPairs,
@@ -197,16 +197,14 @@ class Graph:
         if row.align is None:
             return None
         alignment = self.recipe.align[row.align]
-        if alignment.settings is None:
-            raise ConfigError(f"align.{row.align}: {alignment.method} is not available yet")
         return Aligned(
             self.pairs("train", row),
             self.sets["train"].images,
             self.generated("train", row)[0],
             self.encoder(row),
-            alignment.settings,
+            alignment,
             seed,
-            alignment.uses_real_images,
+            uses_real_images(alignment),
         )
 
     def row_steps(self, row: Row, seed: int) -> RowSteps:
@@ -221,7 +219,7 @@ class Graph:
         reader = aligned if row.reads == "real" and aligned is not None else self.encoder(row)
         test = self.real_features("test", reader, row.reads, row)
         if learner.kind == "probe":
-            probe = self._probe(row, seed, test)
+            probe = self._probe(learner, row, seed, reader)
             return RowSteps(row, seed, probe, probe, judged, judges)
         if learner.settings is None:
             return RowSteps(row, seed, None, None, judged, judges)
@@ -229,17 +227,34 @@ class Graph:
         predictions = Predictions(captioner, test, learner.predict)
         return RowSteps(row, seed, captioner, predictions, judged, judges)
 
-    def _probe(self, row: Row, seed: int, test: Step) -> Step:
-        side: Side = "real" if row.images == "real" else "generated"
-        train, judged = self.sets["train"], self.sets["test"]
-        if train.classes is None or judged.classes != train.classes:
+    def _probe(self, learner: Learner, row: Row, seed: int, reader: Step | Model) -> Step:
+        """Return a probe of the row's images, or of the labelled sets that the learner names."""
+        names = [learner.train or "train", learner.test or "test"]
+        unknown = [name for name in names if name not in self.sets]
+        plain = [name for name in names if name in self.sets and self.sets[name].classes is None]
+        if unknown or plain:
             raise ConfigError(
-                f"row {row.name!r} learns a probe, but the images of data.train and data.test do "
-                "not share classes: import both from the same class folders"
+                f"learn.{row.learn} needs images with classes, which data.{(unknown + plain)[0]} "
+                "does not have: import class folders"
             )
-        seen = self._seen("train", side, row, seed)
+        classes = [one for name in names if (one := self.sets[name].classes)]
+        test = self.real_features(names[1], reader, row.reads, row)
         evaluate = self.recipe.evaluate
-        return Probe(seen, test, train.classes, evaluate.probe, evaluate.subset, seed)
+        if learner.train is not None:
+            train, seen = self.real_features(names[0], reader, row.reads, row), None
+        else:
+            seen = self._seen("train", "real" if row.images == "real" else "generated", row, seed)
+            train = seen.features
+        return Probe(
+            train,
+            classes[0],
+            test,
+            classes[1],
+            learner.protocol or evaluate.probe,
+            evaluate.subset,
+            seed,
+            seen,
+        )
 
     def _captioner(self, learner: Learner, row: Row, seed: int) -> Step:
         model = find_model(learner.model, "gpt2", self.home)
@@ -344,15 +359,9 @@ def _sets_with_labels(world: World) -> list[str]:
 
 
 def find_model(name: str, part: str, home: Path, revision: str = "") -> Model:
-    """Return the model that a recipe names.
-
-    Raises:
-        ModelError: it is neither a shipped model, nor a folder, nor the form of a hub id.
-    """
+    """Return the model that a recipe names: shipped, a folder, or a hub id."""
     name, _, revision = name.partition("@") if not revision else (name, "", revision)
     path = model_path(name, part)
     if not path.is_dir() and (home / path).is_dir():
         path = home / path
-    if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", SHIPPED))):
-        raise ModelError(f"there is no model {name!r}: give a folder, a hub id or {SHIPPED!r}")
-    return Model(name, part, str(path) if path.is_dir() else name, revision)
+    return Model(name, part, str(path), revision)

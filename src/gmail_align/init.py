@@ -123,7 +123,7 @@ def _sizes(layout: Layout, *, small: bool) -> list[str]:
     """Limit the sets of a run without a GPU; return what was limited, in words."""
     if not small:
         return []
-    times = 1 if layout.generated is None else 4  # nothing is generated
+    times = 1 if layout.generated is None else 2  # nothing is generated
     most = {"train": SMALL_TRAIN, "test": SMALL_TEST, "validation": SMALL_VALIDATION}
     most = {split: times * limit for split, limit in most.items()}
     limited = []
@@ -220,7 +220,8 @@ def _alignments(models: Models, images: int) -> str:
     return (
         f"[align.gmail]\nbatch_size = {batch}\n{gmail}{shared}\n\n"
         "# The control: the same adapter and budget without any real image.\n"
-        f'[align.control]\npreset = "lora_only"\nbatch_size = {batch}\n{control}{shared}'
+        '[align.control]\npreset = "lora_only"\nkeep_real = "none"\n'
+        f"batch_size = {batch}\n{control}{shared}"
     )
 
 

@@ -76,7 +76,8 @@ def plan_steps(
         for step in every
     ]
     rates = Rates(card_tflops(card), share)
-    costs = [cost for step in every if not work.done(step) and (cost := rates.of(step, work))]
+    left = [step for step in every if not work.done(step)]
+    costs = [cost for step in left if (cost := rates.of(step, work))] + _pixels(left, work)
     return {
         "steps": rows,
         "existing": sum(bool(row["exists"]) for row in rows),
@@ -98,11 +99,11 @@ def what_is_missing(steps: Iterable[Step]) -> list[dict[str, str]]:
         if isinstance(step, Imported)
         for path in step.source.missing
     ]
-    needs += [
-        {"what": f"model: {model.name}", "bring": f"hf download {model.path}"}
-        for model in models_of(steps)
-        if model.folder is None
-    ]
+    for model in models_of(steps):
+        if model.folder is None:
+            hub = f"hf download {model.path}"
+            bring = hub if model.path.count("/") == 1 else "put the model's folder there"
+            needs.append({"what": f"model: {model.name}", "bring": bring})
     extras = {
         "synthesis": any(isinstance(step, Synthesis) for step in steps),
         "captions": any(isinstance(step, CaptionScores) for step in steps),
@@ -184,7 +185,7 @@ class Rates:
                 return self._images(step, work)
             if isinstance(step, TextFeatures):
                 return self._texts(step, work)
-            if isinstance(step, Aligned):
+            if isinstance(step, Aligned) and step.settings.method == "gmail":
                 return self._alignment(step)
             if isinstance(step, TrainedCaptioner):
                 return self._captioner(step, work)
@@ -212,8 +213,7 @@ class Rates:
         source = step.images if step.of is None else step.of
         images, shape = amount_of(source, work).images, encoder_of(step.encoder)
         memory = shape.memory(step.batch_size) / 1e9
-        disk = shape.projection * 4 + 3 * shape.image_size**2
-        return self._each(step, images, shape.image_flops, memory, disk)
+        return self._each(step, images, shape.image_flops, memory, shape.projection * 4)
 
     def _texts(self, step: TextFeatures, work: Work) -> StepCost:
         shape = encoder_of(step.encoder)
@@ -265,6 +265,33 @@ class Rates:
         return StepCost(step.words, amount, total / 1e12, self.hours(total), memory, gigabytes)
 
 
+def _pixels(steps: Iterable[Step], work: Work) -> list[StepCost]:
+    """Return what the cache of decoded pixels takes: each image once for each size."""
+    sizes: dict[tuple[str, int], float | None] = {}
+    for step in steps:
+        if isinstance(step, ImageFeatures):
+            try:
+                side = encoder_of(step.encoder).image_size
+            except ModelError:
+                continue
+            source = step.images if step.of is None else step.of
+            images = amount_of(source, work).images
+            key = (step.images.key, side)
+            before = sizes.get(key, 0.0)
+            sizes[key] = None if images is None or before is None else max(images, before)
+    return [
+        StepCost(
+            f"decoded pixels of {side} x {side} in the cache",
+            images,
+            0.0,
+            0.0,
+            None,
+            None if images is None else 3 * side**2 * images / 1e9,
+        )
+        for (_, side), images in sizes.items()
+    ]
+
+
 def encoder_of(encoder: Step | Model) -> EncoderShape:
     """Return the shape of a model, or of the model that an aligned encoder starts from."""
     while isinstance(encoder, Step):
@@ -312,11 +339,11 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
 
 
 def _cost_line(cost: Mapping[str, Any]) -> str:
-    parts = [
-        _said(cost["amount"], "items"),
-        _said(cost["tflop"], "TFLOP"),
-        _said(cost["gpu_hours"], "GPU-hours"),
-    ]
+    parts = [_said(cost["amount"], "items")]
+    if cost["tflop"] != 0:
+        parts += [_said(cost["tflop"], "TFLOP"), _said(cost["gpu_hours"], "GPU-hours")]
+    if cost["amount"] and cost["gpu_hours"]:
+        parts.append(f"{cost['amount'] / cost['gpu_hours'] / 3600:,.3g} a second")
     if cost["memory_gb"] is not None:
         parts.append(f"{cost['memory_gb']:.3g} GB of memory")
     if cost["disk_gb"]:

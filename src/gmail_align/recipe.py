@@ -14,11 +14,11 @@ from typing import Any, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from gmail_align.alignment.config import AlignConfig
 from gmail_align.config import Config, apply_overrides, build, load_toml
 from gmail_align.errors import ConfigError
 from gmail_align.recipe_tables import (
     SHIPPED,
-    Alignment,
     Claim,
     Encoder,
     Evaluate,
@@ -29,6 +29,7 @@ from gmail_align.recipe_tables import (
     Subset,
     Table,
     nearest,
+    with_preset,
 )
 
 
@@ -46,7 +47,7 @@ class Recipe(Config):
     subsets: dict[str, Subset] = Field(default_factory=dict)
     generator: dict[str, Generator] = Field(default_factory=dict)
     encoder: dict[str, Encoder] = Field(default_factory=dict)
-    align: dict[str, Alignment] = Field(default_factory=dict)
+    align: dict[str, AlignConfig] = Field(default_factory=dict)
     learn: dict[str, Learner] = Field(default_factory=dict)
     row: tuple[Row, ...]
     evaluate: Evaluate = Evaluate()
@@ -81,7 +82,11 @@ class Recipe(Config):
     @field_validator("align", mode="before")
     @classmethod
     def _alignments(cls, value: Any) -> Any:
-        return {n: Alignment.parse(f"align.{n}", t) for n, t in _tables("align", value).items()}
+        places = {name: f"align.{name}" for name in _tables("align", value)}
+        return {
+            name: build(AlignConfig, with_preset(place, value[name], AlignConfig), place)
+            for name, place in places.items()
+        }
 
     @field_validator("learn", mode="before")
     @classmethod

@@ -101,29 +101,12 @@ class Encoder(Config):
     """Images embedded at once."""
 
 
-class Alignment(Config):
-    """A named alignment: a trained one has settings, a training-free one has a method."""
-
-    method: Literal["mean_shift", "shift_scale", "coral"] | None = None
-    settings: AlignConfig | None = None
-
-    @classmethod
-    def parse(cls, place: str, table: Table) -> Self:
-        """Read the table at ``place``: a method alone, or a preset and settings over it."""
-        if "method" in table:
-            refuse_unknown(place, {k: v for k, v in table.items() if k != "method"}, ("method",))
-            return build(cls, table, place)
-        return cls(settings=build(AlignConfig, with_preset(place, table, AlignConfig), place))
-
-    @property
-    def uses_real_images(self) -> bool:
-        """Whether real images have a say in what is learned or in which step is kept."""
-        if self.settings is None:
-            return True
-        config, weights = self.settings, self.settings.weights.model_dump()
-        learned = any(value > 0 for name, value in weights.items() if name != "text_generated")
-        blind = config.guarded in ("text_generated", "objective") and config.keep_real is None
-        return learned or config.data != "synthetic" or not blind
+def uses_real_images(config: AlignConfig) -> bool:
+    """Whether real images have a say in what an alignment learns, or in which step is kept."""
+    weights = config.weights.model_dump()
+    learned = any(value > 0 for name, value in weights.items() if name != "text_generated")
+    blind = config.guarded in ("text_generated", "objective") and config.keep_real is None
+    return learned or config.method != "gmail" or config.data != "synthetic" or not blind
 
 
 class Learner(Config):
@@ -136,6 +119,12 @@ class Learner(Config):
     """Settings of a captioner."""
     predict: PredictConfig = PredictConfig()
     """How captions of the test images are searched for."""
+    train: str | None = None
+    """Data set whose real images a probe learns from, instead of those of its row."""
+    test: str | None = None
+    """Data set that a probe is judged on; None is the test set."""
+    protocol: str | None = None
+    """Protocol of a probe; None is that of ``[evaluate]``."""
 
     @classmethod
     def parse(cls, place: str, table: Table) -> Self:
@@ -144,8 +133,10 @@ class Learner(Config):
         data = {key: value for key, value in table.items() if key not in own}
         kind = CAPTIONERS.get(str(own.get("kind")))
         if kind is None:
-            refuse_unknown(place, data, ("kind", "model", "predict"))
-            return build(cls, own, place)
+            sets = ("train", "test", "protocol") if own.get("kind") == "probe" else ()
+            known = ("kind", "model", "predict", *sets)
+            refuse_unknown(place, {k: v for k, v in data.items() if k not in sets}, known)
+            return build(cls, {**own, **data}, place)
         settings = build(kind.config, with_preset(place, data, kind.config), place)
         return build(cls, {**own, "settings": settings}, place)
 

@@ -52,7 +52,7 @@ def gather_report(
         curves={
             name: _curve(work, judged.encoder)
             for name, judged in aligned.items()
-            if isinstance(judged.encoder, Aligned)
+            if isinstance(judged.encoder, Aligned) and judged.encoder.settings.method == "gmail"
         },
         pairs=_pairs(work, steps.frozen),
         embeddings=_embeddings(work, [*steps.frozen[:1], *aligned.values()][:PANELS_SHOWN]),

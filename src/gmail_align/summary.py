@@ -106,8 +106,8 @@ def images_seen(step: Step) -> list[tuple[str, Step]]:
         return [("generated", step.pairs), *real]
     if isinstance(step, TrainedCaptioner):
         return [(seen.side, seen.pairs) for seen in (*step.images, step.validation)]
-    if isinstance(step, Probe):
-        return [(step.train.side, step.train.pairs)]
+    if isinstance(step, Probe) and step.seen is not None:
+        return [(step.seen.side, step.seen.pairs)]
     return []
 
 

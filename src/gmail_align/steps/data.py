@@ -82,6 +82,11 @@ class Imported(Step):
             options["annotations"] = drawn.path(f"captions_{world.split}.json")
             options["images"] = [drawn.path("images")]
         made = import_data(self.source.importer, options, out.parent)
+        if self.part not in made:
+            raise DataError(
+                f"import {self.source.importer} has no {self.part}, which the recipe needs: it "
+                f"has {', '.join(made)}"
+            )
         for part, count in self.source.expect.items():
             if part in made and abs(made[part].counts[part] - count) > _TOLERATED * count:
                 raise DataError(

@@ -103,33 +103,35 @@ class CaptionScores(Step):
 
 @dataclass(frozen=True, eq=False)
 class Probe(Step):
-    """A linear probe: classes of real test images, learned from one side of pairs."""
+    """A linear probe: classes of real test images, learned from labelled features."""
 
     kind = "probes"
     what = "linear probe, seed {seed}"
     trains = True
-    train: Seen
+    train: Step
+    train_classes: Step
     test: Step
-    classes: Step
+    test_classes: Step
     protocol: str
     subset: bool
     seed: int
+    seen: Seen | None = None
+    """The side of pairs that ``train`` is of; each image has the class of the pair's real image."""
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.data.labels import Labels, open_labels
         from gmail_align.data.pairs import iter_pairs
         from gmail_align.evaluation.probe import LabelledFeatures, evaluate_probe
 
-        labels = open_labels(work.get(self.classes).folder)
-        side = f"{self.train.side}_image_id"
-        of_pairs = {
-            getattr(row, side): labels.classes[row.real_image_id]
-            for row in iter_pairs(work.get(self.train.pairs))
-        }
+        labels = open_labels(work.get(self.train_classes).folder)
+        if self.seen is not None:
+            side, known = f"{self.seen.side}_image_id", labels.classes
+            pairs = iter_pairs(work.get(self.seen.pairs))
+            labels = Labels({getattr(row, side): known[row.real_image_id] for row in pairs})
         evaluate_probe(
-            LabelledFeatures(work.get(self.train.features), Labels(of_pairs)),
+            LabelledFeatures(work.get(self.train), labels),
             None,
-            LabelledFeatures(work.get(self.test), labels),
+            LabelledFeatures(work.get(self.test), open_labels(work.get(self.test_classes).folder)),
             out,
             protocol=self.protocol,
             subset=self.subset,

@@ -1,0 +1,103 @@
+"""Mistakes in a recipe: one sentence on stderr and exit code 2, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from gmail_align.cli.main import app
+
+HEAD = """
+[generator]
+model = "tabletop"
+steps = 1
+[learn.clipcap]
+kind = "clipcap"
+optim = { steps = 1 }
+[align.ours]
+optim = { steps = 1 }
+"""
+DRAWN = """
+[data.train]
+kind = "tabletop"
+images = 20
+"""
+ROW = """
+[[row]]
+name = "raw"
+learn = "clipcap"
+"""
+
+
+def photos(folder: Path) -> Path:
+    """Write a COCO set of 20 images of noise, and return its json."""
+    folder.mkdir()
+    for k in range(20):
+        pixels = np.random.default_rng(k).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.jpg")
+    body = {
+        "images": [{"id": k, "file_name": f"{k}.jpg"} for k in range(20)],
+        "annotations": [{"id": k, "image_id": k, "caption": f"thing {k}"} for k in range(20)],
+    }
+    path = folder / "captions.json"
+    path.write_text(json.dumps(body))
+    return path
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(text)
+    ran = CliRunner().invoke(app, ["run", str(recipe), "--work", str(tmp_path / "work")])
+    assert ran.exit_code == 2, ran.output
+    sentence = ran.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("gmail-align: ") and "Traceback" not in ran.stderr
+    assert not list(tmp_path.glob("work/captioners/*/manifest.json"))
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (HEAD + DRAWN + ROW + "algin = 'ours'", "align"),
+        (HEAD + DRAWN + ROW + "[encoder]\nbase = 'no/such-model'", "no/such-model"),
+        (HEAD + DRAWN + ROW + "[encoder]\nbase = '/no/such/folder'", "/no/such/folder"),
+        (HEAD + ROW + "[data.train]\nimport = 'coco'\nsource = 'no.json'\nimages = []", "no.json"),
+        (HEAD + ROW + "[data.train]\nimport = 'coc'\nsource = 'no.json'", "coco"),
+        (HEAD + ROW + "[data.train]\nimport = 'coco'\nsouce = 'no.json'", "sou"),
+    ],
+)
+def test_what_does_not_exist_is_named(text: str, named: str, tmp_path: Path) -> None:
+    assert named in refusal(tmp_path, text)
+
+
+def test_two_claims_of_one_name_are_refused(tmp_path: Path) -> None:
+    claim = "[[claim]]\nname = 'it helps'\nbetter = 'raw'\nworse = 'raw'\n"
+    assert "it helps" in refusal(tmp_path, HEAD + DRAWN + ROW + claim * 2)
+
+
+def test_a_missing_image_folder_is_named(tmp_path: Path) -> None:
+    path = photos(tmp_path / "photos")
+    data = f"[data.train]\nimport = 'coco'\nsource = '{path}'\nimages = ['{tmp_path}/nowhere']\n"
+    assert "nowhere" in refusal(tmp_path, HEAD + data + ROW)
+
+
+def test_a_test_set_that_overlaps_training_is_refused(tmp_path: Path) -> None:
+    path = photos(tmp_path / "photos")
+    again = photos(tmp_path / "copy")
+    data = "".join(
+        f"[data.{name}]\nimport = 'coco'\nsource = '{one}'\nimages = ['{one.parent}']\n"
+        for name, one in (("train", path), ("test", again))
+    )
+    assert "20 of 20" in refusal(tmp_path, HEAD + data + ROW)
+
+
+def test_images_without_captions_are_refused(tmp_path: Path) -> None:
+    photos(tmp_path / "photos")
+    (tmp_path / "photos" / "captions.json").unlink()
+    data = f"[data.train]\nimport = 'folder'\nsource = ['{tmp_path}/photos']\n"
+    assert "captions" in refusal(tmp_path, HEAD + data + ROW)
