@@ -9,7 +9,7 @@ import pytest
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.images import finish_images, shard_name, write_shard
-from gmail_align.data.pairs import Pair, make_pairs, read_pairs
+from gmail_align.data.pairs import Pair, make_pairs, make_pairs_by_text, read_pairs
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.importing.admission import admit
 
@@ -73,3 +73,21 @@ def test_sets_that_share_nothing_are_refused(
         make_pairs(captions, real, generated, tmp_path / "pairs")
     with pytest.raises(ArtifactError, match="holds images, but pairs are needed"):
         read_pairs(real)
+
+
+def test_images_of_equal_texts_are_dealt_out(
+    artifacts: Callable[..., tuple[Artifact, Artifact, Artifact]], tmp_path: Path
+) -> None:
+    captions, real, generated = artifacts(["1", "2"], {"x": "", "y": "", "z": ""})
+    draft = begin(tmp_path / "texts", "captions", {})
+    rows = [
+        *(Caption("x-0", "a cat", "x"), Caption("y-0", "a cat", "y")),
+        *(Caption("z-0", "a cow", "z"), Caption("gone-0", "a dog", "gone")),
+    ]
+    texts = draft.finish({"captions": write_captions(draft, rows)})
+    made = make_pairs_by_text(captions, real, generated, texts, tmp_path / "pairs", seed=1)
+    (pair,) = read_pairs(made)
+    assert (pair.caption_id, pair.real_image_id) == ("11", "1")
+    assert pair.generated_image_id in ("x", "y")
+    assert made.counts["without_real"] == 1
+    assert made.counts["without_generated"] == 2

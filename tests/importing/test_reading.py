@@ -294,3 +294,67 @@ def test_captions_and_images_are_imported_or_listed(
         assert store.read_bytes(image_id) in {
             path.read_bytes() for path in drawn.images.glob("*.jpg")
         }
+
+
+def broken_problem(rng: random.Random, number: int) -> dict[str, Any]:
+    """A question of ScienceQA, sometimes without an answer or with one that no choice has."""
+    problem = {"question": "?", "choices": ["a", "b"], "answer": number % 2, "split": "test"}
+    problem |= rng.choice([{}, {}, {"answer": 9}, {"choices": None}, {"image": f"{number}.jpg"}])
+    return problem
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("importer", ["scienceqa", "mmmu"])
+def test_questions_are_imported_or_listed(
+    tmp_path: Path, make_picture: Make, importer: str, seed: int
+) -> None:
+    rng, count = random.Random(seed), 14
+    images = tmp_path / "images"
+    problems = {str(number): broken_problem(rng, number) for number in range(count)}
+    problems["0"] |= {"image": "0.jpg", "answer": 0, "choices": ["a", "b"]}
+    if importer == "scienceqa":
+        for number in range(0, count, 2):
+            path = images / f"test/{number}/{number}.jpg"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(make_picture(number))
+        (tmp_path / "problems.json").write_text(json.dumps(problems))
+        options: dict[str, Any] = {"source": tmp_path / "problems.json", "images": [images]}
+    else:
+        images.mkdir()
+        (images / "0.jpg").write_bytes(make_picture(0))
+        rows: list[Any] = [
+            {
+                "id": f"validation_A_{number}",
+                "question": "?",
+                "options": problem["choices"],
+                "answer": "AB"[number % 2] if problem["answer"] != 9 else "Z",
+                "image_1": problem.get("image") and f"{number % 2}.jpg",
+            }
+            for number, problem in enumerate(problems.values())
+        ]
+        rows[3:5] = [7, {"question": "no id"}]
+        (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        options = {"source": tmp_path / "v.jsonl", "images": [images]}
+    made = import_data(importer, options, tmp_path / "out", ALL)
+    counts = made["questions"].counts
+    assert counts["questions"] + counts.get("quarantined", 0) == count
+    stored = set(ImageStore(made["images"]).ids) if "images" in made else set()
+    for row in read_jsonl(made["questions"].path("questions.jsonl")):
+        assert set(row["image_ids"]) <= stored
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_images_of_classes_are_imported_or_listed(
+    tmp_path: Path, make_picture: Make, seed: int
+) -> None:
+    drawn = Drawn(tmp_path / "set", seed, make_picture)
+    there = list(drawn.images.glob("*.jpg"))
+    for number, path in enumerate(there):
+        (drawn.images / f"c{number % 3}").mkdir(exist_ok=True)
+        path.rename(drawn.images / f"c{number % 3}" / path.name)
+    made = import_data("folder", {"source": drawn.images}, tmp_path / "out", ALL)
+    counts = made["images"].counts
+    assert counts["images"] + counts["quarantined"] == len(there)
+    labels = json.loads(made["classes"].path("labels.json").read_text())
+    assert sorted(labels) == sorted(ImageStore(made["images"]).ids)
+    assert all(name.startswith(f"{label}--") for name, label in labels.items())

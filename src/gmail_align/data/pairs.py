@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
-from gmail_align.data.captions import Caption, iter_captions, read_captions
+from gmail_align.artifacts import Artifact, Draft, begin, read_jsonl, write_jsonl
+from gmail_align.data.captions import Caption, iter_captions
 from gmail_align.data.ids import generated_by_caption
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import ArtifactError, DataError
@@ -52,32 +53,23 @@ def make_pairs(captions: Artifact, real: Artifact, generated: Artifact, out: Pat
     draft = begin(out, "pairs", {"by": "caption"}, inputs)
     if draft.complete:
         return draft.complete
-    reals, generateds = ImageStore(real), ImageStore(generated)
+    generateds = ImageStore(generated)
     by_caption = generated_by_caption(generateds.ids)
-    counts = {"pairs": 0, "real_images": 0, "without_real": 0, "without_generated": 0}
-    used: set[str] = set()
 
-    def rows() -> Iterator[dict[str, str]]:
-        for caption in read_captions(captions):
-            ids = by_caption.get(caption.caption_id, [])
-            counts["without_real"] += caption.image_id not in reals
-            counts["without_generated"] += not ids
-            if caption.image_id not in reals:
-                continue
-            for generated_image in ids:
-                _check_prompt(generateds, generated_image, caption)
-                used.add(caption.image_id)
-                counts["pairs"] += 1
-                pair = Pair(caption.caption_id, caption.text, caption.image_id, generated_image)
-                yield asdict(pair)
+    def images_of(caption: Caption, there: bool) -> list[str]:
+        ids = by_caption.get(caption.caption_id, [])
+        for image_id in ids if there else ():
+            _check_prompt(generateds, image_id, caption)
+        return ids
 
-    write_jsonl(draft.path(PAIRS), rows())
-    if not counts["pairs"]:
-        raise DataError(
-            f"no caption of {captions.folder} has both a real image in {real.folder} and a "
-            f"generated one in {generated.folder}: they come from different data sets"
-        )
-    return draft.finish({**counts, "real_images": len(used)})
+    return _write_pairs(
+        draft,
+        captions,
+        ImageStore(real),
+        images_of,
+        f"no caption of {captions.folder} has both a real image in {real.folder} and a "
+        f"generated one in {generated.folder}: they come from different data sets",
+    )
 
 
 def make_pairs_by_text(
@@ -113,37 +105,62 @@ def make_pairs_by_text(
     draft = begin(out, "pairs", {"by": "text"}, inputs, seed)
     if draft.complete:
         return draft.complete
-    reals, generateds = ImageStore(real), ImageStore(generated)
+    generateds = ImageStore(generated)
     of_text: dict[str, list[str]] = {}
     for caption in iter_captions(texts):
         if caption.image_id in generateds:
             of_text.setdefault(caption.text, []).append(caption.image_id)
     for names in of_text.values():
         names.sort(key=lambda name: stable_seed(seed, name))
-    dealt: dict[str, int] = {}
+    dealt = {text: itertools.cycle(names) for text, names in of_text.items()}
+
+    def images_of(caption: Caption, there: bool) -> list[str]:
+        names = of_text.get(caption.text, [])
+        return [next(dealt[caption.text])] if names and there else names
+
+    return _write_pairs(
+        draft,
+        captions,
+        ImageStore(real),
+        images_of,
+        f"no generated image in {generated.folder} has the text of a real one: pair by text needs "
+        "captions, such as class names, that both sides share",
+    )
+
+
+def _write_pairs(
+    draft: Draft,
+    captions: Artifact,
+    reals: ImageStore,
+    images_of: Callable[[Caption, bool], list[str]],
+    nothing: str,
+) -> Artifact:
+    """Write one pair for every generated image of every caption whose real image is there.
+
+    Args:
+        draft: The artifact.
+        captions: Captions of the real images.
+        reals: The real images.
+        images_of: Returns a caption's generated images; is told whether its real image is there.
+        nothing: What to say when there is no pair.
+    """
     counts = {"pairs": 0, "real_images": 0, "without_real": 0, "without_generated": 0}
     used: set[str] = set()
 
     def rows() -> Iterator[dict[str, str]]:
         for caption in iter_captions(captions):
-            names = of_text.get(caption.text, [])
-            counts["without_real"] += caption.image_id not in reals
-            counts["without_generated"] += not names
-            if caption.image_id not in reals or not names:
-                continue
-            turn = dealt.get(caption.text, 0)
-            dealt[caption.text] = turn + 1
-            used.add(caption.image_id)
-            counts["pairs"] += 1
-            name = names[turn % len(names)]
-            yield asdict(Pair(caption.caption_id, caption.text, caption.image_id, name))
+            there = caption.image_id in reals
+            images = images_of(caption, there)
+            counts["without_real"] += not there
+            counts["without_generated"] += not images
+            for image_id in images if there else ():
+                used.add(caption.image_id)
+                counts["pairs"] += 1
+                yield asdict(Pair(caption.caption_id, caption.text, caption.image_id, image_id))
 
     write_jsonl(draft.path(PAIRS), rows())
     if not counts["pairs"]:
-        raise DataError(
-            f"no generated image in {generated.folder} has the text of a real one: pair by text "
-            "needs captions, such as class names, that both sides share"
-        )
+        raise DataError(nothing)
     return draft.finish({**counts, "real_images": len(used)})
 
 
