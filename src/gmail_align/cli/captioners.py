@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from gmail_align.artifacts import MANIFEST, Artifact, load
 from gmail_align.captioning.clipcap.config import ClipCapConfig
@@ -17,6 +17,10 @@ from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
 from gmail_align.vlm.config import AnswerConfig, LlavaConfig
 
+if TYPE_CHECKING:
+    from gmail_align.vlm.training import ConversationSet
+
+AnyPath = Annotated[Path, "PATH"]
 NO_IMAGES = Path("none")
 
 
@@ -175,18 +179,56 @@ def caption(
     shared.show({"captions": rows}, lines)
 
 
+@dataclass(frozen=True)
+class ConversationOptions:
+    """Conversations with their images, and held-out ones.
+
+    Attributes:
+        conversations: A JSON file in LLaVA's format; or captions or pairs, which become
+            instructions.
+        images: The images, one folder for each --conversations; none if a set has no images.
+        route: Weights of the encoder that the images of each set go through; frozen by default.
+        validation_conversations: Held-out conversations, to pick the best step.
+        validation_images: Their images, which are read by the route that the saved model has.
+    """
+
+    conversations: list[AnyPath]
+    images: list[Folder]
+    route: list[Annotated[Route, "ROUTE"]] | None = None
+    validation_conversations: AnyPath | None = None
+    validation_images: Folder | None = None
+
+    def open(self, reads: Route) -> tuple[list[ConversationSet], ConversationSet | None]:
+        """Open the sets to train on, and the held-out set, whose images are read by ``reads``."""
+        routes = self.route or [Route.FROZEN] * len(self.images)
+        if not len(self.conversations) == len(self.images) == len(routes):
+            raise ConfigError(
+                "--conversations, --images and --route come together: give all for every set"
+            )
+        held = self.validation_conversations
+        if self.validation_images is not None and held is None:
+            raise ConfigError("--validation-images is given without --validation-conversations")
+        sets = zip(self.conversations, self.images, routes, strict=True)
+        validation = _conversations(held, self.validation_images, reads) if held else None
+        return [_conversations(*part) for part in sets], validation
+
+
+def _conversations(talks: Path, folder: Path | None, route: Route) -> ConversationSet:
+    from gmail_align.vlm.training import ConversationSet
+
+    source = load(talks) if (talks / MANIFEST).exists() else talks
+    images = None if folder in (None, NO_IMAGES) else load(folder, "images")
+    return ConversationSet(source, images, route)
+
+
 @command
 def train_llava(
     shared: Shared,
-    conversations: Annotated[list[Path], "PATH"],
-    images: list[Folder],
+    talks: ConversationOptions,
     encoder: EncoderName,
     language_model: Annotated[str, "DIR"],
     out: Out,
     config: LlavaConfig,
-    route: list[Route] | None = None,
-    validation_conversations: Annotated[Path, "PATH"] | None = None,
-    validation_images: Folder | None = None,
     seed: Seed = 0,
 ) -> None:
     """Train LLaVA on conversations about images, or on captions of them.
@@ -195,44 +237,22 @@ def train_llava(
     route, such as generated and real images.
 
     Args:
-        conversations: A JSON file in LLaVA's format; or captions or pairs, which become
-            instructions.
-        images: The images, one folder for each --conversations; none if a set has no images.
         language_model: A language model of Llama's format, or a LLaVA to train further.
-        route: Weights of the encoder that the images of each set go through; frozen by default.
-        validation_conversations: Held-out conversations, to pick the best step.
-        validation_images: Their images, which are read by the route that the saved model has.
     """
-    routes = route or [Route.FROZEN] * len(images)
-    if not len(conversations) == len(images) == len(routes):
-        raise ConfigError("--conversations, --images and --route come together: give all for a set")
-    if validation_images is not None and validation_conversations is None:
-        raise ConfigError("--validation-images is given without --validation-conversations")
+    sets, validation = talks.open(config.reads)
     if shared.dry_run:
-        inputs = {"conversations": conversations, "images": images, "routes": routes}
+        inputs = {"conversations": talks.conversations, "images": talks.images}
         shared.show_plan("train llava", out, config, **inputs, language_model=language_model)
         return
     from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.runtime import resolve_device
     from gmail_align.vlm import training
 
-    def opened(talks: Path, folder: Path | None, way: Route) -> training.ConversationSet:
-        source = load(talks) if (talks / MANIFEST).exists() else talks
-        shown = None if folder in (None, NO_IMAGES) else load(folder, "images")
-        return training.ConversationSet(source, shown, way)
-
-    held = validation_conversations
     model = GmailEncoder.from_pretrained(model_of(encoder, "clip"))
+    model.to(resolve_device(config.device))
+    words = model_of(language_model, "llama")
     shared.show_artifact(
-        training.train_llava(
-            config,
-            [opened(*part) for part in zip(conversations, images, routes, strict=True)],
-            model.to(resolve_device(config.device)),
-            model_of(language_model, "llama"),
-            out,
-            validation=opened(held, validation_images, config.reads) if held else None,
-            seed=seed,
-        )
+        training.train_llava(config, sets, model, words, out, validation=validation, seed=seed)
     )
 
 

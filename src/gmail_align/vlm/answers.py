@@ -116,7 +116,7 @@ def predict_answers(
     if draft.complete is not None:
         return draft.complete
     store = ImageStore(images) if images else None
-    asked = _asked(questions, store)
+    asked, key = _asked(questions, store), "question_id" if questions else "image_id"
     llava = load_llava(vlm, resolve_device(how.device))
     parts = []
     with progress("answers", len(asked), "questions") as bar:
@@ -130,15 +130,13 @@ def predict_answers(
                 ]
                 shown = [[store.read(n) for n in q.image_ids] if store else [] for q in batch]
                 texts = answer(llava, prompts, shown, how.max_tokens)
-                rows = [
-                    {
-                        "question_id" if questions else "image_id": question.question_id,
-                        "text": text,
-                        "prompt": prompt,
-                    }
-                    for question, text, prompt in zip(batch, texts, prompts, strict=True)
-                ]
-                write_jsonl(parts[-1], rows)
+                write_jsonl(
+                    parts[-1],
+                    [
+                        {key: question.question_id, "text": text, "prompt": prompt}
+                        for question, text, prompt in zip(batch, texts, prompts, strict=True)
+                    ],
+                )
             bar.advance(len(batch))
     write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
     shutil.rmtree(draft.path(_PARTS), ignore_errors=True)

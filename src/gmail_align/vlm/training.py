@@ -114,16 +114,15 @@ def train_llava(
     if not sets:
         raise ConfigError("LLaVA is trained on conversations: give at least one set")
     parts = [*sets, *([validation] if validation else [])]
-    names = [f"train{number + 1}" for number in range(len(sets))]
-    names += ["validation"] if validation else []
-    routes = {name: str(part.route) for name, part in zip(names, parts, strict=True)}
-    identity = {"vlm": "llava", "routes": routes, **config.identity()}
-    inputs = {
+    names = [*(f"train{number + 1}" for number in range(len(sets))), "validation"]
+    named = dict(zip(names, parts, strict=False))
+    routes = {name: str(part.route) for name, part in named.items()}
+    start = {
         "language_model": language_model_fingerprint(language_model),
         "encoder": encoder.fingerprint,
-        **_inputs(dict(zip(names, parts, strict=True))),
     }
-    draft = begin(out, "vlm", identity, inputs, seed)
+    identity = {"vlm": "llava", "routes": routes, **config.identity()}
+    draft = begin(out, "vlm", identity, {**start, **_inputs(named)}, seed)
     if draft.complete is not None:
         return draft.complete
     llava = _start(config, encoder, language_model, seed)
