@@ -149,7 +149,7 @@ class Splits:
     Attributes:
         train: Features of training images.
         test: Features of test images.
-        validation: Features of validation images. By default a fifth of the training images.
+        validation: Features of validation images; by default a fifth of the training images.
         train_labels: Or the labels of each split: those of the training images.
         validation_labels: Labels of the validation images.
         test_labels: Labels of the test images.
@@ -217,49 +217,61 @@ def probe(
     shared.show_result(result)
 
 
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images of each split, and their labels.
+
+    Attributes:
+        train: Training images.
+        test: Test images.
+        validation: Validation images; by default a fifth of the training images.
+    """
+
+    train: Folder
+    test: Folder
+    labels: list[Labels]
+    validation: Folder | None = None
+
+    def paths(self) -> dict[str, Path]:
+        """Return the folder of each split that is given."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: path for name, path in named.items() if path is not None}
+
+
 @command
 def finetune(
     shared: Shared,
-    train: Folder,
-    test: Folder,
-    labels: list[Labels],
+    data: LabelledImages,
     start: FinetuneStart,
     scoring: RequiredScoring,
     config: FinetuneConfig,
-    validation: Folder | None = None,
     protocol: Protocol = "fine_tune",
 ) -> None:
     """Fine-tune an encoder's whole vision tower on labelled images, and classify test images.
 
-    SynCLR's recipe; --set epochs=20 and the like change it. The epoch that does best on validation
+    SynCLR's recipe; --epochs 20 and the like change it. The epoch that does best on validation
     images is judged.
-
-    Args:
-        train: Training images, an artifact.
-        test: Test images.
-        validation: Validation images. By default a fifth of the training images.
     """
     from gmail_align.data.labels import open_labels
 
-    splits = {"train": train, "validation": validation, "test": test}
-    images = {name: load(path, "images") for name, path in splits.items() if path is not None}
-    given = open_labels(*labels)
+    images = {name: load(path, "images") for name, path in data.paths().items()}
+    labels = open_labels(*data.labels)
     if shared.dry_run:
-        shared.show_plan("evaluate finetune", scoring.out, config, **splits)
+        shared.show_plan("evaluate finetune", scoring.out, config, **data.paths())
         return
     from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.evaluation.finetune import StartingPoint, evaluate_finetune
 
     encoder = GmailEncoder.from_pretrained(model_of(start.encoder, "clip"))
-    point = StartingPoint(encoder, start.route)
-    result = evaluate_finetune(
-        config,
-        images,
-        given,
-        point,
-        scoring.out,
-        protocol=protocol,
-        subset=scoring.subset,
-        seed=scoring.seed,
+    shared.show_result(
+        evaluate_finetune(
+            config,
+            images,
+            labels,
+            StartingPoint(encoder, start.route),
+            scoring.out,
+            protocol=protocol,
+            subset=scoring.subset,
+            seed=scoring.seed,
+        )
     )
-    shared.show_result(result)
