@@ -90,9 +90,12 @@ def test_following_ends_with_the_run_and_tells_nothing_twice(
 def test_what_cannot_be_tracked_says_so(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"events\.jsonl"):
         publish(tmp_path, "tensorboard", tmp_path / "out", name="mine")
-    (run / "events.jsonl").write_text("no json\n")
-    with pytest.raises(DataError, match="damaged line 'no json'"):
-        publish(run, "tensorboard", tmp_path / "out", name="mine")
+    rows = ['"loss"', '{"event": "loss"}', '{"event": "loss", "step": 1e999}']
+    rows += ['{"event": "loss", "step": 1, "total": {}}', '{"event": "loss", "step": "x"}']
+    for row in ("no json", *rows):
+        (run / "events.jsonl").write_text(f"{row}\n")
+        with pytest.raises(DataError, match=r"events\.jsonl"):
+            publish(run, "tensorboard", tmp_path / "out", name="mine")
 
 
 def test_a_tracker_that_is_not_installed_names_its_extra(

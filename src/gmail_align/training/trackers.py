@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gmail_align.artifacts import MANIFEST
-from gmail_align.errors import DataError
+from gmail_align.errors import DataError, damage_explained
 from gmail_align.extras import require
 from gmail_align.training.events import EVENTS
 
@@ -63,7 +63,7 @@ def read_events(path: Path, *, follow: bool = False) -> Iterator[dict[str, Any]]
     told: set[tuple[str, float]] = set()
     while True:
         finished = (path.parent / MANIFEST).exists() or not follow
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         for line in text.split("\n")[:-1]:
             row = _row(line, path)
             if (row["event"], row["step"]) not in told:
@@ -75,13 +75,11 @@ def read_events(path: Path, *, follow: bool = False) -> Iterator[dict[str, Any]]
 
 
 def _row(line: str, path: Path) -> dict[str, Any]:
-    try:
+    with damage_explained(f"a line of {path}", DataError, "run the training again"):
         row: dict[str, Any] = json.loads(line)
-        return {**row, "event": str(row["event"]), "step": float(row["step"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} holds a damaged line {line[:40]!r}: run the training again"
-        ) from error
+        event = str(row.pop("event"))
+        figures = {key: float(value) for key, value in row.items()}
+        return {"event": event, **figures, "step": float(int(figures["step"]))}
 
 
 @contextmanager
