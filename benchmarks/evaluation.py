@@ -106,7 +106,7 @@ def child(who: str, images: int, each: int, peer: Path | None) -> dict:
 
 def ours(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor) -> dict[str, float]:
     """Score by our code, intervals included."""
-    from gmail_align.metrics.retrieval import retrieval_hits
+    from gmail_align.metrics.retrieval_hits import retrieval_hits
 
     found = retrieval_hits(images, texts, owner).estimates()
     return {name: one.value for name, one in found.items()}
@@ -150,7 +150,7 @@ def hits() -> Callable[[], object]:
 
 def classes() -> Callable[[], object]:
     """Class mean of 50,000 images of 1,000 classes."""
-    from gmail_align.metrics.zeroshot import _class_mean
+    from gmail_align.metrics.class_accuracy import _class_mean
 
     rng = np.random.default_rng(0)
     right = (rng.random(50_000) < 0.6) * 1.0
@@ -159,7 +159,7 @@ def classes() -> Callable[[], object]:
 
 def moments() -> Callable[[], object]:
     """Cosines, margin, centroid distance and norms of 5,000 pairs."""
-    from gmail_align.metrics.gap import _moment_estimates
+    from gmail_align.metrics.pair_gap import _moment_estimates
 
     rng = torch.Generator().manual_seed(0)
     real = torch.randn(5000, DIM, generator=rng)
@@ -177,7 +177,7 @@ def scores() -> Callable[[], object]:
 
 def areas() -> Callable[[], object]:
     """AUC of five folds of 1,000 pairs."""
-    from gmail_align.metrics.probe import _fold_aucs
+    from gmail_align.metrics.separability import _fold_aucs
 
     rng = np.random.default_rng(0)
     held = rng.standard_normal((2, 5000)) + np.array([[0.0], [1.0]])

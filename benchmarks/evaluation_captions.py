@@ -26,7 +26,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from gmail_align.metrics.captions import METRICS, WordVectors, caption_metrics
+from gmail_align.metrics.caption_scores import METRICS, WordVectors, caption_metrics
 from gmail_align.metrics.java import jar
 from gmail_align.metrics.statistics import estimates
 

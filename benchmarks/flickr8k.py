@@ -40,7 +40,7 @@ from gmail_align.captioning.training import train_captioner
 from gmail_align.data.batches import batch_indices
 from gmail_align.data.captions import Caption, write_captions
 from gmail_align.features.store import open_features
-from gmail_align.metrics.captions import compare_captioners, paired_caption_difference
+from gmail_align.metrics.caption_scores import compare_captioners, paired_caption_difference
 from gmail_align.results import estimate_table
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.loop import fit

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gmail_align.metrics.compat import Compat
-from gmail_align.metrics.retrieval import retrieval_hits
+from gmail_align.metrics.retrieval_hits import retrieval_hits
 
 KS = (1, 5, 10)
 LIMIT = 1e-6

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gmail_align.data.predictions import open_predictions, open_responses
+from gmail_align.data.model_outputs import open_predictions, open_responses
 from gmail_align.data.references import first_captions, open_references
 from gmail_align.errors import DataError
 

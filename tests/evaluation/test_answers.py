@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gmail_align.data.answers import answer_key
+from gmail_align.data.answer_keys import answer_key
 from gmail_align.data.questions import Question
 from gmail_align.errors import DataError
 from gmail_align.evaluation.answers import Reading, evaluate_answers
@@ -17,7 +17,7 @@ from gmail_align.importing.formats.questions import scienceqa
 from gmail_align.importing.source import ImportOptions
 from gmail_align.importing.write import write_import
 from gmail_align.items import ITEMS, read_items
-from gmail_align.metrics.answers import AnswerKey
+from gmail_align.metrics.answer_accuracy import AnswerKey
 from gmail_align.results import Result
 
 

@@ -1,42 +1,43 @@
-"""What subfolders and names of two folders say about their images."""
+"""What lies on a disk becomes features of one route, of images and of texts."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from gmail_align.errors import DataError
-from gmail_align.gap.prepare import class_prompt, labels_of, pairs_by_name
-
-
-def test_subfolders_are_classes_and_above_them_generators() -> None:
-    real = {"1": "cat/1.png", "2": "dog/1.png"}
-    made = {"a": "sd/cat/1.png", "b": "flux/dog/1.png"}
-    assert labels_of(real, made) == (
-        {"1": "cat", "2": "dog"},
-        {"a": "cat", "b": "dog"},
-        {"a": "sd", "b": "flux"},
-    )
-    flat = {"1": "1.png", "2": "2.png"}
-    assert labels_of(flat, made) == ({}, {}, {"a": "sd/cat", "b": "flux/dog"})
-    assert labels_of(flat, flat) == ({}, {}, {})
-    assert labels_of(real, real) == ({"1": "cat", "2": "dog"}, {"1": "cat", "2": "dog"}, {})
+from gmail_align.encoders.config import LoraSettings
+from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.route import Route
+from gmail_align.features.store import open_features
+from gmail_align.gap.prepare import Source, prepare
+from gmail_align.recipe import model_path
 
 
-def test_a_split_is_neither_a_class_nor_a_generator() -> None:
-    real = {"1": "train/cat/1.png", "2": "train/dog/1.png"}
-    made = {"a": "cat/val/1.png", "b": "dog/val/1.png"}
-    assert labels_of(real, made) == ({"1": "cat", "2": "dog"}, {"a": "cat", "b": "dog"}, {})
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    rng = np.random.default_rng(0)
+    for kind in ("real", "made"):
+        for name in ("red", "blue"):
+            for number in range(2):
+                path = tmp_path / kind / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "real", tmp_path / "made"
 
 
-def test_equal_names_are_pairs() -> None:
-    real, made = {"r1": "a/1.jpg", "r2": "b/2.jpg"}, {"g1": "a/1.png", "g3": "b/3.png"}
-    assert pairs_by_name(real, made) == [("r1", "g1")]
-    with pytest.raises(DataError, match="no generated image has the name"):
-        pairs_by_name(real, {"g": "c/1.png", "h": "d/1.png"})
-    with pytest.raises(DataError, match="two images are named a/1"):
-        pairs_by_name(real, {"g": "a/1.png", "h": "a/1.jpg", "i": "b/1.jpg"})
-
-
-def test_class_folders_are_read_as_words() -> None:
-    assert class_prompt("0_fire_truck") == "a photo of a fire truck."
-    assert class_prompt("42") == "a photo of a 42."
+def test_frozen_images_are_read_by_frozen_texts(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    lora = LoraSettings(towers="both")
+    encoder = GmailEncoder.from_clip(model_path("tabletop", "clip"), lora=lora)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in encoder.trainable().values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    ready = prepare(Source(*folders, tmp_path / "home"), encoder)
+    texts = ready.known.texts
+    assert texts is not None and open_features(ready.real).made_with["route"] == "frozen"
+    assert texts.made_with["weights"] == encoder.text_fingerprint(Route.FROZEN)
+    assert texts.made_with["weights"] != encoder.text_fingerprint(Route.REAL)

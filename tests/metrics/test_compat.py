@@ -8,7 +8,7 @@ import torch
 from gmail_align.errors import UserError
 from gmail_align.metrics import compat
 from gmail_align.metrics.compat import Compat, compat_hits, parse_compat
-from gmail_align.metrics.retrieval import retrieval_hits
+from gmail_align.metrics.retrieval_hits import retrieval_hits
 
 KS = (1, 5, 10)
 

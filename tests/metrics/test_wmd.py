@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import linprog
 
 from gmail_align.errors import DataError
-from gmail_align.metrics.captions import WordVectors, caption_metrics
+from gmail_align.metrics.caption_scores import WordVectors, caption_metrics
 from gmail_align.metrics.wmd import (
     STOP_WORDS,
     load_word_vectors,

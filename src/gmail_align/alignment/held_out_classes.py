@@ -15,7 +15,7 @@ from gmail_align.artifacts import Artifact
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError
-from gmail_align.metrics.zeroshot import class_weights, zeroshot_hits
+from gmail_align.metrics.class_accuracy import class_weights, zeroshot_hits
 
 _IMAGES_A_CLASS = 2
 """Captions are taken for names of classes where each stands for this many images on average."""

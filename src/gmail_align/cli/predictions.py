@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gmail_align.evaluation.captions import CaptionOptions
     from gmail_align.evaluation.clipscore import ClipEncoder, ClipFiles
     from gmail_align.items import Items
-    from gmail_align.metrics.captions import WordVectors
+    from gmail_align.metrics.caption_scores import WordVectors
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class CaptionMetricOptions:
 
     def names(self) -> list[str] | None:
         """Return the metrics by their names in any case, once each; None for all."""
-        from gmail_align.metrics.captions import CAPTION_METRICS
+        from gmail_align.metrics.caption_scores import CAPTION_METRICS
 
         known = {name.lower(): name for name in CAPTION_METRICS}
         given = [name.strip() for text in self.metrics or () for name in text.split(",")]
@@ -93,7 +93,7 @@ class CaptionMetricOptions:
             ConfigError: ``--raw-vectors`` is given alone.
             DataError: the file cannot be read as word vectors.
         """
-        from gmail_align.metrics.captions import WordVectors
+        from gmail_align.metrics.caption_scores import WordVectors
         from gmail_align.metrics.wmd import load_word_vectors
 
         given = self.word_vectors

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from gmail_align.artifacts import Artifact
-from gmail_align.data.answers import Answers, open_answers, with_choices
-from gmail_align.data.predictions import Predictions, listed, open_responses
+from gmail_align.data.answer_keys import Answers, open_answers, with_choices
+from gmail_align.data.model_outputs import Predictions, listed, open_responses
 from gmail_align.data.protocols import PROTOCOLS
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.items import Items
-from gmail_align.metrics.answers import (
+from gmail_align.metrics.answer_accuracy import (
     ACCURACY,
     MMMU_SEED,
     AnswerKey,

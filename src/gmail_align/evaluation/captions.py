@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from gmail_align.artifacts import Artifact
-from gmail_align.data.predictions import Predictions, listed, open_predictions
+from gmail_align.data.model_outputs import Predictions, listed, open_predictions
 from gmail_align.data.protocols import PROTOCOLS, captions_each
 from gmail_align.data.references import References, first_captions, open_references
 from gmail_align.errors import DataError
 from gmail_align.evaluation.clipscore import ClipEncoder, ClipFiles, clip_features
 from gmail_align.items import Items
 from gmail_align.metrics.bootstrap import Estimate, Values, interval, resample_weights
-from gmail_align.metrics.captions import (
+from gmail_align.metrics.caption_scores import (
     CaptionScores,
     WordVectors,
     compare_captioners,
@@ -37,8 +37,8 @@ class CaptionOptions:
     Attributes:
         protocol: Name kept with the numbers; that of a known protocol asserts its counts.
         subset: Whether the references are declared a part of the protocol's.
-        metrics: Which of :data:`gmail_align.metrics.captions.CAPTION_METRICS`; None for all that
-            what is given allows.
+        metrics: Which of :data:`gmail_align.metrics.caption_scores.CAPTION_METRICS`; None for all
+            that what is given allows.
         partial: Score only the images that every captioner predicted; else each image of the
             references needs a prediction.
         word_vectors: What WMD measures with.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from gmail_align.data.predictions import listed
+from gmail_align.data.model_outputs import listed
 from gmail_align.errors import DataError
 from gmail_align.items import Items
 from gmail_align.metrics.bootstrap import Estimate

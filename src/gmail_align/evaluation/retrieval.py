@@ -16,7 +16,7 @@ from gmail_align.errors import DataError
 from gmail_align.features.store import Features, open_features
 from gmail_align.items import Items
 from gmail_align.metrics.compat import Compat, parse_compat
-from gmail_align.metrics.retrieval import RetrievalHits, require_retrieval, retrieval_hits
+from gmail_align.metrics.retrieval_hits import RetrievalHits, require_retrieval, retrieval_hits
 from gmail_align.progress import say
 from gmail_align.results import Result, begin_result
 
@@ -27,7 +27,7 @@ def score(
     text_image: Int[Tensor, " m"],
     compat: Compat | None = None,
 ) -> RetrievalHits:
-    """Search both ways; see :func:`gmail_align.metrics.retrieval.retrieval_hits`.
+    """Search both ways; see :func:`gmail_align.metrics.retrieval_hits.retrieval_hits`.
 
     Args:
         images: Features.

@@ -22,13 +22,13 @@ from gmail_align.errors import DataError
 from gmail_align.features.store import Features, open_features
 from gmail_align.items import Items
 from gmail_align.metrics.bootstrap import Estimate, Values
-from gmail_align.metrics.statistics import Column
-from gmail_align.metrics.zeroshot import (
+from gmail_align.metrics.class_accuracy import (
     accuracy_columns,
     accuracy_estimates,
     class_weights,
     zeroshot_hits,
 )
+from gmail_align.metrics.statistics import Column
 from gmail_align.results import Result, begin_result
 
 
@@ -101,7 +101,7 @@ def score(
     Args:
         images: Features, any length.
         labels: Row in ``classes`` of each image's class.
-        classes: Features of the prompts; see :func:`gmail_align.metrics.zeroshot.class_weights`.
+        classes: Features of the prompts of each class.
 
     Raises:
         UserError: features cannot be compared, or a label is out of range.

@@ -12,10 +12,10 @@ from torch import Tensor
 from gmail_align.gap.config import GapConfig
 from gmail_align.gap.feature_sets import FeatureSet, class_numbers, sample_rows
 from gmail_align.metrics.bootstrap import bootstrap_mean
+from gmail_align.metrics.class_gap import nearest_is_of_class
 from gmail_align.metrics.distances import cmmd_influence, distance_estimate
 from gmail_align.metrics.diversity import NEIGHBOURS, diversity
-from gmail_align.metrics.gap import gap_metrics
-from gmail_align.metrics.gap_classes import nearest_is_of_class
+from gmail_align.metrics.pair_gap import gap_metrics
 from gmail_align.metrics.ranks import unit_rows
 from gmail_align.results import estimate_table
 

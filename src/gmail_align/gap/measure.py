@@ -18,6 +18,7 @@ from gmail_align.gap.config import GapConfig
 from gmail_align.gap.feature_sets import FeatureSet, class_numbers, sampled
 from gmail_align.gap.groups import measure_groups
 from gmail_align.metrics.bootstrap import Estimate, bootstrap_mean, cluster_index
+from gmail_align.metrics.class_gap import class_gap, text_recall
 from gmail_align.metrics.distances import (
     cmmd,
     cmmd_influence,
@@ -26,8 +27,7 @@ from gmail_align.metrics.distances import (
     frechet_influence,
 )
 from gmail_align.metrics.diversity import NEIGHBOURS, diversity
-from gmail_align.metrics.gap import gap_metrics
-from gmail_align.metrics.gap_classes import class_gap, text_recall
+from gmail_align.metrics.pair_gap import gap_metrics
 from gmail_align.metrics.ranks import require_features, require_pairs, unit_rows
 
 UNPAIRED = ("unpaired_cosine", "probe_auc", "centroid_distance", "norm_ratio")

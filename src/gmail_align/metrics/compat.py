@@ -2,7 +2,7 @@
 
 Both take the first k of ``torch.topk``, which breaks ties by an order of its own, so a model that
 cannot tell its candidates apart does not score chance. Our own rule is in
-:mod:`gmail_align.metrics.retrieval`.
+:mod:`gmail_align.metrics.retrieval_hits`.
 """
 
 from __future__ import annotations

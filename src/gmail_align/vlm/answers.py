@@ -12,7 +12,7 @@ from PIL import Image
 
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
 from gmail_align.data.images import ImageStore
-from gmail_align.data.predictions import PREDICTIONS
+from gmail_align.data.model_outputs import PREDICTIONS
 from gmail_align.data.questions import Question, letter, read_questions
 from gmail_align.encoders.preprocess import open_image
 from gmail_align.errors import ConfigError, DataError

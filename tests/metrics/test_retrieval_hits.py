@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmail_align.errors import UserError
-from gmail_align.metrics import retrieval
-from gmail_align.metrics.retrieval import retrieval_hits, retrieval_ranks
+from gmail_align.metrics import retrieval_hits as module
+from gmail_align.metrics.retrieval_hits import retrieval_hits, retrieval_ranks
 
 
 def uneven(images: int, seed: int = 0) -> torch.Tensor:
@@ -33,7 +33,7 @@ def naive_recalls(images, texts, owner, k):
 
 @pytest.mark.parametrize("tile", [(256, 2048), (7, 5)])
 def test_recalls_of_distinct_scores_are_those_of_a_sort(monkeypatch, tile):
-    monkeypatch.setattr(retrieval, "_TILE_CPU", tile)
+    monkeypatch.setattr(module, "_TILE_CPU", tile)
     torch.manual_seed(0)
     owner = uneven(60)
     images = torch.randn(60, 16)
@@ -123,10 +123,10 @@ def test_inputs_are_left_as_they_were():
 
 def test_no_score_matrix_is_built(monkeypatch):
     sizes = []
-    real = retrieval.tally
-    monkeypatch.setattr(retrieval, "_TILE_CPU", (8, 16))
+    real = module.tally
+    monkeypatch.setattr(module, "_TILE_CPU", (8, 16))
     monkeypatch.setattr(
-        retrieval,
+        module,
         "tally",
         lambda scores, best, dim: (sizes.append(scores.numel()), real(scores, best, dim=dim))[1],
     )

@@ -21,8 +21,8 @@ from gmail_align.metrics.bootstrap import (
     cluster_index,
     interval,
 )
-from gmail_align.metrics.probe import probe_auc
 from gmail_align.metrics.ranks import label_ranks, recall_at, require_pairs, unit_rows
+from gmail_align.metrics.separability import probe_auc
 
 
 def gen_to_real_recall(

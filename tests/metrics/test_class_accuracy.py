@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gmail_align.errors import UserError
-from gmail_align.metrics.zeroshot import accuracy_estimates, class_weights, zeroshot_hits
+from gmail_align.metrics.class_accuracy import accuracy_estimates, class_weights, zeroshot_hits
 
 
 def estimates(images, labels, classes):

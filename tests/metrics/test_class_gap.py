@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gmail_align.errors import UserError
-from gmail_align.metrics.gap_classes import class_gap, nearest_is_of_class, text_recall
+from gmail_align.metrics.class_gap import class_gap, nearest_is_of_class, text_recall
 
 
 def sets() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gmail_align.errors import UserError
-from gmail_align.metrics.answers import (
+from gmail_align.metrics.answer_accuracy import (
     AnswerKey,
     accuracies,
     judge_mmmu,

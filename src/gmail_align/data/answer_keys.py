@@ -14,11 +14,11 @@ from typing import Any
 
 from gmail_align.artifacts import Artifact
 from gmail_align.data.json_files import file_fingerprint, first_of, read_json
-from gmail_align.data.predictions import QUESTION_IDS, Predictions
+from gmail_align.data.model_outputs import QUESTION_IDS, Predictions
 from gmail_align.data.questions import Question, letter, read_questions
 from gmail_align.data.references import opened
 from gmail_align.errors import ArtifactError, DataError
-from gmail_align.metrics.answers import AnswerKey
+from gmail_align.metrics.answer_accuracy import AnswerKey
 from gmail_align.metrics.mmmu import discipline_of, subject_of
 from gmail_align.metrics.scienceqa import LETTERS, groups_of
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gmail_align.errors import UserError
-from gmail_align.metrics.probe import _folds, probe_auc, refit_factor, weighted_auc
+from gmail_align.metrics.separability import _folds, probe_auc, refit_factor, weighted_auc
 
 metrics = pytest.importorskip("sklearn.metrics")
 

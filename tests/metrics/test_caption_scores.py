@@ -13,7 +13,7 @@ import pytest
 
 from gmail_align.errors import GmailAlignError, MissingExtraError, UserError
 from gmail_align.metrics import java, meteor
-from gmail_align.metrics.captions import (
+from gmail_align.metrics.caption_scores import (
     METRICS,
     caption_metrics,
     compare_captioners,

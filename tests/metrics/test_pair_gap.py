@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gmail_align.errors import UserError
-from gmail_align.metrics.gap import gap_metrics, gen_to_real_recall
+from gmail_align.metrics.pair_gap import gap_metrics, gen_to_real_recall
 
 NAMES = ["paired_cosine", "unpaired_cosine", "margin", "gen_to_real_r1", "gen_to_real_r5"]
 NAMES += ["probe_auc", "centroid_distance", "norm_ratio"]
