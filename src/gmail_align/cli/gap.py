@@ -176,18 +176,18 @@ def _folders(
     config: GapConfig,
 ) -> _Ready | None:
     """Import and extract what two folders, zips or artifacts hold; None for a dry run."""
-    from gmail_align.gap.prepare import Source, check_side, encoder_at_hand, prepare
+    from gmail_align.gap.prepare import Source, cached_encoder, kind_of, prepare
 
     if matching.pairs is not None and matching.paired:
         raise ConfigError("--pairs and --paired both say what belongs together: give one")
     out = place.out or Path("-".join(["gap", *(path.resolve().stem for path in paths)]))
     pairs = None if matching.pairs is None else load(matching.pairs, "pairs")
-    if encoder is None and any(check_side(path, True) != "features" for path in paths):
-        encoder = encoder_at_hand()
+    if encoder is None and any(kind_of(path, True) != "features" for path in paths):
+        encoder = cached_encoder()
         if encoder is not None:
             say(f"no --encoder is named: taking {encoder}, which is on this machine")
     for path in paths:
-        check_side(path, encoder is not None)
+        kind_of(path, encoder is not None)
     if shared.dry_run:
         shared.show_plan("gap", out, config, real=paths[0], generated=paths[1])
         return None

@@ -74,7 +74,7 @@ class Prepared:
     known: Annotations
 
 
-def check_side(source: Path, encoded: bool) -> str:
+def kind_of(source: Path, encoded: bool) -> str:
     """Return what a side is: ``images``, ``features`` or ``files`` (a folder or zip of images).
 
     Args:
@@ -100,7 +100,7 @@ def check_side(source: Path, encoded: bool) -> str:
     return kind
 
 
-def encoder_at_hand() -> str | None:
+def cached_encoder() -> str | None:
     """Return the first of :data:`DEFAULTS` that Hugging Face's cache on this machine holds."""
     for name in DEFAULTS:
         weights = ("model.safetensors", "pytorch_model.bin")
@@ -167,7 +167,7 @@ def prepare(source: Source, encoder: GmailEncoder | None) -> Prepared:
 def _image_set(source: Source, kind: Kind, encoder: GmailEncoder | None) -> _ImageSet:
     """Return features or images, imported where files were given."""
     path = source.real if kind == "real" else source.generated
-    if check_side(path, encoder is not None) != "files":
+    if kind_of(path, encoder is not None) != "files":
         return _ImageSet(load(path))
     listed = image_folder(path, kind)
     images = write_import(listed, source.home / f"{kind}-images", ImportOptions())["images"]

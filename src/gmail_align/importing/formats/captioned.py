@@ -17,6 +17,7 @@ from gmail_align.errors import DataError
 from gmail_align.importing.formats.shards import shard_source
 from gmail_align.importing.rows import table_rows
 from gmail_align.importing.source import Images, Source, image_places
+from gmail_align.importing.splits import SplitChoice
 from gmail_align.importing.staging import Staging
 from gmail_align.importing.streams import file_digest, json_items, text_lines
 
@@ -136,6 +137,7 @@ def cc(
         Path, Field(description="TSV of captions and urls, or img2dataset's shards.")
     ],
     images: Images = (),
+    split: SplitChoice = None,
 ) -> Source:
     """Import CC3M (caption, url) or CC12M (url, caption); a TSV's images are named by their line.
 
@@ -145,7 +147,7 @@ def cc(
     if os.path.isdir(source) or source.suffix == ".tar":
         if images:
             raise DataError("shards of img2dataset hold their images: leave out --images")
-        return shard_source([source], "cc")
+        return shard_source([source], "cc", split=split)
     staging, members = Staging(), image_places(images)
     count = 0
     for number, line in text_lines(source):
