@@ -67,7 +67,7 @@ def answer(
     shown = [image for own in images for image in own]
     if shown:
         given["pixel_values"] = llava.preprocess(shown).to(model.device)
-    found = model.generate(
+    generated = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.long().to(model.device),
         max_new_tokens=most,
@@ -77,7 +77,7 @@ def answer(
         pad_token_id=end,
         **given,
     )
-    texts = llava.tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
+    texts = llava.tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 
