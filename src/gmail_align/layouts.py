@@ -118,17 +118,21 @@ def _has_captions(path: Path) -> bool:
 
 def _karpathy(folder: Path, files: Sequence[str], name: str) -> Layout:
     images: Counter[str] = Counter()
+    said: dict[str, list[str]] = {}
     captions = 0
     for entry in json_items(Path(name), "images"):
-        images[_SPLITS.get(str(entry.get("split")), "train")] += 1
+        split = _SPLITS.get(str(entry.get("split")), "train")
+        images[split] += 1
         captions += len(entry.get("sentences", ()))
+        if entry.get("split") not in said.setdefault(split, []):
+            said[split].append(str(entry.get("split")))
     places = _image_places(folder, files)
     data = {
         split: {
             "import": "karpathy",
             "source": name,
             "images": places,
-            "split": [said for said, own in _SPLITS.items() if own == split],
+            "split": said[split],
         }
         for split in images
     }

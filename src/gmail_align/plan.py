@@ -177,7 +177,7 @@ class Rates:
         return flop / (self.tflops * 1e12 * (self.share or usual)) / 3600
 
     def of(self, step: Step, work: Work) -> StepCost | None:
-        """Return what a step takes; None where that is negligible beside the others."""
+        """Return what a step takes; None where that is negligible next to the others."""
         try:
             if isinstance(step, Synthesis):
                 return self._synthesis(step, work)

@@ -107,11 +107,11 @@ def _embeddings(
     for one in judged:
         if isinstance(one.gap, Gap):
             name = f"After {one.name}" if isinstance(one.encoder, Aligned) else "Before alignment"
-            panels[name] = _sides(work, one.gap, read_pairs(work.get(one.gap.pairs)))
+            panels[name] = _features(work, one.gap, read_pairs(work.get(one.gap.pairs)))
     return panels
 
 
-def _sides(work: Work, gap: Gap, pairs: Sequence[Pair]) -> tuple[Embeddings, Embeddings]:
+def _features(work: Work, gap: Gap, pairs: Sequence[Pair]) -> tuple[Embeddings, Embeddings]:
     some = pairs[:POINTS_SHOWN]
     real, generated = open_features(work.get(gap.real)), open_features(work.get(gap.generated))
     return (
@@ -147,11 +147,11 @@ def _captions(folder: Path) -> dict[str, str]:
 
 
 def _provenance(result: Mapping[str, Any]) -> dict[str, str]:
-    found = {f"version of {name}": value for name, value in versions().items()}
-    found["protocol"] = str(result["protocol"])
-    found["seeds"] = f"{result['seeds']}, from {result['seed']} on"
-    found["intervals"] = (
+    provenance = {f"version of {name}": value for name, value in versions().items()}
+    provenance["protocol"] = str(result["protocol"])
+    provenance["seeds"] = f"{result['seeds']}, from {result['seed']} on"
+    provenance["intervals"] = (
         "95% percentile bootstrap over test images (and over seeds where there are several), "
         "1,000 resamples"
     )
-    return found
+    return provenance

@@ -271,9 +271,9 @@ def estimate(value: Any, where: str) -> Estimate:
         ) from error
 
 
-def has_interval(found: Estimate) -> bool:
+def has_interval(value: Estimate) -> bool:
     """Say whether both bounds are known."""
-    return math.isfinite(found.low) and math.isfinite(found.high)
+    return math.isfinite(value.low) and math.isfinite(value.high)
 
 
 def _number(value: Any) -> float:

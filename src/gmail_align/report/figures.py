@@ -122,8 +122,10 @@ def _pairs(page: Any, data: ReportData) -> None:
         axes.set_axis_off()
     for index, pair in enumerate(data.pairs):
         row, column = divmod(index, 4)
-        sides = {"real": pair.real, "generated": pair.generated}
-        for axes, (name, encoded) in zip(grid[row, 2 * column :], sides.items(), strict=False):
+        encoded_images = {"real": pair.real, "generated": pair.generated}
+        for axes, (name, encoded) in zip(
+            grid[row, 2 * column :], encoded_images.items(), strict=False
+        ):
             axes.imshow(np.asarray(decode(encoded, f"the {name} image of pair {index}")[0]))
             axes.set_title(name, fontsize=7, color=COLOURS[name], loc="center", pad=2)
         under = {"transform": grid[row, 2 * column].transAxes, "va": "top", "fontsize": 6}

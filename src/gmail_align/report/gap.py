@@ -26,7 +26,7 @@ _VERDICTS: Final = {
     "train_as_is": "Train as is.",
     "align_first": "Align first.",
     "too_far": "The generator is too far.",
-    "cannot_tell": "Nothing can be told.",
+    "cannot_tell": "Nothing can be provenance.",
 }
 
 
@@ -62,10 +62,10 @@ def write_gap_report(
 
 def gap_tables(result: Mapping[str, Any]) -> dict[str, Table]:
     """Return the tables that the result has rows for, by name."""
-    found = gap_estimates(result)
+    metrics = gap_estimates(result)
     floor = section(result, "floor")
     groups = section(result, "groups")
-    tables = [_measures(found, floor, _number_of(result) // 2)]
+    tables = [_measures(metrics, floor, _number_of(result) // 2)]
     tables += [_groups(what, groups[what]) for what in ("classes", "generators") if what in groups]
     return {table.stem: table for table in tables if table.rows}
 
@@ -73,12 +73,12 @@ def gap_tables(result: Mapping[str, Any]) -> dict[str, Table]:
 def gap_estimates(result: Mapping[str, Any]) -> dict[str, Estimate]:
     """Return the estimates of a result, by metric."""
     intervals = section(result, "intervals")
-    found = {}
+    metrics = {}
     for name, value in section(result, "metrics").items():
         low, high = intervals.get(name, (None, None))
         whole = {"value": value, "low": low, "high": high, "n": _number_of(result)}
-        found[name] = estimate(whole, f"metrics.{name}")
-    return found
+        metrics[name] = estimate(whole, f"metrics.{name}")
+    return metrics
 
 
 def _number_of(result: Mapping[str, Any]) -> int:
@@ -86,15 +86,15 @@ def _number_of(result: Mapping[str, Any]) -> int:
     return int(max(section(result, "n").values(), default=0))
 
 
-def _measures(found: Mapping[str, Estimate], floor: Mapping[str, Any], half: int) -> Table:
+def _measures(metrics: Mapping[str, Estimate], floor: Mapping[str, Any], half: int) -> Table:
     """Lay out every measure with what it means, which way is closer, and what chance alone does."""
     rows = []
     for name, measure in GAP_MEASURES.items():
-        if name not in found:
+        if name not in metrics:
             continue
         chance = floor.get(name)
         cells: list[Cell] = [
-            found[name],
+            metrics[name],
             None if chance is None else f"{chance * measure.unit.scale:.{measure.unit.digits}f}",
             measure.closer,
         ]
@@ -132,16 +132,16 @@ def _groups(what: str, groups: Mapping[str, Any]) -> Table:
 
 
 def _farness(group: Mapping[str, Any]) -> float:
-    found = group["metrics"].get("cmmd")
-    return -1.0 if found is None else float(found["value"])
+    distance = group["metrics"].get("cmmd")
+    return -1.0 if distance is None else float(distance["value"])
 
 
 def _maps(real: Embeddings, generated: Embeddings) -> dict[str, Projection]:
     """Lay both sides out by PCA and by t-SNE; one dimension has no plane."""
     if real.shape[1] < 2:
         return {}
-    found = {"PCA": project_pca(real, generated), "t-SNE": project(real, generated)}
-    return {name: one for name, one in found.items() if one is not None}
+    maps = {"PCA": project_pca(real, generated), "t-SNE": project(real, generated)}
+    return {name: one for name, one in maps.items() if one is not None}
 
 
 def _thinned(side: Any) -> Embeddings:
@@ -179,11 +179,11 @@ def _render(
 
 def _provenance(result: Mapping[str, Any]) -> dict[str, str]:
     """Say what the numbers rest on."""
-    told = {"protocol": str(result.get("protocol", "")), "n": str(_number_of(result))}
+    provenance = {"protocol": str(result.get("protocol", "")), "n": str(_number_of(result))}
     if result.get("seed") is not None:
-        told["seed"] = str(result["seed"])
+        provenance["seed"] = str(result["seed"])
     for side, made in section(result, "features").items():
-        told[f"{side} features"] = ", ".join(f"{key} {value}" for key, value in made.items())
-    for side, found in section(result, "fingerprints").items():
-        told[f"{side} fingerprint"] = str(found)
-    return told
+        provenance[f"{side} features"] = ", ".join(f"{key} {value}" for key, value in made.items())
+    for side, digest in section(result, "fingerprints").items():
+        provenance[f"{side} fingerprint"] = str(digest)
+    return provenance

@@ -37,13 +37,14 @@ def data_uri(encoded: bytes, name: str) -> str:
 
 
 def decode(encoded: bytes, name: str) -> tuple[Image.Image, str]:
-    """Return the image as RGB and the format it was in.
+    """Return the image as RGB, and its format.
 
     Raises:
-        DataError: it is no image, or a damaged one.
+        DataError: it is not an image, or it is damaged.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
+            image.load()  # an RGB image is returned as it is, after the file is closed
             return to_rgb(upright(image)), image.format or ""
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be read as an image: {error}") from error

@@ -21,11 +21,11 @@ def number(value: float, unit: Unit = PERCENT) -> str:
     return ("−" if value < 0 else "+" if unit.signed else "") + text
 
 
-def interval(found: Estimate, unit: Unit = PERCENT) -> str:
+def interval(value: Estimate, unit: Unit = PERCENT) -> str:
     """Write the 95% interval; empty when it is unknown."""
-    if not has_interval(found):
+    if not has_interval(value):
         return ""
-    low, high = number(found.low, unit), number(found.high, unit)
+    low, high = number(value.low, unit), number(value.high, unit)
     return f"{low}\u00a0to\u00a0{high}" if "−" in low + high or unit.signed else f"{low}–{high}"
 
 

@@ -144,8 +144,8 @@ def _parts(view: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _maps(data: ReportData) -> dict[str, Projection]:
-    found = {name: project(*sides) for name, sides in data.embeddings.items()}
-    return {name: projection for name, projection in found.items() if projection is not None}
+    maps = {name: project(*features) for name, features in data.embeddings.items()}
+    return {name: projection for name, projection in maps.items() if projection is not None}
 
 
 def _stage_views(data: ReportData) -> list[StageView]:

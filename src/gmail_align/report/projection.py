@@ -1,6 +1,6 @@
 """Figure 3 of the paper: real and generated embeddings in the plane, and how separable they are.
 
-t-SNE as there, and PCA beside it, which bends nothing.
+t-SNE as there, and PCA next to it, which bends nothing.
 """
 
 from __future__ import annotations

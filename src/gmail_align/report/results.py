@@ -99,9 +99,9 @@ def claims_table(result: Mapping[str, Any]) -> Table:
     )
 
 
-def clear(found: Estimate) -> bool:
+def clear(value: Estimate) -> bool:
     """Say whether the interval of a difference leaves out zero."""
-    return has_interval(found) and not found.low <= 0 <= found.high
+    return has_interval(value) and not value.low <= 0 <= value.high
 
 
 def gap_table(result: Mapping[str, Any]) -> Table:
