@@ -31,7 +31,7 @@ STAGES = {
     " --out {ranks}",
     "zeroshot": "evaluate zeroshot --images {seen} --labels {work}/labels.json"
     " --classes {work}/classes.json --encoder tabletop --out {classes}",
-    "export": "export {encoder} --format peft --route generated --out {exported} --data {pairs}",
+    "export": "export {encoder} --format hf --route generated --out {exported} --data {pairs}",
     "stretch": "convert {clip} --stretch 120 --out {longer}",
     "scratch": "train clip --captions {real}/captions --images {real}/images --base tabletop"
     " --out {scratch} --set optim.steps=2 --batch-size 8 --holdout 0.25",
