@@ -276,7 +276,7 @@ FAST = "mixed"
 def test_every_layout_and_mix_of_data_trains_and_resumes(
     name: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = AlignConfig(**{**CONFIG.model_dump(), **LAYOUTS[name]})
+    config = AlignConfig(**{**CONFIG.model_dump(), **ANY_GAIN, **LAYOUTS[name]})
     whole = run(config, "whole")
     notes = whole.manifest["notes"]
     assert notes["applied"] is True
