@@ -285,6 +285,17 @@ def test_a_head_with_a_hidden_layer_is_refused(clip_folder: Path, tmp_path: Path
         made(folder, tmp_path / "hf", "hf")
 
 
+@pytest.mark.parametrize("head", ["residual", "affine"])
+def test_a_head_that_is_more_than_a_matrix_is_exported_as_onnx(
+    head: Any, clip_folder: Path, tmp_path: Path
+) -> None:
+    folder = disturbed(clip_folder, tmp_path / "encoder", EncoderLayout(head=head))
+    artifact = made(folder, tmp_path / "onnx", "onnx", Route.GENERATED)
+    assert artifact.path("model.onnx").exists()
+    with pytest.raises(ModelError, match="onnx"):
+        made(folder, tmp_path / "hf", "hf", Route.GENERATED)
+
+
 def test_a_load_that_differs_is_an_error(folder: Path, tmp_path: Path) -> None:
     artifact = made(folder, tmp_path / "hf", "hf")
     tensors = load_file(artifact.path("model.safetensors"))

@@ -41,7 +41,7 @@ def head_weight(encoder: GmailEncoder, route: Route) -> Float[Tensor, "dim width
         route = Route.FROZEN
     if route is not Route.FROZEN and encoder.heads.hidden(route):
         raise ModelError(
-            "the head of this encoder is more than a matrix, and a plain model cannot hold that: "
+            "this head has a hidden layer or a shift, and a plain model cannot hold that: "
             "export it as onnx"
         )
     head = encoder.head(route)

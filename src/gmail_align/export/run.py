@@ -91,7 +91,7 @@ def export(
         "differences": differences,
     }
     card = Card(config, aligned, read_card(folder) is None, exported.notes, checked)
-    card.write(out, exported.merged.model_class.__name__, data, results)
+    card.write(out, exported.encoder.backbone.model_class.__name__, data, results)
     return draft.finish({"files": len(draft.files())}, checked=checked)
 
 
