@@ -103,8 +103,12 @@ def damage_explained(
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, at most 200 characters, or its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Return the first line of an error's message, at most 200 characters, or its class.
+
+    A line that ends with a colon is followed by the next one.
+    """
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return (f"{first} {others[0].strip()}" if first.endswith(":") and others else first)[:200]
 
 
 @contextmanager

@@ -92,6 +92,19 @@ def test_no_preprocessor(broken: Path) -> None:
     _refused(broken, "preprocessor_config.json")
 
 
+def test_a_preprocessor_of_another_size(broken: Path) -> None:
+    path = broken / "preprocessor_config.json"
+    sides = {"crop_size": {"height": 16, "width": 16}, "size": {"shortest_edge": 16}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **sides}))
+    _refused(broken, "16 pixels")
+
+
+@pytest.mark.parametrize("kind", [["clip"], {"a": 1}, 3, None])
+def test_a_model_type_that_is_not_a_name(kind: Any, broken: Path) -> None:
+    (broken / "config.json").write_text(json.dumps({"model_type": kind}))
+    _refused(broken, "model of type")
+
+
 def test_an_adapter_beside_the_model_is_named(broken: Path) -> None:
     (broken / "adapter_config.json").write_text("{}")
     _refused(broken, "adapter_config.json")

@@ -72,6 +72,12 @@ class GmailEncoder(nn.Module):
         self.preprocess = Preprocess.from_folder(folder)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._base_fingerprint: str | None = None
+        size = backbone.vision_config.image_size
+        if self.preprocess.size != size:
+            made = f"its preprocessor's images have {self.preprocess.size}"
+            raise ModelError(
+                f"{folder}: the model reads images of {size} pixels, but {made} pixels"
+            )
         pixels = backbone.probe_inputs()["pixels"]
         with torch.no_grad(), damage_explained(folder / CONFIG, ModelError):
             before = backbone.image_features(pixels)

@@ -57,7 +57,7 @@ def find_folder(path_or_id: str | Path) -> Path:
             return copy
     except Exception:  # whatever it is: this machine holds no whole copy
         pass
-    ask_hub(name, revision)
+    ask_hub(name, revision, f"{name}@main or another revision")
     try:
         return Path(snapshot_download(name, **options))
     except Exception as error:

@@ -32,11 +32,16 @@ def refuse_mistyped(name: str, revision: str | None) -> None:
         )
 
 
-def ask_hub(name: str, revision: str | None) -> None:
+def ask_hub(name: str, revision: str | None, pinned: str) -> None:
     """Say that the hub is asked for ``name``, which lies in no folder and in no cache here.
 
     A mistyped folder looks like the name of a model, whose owner would be a stranger. So without a
     revision, the hub is asked for models of :data:`PUBLISHERS` alone.
+
+    Args:
+        name: ``OWNER/NAME``.
+        revision: Branch, tag or commit; none for the default branch.
+        pinned: How a user names a revision of the model, for the error.
 
     Raises:
         ModelError: the hub is not asked.
@@ -44,7 +49,7 @@ def ask_hub(name: str, revision: str | None) -> None:
     if not revision and name.partition("/")[0] not in PUBLISHERS:
         raise ModelError(
             f"there is no model folder at {name}: correct it or, if {name} is a model on the "
-            "Hugging Face hub, name its revision (main, for example)"
+            f"Hugging Face hub, give {pinned}"
         )
     say(f"asking the Hugging Face hub for {name}, revision {revision or 'main'}")
 

@@ -40,6 +40,7 @@ def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
             folder, local_files_only=True
         )
         ids = tokenizer("a")["input_ids"]
+        tokenizer("A snowman: \u2603")  # what no vocabulary has must not stop it
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of {folder} has no padding token")
     if tokenizer.eos_token_id is None or tokenizer.eos_token_id not in ids:

@@ -39,7 +39,7 @@ def find_pipeline(model: str, revision: str = "", variant: str = "") -> Path:
     options = {"revision": revision or None, "variant": variant or None, "use_safetensors": True}
     with suppress(OSError, ValueError):
         return Path(pipeline.download(model, local_files_only=True, **options))
-    ask_hub(model, revision)
+    ask_hub(model, revision, "a revision too, --set revision=main for example")
     try:
         folder = pipeline.download(model, **options)
     except (OSError, ValueError) as error:

@@ -25,10 +25,10 @@ def load_backbone(folder: Path) -> Backbone:
     Raises:
         ModelError: the folder holds another kind of model, or its weights are missing or damaged.
     """
-    kind = read_config(folder).get("model_type")
+    kind = str(read_config(folder).get("model_type"))
     if kind not in BACKBONES:
         known = ", ".join(sorted(BACKBONES))
         raise ModelError(
             f"{folder} holds a model of type {kind!r}, which cannot be a base: use one of {known}"
         )
-    return BACKBONES[str(kind)].load(folder)
+    return BACKBONES[kind].load(folder)
