@@ -26,6 +26,7 @@ from gmail_align.metrics.answer_accuracy import (
     judge_scienceqa,
     membership,
 )
+from gmail_align.metrics.bootstrap import Estimate
 from gmail_align.metrics.mmmu import read_last_answer
 from gmail_align.metrics.scienceqa import COLUMNS, Rule
 from gmail_align.metrics.statistics import mean_column
@@ -127,15 +128,14 @@ def evaluate_answers(
         responses: What the model said.
         answers: Right answers.
         out: Folder of the result; None keeps nothing.
-        protocol: ``scienceqa_img_test``, ``scienceqa_test``, ``mmmu_val``, or a label for a set
-            of one's own in either format.
+        protocol: ``scienceqa_img_test``, ``scienceqa_test``, ``mmmu_val``, or a label.
         subset: Whether the answers are declared a part of the protocol's.
         reading: How answers are read.
         seed: Of the bootstrap.
 
     Raises:
-        DataError: a file cannot be read or is of another kind, questions do not have a response or
-            are unknown, or the counts are not the protocol's.
+        DataError: questions do not have a response or are unknown, or see
+            :func:`gmail_align.results.begin_result`.
         ConfigError: the rule is not one of the benchmark's.
     """
     reading = reading or Reading()
@@ -160,16 +160,21 @@ def evaluate_answers(
     if result.complete is not None:
         return result.complete
     scores = score(given.benchmark, with_choices(asked, said), matched, reading)
-    found = accuracies(scores.judgement, seed=seed)
-    overall = {ACCURACY: found.pop(ACCURACY)}
-    for name, other in scores.others.items():
-        overall[name] = accuracies(other, seed=seed)[ACCURACY]
-    ordered = [*(one for one in COLUMNS if one in found), *found]
-    groups = estimate_table({group: found[group] for group in ordered})
+    overall, groups = _accuracies(scores, seed)
     unparsed = int(scores.judgement.unparsed.sum())
-    details = {"groups": groups, "unparsed": unparsed, **scores.details}
+    details = {"groups": estimate_table(groups), "unparsed": unparsed, **scores.details}
     items = {"": _items(result.protocol, scores)}
     return result.finish(overall, items=items, details=details)
+
+
+def _accuracies(scores: Scores, seed: int) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """Estimate accuracy over all questions, by each rule, and in each group."""
+    groups = accuracies(scores.judgement, seed=seed)
+    overall = {ACCURACY: groups.pop(ACCURACY)}
+    for name, other in scores.others.items():
+        overall[name] = accuracies(other, seed=seed)[ACCURACY]
+    ordered = [*(one for one in COLUMNS if one in groups), *groups]
+    return overall, {name: groups[name] for name in ordered}
 
 
 def _asked(given: Answers, protocol: str) -> list[AnswerKey]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,15 +126,12 @@ def evaluate_captions(
         paired: Which captioners are compared: (a, b) gives a - b on the same images.
 
     Raises:
-        DataError: a file cannot be read, ``paired`` names an unknown captioner, an image does not
-            have a prediction or references, or the counts are not the protocol's.
+        DataError: ``paired`` names an unknown captioner, an image does not have a prediction or
+            references, or see :func:`gmail_align.results.begin_result`.
         UserError: a reference is empty, or a metric is unknown.
-        MissingExtraError: pycocoevalcap or Java is not installed.
     """
     options = options or CaptionOptions()
-    unknown = sorted({name for pair in paired for name in pair} - systems.keys())
-    if unknown:
-        raise DataError(f"there is no captioner {unknown[0]!r} to compare: {', '.join(systems)}")
+    _require_captioners(paired, systems)
     read = {name: open_predictions(source) for name, source in systems.items()}
     given = open_references(references)
     human, texts = _matched(read, given, options)
@@ -160,15 +157,13 @@ def evaluate_captions(
     if vectors is not None and any("WMD" in own.metrics for own in scores.values()):
         details["word_vectors"] = {"source": vectors.source, "unit_length": vectors.normalise}
     alone = len(scores) == 1
-    return result.finish(
-        next(iter(scores.values())).metrics if alone else {},
-        items={
-            "" if alone else name: Items(result.protocol, own.image_ids, own.columns)
-            for name, own in scores.items()
-        },
-        unavailable=_unavailable(scores),
-        details=details,
-    )
+    metrics = next(iter(scores.values())).metrics if alone else {}
+    items = {
+        "" if alone else name: Items(result.protocol, own.image_ids, own.columns)
+        for name, own in scores.items()
+    }
+    lost = _unavailable(scores)
+    return result.finish(metrics, items=items, unavailable=lost, details=details)
 
 
 def evaluate_seeds(
@@ -226,6 +221,12 @@ def evaluate_seeds(
         "per_seed": {name: _per_seed(own) for name, own in table.items()},
     }
     return result.finish({}, unavailable=_unavailable(scores), details=details)
+
+
+def _require_captioners(paired: Sequence[tuple[str, str]], systems: Collection[str]) -> None:
+    unknown = sorted({name for pair in paired for name in pair} - set(systems))
+    if unknown:
+        raise DataError(f"{unknown[0]!r} is not one of the captioners {', '.join(systems)}")
 
 
 def _matched(

@@ -91,14 +91,7 @@ def evaluate_probe(
     inputs |= {f"{name}_labels": split.labels for name, split in sources.items()}
     n = {"train": len(named["train"]), "images": len(named["test"]), "classes": len(classes)}
     result = begin_result(
-        out,
-        inputs,
-        {},
-        protocol=protocol,
-        task="zeroshot",
-        n=n,
-        subset=subset,
-        seed=seed,
+        out, inputs, {}, protocol=protocol, task="zeroshot", n=n, subset=subset, seed=seed
     )
     if result.complete is not None:
         return result.complete

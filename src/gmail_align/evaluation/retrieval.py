@@ -63,17 +63,15 @@ def evaluate_retrieval(
         captions: The captions, or a ``.npy`` file with the row of each text's image. A protocol may
             take only the first few of an image.
         out: Folder of the result; None keeps nothing.
-        protocol: Name kept with the numbers; that of a known protocol (``coco_val2017_5k``) asserts
-            its counts.
+        protocol: Name kept with the numbers; that of a known protocol asserts its counts.
         subset: Whether the captions are declared a part of that protocol's.
-        compat: Another evaluator (:class:`gmail_align.metrics.compat.Compat`) whose rule for ties
-            and precision is followed; the result names it.
+        compat: Another evaluator, by :class:`gmail_align.metrics.compat.Compat`, whose rule for
+            ties and precision is followed.
         seed: Of the bootstrap.
 
     Raises:
-        DataError: a source cannot be read, a caption or an image does not have a feature, a caption
-            comes twice, the features are of different encoders, or the counts are not the
-            protocol's.
+        DataError: a source cannot be read, a caption or an image does not have one feature, or see
+            :func:`gmail_align.results.begin_result`.
         UserError: the features are not finite or of different width.
     """
     rule = None if compat is None else parse_compat(compat)
@@ -82,8 +80,7 @@ def evaluate_retrieval(
         open_features(texts),
         open_caption_images(captions),
     )
-    pairs = first_captions(((image, text) for text, image in given.rows), captions_each(protocol))
-    gallery = pictures.ids if given.complete else list(dict.fromkeys(image for image, _ in pairs))
+    pairs, gallery = _searched(pictures, given, protocol)
     n = {"images": len(gallery), "texts": len(pairs)}
     without = len(gallery) - len({image for image, _ in pairs})
     if without > 0:
@@ -105,9 +102,18 @@ def evaluate_retrieval(
     rows = _rows(pictures, read, given, pairs, gallery)
     require_retrieval(*rows)
     hits = score(*rows, rule)
-    items = Items(result.protocol, tuple(gallery), hits.columns())
+    items = {"": Items(result.protocol, tuple(gallery), hits.columns())}
     details = {"compat": compat} if compat else {}
-    return result.finish(hits.estimates(seed=seed), items={"": items}, details=details)
+    return result.finish(hits.estimates(seed=seed), items=items, details=details)
+
+
+def _searched(
+    images: Features, given: CaptionImages, protocol: str
+) -> tuple[list[tuple[str, str]], Sequence[str]]:
+    """Return (image id, text id) of every text that takes part, and the images searched."""
+    rows = ((image, text) for text, image in given.rows)
+    pairs = first_captions(rows, captions_each(protocol))
+    return pairs, images.ids if given.complete else list(dict.fromkeys(one for one, _ in pairs))
 
 
 def _rows(

@@ -58,13 +58,6 @@ def measure_gap(
     inputs: dict[str, Input] = {"real": sets[0], "generated": sets[1]}
     if annotations.texts is not None:
         inputs["texts"] = annotations.texts
-    counted = sampled(
-        len(sets[0].ids) if pairs is None else len(pairs),
-        len(sets[1].ids),
-        pairs is not None,
-        config.max_pairs,
-        seed,
-    )
     result = begin_result(
         out,
         inputs,
@@ -75,23 +68,26 @@ def measure_gap(
         },
         protocol="gap_unpaired" if pairs is None else "gap_paired",
         task=None,
-        n={"images" if pairs is None else "pairs": len(counted[0])},
+        n=_counts(sets, pairs, config.max_pairs),
         seed=seed,
     )
     if result.complete is not None:
         return result.complete
     measured = _measure(sets, pairs, annotations, config, seed)
-
-    def page(made: Result, folder: Path) -> None:
-        if write_page is not None:
-            write_page(made, (sets[0].array, sets[1].array), folder)
-
+    arrays = sets[0].array, sets[1].array
     return result.finish(
         measured.metrics,
         unavailable=measured.unavailable,
         details=measured.details,
-        write_page=page,
+        write_page=write_page and (lambda made, folder: write_page(made, arrays, folder)),
     )
+
+
+def _counts(sets: tuple[Features, Features], pairs: Pairs | None, most: int) -> dict[str, int]:
+    """Return how many pairs, or images of each kind, are measured."""
+    if pairs is not None:
+        return {"pairs": min(len(pairs), most)}
+    return {"images": min(len(sets[0].ids), len(sets[1].ids), most)}
 
 
 def _measure(
