@@ -70,7 +70,7 @@ def evaluate_retrieval(
         seed: Of the bootstrap.
 
     Raises:
-        DataError: a source cannot be read, a caption or an image does not have one feature, or see
+        DataError: a caption or an image does not have one feature, or see
             :func:`gmail_align.results.begin_result`.
         UserError: the features are not finite or of different width.
     """
@@ -81,10 +81,7 @@ def evaluate_retrieval(
         open_caption_images(captions),
     )
     pairs, gallery = _searched(pictures, given, protocol)
-    n = {"images": len(gallery), "texts": len(pairs)}
-    without = len(gallery) - len({image for image, _ in pairs})
-    if without > 0:
-        n["images_without_text"] = without
+    n, without = _counts(pairs, gallery)
     result = begin_result(
         out,
         {"images": pictures, "texts": read, "captions": given},
@@ -99,12 +96,10 @@ def evaluate_retrieval(
         return result.complete
     if without > 0:
         say(f"{without} of {len(gallery)} images do not have a text: they count as not found")
-    rows = _rows(pictures, read, given, pairs, gallery)
-    require_retrieval(*rows)
-    hits = score(*rows, rule)
+    hits = score(*_rows(pictures, read, given, pairs, gallery), rule)
     items = {"": Items(result.protocol, tuple(gallery), hits.columns())}
-    details = {"compat": compat} if compat else {}
-    return result.finish(hits.estimates(seed=seed), items=items, details=details)
+    how = {"compat": compat} if compat else {}
+    return result.finish(hits.estimates(seed=seed), items=items, details=how)
 
 
 def _searched(
@@ -114,6 +109,13 @@ def _searched(
     rows = ((image, text) for text, image in given.rows)
     pairs = first_captions(rows, captions_each(protocol))
     return pairs, images.ids if given.complete else list(dict.fromkeys(one for one, _ in pairs))
+
+
+def _counts(pairs: Sequence[tuple[str, str]], gallery: Sequence[str]) -> tuple[dict[str, int], int]:
+    """Return how many images and texts there are, and how many images do not have a text."""
+    without = len(gallery) - len({image for image, _ in pairs})
+    n = {"images": len(gallery), "texts": len(pairs)}
+    return n | ({"images_without_text": without} if without > 0 else {}), without
 
 
 def _rows(
@@ -127,6 +129,7 @@ def _rows(
 
     Raises:
         DataError: a caption or an image does not have a feature, or a caption comes twice.
+        UserError: the features are not finite or of different width.
     """
     if len({text for _, text in pairs}) != len(pairs):
         raise DataError("a caption id comes more than once: give each caption once")
@@ -142,8 +145,10 @@ def _rows(
             f"{len(outside)} of {len(pairs)} texts belong to an image that {images.name} does not "
             f"have, the first of them to {outside[0]}"
         )
-    return (
+    rows = (
         images.array if given.complete else images.array[images.rows(gallery)],
         texts.array[texts.rows(text for _, text in pairs)],
         torch.tensor([place[image] for image, _ in pairs], dtype=torch.int64),
     )
+    require_retrieval(*rows)
+    return rows

@@ -44,7 +44,7 @@ def parse_compat(name: str) -> Compat:
         return Compat(name)
     except ValueError:
         known = ", ".join(Compat)
-        raise UserError(f"{name!r} is no evaluator to be compatible with: use {known}") from None
+        raise UserError(f"{name!r} is not a known evaluator: use {known}") from None
 
 
 def compat_hits(
