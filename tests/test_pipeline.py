@@ -180,15 +180,15 @@ def test_overwritten_weights_are_never_complete(tmp_path: Path) -> None:
 def test_the_control_has_its_own_settings() -> None:
     """What GMAIL is given does not reach the control, which sees no real image."""
     plain = read_recipe("demo")
-    said = plain.said | {"align": {n: dict(t) for n, t in plain.said["align"].items()}}
-    said["align"]["gmail"] |= {"select": "margin", "weights": {"distill_generated": 1.0}}
+    tables = plain.tables | {"align": {n: dict(t) for n, t in plain.tables["align"].items()}}
+    tables["align"]["gmail"] |= {"select": "margin", "weights": {"distill_generated": 1.0}}
 
     def control(recipe: Any) -> Aligned:
         (row,) = pipeline.steps_of(recipe, Path()).rows["generated_lora_only"]
         (step,) = (step for step in in_order(row.targets) if isinstance(step, Aligned))
         return step
 
-    assert control(recipe_of(said)) == control(plain)
+    assert control(recipe_of(tables)) == control(plain)
     assert not control(plain).uses_real
 
 

@@ -49,7 +49,7 @@ def test_unknown_recipe_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "named"),
+    ("tables", "named"),
     [
         (changed(titel="x"), "title"),
         (changed(align={"ours": {"temprature": 1}, "control": {}}), "temperature"),
@@ -75,9 +75,9 @@ def test_unknown_recipe_names_the_nearest() -> None:
         (changed(row=[]), "row"),
     ],
 )
-def test_what_is_wrong_is_named(said: dict[str, Any], named: str) -> None:
+def test_what_is_wrong_is_named(tables: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError) as error:
-        recipe_of(said)
+        recipe_of(tables)
     assert named in str(error.value)
 
 

@@ -31,7 +31,13 @@ from gmail_align.steps.encoders import (
     TextFeatures,
     ZeroShot,
 )
-from gmail_align.steps.learners import CaptionScores, Predictions, Probe, Seen, TrainedCaptioner
+from gmail_align.steps.learners import (
+    CaptionScores,
+    LearnerImages,
+    Predictions,
+    Probe,
+    TrainedCaptioner,
+)
 from gmail_align.work import Model, Step, in_order
 
 Side = Literal["real", "generated"]
@@ -243,7 +249,9 @@ class Graph:
         if learner.train is not None:
             train, seen = self.real_features(names[0], reader, row.reads, row), None
         else:
-            seen = self._seen("train", "real" if row.images == "real" else "generated", row, seed)
+            seen = self._learner_images(
+                "train", "real" if row.images == "real" else "generated", row, seed
+            )
             train = seen.features
         return Probe(
             train,
@@ -259,13 +267,13 @@ class Graph:
     def _captioner(self, learner: Learner, row: Row, seed: int) -> Step:
         model = find_model(learner.model, "gpt2", self.home)
         side: Side = "real" if row.images == "real" else "generated"
-        validation = self._seen("validation", side, row, seed)
+        validation = self._learner_images("validation", side, row, seed)
         assert learner.settings is not None
         if learner.kind == "ifcap":
             prompts = self.prompts("train")
             texts = TextFeatures(prompts, self.encoder(row))
             from_images = getattr(learner.settings, "mode", "") != "text_noise"
-            seen = self._seen("train", side, row, seed)
+            seen = self._learner_images("train", side, row, seed)
             return TrainedCaptioner(
                 learner.settings,
                 model,
@@ -276,10 +284,10 @@ class Graph:
                 texts,
             )
         sides: tuple[Side, ...] = ("generated", "real") if row.images == "mixed" else (side,)
-        images = tuple(self._seen("train", one, row, seed) for one in sides)
+        images = tuple(self._learner_images("train", one, row, seed) for one in sides)
         return TrainedCaptioner(learner.settings, model, images, validation, seed)
 
-    def _seen(self, split: str, side: Side, row: Row, seed: int) -> Seen:
+    def _learner_images(self, split: str, side: Side, row: Row, seed: int) -> LearnerImages:
         """Return one side of a set as a learner sees it; of mixed training images, its share."""
         if side == "real":
             features = self.real_features(split, self.encoder(row), "frozen", row)
@@ -290,7 +298,7 @@ class Graph:
         if row.images == "mixed" and split == "train":
             part: Literal["held", "rest"] = "held" if side == "real" else "rest"
             pairs = HeldOut(pairs, row.real_share, part, self.recipe.seed)
-        return Seen(features, pairs, side)
+        return LearnerImages(features, pairs, side)
 
     def plain_encoder(self, row: Row) -> JudgedEncoder:
         """Return the encoder that a row starts from, and what it is judged by."""

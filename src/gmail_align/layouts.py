@@ -118,21 +118,21 @@ def _has_captions(path: Path) -> bool:
 
 def _karpathy(folder: Path, files: Sequence[str], name: str) -> Layout:
     images: Counter[str] = Counter()
-    said: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     captions = 0
     for entry in json_items(Path(name), "images"):
         split = _SPLITS.get(str(entry.get("split")), "train")
         images[split] += 1
         captions += len(entry.get("sentences", ()))
-        if entry.get("split") not in said.setdefault(split, []):
-            said[split].append(str(entry.get("split")))
+        if entry.get("split") not in names.setdefault(split, []):
+            names[split].append(str(entry.get("split")))
     places = _image_places(folder, files)
     data = {
         split: {
             "import": "karpathy",
             "source": name,
             "images": places,
-            "split": said[split],
+            "split": names[split],
         }
         for split in images
     }
@@ -207,8 +207,8 @@ def _captions_beside(folder: Path, files: Sequence[str]) -> Layout | None:
 
 
 def _split(folder: Path, name: str) -> str:
-    said = split_of_folders(str(Path(name).relative_to(folder)))
-    return {"val": "validation", "test": "test"}.get(said or "", "train")
+    split = split_of_folders(str(Path(name).relative_to(folder)))
+    return {"val": "validation", "test": "test"}.get(split or "", "train")
 
 
 def _class_folders(folder: Path, files: Sequence[str]) -> Layout | None:
@@ -236,8 +236,10 @@ def _class_folders(folder: Path, files: Sequence[str]) -> Layout | None:
     if fake and set(classes[fake[0]]) == set(names):
         source = [str(path) for path in fake]
         layout.generated = {"import": importer, "source": source, **options("generated")}
-        said = ", ".join(path.name for path in fake)
-        layout.notes.append(f"{said} holds generated images of the same classes, by its name.")
+        names_of_fake = ", ".join(path.name for path in fake)
+        layout.notes.append(
+            f"{names_of_fake} holds generated images of the same classes, by its name."
+        )
     return layout
 
 

@@ -51,8 +51,8 @@ def run(
     recipe = read_recipe(name, overrides)
     home = home_of(name)
     steps = steps_of(recipe, home)
-    said = {"name": name, "home": str(home), "recipe": recipe.said}
-    finished = _finished(folder, {**said, "steps": [step.key for step in steps.targets]})
+    tables = {"name": name, "home": str(home), "recipe": recipe.tables}
+    finished = _finished(folder, {**tables, "steps": [step.key for step in steps.targets]})
     if finished is not None:
         say(f"{folder} is complete: nothing to do")
         return finished
@@ -71,7 +71,7 @@ def run(
     result = {"recipe": name, **summarise(recipe, steps, work)}
     page = write_run_report(recipe, steps, work, result)
     write_json(folder / RESULT, result)
-    write_json(folder / RECIPE, {**said, "steps": [step.key for step in steps.targets]})
+    write_json(folder / RECIPE, {**tables, "steps": [step.key for step in steps.targets]})
     return {**result, "report": str(page)}
 
 

@@ -334,14 +334,18 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     lines.append(f"cost on one {plan['card']}:")
     for cost in plan["costs"]:
         lines.append("  " + _cost_line(cost))
-    lines.append(f"in all {_said(plan['gpu_hours'], 'GPU-hours')}, {_said(plan['disk_gb'], 'GB')}")
+    hours, disk = _amount_text(plan["gpu_hours"], "GPU-hours"), _amount_text(plan["disk_gb"], "GB")
+    lines.append(f"in all {hours}, {disk}")
     return lines
 
 
 def _cost_line(cost: Mapping[str, Any]) -> str:
-    parts = [_said(cost["amount"], "items")]
+    parts = [_amount_text(cost["amount"], "items")]
     if cost["tflop"] != 0:
-        parts += [_said(cost["tflop"], "TFLOP"), _said(cost["gpu_hours"], "GPU-hours")]
+        parts += [
+            _amount_text(cost["tflop"], "TFLOP"),
+            _amount_text(cost["gpu_hours"], "GPU-hours"),
+        ]
     if cost["amount"] and cost["gpu_hours"]:
         parts.append(f"{cost['amount'] / cost['gpu_hours'] / 3600:,.3g} a second")
     if cost["memory_gb"] is not None:
@@ -351,5 +355,5 @@ def _cost_line(cost: Mapping[str, Any]) -> str:
     return f"{cost['what']}: {', '.join(parts)}"
 
 
-def _said(value: float | None, unit: str) -> str:
+def _amount_text(value: float | None, unit: str) -> str:
     return f"unknown {unit}" if value is None else f"{value:,.4g} {unit}"

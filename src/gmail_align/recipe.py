@@ -52,12 +52,12 @@ class Recipe(Config):
     row: tuple[Row, ...]
     evaluate: Evaluate = Evaluate()
     claim: tuple[Claim, ...] = ()
-    _said: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _tables_read: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
-    def said(self) -> dict[str, Any]:
+    def tables(self) -> dict[str, Any]:
         """The tables that the recipe was read from."""
-        return self._said
+        return self._tables_read
 
     @field_validator("data", mode="before")
     @classmethod
@@ -133,7 +133,7 @@ class Recipe(Config):
         """
         if not row.set:
             return self
-        data = copy.deepcopy(self.said)
+        data = copy.deepcopy(self.tables)
         for dotted, value in row.set.items():
             table = data
             *keys, last = dotted.split(".")
@@ -157,14 +157,14 @@ def read_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         raise ConfigError(f"recipe {name}: {str(error).removeprefix(': ')}") from error
 
 
-def recipe_of(said: Table) -> Recipe:
+def recipe_of(tables: Table) -> Recipe:
     """Return the recipe that the tables of a file say.
 
     Raises:
         ConfigError: a key or a value is wrong.
     """
-    recipe = build(Recipe, said, "")
-    recipe.said.update(said)
+    recipe = build(Recipe, tables, "")
+    recipe.tables.update(tables)
     _refuse_unlike_claims(recipe)
     return recipe
 

@@ -90,7 +90,7 @@ def _scores(
 def _used(row: RowSteps, work: Work) -> dict[str, Any]:
     """Count the images that a row's training looked at, its steps and its seconds."""
     trained = [step for step in in_order(row.targets) if step.trains]
-    seen = [one for step in trained for one in images_seen(step)]
+    seen = [one for step in trained for one in images_used(step)]
     return {
         "real_images": len(_ids(seen, "real", work)),
         "generated_images": len(_ids(seen, "generated", work)),
@@ -99,7 +99,7 @@ def _used(row: RowSteps, work: Work) -> dict[str, Any]:
     }
 
 
-def images_seen(step: Step) -> list[tuple[str, Step]]:
+def images_used(step: Step) -> list[tuple[str, Step]]:
     """Return (side, pairs) of the images that training looked at, or that chose the step kept."""
     if isinstance(step, Aligned):
         real = [("real", step.pairs)] if step.uses_real else []

@@ -18,7 +18,7 @@ Rows = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Seen:
+class LearnerImages:
     """What a learner is shown: features of one side of pairs."""
 
     features: Step
@@ -35,8 +35,8 @@ class TrainedCaptioner(Step):
     trains = True
     settings: CaptionerConfig
     model: Model
-    images: tuple[Seen, ...]
-    validation: Seen
+    images: tuple[LearnerImages, ...]
+    validation: LearnerImages
     seed: int
     captions: Step | None = None
     texts: Step | None = None
@@ -46,7 +46,7 @@ class TrainedCaptioner(Step):
         from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
         from gmail_align.captioning.training import train_captioner
 
-        def read(seen: Seen) -> CaptionedImages:
+        def read(seen: LearnerImages) -> CaptionedImages:
             return CaptionedImages(work.get(seen.features), work.get(seen.pairs))
 
         texts = None
@@ -115,7 +115,7 @@ class Probe(Step):
     protocol: str
     subset: bool
     seed: int
-    seen: Seen | None = None
+    seen: LearnerImages | None = None
     """The side of pairs that ``train`` is of; each image has the class of the pair's real image."""
 
     def _make(self, work: Work, out: Path) -> None:
