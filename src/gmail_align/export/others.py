@@ -103,7 +103,6 @@ def _describe(source: ExportSource) -> dict[str, Any]:
         ModelError: open_clip has no name for the activation or for the image transform.
     """
     backbone, pixels = source.merged, source.encoder.preprocess
-    config: Any = backbone.plain.config
     vision, text = backbone.vision_config, backbone.text_config
     if {vision.hidden_act, text.hidden_act} not in ({"quick_gelu"}, {"gelu"}):
         raise ModelError(f"open_clip has no CLIP with the activation {vision.hidden_act}")
@@ -145,7 +144,7 @@ def _describe(source: ExportSource) -> dict[str, Any]:
         )
     return {
         "model_cfg": {
-            "embed_dim": config.projection_dim,
+            "embed_dim": source.encoder.dim,
             "quick_gelu": vision.hidden_act == "quick_gelu",
             **towers,
         },
