@@ -203,6 +203,22 @@ def measure(sources: Sources) -> dict[str, str]:
     return figures
 
 
+def over_budget(sources: Sources) -> list[str]:
+    """Name every file, function and import circle that is over a budget."""
+    names = {module_name(path) for path in sources}
+    trees = {path: ast.parse(text) for path, text in sources.items()}
+    graph = {module_name(p): set(imports(t, names)) - {module_name(p)} for p, t in trees.items()}
+    rows = [f"{p}: {n} lines" for p, text in sources.items() if (n := text.count("\n")) > 400]
+    for path, tree in trees.items():
+        limit = 120 if Path(path).name in LONG_FUNCTIONS else 60
+        for one in functions(tree):
+            if length(one) > limit:
+                rows.append(f"{path}:{one.lineno} {one.name}: {length(one)} lines")
+            if parameters(one) > 8:
+                rows.append(f"{path}:{one.lineno} {one.name}: {parameters(one)} parameters")
+    return rows + [f"circle: {', '.join(sorted(group))}" for group in cycles(graph)]
+
+
 def _comments(text: str) -> int:
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     return sum(token.type == tokenize.COMMENT for token in tokens)
@@ -213,6 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("commits", nargs="*", help="commits to measure; the working tree if none")
     parser.add_argument("--files", action="store_true", help="name the files behind each example")
+    parser.add_argument("--over", action="store_true", help="name what is over a budget")
     options = parser.parse_args()
     trees = {name: commit(name) for name in options.commits} or {"now": working_tree()}
     figures = {name: measure(sources) for name, sources in trees.items()}
@@ -223,6 +240,9 @@ def main() -> None:
         print(f"| {row} | " + " | ".join(own.get(row, "") for own in figures.values()) + " |")
     if options.files:
         _print_files(trees)
+    if options.over:
+        for sources in trees.values():
+            print("\n".join(over_budget(sources)))
 
 
 def _print_files(trees: dict[str, Sources]) -> None:

@@ -34,6 +34,7 @@ from typing import (
     get_origin,
     get_type_hints,
 )
+from typing import Protocol as Interface
 
 import typer
 from pydantic import Field
@@ -43,7 +44,6 @@ from typer.models import ParameterInfo
 from gmail_align.config import Config, apply_overrides, build, keys, load_toml, merge, table_of
 
 if TYPE_CHECKING:
-    from gmail_align.cli.shared import Shared
     from gmail_align.engine import Engine, Part
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -127,12 +127,27 @@ class Settings(Generic[ConfigT]):
         return build(self.stage, merge(merge(settings, self.given), changes or {}), self.source)
 
 
+class GivenSettings(Interface):
+    """What ``--config`` and ``--set`` of a command say."""
+
+    @property
+    def config(self) -> Path | None:
+        """The TOML file."""
+
+    @property
+    def set(self) -> list[str] | None:
+        """Each ``--set`` as ``key=value``."""
+
+    def dotted_overrides(self) -> list[str]:
+        """Return both as ``a.b=value``."""
+
+
 @dataclass(frozen=True)
 class Expanded:
     """What one parameter of a command becomes on the command line."""
 
     options: Sequence[inspect.Parameter]
-    read: Callable[[Mapping[str, Any], Shared], Any]
+    read: Callable[[Mapping[str, Any], GivenSettings], Any]
     """Makes the parameter's value of the options' values."""
     configurable: bool = False
     """Whether ``--config`` and ``--set`` mean something for it."""
@@ -225,7 +240,7 @@ def _of_config(stage: type[Config], taken: frozenset[str], *, built: bool) -> Ex
         options.insert(0, _preset_option(stage))
     options.append(_keys_option(stage))
 
-    def read(values: Mapping[str, Any], shared: Shared) -> Any:
+    def read(values: Mapping[str, Any], shared: GivenSettings) -> Any:
         given = {name: values[name] for name in names if values[name] is not None}
         data = merge(load_toml(shared.config) if shared.config else {}, given)
         data = apply_overrides(data, shared.set or [])

@@ -1,8 +1,7 @@
 """One trunk, a LoRA adapter and two heads, reached by routes (GMAIL Sec. 3).
 
-``FROZEN`` is the plain model at any time, bit for bit; before training, every other route equals
-it. A model without a projection behind its trunk (SigLIP, SynCLR) gets heads that begin as the
-identity.
+``FROZEN`` is always the plain model, bit for bit. Before training, every other route equals it.
+Heads of a model without a projection behind its trunk (SigLIP, SynCLR) begin as the identity.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ COPY_BELOW_BYTES = 100_000_000
 class GmailEncoder(nn.Module):
     """CLIP (or Long-CLIP, SigLIP, SynCLR) with an adapter for generated images.
 
-    Made by :meth:`from_clip` (to be trained) or :meth:`from_pretrained`. The model stays in
-    evaluation mode; its base weights never change, nor does its text tower without an adapter.
+    :meth:`from_clip` makes one to train, :meth:`from_pretrained` loads one. The model stays in
+    evaluation mode. Its base weights never change.
     """
 
     def __init__(
@@ -393,9 +392,7 @@ class GmailEncoder(nn.Module):
         self._trunk.backbone(Route.GENERATED)
         own = {id(parameter): name for name, parameter in self._own_tensors().items()}
         trainable = {id(p): name for name, p in self.named_parameters() if p.requires_grad}
-        odd = [
-            name for key, name in (own | trainable).items() if (key in own) != (key in trainable)
-        ]
+        odd = [n for key, n in (own | trainable).items() if (key in own) != (key in trainable)]
         odd += sorted(set(self._trunk.own()) ^ self._trunk.expected())
         odd += sorted(set(self._texts.own()) ^ self._texts.expected())
         if odd:

@@ -1,0 +1,90 @@
+"""The pages: links lead somewhere, commands exist, and sentences are short enough to read once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from gmail_align.cli.main import COMMANDS, Entry, Group
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+NOTES = {"log.md", "benchmarks.md", "CHANGELOG.md"}
+"""Pages of figures and dates, whose rows are not prose."""
+LONGEST = 30
+"""Words of a sentence."""
+ODD = re.compile(
+    r"\b(is no|are no|holds no|to be had|is said|are said|and said|goes by|at hand|"
+    r"the same again)\b"
+)
+"""Turns that a reader has to read twice."""
+
+
+def prose(page: Path) -> list[str]:
+    """Return a page's sentences, without code, tables, headings and pictures."""
+    text = re.sub(r"```.*?```", "\n\n", page.read_text(), flags=re.S)
+    lines = [
+        "" if line.lstrip().startswith(("|", "#", "![")) else line for line in text.split("\n")
+    ]
+    items = re.sub(r"\n\s*(?:[-*]|\d+\.)\s+", "\n\n", "\n".join(lines))
+    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", items)]
+    return [
+        sentence
+        for paragraph in paragraphs
+        for sentence in re.split(r"(?<=[.!?:;])(?:\*\*)?\s+(?=[A-Z`*\[])", paragraph)
+        if sentence
+    ]
+
+
+def commands_shown(text: str) -> Iterator[list[str]]:
+    """Yield the words behind ``gmail-align`` of every command in a page's code."""
+    code = "\n".join(re.findall(r"```[a-z]*\n(.*?)```", text, flags=re.S))
+    for line in code.replace("\\\n", " ").split("\n"):
+        for words in re.findall(r"(?:^|[\s|&])gmail-align ([^#|]*)", line):
+            yield words.split()
+
+
+def known(words: list[str], table: Mapping[str, Entry | Group]) -> bool:
+    """Whether the words begin with a command of the table, or with one of its group."""
+    if not words or words[0].startswith("-"):
+        return True
+    entry = table.get(words[0])
+    if isinstance(entry, Group) and len(words) > 1 and not words[1].isupper():
+        return known(words[1:], entry.commands)
+    return entry is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    dead = [x for x in links if "://" not in x and not (page.parent / x).exists()]
+    assert dead == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_shown_exists(page):
+    unknown = [words for words in commands_shown(page.read_text()) if not known(words, COMMANDS)]
+    assert unknown == []
+
+
+@pytest.mark.parametrize(
+    "page",
+    [p for p in PAGES if p.name not in NOTES and "decisions" not in p.parts],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_sentences_are_short_and_plain(page):
+    assert [s for s in prose(page) if len(s.split()) > LONGEST] == []
+    assert [s for s in prose(page) if ODD.search(s)] == []
+
+
+def test_the_checks_see_what_they_look_for(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A\n\n```\ngmail-align bake --now\n```\n\nIt is no cake. Word " + "word " * 39
+    )
+    assert not all(known(words, COMMANDS) for words in commands_shown(page.read_text()))
+    assert [bool(ODD.search(s)) for s in prose(page)] == [True, False]
+    assert max(len(s.split()) for s in prose(page)) == 40
