@@ -2,11 +2,12 @@
 # make demo      the whole pipeline on the tabletop world, into runs/demo
 # make test      lint, types, import floors, then the tests
 # make lint      the first part of make test
+# make docs      the pages as a site with every command and key, into site/
 # make torture   kill, starve and race every stage, then damage every file that a command reads (hours)
 # make test-newest, make test-oldest   the tests on the newest and on the oldest packages we allow
 # make clean     remove caches and builds; make distclean removes .venv too
 
-.PHONY: install demo test lint torture test-newest test-oldest clean distclean
+.PHONY: install demo test lint docs torture test-newest test-oldest clean distclean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,6 +26,10 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest
+
+docs: install
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 torture: install
 	$(BIN)/python benchmarks/torture.py
@@ -45,7 +50,7 @@ test-oldest: install
 	$(VENV)-oldest/bin/python -m pytest
 
 clean:
-	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

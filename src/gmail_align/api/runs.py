@@ -29,8 +29,8 @@ def run(
 
     Example:
         >>> from gmail_align.pipeline import index
-        >>> sorted(index("demo"))[:2]
-        ['generated_gmail', 'generated_gmail_scarce']
+        >>> "generated_gmail" in index("demo")
+        True
     """
     from gmail_align import pipeline
 
