@@ -16,15 +16,15 @@ from typing import Any
 from gmail_align.artifacts import fingerprint, write_json
 from gmail_align.engine import Engine, Job, run_shards
 from gmail_align.errors import ArtifactError, DataError
-from gmail_align.graph import Graph, RecipeSteps, RowSteps
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe, read_recipe, recipe_file, recipe_of
 from gmail_align.results import RESULT
-from gmail_align.steps.data import Imported
-from gmail_align.steps.encoders import fetch_model
-from gmail_align.steps.learners import CaptionScores, Predictions
-from gmail_align.summary import read_json, summarise
-from gmail_align.work import Work, in_order, models_of
+from gmail_align.workflow.graph import Graph, RecipeSteps, RowSteps
+from gmail_align.workflow.steps.data import Imported
+from gmail_align.workflow.steps.encoders import fetch_model
+from gmail_align.workflow.steps.learners import CaptionScores, Predictions
+from gmail_align.workflow.summary import read_json, summarise
+from gmail_align.workflow.work import Work, in_order, models_of
 
 RECIPE, INDEX, REPORT = "recipe.json", "index.json", "report"
 
@@ -100,7 +100,7 @@ def plan(
     Raises:
         UserError: a setting cannot be used, or the card is not known.
     """
-    from gmail_align.plan import plan_steps
+    from gmail_align.workflow.plan import plan_steps
 
     steps = steps_of(read_recipe(name, overrides), home_of(name))
     return {"recipe": name, **plan_steps(steps, Work(folder), card=card, share=share)}
@@ -220,7 +220,7 @@ def write_run_report(
 ) -> Path:
     """Gather tables, figures and samples, and write the page."""
     from gmail_align.report.page import write_report
-    from gmail_align.run_report import gather_report
+    from gmail_align.workflow.report import gather_report
 
     command = f"gmail-align run {result['recipe']} --work {work.folder.name}"
     data = gather_report(recipe.title, command, steps, work, result)

@@ -68,7 +68,7 @@ def init(
         encoder: CLIP or SigLIP, a folder or hub id; tabletop is shipped.
         language_model: Language model, a folder or hub id; tabletop is shipped.
     """
-    from gmail_align.init import Models, init_recipe
+    from gmail_align.workflow.init import Models, init_recipe
 
     if shared.dry_run:
         shared.show_plan("write a recipe", out, folder=folder)
@@ -257,7 +257,7 @@ def _plan_recipe(
     shared: Shared, recipe: str, work: Path, overrides: Overrides, amount: Amount
 ) -> None:
     from gmail_align import pipeline
-    from gmail_align.plan import plan_lines
+    from gmail_align.workflow.plan import plan_lines
 
     made = pipeline.plan(recipe, work, overrides, card=amount.card, share=amount.share)
     shared.show(made, "\n".join(plan_lines(made)))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.artifacts import Artifact
-from gmail_align.steps.data import World
-from gmail_align.work import Model, Step, Work, not_identity
+from gmail_align.workflow.steps.data import World
+from gmail_align.workflow.work import Model, Step, Work, not_identity
 
 if TYPE_CHECKING:
     from gmail_align.data.labels import Labels

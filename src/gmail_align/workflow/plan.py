@@ -8,20 +8,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from gmail_align.costs import EncoderShape, encoder_shape, language_shape
 from gmail_align.errors import ModelError
 from gmail_align.extras import missing as missing_modules
-from gmail_align.graph import RecipeSteps
-from gmail_align.steps.data import Choose, ChosenPairs, HeldOut, Imported, Pairs, Synthesis, World
-from gmail_align.steps.encoders import Aligned, ImageFeatures, TextFeatures
-from gmail_align.steps.learners import (
+from gmail_align.synthesis.architectures import ARCHITECTURES, read_architecture
+from gmail_align.synthesis.cost import USUAL_SHARE, card_tflops, count_cost, make_plan
+from gmail_align.workflow.costs import EncoderShape, encoder_shape, language_shape
+from gmail_align.workflow.graph import RecipeSteps
+from gmail_align.workflow.steps.data import (
+    Choose,
+    ChosenPairs,
+    HeldOut,
+    Imported,
+    Pairs,
+    Synthesis,
+    World,
+)
+from gmail_align.workflow.steps.encoders import Aligned, ImageFeatures, TextFeatures
+from gmail_align.workflow.steps.learners import (
     CaptionScores,
     Predictions,
     TrainedCaptioner,
 )
-from gmail_align.synthesis.architectures import ARCHITECTURES, read_architecture
-from gmail_align.synthesis.cost import USUAL_SHARE, card_tflops, count_cost, make_plan
-from gmail_align.work import Model, Step, Work, in_order, models_of
+from gmail_align.workflow.work import Model, Step, Work, in_order, models_of
 
 TRAINING_SHARE: Final = 0.3
 """Share of a card's limit that features and training are expected to reach."""

@@ -18,9 +18,9 @@ from PIL import Image
 
 from gmail_align import pipeline
 from gmail_align.errors import DataError, UserError
-from gmail_align.init import Models, init_recipe
-from gmail_align.layouts import find_layout
 from gmail_align.recipe import read_recipe
+from gmail_align.workflow.init import Models, init_recipe
+from gmail_align.workflow.layouts import find_layout
 
 TABLETOP = Models("tabletop", "tabletop", "tabletop")
 GMAIL_ALIGN = (sys.executable, "-m", "gmail_align")

@@ -9,7 +9,7 @@ from pathlib import Path
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import Recipe
 from gmail_align.recipe_tables import Source
-from gmail_align.steps.data import (
+from gmail_align.workflow.steps.data import (
     Choose,
     DataImport,
     HeldOut,
@@ -18,7 +18,7 @@ from gmail_align.steps.data import (
     World,
     existing,
 )
-from gmail_align.work import Step, files_state
+from gmail_align.workflow.work import Step, files_state
 
 _TABLETOP_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 

@@ -11,12 +11,12 @@ from gmail_align.data.captions import read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.data.pairs import Pair, read_pairs
 from gmail_align.features.store import open_features
-from gmail_align.graph import JudgedEncoder, RecipeSteps
 from gmail_align.report.data import Curve, Embeddings, PairFigure, ReportData, Sample, StageSummary
 from gmail_align.runtime import versions
-from gmail_align.steps.encoders import Aligned, Gap, ImageFeatures
-from gmail_align.steps.learners import CaptionScores, Predictions
-from gmail_align.work import Work
+from gmail_align.workflow.graph import JudgedEncoder, RecipeSteps
+from gmail_align.workflow.steps.encoders import Aligned, Gap, ImageFeatures
+from gmail_align.workflow.steps.learners import CaptionScores, Predictions
+from gmail_align.workflow.work import Work
 
 PAIRS_SHOWN, SAMPLES_SHOWN, POINTS_SHOWN, PANELS_SHOWN = 8, 8, 500, 4
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gmail_align.captioning.config import CaptionerConfig, PredictConfig
-from gmail_align.work import Model, Step, Work
+from gmail_align.workflow.work import Model, Step, Work
 
 if TYPE_CHECKING:
     pass

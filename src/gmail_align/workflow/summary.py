@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from gmail_align.artifacts import read_jsonl
-from gmail_align.graph import JudgedEncoder, RecipeSteps, RowSteps
 from gmail_align.recipe import Recipe
 from gmail_align.recipe_tables import Claim
 from gmail_align.results import estimate_table, read_result
-from gmail_align.steps.data import Pairs
-from gmail_align.steps.encoders import Aligned
-from gmail_align.steps.learners import Probe, TrainedCaptioner
-from gmail_align.work import Step, Work, in_order
+from gmail_align.workflow.graph import JudgedEncoder, RecipeSteps, RowSteps
+from gmail_align.workflow.steps.data import Pairs
+from gmail_align.workflow.steps.encoders import Aligned
+from gmail_align.workflow.steps.learners import Probe, TrainedCaptioner
+from gmail_align.workflow.work import Step, Work, in_order
 
 ONE_SEED: Final = (
     "Everything was trained with one seed, so the intervals cover the choice of test images and "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from gmail_align.artifacts import begin, load
 from gmail_align.errors import DataError
 from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.work import Model, Step, Work, not_identity, plain_key
+from gmail_align.workflow.work import Model, Step, Work, not_identity, plain_key
 
 if TYPE_CHECKING:
     pass

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gmail_align.datasets import DataSets
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import Recipe, model_path
 from gmail_align.recipe_tables import Generator, Learner, Row, Source, uses_real_images
-from gmail_align.steps.data import (
+from gmail_align.workflow.datasets import DataSets
+from gmail_align.workflow.steps.data import (
     Choose,
     ChosenPairs,
     HeldOut,
@@ -23,7 +23,7 @@ from gmail_align.steps.data import (
     World,
     existing,
 )
-from gmail_align.steps.encoders import (
+from gmail_align.workflow.steps.encoders import (
     Aligned,
     Gap,
     ImageFeatures,
@@ -31,14 +31,14 @@ from gmail_align.steps.encoders import (
     TextFeatures,
     ZeroShot,
 )
-from gmail_align.steps.learners import (
+from gmail_align.workflow.steps.learners import (
     CaptionScores,
     LearnerImages,
     Predictions,
     Probe,
     TrainedCaptioner,
 )
-from gmail_align.work import Model, Step, in_order
+from gmail_align.workflow.work import Model, Step, in_order
 
 Side = Literal["real", "generated"]
 _NOT_IDENTITY = {

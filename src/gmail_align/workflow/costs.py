@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gmail_align.errors import ModelError
-from gmail_align.work import Model
+from gmail_align.workflow.work import Model
 
 _VISION: Final = {
     "hidden_size": 768,
