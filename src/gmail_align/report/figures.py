@@ -6,7 +6,7 @@ import io
 import math
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -64,7 +64,7 @@ def all_figures(data: ReportData, maps: Mapping[str, Projection]) -> dict[str, b
         "embeddings": ((3.6 * len(maps), 4.0), lambda page: _embeddings(page, maps))
         if maps
         else None,
-        "curves": ((8.0, 1.9 * len(curves) + 0.3), lambda page: _curves(page, curves))
+        "curves": ((8.0, _curve_height(curves)), lambda page: _curves(page, curves))
         if curves
         else None,
     }
@@ -159,13 +159,24 @@ def _embeddings(page: Any, maps: Mapping[str, Projection]) -> None:
     panels[0].legend(loc="lower left", fontsize=7, handletextpad=0.1)
 
 
+def _terms(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return what is measured at each step; whether a step may be kept is not a measure."""
+    return list(dict.fromkeys(k for row in rows for k in row if k not in ("step", "eligible")))
+
+
+def _curve_height(curves: Mapping[str, Curve]) -> float:
+    """Return inches for all panels, each tall enough for its legend."""
+    longest = max((len(_terms(c.scores)) for c in curves.values()), default=0)
+    return max(1.9, 0.15 * longest + 0.3) * len(curves) + 0.3
+
+
 def _curves(page: Any, curves: Mapping[str, Curve]) -> None:
     """Draw, for each run, its loss terms and the guard's measures."""
     grid = page.subplots(len(curves), 2, squeeze=False)
     for (left, right), (name, curve) in zip(grid, curves.items(), strict=True):
         for axes, rows, what in ((left, curve.losses, "loss"), (right, curve.scores, "guard")):
             axes.set_title(f"{name}: {what}", fontsize=8)
-            for term in dict.fromkeys(key for row in rows for key in row if key != "step"):
+            for term in _terms(rows):
                 kept = [(row["step"], row[term]) for row in rows if term in row]
                 axes.plot(*zip(*kept, strict=True), linewidth=1, label=term.replace("_", " "))
             if rows:
