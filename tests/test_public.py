@@ -1,3 +1,4 @@
+import pkgutil
 import subprocess
 import sys
 
@@ -53,3 +54,8 @@ def test_importing_the_package_imports_nothing_heavy():
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "transformers", "pydantic", "numpy", "typer", "PIL"}
     assert not heavy & set(ran.stdout.split())
+
+
+def test_no_public_name_is_also_a_module():
+    modules = {module.name for module in pkgutil.iter_modules(gmail_align.__path__)}
+    assert modules & set(PUBLIC) == set()

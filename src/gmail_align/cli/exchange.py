@@ -9,7 +9,7 @@ from gmail_align.artifacts import load
 from gmail_align.cli.options import File, Folder, Out
 from gmail_align.cli.shared import Shared, command, model_of
 from gmail_align.convert.config import ConvertConfig
-from gmail_align.export.config import ExportConfig
+from gmail_align.exporting.config import ExportConfig
 
 
 @command
@@ -34,7 +34,7 @@ def export(
     if shared.dry_run:
         shared.show_plan("export", out, config, encoder=encoder)
         return
-    from gmail_align.export.run import export
+    from gmail_align.exporting.run import export
 
     described = [load(folder) for folder in data or []]
     results = [load(folder, "result") for folder in result or []]
