@@ -13,7 +13,7 @@ import pytest
 
 from gmail_align.errors import DataError, MissingExtraError
 from gmail_align.report import page as page_module
-from gmail_align.report.data import ReportData
+from gmail_align.report.data import Curve, ReportData
 from gmail_align.report.page import render, write_report
 from gmail_align.report.results import all_tables
 
@@ -188,6 +188,14 @@ def test_figures_are_scalable_and_undated(report: Path) -> None:
         text = path.read_text(encoding="utf-8")
         assert text.startswith("<?xml") and "<dc:date>" not in text
     assert (report / "figures" / "pairs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_with_many_measures_is_drawn(tmp_path: Path) -> None:
+    names = [f"a measure with a long name {k}" for k in range(20)]
+    scores = [{"step": float(k)} | dict.fromkeys(names, k / 10) for k in range(3)]
+    curves = {f"run {k}": Curve(losses=scores, scores=scores) for k in range(3)}
+    write_report(ReportData("t", curves=curves), tmp_path)
+    assert (tmp_path / "figures" / "curves.png").exists()
 
 
 def test_embeddings_that_are_too_few_are_left_out() -> None:
