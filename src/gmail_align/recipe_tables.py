@@ -157,7 +157,7 @@ class Row(Config):
     detail: str = ""
     """A second, quieter line: what the row stands for."""
     mark: Literal["", "ours", "bound"] = ""
-    """How figures show it: the method under test, or a bound that is no competitor."""
+    """How figures show it: the method under test, or a bound that does not compete."""
     learn: str = "none"
     """Name of a learner."""
     images: Literal["generated", "real", "mixed"] = "generated"

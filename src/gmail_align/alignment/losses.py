@@ -40,7 +40,7 @@ def alignment_loss(
         generated: Features of generated images; any norm.
         real: Features of the real images with the same captions, row by row; any norm.
         temperature: ``t``: a positive number, or a scalar tensor that is learned.
-        same: Pairs (i, j) that are no negatives, such as two captions of one image, as a table or
+        same: Pairs (i, j) that are not negatives, such as two captions of one image, as a table or
             as group numbers, where pairs that agree in any column belong together. The diagonal is
             always a positive.
         positives: Whether those pairs leave the denominator, or join the numerator.

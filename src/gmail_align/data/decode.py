@@ -191,7 +191,7 @@ def read_header(data: bytes) -> Header:
     """Read the header of encoded bytes.
 
     Raises:
-        DataError: they are no image, or one of 32 bits a channel, which cannot be brought to 8
+        DataError: they are not an image, or one of 32 bits a channel, which cannot be brought to 8
             without knowing their range.
     """
     with opened(data) as image:

@@ -54,7 +54,7 @@ def name_id(name: str) -> str:
 
 
 def key_id(key: str) -> str:
-    """Return the id of a key that is no file name: all of it counts, dots included."""
+    """Return the id of a key that is not a file name: all of it counts, dots included."""
     return name_id(f"{key}.x")
 
 

@@ -145,7 +145,7 @@ def write_shard(
         The records with shard, offset, size and hash filled in.
 
     Raises:
-        DataError: an id is unsafe or comes twice, or the bytes are no JPEG, PNG or WebP.
+        DataError: an id is unsafe or comes twice, or the bytes are not JPEG, PNG or WebP.
     """
     records: list[ImageRecord] = []
     seen: set[str] = set()

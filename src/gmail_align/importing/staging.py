@@ -56,7 +56,7 @@ class Staging:
         self._sorted = False
         self._unclear: dict[str, str] = {}
         self.passed_over: Counter[str] = Counter()
-        """Suffix -> number of files that are no images and no captions."""
+        """Suffix -> number of files that are neither images nor captions."""
 
     def image_id(self, name: str, place: str) -> str:
         """Return the id of the image that a source names: two places never share one.
@@ -163,7 +163,7 @@ class Staging:
         return self._database.execute(sql, row).rowcount > 0
 
     def count_others(self, members: Members) -> None:
-        """Count the files that are no images, by suffix: they are passed over."""
+        """Count the files that are not images, by suffix: they are passed over."""
         names = (name for name, fault in members.listing() if not fault)
         self.pass_over(name for name in names if suffix(name) not in SUFFIXES)
 

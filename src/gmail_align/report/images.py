@@ -25,7 +25,7 @@ def data_uri(encoded: bytes, name: str) -> str:
         name: What the image is, for the message when it cannot be read.
 
     Raises:
-        DataError: it is no image, or a damaged one.
+        DataError: it is not an image, or a damaged one.
     """
     image, kind = decode(encoded, name)
     if kind not in _TYPES or max(image.size) > LONGEST:

@@ -44,7 +44,7 @@ def contrastive_losses(
         rows: Features; any norm.
         columns: Features of what belongs to each row; any norm.
         scale: The inverse of a temperature.
-        same: Pairs (i, j) that are no negatives; or group numbers, where pairs that agree in any
+        same: Pairs (i, j) that are not negatives; or group numbers, where pairs that agree in any
             column belong together, which takes no table of all pairs.
         positives: How those pairs are treated.
         chunk: Rows that are compared at a time; all of them when None.
