@@ -26,9 +26,9 @@ def coco(
 ) -> Source:
     """Import COCO-style caption annotations and their images (COCO 2014, 2017 and look-alikes).
 
-    Images come by id, captions by image id and then annotation id, as numbers where all are.
-    Captions that no text can be are left out. A file of another structure, with an id that comes
-    twice, or with a caption of an image that it does not list, is refused.
+    Images are sorted by id, captions by image id and then by annotation id. Captions that are empty
+    or not text are left out. The command refuses a file of another structure, an id that comes
+    twice, and a caption of an image that the file does not list.
     """
     require_dataset(protocol, "coco")
     staging, members = Staging(), image_places(images)
