@@ -78,11 +78,11 @@ class AlignConfig(Config):
     encoder: EncoderLayout = EncoderLayout()
     """What is trained (adapter, whole tower, heads), what routes share, and the kind of heads."""
     dual_heads: bool = True
-    """Whether real and generated images have heads of their own (Tab. 11); else they share one."""
+    """Whether real and generated images have heads of their own (Tab. 9); else they share one."""
     optim: OptimConfig = OptimConfig()
     """Optimisation."""
     data: Literal["synthetic", "real", "mixed"] = "synthetic"
-    """What the ``generated`` route is trained on (Tab. 11): generated images, the real images of
+    """What the ``generated`` route is trained on (Tab. 9): generated images, the real images of
     the same captions in their place, or both."""
     real_share: float = Field(default=0.5, gt=0, lt=1)
     """Share of real images among them under ``mixed``."""
@@ -129,7 +129,7 @@ class AlignConfig(Config):
         "lora_only": {"weights": {"align": 0.0, "text_real": 0.0}},
         # Generated features are also drawn to the very place of the frozen real ones.
         "distilled": {"weights": {"distill_generated": 1.0}},
-        "full": {"encoder": {"tune": "full"}},  # the whole tower instead of an adapter (Tab. 12)
+        "full": {"encoder": {"tune": "full"}},  # the whole tower instead of an adapter (Tab. 11)
         "heads_only": {"encoder": {"tune": "none"}},  # the trunk stays as it is
         "separate": {"encoder": {"trunk": "separate"}},  # real images have their own adapter
         "llava": {"weights": {"patch": 1.0}},  # also the patch tokens that LLaVA reads

@@ -46,7 +46,7 @@ class LoraSettings(Config):
 
 
 class EncoderLayout(Config):
-    """What stands beside the frozen model (switches of GMAIL Tab. 6, 11 and 12)."""
+    """What stands beside the frozen model (switches of GMAIL Tab. 6, 9 and 11)."""
 
     tune: Literal["lora", "full", "none"] = "lora"
     """What of the vision tower is trained: a LoRA adapter, a copy of the whole tower, or nothing
