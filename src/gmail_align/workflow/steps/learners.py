@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gmail_align.captioning.config import CaptionerConfig, PredictConfig
+from gmail_align.captioning.kinds import kind_of
 from gmail_align.workflow.work import Model, Step, Work
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class TrainedCaptioner(Step):
     """A captioner; ClipCap reads ``images``, IFCap reads ``captions`` and perhaps images."""
 
     kind = "captioners"
-    what = "captioner ({settings.__class__.__name__}), seed {seed}"
+    what = "captioner, seed {seed}"
     trains = True
     settings: CaptionerConfig
     model: Model
@@ -41,6 +42,11 @@ class TrainedCaptioner(Step):
     captions: Step | None = None
     texts: Step | None = None
     """Features of the captions."""
+
+    @property
+    def words(self) -> str:
+        """What is made, in words."""
+        return f"{kind_of(self.settings)} {super().words}"
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
