@@ -119,19 +119,3 @@ def _check_data(encoder: Artifact | None, data: Sequence[Artifact]) -> None:
                 f"{artifact.folder} is not an input of the encoder: leave it out, or give the "
                 "artifact that is"
             )
-
-
-def _source(folder: Path, config: ExportConfig) -> ExportSource:
-    """Load what is exported.
-
-    Raises:
-        ModelError: the format has no place for such a model.
-    """
-    encoder = GmailEncoder.from_pretrained(folder)
-    backbone = encoder.backbone
-    if config.format not in backbone.formats:
-        raise ModelError(
-            f"the format {config.format} has no place for a {backbone.name}, on which the encoder "
-            f"is built: use one of {', '.join(sorted(backbone.formats))}"
-        )
-    return ExportSource(encoder, config.route)
