@@ -113,8 +113,8 @@ def test_several_generators_are_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "uses"),
     [
-        ({"preset": "lora_only", "keep_real": "none"}, False),
-        ({"preset": "lora_only"}, True),
+        ({"preset": "lora_only"}, False),
+        ({"preset": "lora_only", "keep_real": "noise"}, True),
         ({"preset": "lora_only", "keep_real": "none", "select": "margin"}, True),
         (
             {

@@ -171,6 +171,7 @@ def test_presets_and_what_they_guard() -> None:
     assert AlignConfig.from_preset("gmail") == AlignConfig()
     assert AlignConfig.from_preset("eq1_only").guarded == "align"
     assert AlignConfig.from_preset("lora_only").guarded == "text_generated"
+    assert AlignConfig.from_preset("lora_only").keep_real is None, "the control sees no real image"
     assert AlignConfig(select="objective").guarded == "objective"
     only = AlignWeights(align=0, text_generated=0, text_real=0, distill_real=1)
     assert AlignConfig(weights=only).guarded == "objective"

@@ -125,8 +125,8 @@ class AlignConfig(Config):
         # The paper's printed loss.
         "eq1_only": {"weights": {"text_generated": 0.0, "text_real": 0.0}},
         # The control that the paper lacks: the same adapter and generated head, trained on
-        # generated images and their captions, without any real image.
-        "lora_only": {"weights": {"align": 0.0, "text_real": 0.0}},
+        # generated images and their captions, without any real image: not even the guard asks one.
+        "lora_only": {"weights": {"align": 0.0, "text_real": 0.0}, "keep_real": None},
         # Generated features are also drawn to the very place of the frozen real ones.
         "distilled": {"weights": {"distill_generated": 1.0}},
         "full": {"encoder": {"tune": "full"}},  # the whole tower instead of an adapter (Tab. 11)
