@@ -66,9 +66,9 @@ def folder_of(value: str | os.PathLike[str] | None) -> Path | None:
     return None if value is None else Path(value)
 
 
-def open_encoder(name: str) -> GmailEncoder:
-    """Load an encoder onto the GPU if there is one."""
+def open_encoder(name: str, device: str = "auto") -> GmailEncoder:
+    """Load an encoder by its folder or name onto a device; ``auto`` takes a GPU if there is one."""
     from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.runtime import resolve_device
 
-    return GmailEncoder.from_pretrained(model_path(name, "clip")).to(resolve_device("auto"))
+    return GmailEncoder.from_pretrained(model_path(name, "clip")).to(resolve_device(device))

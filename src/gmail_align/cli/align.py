@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gmail_align.alignment.config import AlignConfig, ScratchConfig
+from gmail_align.api.places import model_path, open_encoder
 from gmail_align.artifacts import load
 from gmail_align.cli.options import Device, EncoderName, Folder, Model, Out, Place, Seed
-from gmail_align.cli.shared import Shared, command, encoder_of, model_of
+from gmail_align.cli.shared import Shared, command
 from gmail_align.encoders.route import Route
 from gmail_align.engine import Engine
 from gmail_align.errors import ConfigError
@@ -76,7 +77,7 @@ def align(
     from gmail_align.training.distributed import ranks
 
     sources = Sources(*inputs, classes)
-    made = align(config, sources, model_of(base, "clip"), out, seed=seed, cache=cache)
+    made = align(config, sources, model_path(base, "clip"), out, seed=seed, cache=cache)
     if ranks().first:
         shared.show_artifact(made)
 
@@ -119,13 +120,13 @@ def extract(
     if cache is None and (part is not None or _needs_workers(engine, device)):
         from gmail_align.features.sharded import Extraction, extract_on
 
-        how = Extraction(model_of(encoder, "clip"), way, texts, size, dtype, device)
+        how = Extraction(model_path(encoder, "clip"), way, texts, size, dtype, device)
         shared.show_part(extract_on(engine, artifact, how, out, part), part, out, "features")
         return
     from gmail_align.features.cache import Cache
     from gmail_align.features.run import extract_images, extract_texts
 
-    model = encoder_of(encoder, device)
+    model = open_encoder(encoder, device)
     if texts:
         made = extract_texts(artifact, model, out, route=way, batch_size=size, dtype=dtype)
     else:
@@ -168,6 +169,6 @@ def train_clip(
     from gmail_align.alignment.scratch import train_clip
     from gmail_align.training.distributed import ranks
 
-    made = train_clip(config, *inputs, model_of(base, "clip"), out, seed=seed)
+    made = train_clip(config, *inputs, model_path(base, "clip"), out, seed=seed)
     if ranks().first:
         shared.show_artifact(made)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from gmail_align.api.places import model_path, open_encoder
 from gmail_align.artifacts import MANIFEST, Artifact, load
 from gmail_align.captioning.clipcap.config import ClipCapConfig
 from gmail_align.captioning.config import CaptionerConfig, PredictConfig
 from gmail_align.captioning.ifcap.config import IFCapConfig
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
 from gmail_align.cli.options import EncoderName, Folder, Model, Out, Seed
-from gmail_align.cli.shared import Shared, command, encoder_of, model_of
+from gmail_align.cli.shared import Shared, command
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
 from gmail_align.vlm.config import AnswerConfig, LlavaConfig
@@ -59,7 +60,7 @@ class Training:
             return
         from gmail_align.captioning.training import train_captioner
 
-        path = model_of(self.language_model, "gpt2")
+        path = model_path(self.language_model, "gpt2")
         start = load(path, "captioner") if (path / MANIFEST).exists() else path
         shared.show_artifact(train_captioner(config, data, start, self.out, seed=self.seed))
 
@@ -172,8 +173,8 @@ def caption(
         return
     from gmail_align.captioning.predict import caption_files
 
-    reader = encoder_of(encoder, config.device)
-    by = None if retrieval_encoder is None else encoder_of(retrieval_encoder, config.device)
+    reader = open_encoder(encoder, config.device)
+    by = None if retrieval_encoder is None else open_encoder(retrieval_encoder, config.device)
     rows = caption_files(artifact, reader, images, route, config, retrieval=by)
     lines = "\n".join(f"{row['file']}\t{row['text']}" for row in rows)
     shared.show({"captions": rows}, lines)
@@ -248,9 +249,9 @@ def train_llava(
     from gmail_align.runtime import resolve_device
     from gmail_align.vlm import training
 
-    model = GmailEncoder.from_pretrained(model_of(encoder, "clip"))
+    model = GmailEncoder.from_pretrained(model_path(encoder, "clip"))
     model.to(resolve_device(config.device))
-    words = model_of(language_model, "llama")
+    words = model_path(language_model, "llama")
     shared.show_artifact(
         training.train_llava(config, sets, model, words, out, validation=validation, seed=seed)
     )

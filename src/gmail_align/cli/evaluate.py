@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from gmail_align.api.places import model_path, open_encoder
 from gmail_align.artifacts import load
 from gmail_align.cli.options import Device, EncoderName, Folder, Model, Out, Protocol, Seed, Subset
-from gmail_align.cli.shared import Scoring, Shared, command, encoder_of, model_of
+from gmail_align.cli.shared import Scoring, Shared, command
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
 from gmail_align.evaluation.config import FinetuneConfig
@@ -129,7 +130,7 @@ def zeroshot(
         assert classes is not None
         features = read_class_features(classes)
     else:
-        features = embed_classes(encoder_of(str(encoder), device), prompts, images)
+        features = embed_classes(open_encoder(str(encoder), device), prompts, images)
     result = evaluate_zeroshot(
         images,
         open_labels(labels),
@@ -262,7 +263,7 @@ def finetune(
     from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.evaluation.finetune import StartingPoint, evaluate_finetune
 
-    encoder = GmailEncoder.from_pretrained(model_of(start.encoder, "clip"))
+    encoder = GmailEncoder.from_pretrained(model_path(start.encoder, "clip"))
     shared.show_result(
         evaluate_finetune(
             config,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from gmail_align.api.places import model_path
 from gmail_align.artifacts import load
 from gmail_align.cli.options import File, Folder, Out
-from gmail_align.cli.shared import Shared, command, model_of
+from gmail_align.cli.shared import Shared, command
 from gmail_align.convert.config import ConvertConfig
 from gmail_align.exporting.config import ExportConfig
 
@@ -38,7 +39,7 @@ def export(
 
     described = [load(folder) for folder in data or []]
     results = [load(folder, "result") for folder in result or []]
-    folder = model_of(encoder, "clip")
+    folder = model_path(encoder, "clip")
     shared.show_artifact(export(config, folder, out, data=described, results=results))
 
 

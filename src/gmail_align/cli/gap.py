@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from gmail_align.api.places import open_encoder
 from gmail_align.artifacts import Artifact, load
 from gmail_align.cli.options import Device, File, Folder, Model, Seed
-from gmail_align.cli.shared import Shared, command, encoder_of
+from gmail_align.cli.shared import Shared, command
 from gmail_align.errors import ConfigError
 from gmail_align.gap.config import GapConfig
 from gmail_align.progress import say
@@ -193,7 +194,7 @@ def _folders(
         return None
     home = out.with_name(f"{out.name}-features")
     source = Source(*paths, home, pairs, matching.paired, config.max_pairs, place.seed)
-    ready = prepare(source, None if encoder is None else encoder_of(encoder, place.device))
+    ready = prepare(source, None if encoder is None else open_encoder(encoder, place.device))
     return _Ready(ready.real, ready.generated, ready.pairs, ready.known, out)
 
 

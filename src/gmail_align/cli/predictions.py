@@ -8,8 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from gmail_align.api.places import model_path
 from gmail_align.cli.options import Device, File, Folder, Model, Protocol
-from gmail_align.cli.shared import Scoring, Shared, command, model_of
+from gmail_align.cli.shared import Scoring, Shared, command
 from gmail_align.errors import ConfigError
 from gmail_align.metrics.scienceqa import Rule
 from gmail_align.progress import say
@@ -141,7 +142,9 @@ class ClipOptions:
         if self.encoder is not None or self.images is not None:
             if any(files) or self.encoder is None or self.images is None:
                 raise ConfigError("CLIPScore takes --encoder and --images, or --clip-... features")
-            return ClipEncoder(str(model_of(self.encoder, "clip")), self.images, device=self.device)
+            return ClipEncoder(
+                str(model_path(self.encoder, "clip")), self.images, device=self.device
+            )
         if not any(files):
             return None
         if self.clip_images is None or self.clip_captions is None:

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from gmail_align.api.places import model_path
 from gmail_align.artifacts import load, write_bytes
 from gmail_align.cli.options import File, Folder, Model, Overrides, Settings
-from gmail_align.cli.shared import Shared, command, model_of
+from gmail_align.cli.shared import Shared, command
 from gmail_align.errors import ConfigError, UserError
 from gmail_align.recipe import recipe_file, recipe_names
 from gmail_align.synthesis.config import SynthesisConfig
@@ -271,7 +272,7 @@ def _planned(settings: Settings[SynthesisConfig], *, fast: bool) -> SynthesisCon
     name = f"{preset}_fast" if fast else preset
     if model is None:
         return settings.build(name, {"model": str(preset).removesuffix("_fast")})
-    folder = model_of(str(model), "diffusion").expanduser()
+    folder = model_path(str(model), "diffusion").expanduser()
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}: give a pipeline's folder, or a --preset")
     return settings.build(name, {"model": str(folder)})

@@ -37,7 +37,6 @@ from gmail_align.progress import printable
 from gmail_align.runtime import termination_raised
 
 if TYPE_CHECKING:
-    from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.engine import Part
     from gmail_align.results import Result
 
@@ -244,21 +243,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def encoder_of(name: str, device: str) -> GmailEncoder:
-    """Load an encoder, or the shipped one for ``tabletop``, onto a device."""
-    from gmail_align.encoders.encoder import GmailEncoder
-    from gmail_align.runtime import resolve_device
-
-    return GmailEncoder.from_pretrained(model_of(name, "clip")).to(resolve_device(device))
-
-
-def model_of(name: str, part: str) -> Path:
-    """Resolve a model's folder or id; ``tabletop`` is the shipped model ``part``."""
-    from gmail_align.recipe import model_path
-
-    return model_path(name, part)
 
 
 def _flatten(table: Mapping[str, Any], path: Sequence[str]) -> Iterator[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from gmail_align.api.places import model_path, open_encoder
 from gmail_align.artifacts import load, read_jsonl
 from gmail_align.cli.options import Device, Folder, Model, Out, Place, Settings
-from gmail_align.cli.shared import Shared, command, encoder_of, model_of
+from gmail_align.cli.shared import Shared, command
 from gmail_align.errors import ConfigError
 from gmail_align.synthesis.config import HUB_COPIES, SynthesisConfig
 from gmail_align.synthesis.filter_config import FilterConfig
@@ -78,7 +79,7 @@ def filter_images(
     from gmail_align.data.images import QUARANTINE
     from gmail_align.synthesis.filters import filter_images
 
-    model = None if encoder is None else encoder_of(encoder, device)
+    model = None if encoder is None else open_encoder(encoder, device)
     made = filter_images(config, images, others, out, model)
     rows = read_jsonl(made.path(QUARANTINE))
     reasons = Counter(str(row["reason"]).partition(" of ")[0].partition(":")[0] for row in rows)
@@ -111,8 +112,8 @@ def generator_config(
             "no generator is named: use --model tabletop (shipped), --model-path FOLDER, or "
             f"--model OWNER/NAME of a diffusers pipeline on the Hugging Face hub{seen}"
         )
-    path = folder or model_of(str(model), "diffusion")
+    path = folder or model_path(str(model), "diffusion")
     changes = {"model": str(path)}
     if settings.given.get("judge"):
-        changes["judge"] = str(model_of(str(settings.given["judge"]), "clip"))
+        changes["judge"] = str(model_path(str(settings.given["judge"]), "clip"))
     return settings.build(f"{preset}_fast" if fast else None, changes)
