@@ -25,7 +25,7 @@ from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import load
 from gmail_align.config import apply_overrides, build
-from gmail_align.recipe import model_path
+from gmail_align.encoders.shipped import model_path
 
 FIGURES = ("margin", "paired_cosine", "generated_real_r1", "retrieval", "generated_text_r1")
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}

@@ -30,9 +30,9 @@ from gmail_align.captioning.predict import predict_captions
 from gmail_align.captioning.training import train_captioner
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
+from gmail_align.encoders.shipped import model_path
 from gmail_align.evaluation.captions import CaptionOptions, evaluate_seeds
 from gmail_align.features.run import extract_texts
-from gmail_align.recipe import model_path
 
 SYSTEMS = ("real", "raw", "lora_only", "gmail")
 GMAIL, RAW, REAL = "gmail", "raw", "real"

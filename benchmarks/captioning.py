@@ -40,7 +40,7 @@ from gmail_align.captioning.ifcap.retrieval import nearest
 from gmail_align.captioning.tokens import tokenise
 from gmail_align.data.batches import batch_indices
 from gmail_align.encoders.language import LanguageModel, fuse_gelu, load_tokenizer
-from gmail_align.recipe import model_path
+from gmail_align.encoders.shipped import model_path
 
 BEAM, TOKENS, BATCH = 5, 16, 32
 WIDTH, CAPTIONS = 512, 4000

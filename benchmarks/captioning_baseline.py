@@ -29,8 +29,8 @@ from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData
 from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.training import train_captioner
+from gmail_align.encoders.shipped import model_path
 from gmail_align.metrics.caption_scores import compare_captioners
-from gmail_align.recipe import model_path
 
 PREFIX, BATCH, RATE, TOKENS = 10, 50, 1e-3, 40
 

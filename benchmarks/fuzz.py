@@ -153,7 +153,7 @@ def prepare(torturer: Torturer) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from gmail_align.recipe import shipped_models
+    from gmail_align.encoders.shipped import shipped_models
 
     world = torturer.world
     for name in ("clip", "diffusion"):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gmail_align.artifacts import begin
 from gmail_align.data.captions import Caption, write_captions
-from gmail_align.recipe import shipped_models
+from gmail_align.encoders.shipped import shipped_models
 from gmail_align.runtime import versions
 from gmail_align.synthesis.architectures import ARCHITECTURES, Part
 from gmail_align.synthesis.config import SynthesisConfig

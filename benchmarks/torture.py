@@ -146,7 +146,7 @@ class Torturer:
 
     def words(self, text: str) -> list[str]:
         """Fill in the places of a command."""
-        from gmail_align.recipe import shipped_models
+        from gmail_align.encoders.shipped import shipped_models
 
         clip = shipped_models() / "clip"
         return [*text.format(world=self.world, out=self.out, clip=clip).split(), "--quiet"]

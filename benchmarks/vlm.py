@@ -31,7 +31,7 @@ from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.language import LanguageModel, load_tokenizer
 from gmail_align.encoders.merge import merge
 from gmail_align.encoders.route import Route
-from gmail_align.recipe import model_path
+from gmail_align.encoders.shipped import model_path
 from gmail_align.vlm.conversations import Conversation, Turn
 from gmail_align.vlm.loss import labelled_loss
 from gmail_align.vlm.model import Llava, build_llava, patches_of

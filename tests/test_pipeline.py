@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from gmail_align import pipeline
 from gmail_align.artifacts import MANIFEST
-from gmail_align.recipe import read_recipe, recipe_file, recipe_of, shipped_models
+from gmail_align.encoders.shipped import shipped_models
+from gmail_align.recipe import read_recipe, recipe_file, recipe_of
 from gmail_align.workflow.steps.encoders import Aligned
 from gmail_align.workflow.work import in_order
 

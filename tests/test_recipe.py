@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from gmail_align.encoders.shipped import shipped_models
 from gmail_align.errors import ConfigError
-from gmail_align.recipe import read_recipe, recipe_names, recipe_of, shipped_models
+from gmail_align.recipe import read_recipe, recipe_names, recipe_of
 from gmail_align.recipe_tables import uses_real_images
 
 TINY: dict[str, Any] = {

@@ -18,7 +18,6 @@ from gmail_align.alignment.config import AlignConfig
 from gmail_align.config import Config, apply_overrides, build, load_toml
 from gmail_align.errors import ConfigError
 from gmail_align.recipe_tables import (
-    SHIPPED,
     Claim,
     Encoder,
     Evaluate,
@@ -189,18 +188,6 @@ def recipe_names() -> list[str]:
     return sorted(
         f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
     )
-
-
-def shipped_models() -> Path:
-    """Return the folder of the shipped models."""
-    return Path(str(resources.files("gmail_align.tabletop"))) / "weights"
-
-
-def model_path(value: str, part: str) -> Path:
-    """Resolve a model setting: ``tabletop`` is the shipped ``part``, ``tabletop/NAME`` another."""
-    name, slash, other = value.partition("/")
-    shipped = shipped_models() / (other if slash else part)
-    return shipped if name == SHIPPED and shipped.is_dir() else Path(value)
 
 
 def _tables(place: str, value: Any) -> dict[str, Table]:

@@ -12,11 +12,10 @@ from gmail_align.alignment.config import AlignConfig
 from gmail_align.captioning.config import CaptionerConfig, PredictConfig
 from gmail_align.captioning.kinds import CAPTIONERS
 from gmail_align.config import Config, build, merge
+from gmail_align.encoders.shipped import SHIPPED
 from gmail_align.errors import ConfigError
 from gmail_align.synthesis.config import SynthesisConfig
 
-SHIPPED: Final = "tabletop"
-"""Stands in a recipe for the models that the package brings."""
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 _OWN_KEYS: Final = ("captions_per_image", "limit", "expect")
 Table = Mapping[str, Any]

@@ -13,7 +13,7 @@ from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.inputs import CaptionerData
 from gmail_align.captioning.predict import predict_captions
 from gmail_align.captioning.training import train_captioner
-from gmail_align.recipe import model_path
+from gmail_align.encoders.shipped import model_path
 from gmail_align.training.config import OptimConfig
 from worlds.captioning import captioned, write_features
 

@@ -184,7 +184,7 @@ def test_results_kept_can_be_compared(pairs, tmp_path):
 def pets(tmp_path):
     """Image features that are prompts of the first three breeds, and their labels."""
     from gmail_align.encoders.encoder import GmailEncoder
-    from gmail_align.recipe import model_path
+    from gmail_align.encoders.shipped import model_path
 
     encoder = GmailEncoder.from_pretrained(model_path("tabletop", "clip"))
     prompts = class_set("oxford_pets").prompts()

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from gmail_align.artifacts import load
 from gmail_align.cli.main import app
-from gmail_align.recipe import shipped_models
+from gmail_align.encoders.shipped import shipped_models
 
 STAGES = {
     "write": "tabletop write --out {w} --count 24",

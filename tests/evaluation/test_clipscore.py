@@ -12,11 +12,11 @@ from PIL import Image
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.images import finish_images, shard_name, write_shard
 from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.shipped import shipped_models
 from gmail_align.errors import DataError
 from gmail_align.evaluation.captions import CaptionOptions, score
 from gmail_align.evaluation.clipscore import ClipEncoder, clip_features
 from gmail_align.importing.admission import admit
-from gmail_align.recipe import shipped_models
 
 COLOURS = {"a": "red", "b": "blue", "c": "green", "d": "grey"}
 SAID = {name: f"a {colour} ball" for name, colour in COLOURS.items()}

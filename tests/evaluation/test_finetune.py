@@ -18,6 +18,7 @@ from gmail_align.data.labels import Labels
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.merge import merge
 from gmail_align.encoders.route import Route
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import DataError, UserError
 from gmail_align.evaluation.augment import mixed, random_crops, smoothed
 from gmail_align.evaluation.config import FinetuneConfig
@@ -28,7 +29,6 @@ from gmail_align.evaluation.finetune import (
     layer_shares,
 )
 from gmail_align.importing.admission import admit
-from gmail_align.recipe import model_path
 
 
 def test_crops_are_parts_of_the_image_scaled_up() -> None:

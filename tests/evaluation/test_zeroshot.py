@@ -9,6 +9,7 @@ import torch
 
 from gmail_align.data.labels import Labels, open_labels
 from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.evaluation.zeroshot import (
     ClassFeatures,
@@ -16,7 +17,6 @@ from gmail_align.evaluation.zeroshot import (
     evaluate_zeroshot,
     read_class_features,
 )
-from gmail_align.recipe import model_path
 
 from .conftest import MakeFeatures, SaveArray
 

@@ -12,9 +12,9 @@ from PIL import Image
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
+from gmail_align.encoders.shipped import model_path
 from gmail_align.features.store import open_features
 from gmail_align.gap.prepare import Source, prepare
-from gmail_align.recipe import model_path
 
 
 @pytest.fixture

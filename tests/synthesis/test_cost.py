@@ -12,8 +12,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from gmail_align.cli.main import app
+from gmail_align.encoders.shipped import shipped_models
 from gmail_align.errors import ConfigError, ModelError
-from gmail_align.recipe import shipped_models
 from gmail_align.synthesis.architectures import ARCHITECTURES, read_architecture
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.cost import Cost, _tokens, count_cost, make_plan

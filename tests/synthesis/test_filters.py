@@ -19,8 +19,8 @@ from gmail_align.data.decode import encode
 from gmail_align.data.images import ImageRecord, ImageStore, finish_images, shard_name, write_shard
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
+from gmail_align.encoders.shipped import shipped_models
 from gmail_align.errors import ArtifactError, ConfigError, DataError
-from gmail_align.recipe import shipped_models
 from gmail_align.synthesis.filter_config import FilterConfig
 from gmail_align.synthesis.filters import duplicates, filter_images, spread
 

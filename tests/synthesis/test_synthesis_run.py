@@ -26,9 +26,9 @@ from gmail_align.data.images import (
 )
 from gmail_align.data.pairs import make_pairs, read_pairs
 from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.shipped import shipped_models
 from gmail_align.engine import Engine, Part
 from gmail_align.errors import ArtifactError, DataError, ModelError
-from gmail_align.recipe import shipped_models
 from gmail_align.synthesis import run, shards
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.run import synthesize, synthesize_part

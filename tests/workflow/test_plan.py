@@ -15,7 +15,8 @@ from gmail_align import pipeline
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
-from gmail_align.recipe import model_path, recipe_file, recipe_names
+from gmail_align.encoders.shipped import model_path
+from gmail_align.recipe import recipe_file, recipe_names
 from gmail_align.workflow.costs import encoder_shape, language_shape
 from gmail_align.workflow.work import Model
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gmail_align.artifacts import Artifact
 from gmail_align.artifacts import load as load_artifact
 from gmail_align.config import Config, build, merge
+from gmail_align.encoders.shipped import model_path
 
 if TYPE_CHECKING:
     from gmail_align.encoders.encoder import GmailEncoder
@@ -34,13 +35,6 @@ def load(folder: Place, kind: str | None = None) -> Artifact:
         'world'
     """
     return load_artifact(folder.folder if isinstance(folder, Artifact) else Path(folder), kind)
-
-
-def model_path(name: str, part: str) -> Path:
-    """Return where a model is: ``tabletop`` is the shipped model ``part``, the rest is a path."""
-    from gmail_align.recipe import model_path as resolve
-
-    return resolve(name, part)
 
 
 def config_of(

@@ -12,11 +12,11 @@ from gmail_align.api.places import (
     config_of,
     folder_of,
     load,
-    model_path,
     open_encoder,
     place_of,
 )
 from gmail_align.artifacts import Artifact
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gmail_align.alignment.config import AlignConfig, ScratchConfig
-from gmail_align.api.places import model_path, open_encoder
+from gmail_align.api.places import open_encoder
 from gmail_align.artifacts import load
 from gmail_align.cli.options import Device, EncoderName, Folder, Model, Out, Place, Seed
 from gmail_align.cli.shared import Shared, command
 from gmail_align.encoders.route import Route
+from gmail_align.encoders.shipped import model_path
 from gmail_align.engine import Engine
 from gmail_align.errors import ConfigError
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from gmail_align.api.places import model_path, open_encoder
+from gmail_align.api.places import open_encoder
 from gmail_align.artifacts import MANIFEST, Artifact, load
 from gmail_align.captioning.clipcap.config import ClipCapConfig
 from gmail_align.captioning.config import CaptionerConfig, PredictConfig
@@ -15,6 +15,7 @@ from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, Embedd
 from gmail_align.cli.options import EncoderName, Folder, Model, Out, Seed
 from gmail_align.cli.shared import Shared, command
 from gmail_align.encoders.route import Route
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
 from gmail_align.vlm.config import AnswerConfig, LlavaConfig
 

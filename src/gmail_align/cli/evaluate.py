@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from gmail_align.api.places import model_path, open_encoder
+from gmail_align.api.places import open_encoder
 from gmail_align.artifacts import load
 from gmail_align.cli.options import Device, EncoderName, Folder, Model, Out, Protocol, Seed, Subset
 from gmail_align.cli.shared import Scoring, Shared, command
 from gmail_align.encoders.route import Route
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
 from gmail_align.evaluation.config import FinetuneConfig
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from gmail_align.api.places import model_path
 from gmail_align.artifacts import load
 from gmail_align.cli.options import File, Folder, Out
 from gmail_align.cli.shared import Shared, command
 from gmail_align.convert.config import ConvertConfig
+from gmail_align.encoders.shipped import model_path
 from gmail_align.exporting.config import ExportConfig
 
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from gmail_align.api.places import model_path
 from gmail_align.cli.options import Device, File, Folder, Model, Protocol
 from gmail_align.cli.shared import Scoring, Shared, command
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
 from gmail_align.metrics.scienceqa import Rule
 from gmail_align.progress import say

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from gmail_align.api.places import model_path
 from gmail_align.artifacts import load, write_bytes
 from gmail_align.cli.options import File, Folder, Model, Overrides, Settings
 from gmail_align.cli.shared import Shared, command
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError, UserError
 from gmail_align.recipe import recipe_file, recipe_names
 from gmail_align.synthesis.config import SynthesisConfig

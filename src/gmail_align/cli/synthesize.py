@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from gmail_align.api.places import model_path, open_encoder
+from gmail_align.api.places import open_encoder
 from gmail_align.artifacts import load, read_jsonl
 from gmail_align.cli.options import Device, Folder, Model, Out, Place, Settings
 from gmail_align.cli.shared import Shared, command
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
 from gmail_align.synthesis.config import HUB_COPIES, SynthesisConfig
 from gmail_align.synthesis.filter_config import FilterConfig

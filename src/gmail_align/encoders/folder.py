@@ -28,15 +28,17 @@ from gmail_align.config import build
 from gmail_align.encoders.config import EncoderCard
 from gmail_align.encoders.hub import ask_hub, refuse_mistyped
 from gmail_align.encoders.probe import PROBE
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError, ModelError, damage_explained
 
 CONFIG = "config.json"
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin")
+_TABLES = ("*.jsonl",)  # a captioner looks captions up in one
 _WEIGHTS = (".safetensors", ".bin")
 
 
 def find_folder(path_or_id: str | Path) -> Path:
-    """Return the folder of a model: a local one, or the local copy of a hub repository.
+    """Return the folder of a model: local, shipped, or the local copy of a hub repository.
 
     A hub id is ``OWNER/NAME`` or ``OWNER/NAME@REVISION``. A copy that this machine holds already is
     taken without asking the hub; :func:`~gmail_align.encoders.hub.ask_hub` decides on the others.
@@ -44,13 +46,14 @@ def find_folder(path_or_id: str | Path) -> Path:
     Raises:
         ModelError: there is no such folder and it cannot be downloaded.
     """
-    folder, (name, _, revision) = Path(path_or_id), str(path_or_id).partition("@")
+    folder, (name, _, revision) = model_path(path_or_id, "clip"), str(path_or_id).partition("@")
     if folder.is_dir():
         return folder
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(f"there is no model folder at {folder}: give a folder or a hub id")
     refuse_mistyped(name, revision)
-    options: dict[str, Any] = {"revision": revision or None, "allow_patterns": list(_FILES)}
+    wanted = [*_FILES, *_TABLES]
+    options: dict[str, Any] = {"revision": revision or None, "allow_patterns": wanted}
     try:
         copy = Path(snapshot_download(name, local_files_only=True, **options))
         if any(path.suffix in _WEIGHTS for path in model_files(copy)):

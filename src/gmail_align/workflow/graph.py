@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
-from gmail_align.recipe import Recipe, model_path
+from gmail_align.recipe import Recipe
 from gmail_align.recipe_tables import Generator, Learner, Row, Source, uses_real_images
 from gmail_align.workflow.datasets import DataSets
 from gmail_align.workflow.steps.data import (

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gmail_align.artifacts import write_bytes
+from gmail_align.encoders.shipped import SHIPPED
 from gmail_align.errors import UserError
 from gmail_align.extras import missing
-from gmail_align.recipe_tables import SHIPPED
 from gmail_align.workflow.costs import KNOWN_ENCODERS, KNOWN_LANGUAGE_MODELS
 from gmail_align.workflow.layouts import Layout, find_layout
 from gmail_align.workflow.work import cached_snapshot
