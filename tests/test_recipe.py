@@ -56,6 +56,8 @@ def test_unknown_recipe_names_the_nearest() -> None:
         (changed(align={"ours": {"temprature": 1}, "control": {}}), "temperature"),
         (changed(generator={"model": "tabletop", "step": 1}), "steps"),
         (changed(generator={"steps": 1}), "model"),
+        (changed(generator={"model": "tabletop", "filter": {"reasign": True}}), "reassign"),
+        (changed(generator={"model": "tabletop", "filter": {"reassign": True}}), "encoder"),
         (changed(learn={"clipcap": {"kind": "clipcap", "beams": 1}}), "beam"),
         (changed(align={"ours": {"preset": "gmal"}}), "gmail"),
         (changed(evaluate={"retreival": ["x"]}), "retrieval"),

@@ -7,7 +7,7 @@ combines them. No name of a row, an alignment or a learner has a meaning here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -69,7 +69,7 @@ class Recipe(Config):
     @field_validator("generator", mode="before")
     @classmethod
     def _generators(cls, value: Any) -> Any:
-        several = _one_or_several("generator", value) if value else {}
+        several = _one_or_several("generator", value, ("filter",)) if value else {}
         return {name: Generator.parse(place, table) for name, (place, table) in several.items()}
 
     @field_validator("encoder", mode="before")
@@ -199,12 +199,17 @@ def _tables(place: str, value: Any) -> dict[str, Table]:
     return dict(value)
 
 
-def _one_or_several(place: str, value: Any) -> dict[str, tuple[str, Table]]:
-    """Return name -> (place, table): keys of the table itself make the one named ``default``."""
+def _one_or_several(
+    place: str, value: Any, tables: Collection[str] = ()
+) -> dict[str, tuple[str, Table]]:
+    """Return name -> (place, table): keys of the table itself make the one named ``default``.
+
+    Among its keys, ``tables`` are tables.
+    """
     if not isinstance(value, Mapping):
         raise ConfigError(f"{place} must be a table")
-    own = {key: one for key, one in value.items() if not isinstance(one, Mapping)}
-    several = {key: one for key, one in value.items() if isinstance(one, Mapping)}
+    several = {k: one for k, one in value.items() if isinstance(one, Mapping) and k not in tables}
+    own = {key: one for key, one in value.items() if key not in several}
     named = {name: (f"{place}.{name}", table) for name, table in several.items()}
     return {"default": (place, own), **named} if own or not several else named
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, Self
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, model_validator
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.captioning.config import CaptionerConfig, PredictConfig
@@ -15,6 +15,7 @@ from gmail_align.config import Config, build, merge
 from gmail_align.encoders.shipped import SHIPPED
 from gmail_align.errors import ConfigError
 from gmail_align.synthesis.config import SynthesisConfig
+from gmail_align.synthesis.filter_config import FilterConfig
 
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 _OWN_KEYS: Final = ("captions_per_image", "limit", "expect")
@@ -70,10 +71,25 @@ class Source(Config):
         return build(cls, {**own, way: value}, place)
 
 
+class Filter(FilterConfig):
+    """Which generated images are left out, and whether captions are assigned to others."""
+
+    encoder: str | None = None
+    """CLIP that scores and assigns; ``tabletop`` is the shipped one."""
+
+    @model_validator(mode="after")
+    def _has_encoder(self) -> Self:
+        if self.encoder is None and (self.reassign or self.min_clip_score is not None):
+            raise ValueError("reassign and min_clip_score need an encoder: add encoder")
+        return self
+
+
 class Generator(Config):
     """What makes generated images: settings of synthesis, or images that exist."""
 
     settings: SynthesisConfig | None = None
+    filter: Filter | None = None
+    """How the images are filtered; None keeps all."""
     source: Source | None = None
     family: str = ""
     """The preset's family, whose networks are known without their files."""
@@ -84,10 +100,13 @@ class Generator(Config):
         if "import" in table or "artifacts" in table:
             return cls(source=Source.parse(place, table))
         data = with_preset(place, table, SynthesisConfig)
+        chosen = data.pop("filter", None)
         if "model" not in data:
             raise ConfigError(f'{place} names no model: add model = "FOLDER or hub id"')
         family = str(table.get("preset", "")).removesuffix("_fast")
-        return cls(settings=build(SynthesisConfig, data, place), family=family)
+        filtered = None if chosen is None else build(Filter, chosen, f"{place}.filter")
+        settings = build(SynthesisConfig, data, place)
+        return cls(settings=settings, filter=filtered, family=family)
 
 
 class Encoder(Config):

@@ -26,7 +26,6 @@ from gmail_align.data.images import (
 )
 from gmail_align.data.pairs import make_pairs, read_pairs
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.shipped import shipped_models
 from gmail_align.engine import Engine, Part
 from gmail_align.errors import ArtifactError, DataError, ModelError
 from gmail_align.synthesis import run, shards
@@ -287,7 +286,7 @@ def test_the_configuration_imports_no_torch() -> None:
 def test_of_several_candidates_the_best_is_kept(
     config: Build, captions: Artifact, tmp_path: Path
 ) -> None:
-    judge = str(shipped_models() / "clip")
+    judge = "tabletop"  # resolved where models are opened, for recipes and Python too
     every = ImageStore(synthesize(config(images_per_caption=4), captions, tmp_path / "every"))
     settings = config(images_per_caption=2, best_of=2, judge=judge, batch_size=3)
     store = ImageStore(synthesize(settings, captions, tmp_path / "best"))

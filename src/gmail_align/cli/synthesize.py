@@ -114,7 +114,4 @@ def generator_config(
             f"--model OWNER/NAME of a diffusers pipeline on the Hugging Face hub{seen}"
         )
     path = folder or model_path(str(model), "diffusion")
-    changes = {"model": str(path)}
-    if settings.given.get("judge"):
-        changes["judge"] = str(model_path(str(settings.given["judge"]), "clip"))
-    return settings.build(f"{preset}_fast" if fast else None, changes)
+    return settings.build(f"{preset}_fast" if fast else None, {"model": str(path)})

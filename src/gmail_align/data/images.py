@@ -64,6 +64,7 @@ _SCHEMA: Final = pa.schema(
         pa.field("tokens_cut", pa.int32()),
         pa.field("adapter", pa.string()),
         pa.field("clip_scores", pa.list_(pa.float64())),
+        pa.field("caption", pa.string()),
     ]
 )
 
@@ -78,7 +79,8 @@ class ImageRecord:
     weights, scheduler, denoising steps, guidance, verdict of a safety checker and number of the
     prompt's tokens that the generator did not read (None where it read them all). ``adapter``
     is the fingerprint of a generator's LoRA, ``clip_scores`` are those of all candidates of which
-    this image is the best.
+    this image is the best. ``caption`` is what the image was assigned to, where it was generated
+    from another prompt.
     """
 
     id: str
@@ -97,10 +99,16 @@ class ImageRecord:
     tokens_cut: int | None = None
     adapter: str | None = None
     clip_scores: list[float] | None = None
+    caption: str | None = None
     shard: int = -1
     offset: int = -1
     size: int = -1
     sha256: str = ""
+
+    @property
+    def text(self) -> str:
+        """The caption that the image stands for; empty for a real image."""
+        return self.caption or self.prompt
 
 
 @dataclass(frozen=True)
@@ -350,7 +358,7 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
 
 _OPTIONAL: Final = {
     *("weights", "scheduler", "steps", "guidance_scale"),
-    *("unsafe", "tokens_cut", "adapter", "clip_scores"),
+    *("unsafe", "tokens_cut", "adapter", "clip_scores", "caption"),
 }
 _MEMBER_FIELDS: Final = [
     field.name

@@ -193,7 +193,7 @@ def iter_pairs(artifact: Artifact) -> Iterator[Pair]:
 
 
 def _check_prompt(store: ImageStore, image_id: str, caption: Caption) -> None:
-    prompt = store.record(image_id).prompt
+    prompt = store.record(image_id).text
     if prompt and prompt != caption.text:
         raise DataError(
             f"image {image_id} in {store.artifact.folder} was generated from {prompt[:80]!r}, but "

@@ -61,7 +61,7 @@ class SynthesisConfig(Config):
     best_of: int = Field(1, ge=1)
     """Candidates for each image; the one with the best CLIPScore is kept."""
     judge: str = ""
-    """CLIP that scores candidates, a folder or a hub id; needed where best_of is above 1."""
+    """CLIP that scores candidates; needed where best_of is above 1."""
     steps: int = Field(50, ge=1)
     """Denoising steps an image."""
     guidance_scale: float = Field(2.0, ge=0)

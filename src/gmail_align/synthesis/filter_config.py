@@ -25,3 +25,7 @@ class FilterConfig(Config):
     """Least cosine of a copy of a photo, where there is an encoder."""
     keep_duplicates: bool = False
     """Score near-duplicates without leaving them out."""
+    reassign: bool = False
+    """Give each caption the image that suits it best, among all that pass; needs an encoder."""
+    found_within: int = Field(10, ge=1)
+    """A reassigned image is kept if its caption is among so many that suit it best."""

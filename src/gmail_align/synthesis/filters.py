@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -19,9 +19,11 @@ from torch import Tensor
 
 from gmail_align.artifacts import Artifact, Draft, atomic_file, begin
 from gmail_align.data.hashes import HashArray, difference_hash, hash_images, near_pairs
+from gmail_align.data.ids import numbered
 from gmail_align.data.images import (
     ImageStore,
     Quarantined,
+    Sample,
     finish_images,
     read_shard,
     shard_name,
@@ -36,6 +38,13 @@ from gmail_align.features.store import open_features
 from gmail_align.metrics.clipscore import clip_score
 from gmail_align.progress import track
 from gmail_align.synthesis.filter_config import FilterConfig
+from gmail_align.synthesis.reassign import (
+    REASSIGNED,
+    Reassigned,
+    read_reassigned,
+    reassign,
+    write_reassigned,
+)
 
 SCORES: Final = "scores.parquet"
 _SHARD: Final = 1000
@@ -97,8 +106,9 @@ def filter_images(
         DataError: nothing is left.
         ArtifactError: an input does not hold images, or the folder belongs to another run.
     """
-    if config.min_clip_score is not None and encoder is None:
-        raise ConfigError("min_clip_score needs an encoder: name one with --encoder")
+    asked = "reassign" if config.reassign else "min_clip_score"
+    if (config.reassign or config.min_clip_score is not None) and encoder is None:
+        raise ConfigError(f"{asked} needs an encoder: name one with --encoder")
     for artifact in (images, *photos):
         if artifact.kind != "images":
             raise ArtifactError(f"{artifact.folder} holds {artifact.kind}: images are needed here")
@@ -109,12 +119,40 @@ def filter_images(
     draft = begin(out, "images", settings, inputs)
     if draft.complete:
         return draft.complete
+    work, store = out.with_name(f"{out.name}.features"), ImageStore(images)
     if draft.path(SCORES).exists():
         scores = [Score(**row) for row in pq.read_table(draft.path(SCORES)).to_pylist()]
     else:
-        scores = _score(config, images, photos, out.with_name(f"{out.name}.features"), encoder)
+        scores = _score(config, images, photos, work, encoder)
         _write_scores(draft, scores)
-    return _write_kept(draft, ImageStore(images), scores)
+    places = [Place(score.id, score.id, score.reason) for score in scores]
+    if config.reassign and encoder is not None:
+        if not draft.path(REASSIGNED).exists():
+            pool = [score.id for score in scores if score.reason is None]
+            features = open_features(extract_images(images, encoder, Route.FROZEN, work / "images"))
+            own = features.array[features.rows(pool)]
+            rows = reassign(store, pool, own, encoder, config.found_within)
+            write_reassigned(draft.path(REASSIGNED), rows)
+        places = list(map(_place_of, read_reassigned(draft.path(REASSIGNED))))
+    return _write_kept(draft, store, places)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One image of the result: its id, the image that it is, and why it is left out."""
+
+    id: str
+    image_id: str
+    reason: str | None
+    caption: str | None = None
+    """The text that it was assigned to, where that is not its own prompt."""
+
+
+def _place_of(row: Reassigned) -> Place:
+    reason = None
+    if not row.kept:
+        reason = f"no image that finds its caption: {row.image_id} finds {row.before} others first"
+    return Place(numbered(row.caption_id, 0), row.image_id, reason, row.text)
 
 
 def duplicates(
@@ -251,7 +289,7 @@ def _clip_scores(store: ImageStore, features: Tensor, encoder: GmailEncoder) -> 
     """Yield the CLIPScore of each image and its prompt, both by the frozen model."""
     rows = iter(features.split(_TEXTS))
     for ids in _chunks(store.ids, _TEXTS):
-        prompts = [store.record(image_id).prompt for image_id in ids]
+        prompts = [store.record(image_id).text for image_id in ids]
         with torch.no_grad():
             texts = encoder.embed_texts(prompts, Route.FROZEN).cpu().double().numpy()
         yield from clip_score(next(rows).double().numpy(), texts).tolist()
@@ -274,7 +312,7 @@ def _write_scores(draft: Draft, scores: Sequence[Score]) -> None:
         pq.write_table(table, file, compression="zstd")
 
 
-def _write_kept(draft: Draft, store: ImageStore, scores: Sequence[Score]) -> Artifact:
+def _write_kept(draft: Draft, store: ImageStore, places: Sequence[Place]) -> Artifact:
     """Write the images that are kept, shard by shard.
 
     Raises:
@@ -282,19 +320,23 @@ def _write_kept(draft: Draft, store: ImageStore, scores: Sequence[Score]) -> Art
     """
 
     def write(start: int, _: object) -> None:
-        chunk = scores[start : start + _SHARD]
-        kept = (score.id for score in chunk if score.reason is None)
-        samples = ((store.record(name), store.read_bytes(name)) for name in kept)
-        left_out = [Quarantined(score.id, score.reason) for score in chunk if score.reason]
+        chunk = places[start : start + _SHARD]
+        samples = (sample(place) for place in chunk if place.reason is None)
+        left_out = [Quarantined(place.id, place.reason) for place in chunk if place.reason]
         write_shard(path(start), samples, left_out)
+
+    def sample(place: Place) -> Sample:
+        record = store.record(place.image_id)
+        other = place.caption if place.caption != record.prompt else None
+        return replace(record, id=place.id, caption=other), store.read_bytes(place.image_id)
 
     def path(start: int) -> Path:
         return draft.path(shard_name(start // _SHARD))
 
-    if all(score.reason for score in scores):
+    if all(place.reason for place in places):
         raise DataError(
-            f"no image would be left (the first: {scores[0].reason}): lower the thresholds"
+            f"no image would be left (the first: {places[0].reason}): lower the thresholds"
         )
-    starts = range(0, len(scores), _SHARD)
+    starts = range(0, len(places), _SHARD)
     run_shards(starts, Job(write, lambda start: read_shard(path(start)) is not None, label="write"))
     return finish_images(draft, limit_quarantine=1.0)

@@ -13,7 +13,8 @@ from typing import Literal
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import Recipe
-from gmail_align.recipe_tables import Generator, Learner, Row, Source, uses_real_images
+from gmail_align.recipe_tables import Filter, Generator, Learner, Row, Source, uses_real_images
+from gmail_align.synthesis.filter_config import FilterConfig
 from gmail_align.workflow.datasets import DataSets
 from gmail_align.workflow.steps.data import (
     Choose,
@@ -26,6 +27,7 @@ from gmail_align.workflow.steps.data import (
 )
 from gmail_align.workflow.steps.encoders import (
     Aligned,
+    Filtered,
     Gap,
     ImageFeatures,
     Retrieval,
@@ -39,12 +41,12 @@ from gmail_align.workflow.steps.learners import (
     Probe,
     TrainedCaptioner,
 )
-from gmail_align.workflow.work import Model, Step, in_order
+from gmail_align.workflow.work import Model, Step, files_state, in_order
 
 Side = Literal["real", "generated"]
 _NOT_IDENTITY = {
     *("model", "revision", "variant", "device", "dtype", "batch_size", "compile", "writers"),
-    *("limit_quarantine",),
+    *("limit_quarantine", "judge"),
 }
 """Settings of synthesis that the weights' content stands for, or that change rounding at most."""
 
@@ -155,9 +157,20 @@ class Graph:
             return self._pool(split, row.generator, table.source)
         config = table.settings
         assert config is not None
-        model = find_model(config.model, "diffusion", self.home, config.revision)
         settings = config.model_dump(mode="json", exclude=_NOT_IDENTITY)
-        return Synthesis(self.prompts(split), model, settings, config, table.family), None
+        if config.adapter:
+            path = self.home / Path(config.adapter).expanduser()
+            config = config.model_copy(update={"adapter": str(path)})
+            settings["adapter"] = files_state(path)
+        model = find_model(config.model, "diffusion", self.home, config.revision)
+        judge = find_model(config.judge, "clip", self.home) if config.best_of > 1 else None
+        made = Synthesis(self.prompts(split), model, settings, config, table.family, judge)
+        return (made if table.filter is None else self._filtered(made, table.filter)), None
+
+    def _filtered(self, images: Synthesis, chosen: Filter) -> Step:
+        judge = None if chosen.encoder is None else find_model(chosen.encoder, "clip", self.home)
+        settings = FilterConfig(**chosen.model_dump(exclude={"encoder"}))
+        return Filtered(images, settings, judge)
 
     def _pool(self, split: str, name: str, source: Source) -> tuple[Step, Step | None]:
         """Return images that exist; a part of them is kept for validation."""
@@ -191,7 +204,7 @@ class Graph:
         """Return features of a set's generated images, as the row's learner reads them."""
         images = self.generated(split, row)[0]
         of = None  # images that were made for these captions are all embedded
-        if not isinstance(images, Synthesis):
+        if not isinstance(images, Synthesis | Filtered):
             of = self.pairs(split, row.model_copy(update={"pairs": None}))
         size = self.recipe.encoder[row.encoder].batch_size
         aligned = self.aligned(row, seed)

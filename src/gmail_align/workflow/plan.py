@@ -23,7 +23,7 @@ from gmail_align.workflow.steps.data import (
     Synthesis,
     World,
 )
-from gmail_align.workflow.steps.encoders import Aligned, ImageFeatures, TextFeatures
+from gmail_align.workflow.steps.encoders import Aligned, Filtered, ImageFeatures, TextFeatures
 from gmail_align.workflow.steps.learners import (
     CaptionScores,
     Predictions,
@@ -152,6 +152,8 @@ def amount_of(step: Step, work: Work) -> Amount:
         prompts = amount_of(step.captions, work).captions
         images = None if prompts is None else prompts * step.config.images_per_caption
         return Amount(images, prompts)
+    if isinstance(step, Filtered):
+        return amount_of(step.images, work)
     if isinstance(step, Pairs):
         captions = amount_of(step.captions, work)
         generated = amount_of(step.generated, work).images
@@ -189,6 +191,8 @@ class Rates:
         try:
             if isinstance(step, Synthesis):
                 return self._synthesis(step, work)
+            if isinstance(step, Filtered) and step.judge is not None:
+                return self._filter(step, step.judge, work)
             if isinstance(step, ImageFeatures):
                 return self._images(step, work)
             if isinstance(step, TextFeatures):
@@ -216,6 +220,11 @@ class Rates:
         tflop = cost.total * images / 1e12
         hours = made.gpu_days * 24
         return StepCost(step.words, images, tflop, hours, None, made.disk_gb)
+
+    def _filter(self, step: Filtered, judge: Model, work: Work) -> StepCost:
+        images, shape = amount_of(step, work).images, encoder_shape(judge)
+        flops = shape.image_flops + shape.text_flops
+        return self._each(step, images, flops, None, shape.projection * 4)
 
     def _images(self, step: ImageFeatures, work: Work) -> StepCost:
         source = step.images if step.of is None else step.of

@@ -180,11 +180,14 @@ class Synthesis(Step):
     config: SynthesisConfig = field(metadata={"identity": False})
     family: str = not_identity("")
     """Name of known networks that the model has, for a plan."""
+    judge: Model | None = None
+    """CLIP that chooses among candidates."""
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.synthesis.run import synthesize
 
-        config = self.config.model_copy(update={"model": self.model.path})
+        judge = "" if self.judge is None else self.judge.path
+        config = self.config.model_copy(update={"model": self.model.path, "judge": judge})
         synthesize(config, work.get(self.captions), out, work.engine)
 
 

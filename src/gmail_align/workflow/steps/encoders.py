@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.artifacts import Artifact
+from gmail_align.synthesis.filter_config import FilterConfig
 from gmail_align.workflow.steps.data import World
 from gmail_align.workflow.work import Model, Step, Work, not_identity
 
@@ -19,6 +20,23 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[str, str]]
 """(id of an image, caption)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Filtered(Step):
+    """Generated images without poor ones; captions may have got the image of another."""
+
+    kind = "generated"
+    what = "generated images that pass the filters"
+    images: Step
+    settings: FilterConfig
+    judge: Model | None
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.synthesis.filters import filter_images
+
+        encoder = None if self.judge is None else open_encoder(work, self.judge)
+        filter_images(self.settings, work.get(self.images), [], out, encoder)
 
 
 @dataclass(frozen=True, eq=False)
