@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmail_align.report.data import Curve, PairFigure, ReportData, Sample, StageSummary
+from gmail_align.report.data import (
+    CaptionedImage,
+    Curve,
+    PairFigure,
+    ReportData,
+    Sample,
+    StageSummary,
+)
 from gmail_align.report.page import write_report
 
 EVIL = '<script>alert("x")</script> & =HYPERLINK("http://x") | $\\alpha$ _a_'
@@ -110,6 +117,11 @@ def full_data() -> ReportData:
         curves={"gmail": curve, EVIL: curve},
         pairs=[PairFigure(f"{EVIL} 山 {k}", encoded(), encoded("JPEG")) for k in range(3)],
         embeddings={"Before": (features, features + 5), "After": (features, features + 0.01)},
+        embedded=[PairFigure(f"{EVIL} pair {k}", encoded(), encoded()) for k in range(12)],
+        captioned=[
+            CaptionedImage(f"i{k}", EVIL, {"gmail": f"ball {k}", "somebody": EVIL})
+            for k in range(3)
+        ],
         samples=[
             Sample(encoded(), [EVIL, "a ball"], {"gmail": EVIL, "somebody": "=1+1"}),
         ],

@@ -46,7 +46,7 @@ def result(**changes: Any) -> dict[str, Any]:
 
 def test_the_page_stands_alone_and_escapes_names(tmp_path: Path) -> None:
     page = write_gap_report(result(), SIDES, tmp_path / "out").read_text(encoding="utf-8")
-    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+    assert page.count("<script") == 1 and "&lt;script&gt;alert(1)" in page
     assert "near &amp; dear" in page and "give &lt;b&gt;pairs" in page
     assert "<strong>Align first.</strong> A linear probe tells them apart." in page
     assert re.search(r'(src|href)="(?!data:)', page) is None

@@ -18,7 +18,7 @@ def told(difference: Any, verdict: str) -> str:
 
 def test_a_gain_is_a_gain() -> None:
     text = told(est(0.05, 0.02), "holds")
-    assert text.startswith("gmail beats raw: holds.")
+    assert text.startswith("gmail beats raw: holds, by one seed.")
     assert "more than Row raw" in text and "+3.0\u00a0to\u00a0+7.0" in text
     assert "40 real test images" in text
 
@@ -44,9 +44,9 @@ def test_without_a_pairing_nothing_is_claimed() -> None:
 def test_every_claim_is_told_in_order() -> None:
     leads = [finding.lead for finding in words.findings(full_result())]
     assert [lead.rpartition(": ")[2] for lead in leads] == [
-        "holds.",
+        "holds, by one seed.",
         "no clear difference.",
-        "the opposite holds.",
+        "the opposite holds, by one seed.",
     ]
 
 
@@ -77,3 +77,44 @@ def test_limits_tell_seeds_and_what_is_missing() -> None:
 def test_the_standfirst_counts() -> None:
     assert words.standfirst(full_result()).startswith("Six rows were judged on the same 40")
     assert "One row" in words.standfirst({"rows": rows()[:1]})
+
+
+def test_an_alignment_that_was_not_applied_is_said_in_its_claims() -> None:
+    result = full_result()
+    result["rows"][1]["align"] = "control"
+    texts = [finding.text for finding in words.findings(result)]
+    assert ["did not apply control" in text for text in texts] == [False, True, False]
+
+
+def test_measures_that_came_nearer_and_farther_are_named() -> None:
+    result = full_result()
+    gap = {"paired_cosine": 0.5, "unpaired_cosine": 0.5, "probe_auc": 0.8, "norm_ratio": 1.2}
+    after = {"paired_cosine": 0.6, "unpaired_cosine": 0.6, "probe_auc": 0.8, "norm_ratio": 0.9}
+    result["encoders"] = [
+        {"name": "frozen", "gap": {name: est(value) for name, value in gap.items()}},
+        {"name": "gmail", "gap": {name: est(value) for name, value in after.items()}},
+    ]
+    assert words.moved_measures(result) == [
+        "gmail: nearer: paired cosine, norm ratio; farther: unpaired cosine."
+    ]
+
+
+def test_equal_scores_before_and_after_are_explained() -> None:
+    result = full_result()
+    result["encoders"] = result["encoders"][:2]
+    assert "frozen encoder" in words.same_routes(result)
+    result["encoders"][1]["zeroshot"] = {"colour": est(0.7)}
+    assert words.same_routes(result) == ""
+
+
+def test_the_ceiling_is_the_bound_and_the_best_other_row() -> None:
+    text = words.ceiling(full_result())  # the bound has 0.85, the best other row 0.80
+    assert "Row real, 85.0" in text and "Row real_scarce, reaches 94%" in text
+    result = full_result()
+    result["rows"][-1]["mark"] = ""
+    assert words.ceiling(result) == ""
+
+
+def test_several_seeds_are_counted_in_the_lead() -> None:
+    lead = words.findings({**full_result(), "seeds": 5})[0].lead
+    assert lead.endswith("holds, by 5 seeds.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +21,7 @@ from gmail_align.progress import say
 if TYPE_CHECKING:
     from gmail_align.features.store import Features
     from gmail_align.gap.feature_sets import Annotations
+    from gmail_align.report.gap_pictures import GapImages
     from gmail_align.results import Result
 
 
@@ -132,7 +136,7 @@ def gap(
         annotations=prepared.annotations,
         config=config,
         seed=place.seed,
-        write_page=_write_page,
+        write_page=partial(_write_page, prepared, encoder or ""),
     )
     page = [] if prepared.out is None else [str(prepared.out / "report" / "index.html")]
     shared.show_result(result, result.details["advice"]["sentence"], *page)
@@ -147,6 +151,7 @@ class _Ready:
     pairs: Sequence[tuple[str, str]] | None
     annotations: Annotations
     out: Path | None
+    images: tuple[Artifact | None, Artifact | None] = (None, None)
 
 
 def _files(
@@ -195,7 +200,8 @@ def _folders(
     home = out.with_name(f"{out.name}-features")
     source = Source(*paths, home, pairs, matching.paired, config.max_pairs, place.seed)
     ready = prepare(source, None if encoder is None else open_encoder(encoder, place.device))
-    return _Ready(ready.real, ready.generated, ready.pairs, ready.known, out)
+    images = ready.real_images, ready.generated_images
+    return _Ready(ready.real, ready.generated, ready.pairs, ready.known, out, images)
 
 
 def _labels(path: Path | None, rows: Features, what: str) -> dict[str, str]:
@@ -206,7 +212,31 @@ def _labels(path: Path | None, rows: Features, what: str) -> dict[str, str]:
     return dict(zip(rows.ids, open_labels(path).of(rows.ids, what), strict=True))
 
 
-def _write_page(result: Result, features: tuple[Any, Any], folder: Path) -> None:
+def _write_page(
+    ready: _Ready, encoder: str, result: Result, features: tuple[Any, Any], out: Path
+) -> None:
+    """Write the page, with pictures where both sides are images."""
     from gmail_align.report.gap import write_gap_report
 
-    write_gap_report(result.to_json(), features, folder / "report")
+    command = shlex.join(["gmail-align", *sys.argv[1:]])
+    images = _images(ready, encoder)
+    write_gap_report(result.to_json(), features, out / "report", images=images, command=command)
+
+
+def _images(ready: _Ready, encoder: str) -> GapImages | None:
+    """Return the images behind the rows; None where a side is features alone."""
+    from gmail_align.data.images import ImageStore
+    from gmail_align.features.store import open_features
+    from gmail_align.report.gap_pictures import GapImages, ImageSide
+
+    if ready.images[0] is None or ready.images[1] is None:
+        return None
+    classes = ready.annotations.real_classes, ready.annotations.generated_classes
+    sides = [
+        ImageSide(open_features(features).ids, ImageStore(images).read_bytes, known)
+        for features, images, known in zip(
+            (ready.real, ready.generated), ready.images, classes, strict=True
+        )
+        if images is not None
+    ]
+    return GapImages(sides[0], sides[1], ready.pairs or (), encoder)

@@ -72,6 +72,9 @@ class Prepared:
     generated: Artifact
     pairs: Sequence[tuple[str, str]] | None
     known: Annotations
+    real_images: Artifact | None = None
+    """The images of the real side; None where features were given."""
+    generated_images: Artifact | None = None
 
 
 def kind_of(source: Path, encoded: bool) -> str:
@@ -161,7 +164,8 @@ def prepare(source: Source, encoder: GmailEncoder | None) -> Prepared:
         _features(one.artifact, kind, source, encoder, ids)
         for one, kind, ids in zip(sets, KINDS, chosen, strict=True)
     )
-    return Prepared(real, generated, pairs, known)
+    images = (one.artifact if one.artifact.kind == "images" else None for one in sets)
+    return Prepared(real, generated, pairs, known, *images)
 
 
 def _image_set(source: Source, kind: Kind, encoder: GmailEncoder | None) -> _ImageSet:

@@ -101,6 +101,9 @@ class Cloud:
     total: tuple[int, int]
     separability: str
     perplexity: str
+    title: str = "t-SNE"
+    linked: bool = False
+    """Point i of both kinds is pair i, which the page's script shows."""
 
 
 def interval_plot(result: Mapping[str, Any]) -> IntervalPlot | None:
@@ -184,15 +187,17 @@ def line_chart(
     return LineChart(title, lines, x_ticks, y_ticks, mark, _summary(series, chosen))
 
 
-def cloud(name: str, projection: Projection) -> Cloud:
-    """Lay out one panel of Figure 3."""
+def cloud(name: str, projection: Projection, *, linked: bool = False) -> Cloud:
+    """Lay out one panel of Figure 3; ``linked`` says that point i of both kinds is pair i."""
     return Cloud(
         name,
         _spots(projection.real),
         _spots(projection.generated),
         projection.total,
         f"{100 * projection.separability:.1f}%",
-        f"{projection.perplexity:.3g}",
+        f"{projection.perplexity:.3g}" if projection.perplexity else "",
+        "t-SNE" if projection.perplexity else "PCA",
+        linked,
     )
 
 

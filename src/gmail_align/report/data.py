@@ -74,6 +74,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class CaptionedImage:
+    """One test image as text: its first reference, and each row's caption of it."""
+
+    image_id: str
+    reference: str
+    captions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything that a report shows; any part but the title may be missing.
 
@@ -88,7 +97,9 @@ class ReportData:
         curves: Name of an alignment -> the course of its training.
         pairs: Real images next to generated ones.
         embeddings: ``before`` and ``after`` -> real and generated features, (n, d) each.
+        embedded: The pair behind each row of ``embeddings``; none where they are not known.
         samples: Test images with captions, in the order to show them.
+        captioned: Test images with captions as text, for a table that sorts.
         provenance: Name -> value: versions, fingerprints, protocols, how intervals are computed.
     """
 
@@ -99,7 +110,9 @@ class ReportData:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     pairs: Sequence[PairFigure] = ()
     embeddings: Mapping[str, tuple[Embeddings, Embeddings]] = field(default_factory=dict)
+    embedded: Sequence[PairFigure] = ()
     samples: Sequence[Sample] = ()
+    captioned: Sequence[CaptionedImage] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -112,6 +125,7 @@ class RowResult:
         label: Its name in tables and figures.
         detail: What it stands for.
         mark: ``ours``, ``bound`` (no competitor, but what could be reached) or nothing.
+        align: Name of its alignment, or nothing.
         metrics: Metric -> estimate.
         used: Name -> number: ``real_images``, ``generated_images``, ``steps``, ``seconds``.
     """
@@ -120,6 +134,7 @@ class RowResult:
     label: str
     detail: str = ""
     mark: str = ""
+    align: str = ""
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
     used: Mapping[str, float] = field(default_factory=dict)
 
@@ -173,6 +188,7 @@ def rows(result: Mapping[str, Any]) -> list[RowResult]:
             str(row.get("label") or row["name"]),
             str(row.get("detail") or ""),
             str(row.get("mark") or ""),
+            str(row.get("align") or ""),
             estimates(row, "metrics"),
             {name: row[name] for name in names if row.get(name) is not None},
         )
@@ -214,6 +230,11 @@ def encoders(result: Mapping[str, Any]) -> list[EncoderResult]:
         )
         for row in _objects(result, "encoders")
     ]
+
+
+def not_applied(result: Mapping[str, Any]) -> set[str]:
+    """Return the names of the alignments that the guard did not apply."""
+    return {one.name for one in encoders(result) if one.applied is False}
 
 
 def headline(result: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,27 +11,35 @@ import numpy as np
 from gmail_align.artifacts import write_bytes
 from gmail_align.metrics.bootstrap import Estimate
 from gmail_align.report import charts
-from gmail_align.report.data import Embeddings, ReportData, estimate, section
+from gmail_align.report.data import Embeddings, PairFigure, ReportData, estimate, section
+from gmail_align.report.explore import explorer
 from gmail_align.report.figures import all_figures
 from gmail_align.report.gap_names import GAP_MEASURES, GROUP_COLUMNS, LABELS
+from gmail_align.report.gap_pictures import ClassPictures, GapImages, class_pictures, in_pairs
 from gmail_align.report.names import PLAIN
 from gmail_align.report.numbers import count
 from gmail_align.report.page import PAGE
 from gmail_align.report.projection import MOST, Projection, project, project_pca
 from gmail_align.report.tables import Cell, Column, Row, Table
-from gmail_align.report.templating import environment
+from gmail_align.report.templating import environment, script
 
 _TITLE: Final = "The gap between real and generated images"
 _VERDICTS: Final = {
     "train_as_is": "Train as is.",
     "align_first": "Align first.",
     "too_far": "The generator is too far.",
-    "cannot_tell": "Nothing can be provenance.",
+    "cannot_tell": "Nothing can be said.",
 }
 
 
 def write_gap_report(
-    result: Mapping[str, Any], sides: tuple[Any, Any], out: Path, *, title: str = _TITLE
+    result: Mapping[str, Any],
+    sides: tuple[Any, Any],
+    out: Path,
+    *,
+    title: str = _TITLE,
+    images: GapImages | None = None,
+    command: str = "",
 ) -> Path:
     """Write ``out/index.html``, ``out/tables/`` and ``out/figures/``; the page last.
 
@@ -40,6 +48,8 @@ def write_gap_report(
         sides: (n, d) features of real and (m, d) of generated images, for the pictures.
         out: Folder to write to; created when absent.
         title: Title of the page.
+        images: The images behind the rows of ``sides``, where they are at hand.
+        command: The command line that makes the same page again.
 
     Returns:
         The path of the page.
@@ -49,11 +59,24 @@ def write_gap_report(
         MissingExtraError: matplotlib, jinja2 or scikit-learn is not installed.
     """
     tables = gap_tables(result)
-    maps = _maps(*(_thinned(side) for side in sides))
+    pairs: list[PairFigure] = []
+    shown = _thinned(sides[0]), _thinned(sides[1])
+    if images is not None and images.pairs:
+        pairs, *both = in_pairs(images, *(np.asarray(side, np.float32) for side in sides))
+        shown = both[0], both[1]
+    maps = _maps(*shown)
     files = {f"tables/{name}": file for t in tables.values() for name, file in t.files().items()}
     drawn = all_figures(ReportData(title), maps)
     files |= {f"figures/{name}": file for name, file in drawn.items()}
-    page = _render(result, tables, maps, title)
+    view = {
+        **_view(result, tables, title),
+        **_pair_view(pairs, shown, maps),
+        "pictures": [] if images is None else _class_pictures(images, sides, tables),
+        "command": command,
+    }
+    if images is not None and images.encoder:
+        view["provenance"] = {"encoder": images.encoder, **view["provenance"]}
+    page = str(environment().get_template("gap.html").render(**view))
     for name, file in files.items():
         write_bytes(out / name, file)
     write_bytes(out / PAGE, page.encode("utf-8", "replace"))
@@ -151,16 +174,37 @@ def _thinned(side: Any) -> Embeddings:
     return rows
 
 
-def _render(
+def _pair_view(
+    pairs: Sequence[PairFigure],
+    shown: tuple[Embeddings, Embeddings],
+    maps: Mapping[str, Projection],
+) -> dict[str, Any]:
+    """Return the maps, and the pairs behind their points where there are pairs."""
+    shown_pairs = explorer(pairs, {"these features": shown})
+    clouds = [charts.cloud(name, one, linked=bool(shown_pairs)) for name, one in maps.items()]
+    return {"clouds": clouds, "explorer": shown_pairs}
+
+
+def _class_pictures(
+    images: GapImages, sides: tuple[Any, Any], tables: Mapping[str, Table]
+) -> list[ClassPictures]:
+    """Return the images of each class, in the order of the table of classes."""
+    order = [row.label for row in tables["classes"].rows] if "classes" in tables else []
+    order = order or sorted(set(images.real.classes.values()))
+    real, generated = (np.asarray(side, dtype=np.float32) for side in sides)
+    return class_pictures(images, real, generated, order)
+
+
+def _view(
     result: Mapping[str, Any],
     tables: Mapping[str, Table],
-    maps: Mapping[str, Projection],
     title: str,
-) -> str:
+) -> dict[str, Any]:
+    """Return what the template shows of a result, by name."""
     advice = section(result, "advice")
     paired = result.get("protocol") == "gap_paired"
     sentence = str(advice.get("sentence", ""))
-    view = {
+    return {
         "title": title,
         "lead": _VERDICTS.get(str(advice.get("verdict")), ""),
         "sentence": sentence.partition(": ")[2][:1].upper() + sentence.partition(": ")[2][1:],
@@ -169,12 +213,11 @@ def _render(
         "standfirst": f"Measured on {count(_number_of(result))} "
         + ("pairs of a real and a generated image." if paired else "images of each kind."),
         "tables": tables,
-        "clouds": [(name, charts.cloud(name, one)) for name, one in maps.items()],
+        "script": script(),
         "unavailable": section(result, "unavailable"),
         "provenance": _provenance(result),
         "box": charts,
     }
-    return str(environment().get_template("gap.html").render(**view))
 
 
 def _provenance(result: Mapping[str, Any]) -> dict[str, str]:

@@ -12,24 +12,25 @@ from gmail_align.data.decode import to_rgb, upright
 from gmail_align.errors import DataError
 
 LONGEST: Final = 320
-"""Pixels along the longer side; a larger image is made smaller."""
+"""Pixels along the longer side of the pictures that are looked at."""
 _TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png"}
 _QUALITY: Final = 88
 
 
-def data_uri(encoded: bytes, name: str) -> str:
+def data_uri(encoded: bytes, name: str, longest: int = LONGEST) -> str:
     """Return an image file as a ``data:`` address; a small JPEG or PNG is kept byte for byte.
 
     Args:
         encoded: The file, in any format that Pillow reads.
         name: What the image is, for the message when it cannot be read.
+        longest: Pixels along the longer side; a larger image is made smaller.
 
     Raises:
         DataError: it is not an image, or a damaged one.
     """
     image, kind = decode(encoded, name)
-    if kind not in _TYPES or max(image.size) > LONGEST:
-        image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    if kind not in _TYPES or max(image.size) > longest:
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
         file = io.BytesIO()
         image.save(file, "JPEG", quality=_QUALITY)
         encoded, kind = file.getvalue(), "JPEG"

@@ -9,15 +9,18 @@ from typing import Any, Final, NamedTuple
 from gmail_align.artifacts import write_bytes
 from gmail_align.report import charts, words
 from gmail_align.report.data import ReportData, rows, section
+from gmail_align.report.explore import explorer
 from gmail_align.report.figures import all_figures
 from gmail_align.report.images import data_uri
 from gmail_align.report.numbers import duration
 from gmail_align.report.projection import Projection, project
 from gmail_align.report.results import all_tables, stages
 from gmail_align.report.tables import Table
-from gmail_align.report.templating import environment
+from gmail_align.report.templating import environment, script
 
 PAGE: Final = "index.html"
+_MOST_CURVES: Final = 8
+"""Curves that are drawn at once; the rest is folded."""
 _COUNTS: Final = {
     "captions": "captions",
     "real_images": "real images",
@@ -102,6 +105,8 @@ def _view(
     """Return what the template shows, by name."""
     result = data.result
     counts = section(result, "counts")
+    shown_pairs = explorer(data.embedded, data.embeddings)
+    linked = [one["name"] for one in shown_pairs["maps"]] if shown_pairs else []
     view = {
         "data": data,
         "tables": tables,
@@ -113,9 +118,18 @@ def _view(
         "total_time": duration(sum(item.seconds for item in stages(data))),
         "guard_notes": words.guard_notes(result),
         "gap_summary": words.gap_summary(result),
+        "moved_measures": words.moved_measures(result),
+        "same_routes": words.same_routes(result),
+        "ceiling": words.ceiling(result),
         "pairs": [_pair_view(data, index) for index in range(len(data.pairs))],
-        "clouds": [charts.cloud(name, projection) for name, projection in maps.items()],
+        "clouds": [
+            charts.cloud(name, projection, linked=name in linked)
+            for name, projection in maps.items()
+        ],
+        "explorer": shown_pairs,
+        "script": script(),
         "runs": [charts.run_charts(name, curve) for name, curve in data.curves.items()],
+        "most_curves": _MOST_CURVES,
         "samples": [_sample_view(data, index) for index in range(len(data.samples))],
         "transfer": [t for n, t in tables.items() if n.startswith(("retrieval-", "zeroshot"))],
         "limits": words.limits(data),

@@ -128,10 +128,15 @@ def _tsne(rows: Points, perplexity: float) -> Points:
         return np.asarray(model.fit_transform(rows), dtype=np.float64)
 
 
+def thinned_rows(n: int) -> list[int]:
+    """Return the rows of ``n`` that are drawn: all, or ``MOST`` that are evenly spaced."""
+    if n <= MOST:
+        return list(range(n))
+    return [int(row) for row in np.linspace(0, n - 1, MOST).round()]
+
+
 def _thinned(rows: Embeddings) -> Embeddings:
-    if len(rows) <= MOST:
-        return rows
-    thinned: Embeddings = rows[np.linspace(0, len(rows) - 1, MOST).round().astype(int)]
+    thinned: Embeddings = rows[thinned_rows(len(rows))]
     return thinned
 
 

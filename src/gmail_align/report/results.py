@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Final
 
 from gmail_align.metrics.bootstrap import Estimate
@@ -18,6 +18,7 @@ from gmail_align.report.data import (
     estimate,
     has_interval,
     headline,
+    not_applied,
     rows,
     section,
 )
@@ -41,6 +42,7 @@ def all_tables(data: ReportData) -> dict[str, Table]:
         *retrieval_tables(result),
         zeroshot_table(result),
         samples_table(data),
+        captions_table(data),
     )
     return {table.stem: table for table in tables if table.rows}
 
@@ -52,7 +54,7 @@ def scored_rows(result: Mapping[str, Any]) -> list[RowResult]:
 
 def rows_table(result: Mapping[str, Any]) -> Table:
     """Return the comparison of the rows on real test images."""
-    scored, first = scored_rows(result), headline(result)
+    scored, first, unapplied = scored_rows(result), headline(result), not_applied(result)
     metrics = _present(ROW_METRICS, [row.metrics for row in scored])
     best = {metric: _best(scored, metric) for metric in {*metrics, first}}
     lines = []
@@ -60,8 +62,9 @@ def rows_table(result: Mapping[str, Any]) -> Table:
         cells: list[Cell] = [row.metrics.get(metric) for metric in metrics]
         strong = {index for index, metric in enumerate(metrics) if best[metric] == row.name}
         mark = "best" if best[first] == row.name else row.mark
+        detail = _with_guard(row, unapplied)
         cells += [_whole(row.used.get(name)) for name in _USED]
-        lines.append(Row(row.label, cells, row.detail, mark, frozenset(strong)))
+        lines.append(Row(row.label, cells, detail, mark, frozenset(strong)))
     columns = [Column(f"{label} ×100") for label in metrics.values()]
     return Table(
         "rows",
@@ -72,6 +75,14 @@ def rows_table(result: Mapping[str, Any]) -> Table:
         "Scores times 100, each with its 95% interval. Real images "
         "are those that training looked at or that chose the step that was kept.",
     )
+
+
+def _with_guard(row: RowResult, unapplied: Container[str]) -> str:
+    """Say of a row whose alignment was not applied that its number is not the alignment's."""
+    if row.align not in unapplied:
+        return row.detail
+    note = f"the guard did not apply {row.align}: this row reads unaligned features"
+    return f"{row.detail}; {note}" if row.detail else note
 
 
 def claims_table(result: Mapping[str, Any]) -> Table:
@@ -195,6 +206,19 @@ def samples_table(data: ReportData) -> Table:
     return Table("samples", "Sample captions", "Image", columns, lines)
 
 
+def captions_table(data: ReportData) -> Table:
+    """Return the captions of many test images, one column a row of the recipe."""
+    labels = {row.name: row.label for row in rows(data.result)}
+    names = list(dict.fromkeys(name for one in data.captioned for name in one.captions))
+    lines = [
+        Row(one.image_id, [one.reference, *(one.captions.get(name) for name in names)])
+        for one in data.captioned
+    ]
+    columns = [Column("Reference", text=True)]
+    columns += [Column(labels.get(name, name), text=True) for name in names]
+    return Table("captions", "Captions of test images", "Image", columns, lines)
+
+
 def _present(labels: Mapping[str, str], rows: Iterable[Mapping[str, object]]) -> dict[str, str]:
     """Keep the labels that some row has a value for."""
     names = {name for row in rows for name in row}
@@ -214,7 +238,9 @@ def _best(scored: Iterable[RowResult], metric: str) -> str | None:
 
 
 def _encoder_label(one: EncoderResult) -> str:
-    return "Before" if one.steps is None and one.name == "frozen" else f"After {one.name}"
+    if one.steps is None and one.name == "frozen":
+        return "Before"
+    return f"After {one.name}" + (" (not applied)" if one.applied is False else "")
 
 
 def _whole(value: float | None) -> int | None:

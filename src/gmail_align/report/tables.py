@@ -49,10 +49,11 @@ class Row:
 
 
 class Shown(NamedTuple):
-    """A cell as text: what it says, and its interval."""
+    """A cell as text: what it says, its interval, and the number that the page sorts by."""
 
     text: str
     interval: str = ""
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def shown(cell: Cell, unit: Unit) -> Shown:
     if cell is None:
         return Shown(NOTHING)
     if isinstance(cell, Estimate):
-        return Shown(number(cell.value, unit), interval(cell, unit))
-    return Shown(count(cell) if isinstance(cell, int) else cell)
+        return Shown(number(cell.value, unit), interval(cell, unit), cell.value)
+    return Shown(count(cell), value=cell) if isinstance(cell, int) else Shown(cell)
 
 
 def markdown(table: Table) -> str:
@@ -97,7 +98,10 @@ def markdown(table: Table) -> str:
     lines = [f"**{_md(table.title)}**", "", _md_row(_md(head) for head in heads), _md_row(rules)]
     for row in table.rows:
         label = f"{row.label} ({row.detail})" if row.detail else row.label
-        cells = [f"{text} ({bounds})" if bounds else text for text, bounds in table.shown(row)]
+        cells = [
+            f"{cell.text} ({cell.interval})" if cell.interval else cell.text
+            for cell in table.shown(row)
+        ]
         texts = [_md(text) for text in [label, *cells]]
         bold = {index + 1 for index in row.strong} | ({0} if row.mark == "best" else set())
         lines.append(_md_row(f"**{t}**" if k in bold else t for k, t in enumerate(texts)))
@@ -114,8 +118,8 @@ def latex(table: Table) -> str:
     lines += [_tex_row(map(_tex, heads)), r"\midrule"]
     for row in table.rows:
         texts = [
-            _tex(text) + (rf" {{\scriptsize[{_tex(bounds)}]}}" if bounds else "")
-            for text, bounds in table.shown(row)
+            _tex(cell.text) + (rf" {{\scriptsize[{_tex(cell.interval)}]}}" if cell.interval else "")
+            for cell in table.shown(row)
         ]
         strong = [rf"\textbf{{{t}}}" if k in row.strong else t for k, t in enumerate(texts)]
         label = f"{row.label} {row.detail}" if table.detailed else row.label

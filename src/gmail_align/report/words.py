@@ -13,9 +13,10 @@ from gmail_align.report.data import (
     encoders,
     has_interval,
     headline,
+    not_applied,
     section,
 )
-from gmail_align.report.names import DIFFERENCE
+from gmail_align.report.names import DIFFERENCE, GAP
 from gmail_align.report.numbers import count, interval, number
 from gmail_align.report.results import clear, scored_rows
 
@@ -60,9 +61,39 @@ def findings(result: Mapping[str, Any]) -> list[Finding]:
     tested = claims(result)
     if not tested:
         return [Finding("Nothing is claimed.", "The recipe names no claim that this run tests.")]
+    seeds = result.get("seeds") or 1
     return [
-        Finding(f"{claim.name}: {_VERDICTS[claim.verdict]}.", _tested(claim)) for claim in tested
+        Finding(
+            f"{claim.name}: {_VERDICTS[claim.verdict]}{_by_seeds(claim, seeds)}.",
+            _tested(claim) + _evidence(claim, seeds) + _unapplied(claim, result),
+        )
+        for claim in tested
     ]
+
+
+def _by_seeds(claim: ClaimResult, seeds: int) -> str:
+    """Say how many trainings a verdict rests on."""
+    if claim.verdict not in ("holds", "reversed"):
+        return ""
+    return ", by one seed" if seeds == 1 else f", by {seeds} seeds"
+
+
+def _evidence(claim: ClaimResult, seeds: int) -> str:
+    """Say what one training cannot decide."""
+    if seeds > 1 or claim.difference is None:
+        return ""
+    return " One seed leaves out the luck of training: run five seeds to decide."
+
+
+def _unapplied(claim: ClaimResult, result: Mapping[str, Any]) -> str:
+    """Say where a side of the claim went through an alignment that was not applied."""
+    unapplied = not_applied(result)
+    names = dict.fromkeys(
+        side.align for side in (claim.better, claim.worse) if side.align in unapplied
+    )
+    return "".join(
+        f" The guard did not apply {name}, so this compares unaligned features." for name in names
+    )
 
 
 def _tested(claim: ClaimResult) -> str:
@@ -105,6 +136,60 @@ def gap_summary(result: Mapping[str, Any]) -> str:
     return start + (
         f"so pairs stand out no more than before: the margin {_moved(margin)}. "
         "Alignment did not close the gap by this measure."
+    )
+
+
+def moved_measures(result: Mapping[str, Any]) -> list[str]:
+    """Say of every alignment which measures came nearer, and which went farther."""
+    measured = [one for one in encoders(result) if one.gap]
+    notes = []
+    for one in measured[1:]:
+        moves: dict[str, list[str]] = {"nearer": [], "farther": []}
+        for name, measure in GAP.items():
+            if name in one.gap and name in measured[0].gap:
+                way = _way(measure.closer, measured[0].gap[name].value, one.gap[name].value)
+                if way:
+                    moves[way].append(measure.label.partition(",")[0].lower())
+        words = [f"{way}: {', '.join(names)}" for way, names in moves.items() if names]
+        notes += [f"{one.name}: {'; '.join(words)}."] if words else []
+    return notes
+
+
+def _way(closer: str, before: float, after: float) -> str:
+    """Say whether a measure came ``nearer`` or went ``farther``; nothing where it stayed."""
+    gains = {"higher": after - before, "lower": before - after}
+    gain = gains.get(closer, abs(before - 1) - abs(after - 1))
+    return "" if not abs(gain) >= 0.0005 else "nearer" if gain > 0 else "farther"
+
+
+def same_routes(result: Mapping[str, Any]) -> str:
+    """Say why real images score the same before and after, where they do."""
+    judged = encoders(result)
+    scores = [(one.retrieval, one.zeroshot) for one in judged]
+    if len(judged) < 2 or not any(scores[0]) or any(one != scores[0] for one in scores[1:]):
+        return ""
+    return (
+        "Before and after are equal here because real images go through the frozen encoder: "
+        "alignment changes what generated images become and leaves real images alone."
+    )
+
+
+def ceiling(result: Mapping[str, Any]) -> str:
+    """Say how far the rows are from the bound, where the recipe names one."""
+    metric = headline(result)
+    scored = [row for row in scored_rows(result) if metric in row.metrics]
+    bounds = [row for row in scored if row.mark == "bound"]
+    others = [row for row in scored if row.mark != "bound"]
+    if not bounds or not others:
+        return ""
+    bound = max(bounds, key=lambda row: row.metrics[metric].value)
+    best = max(others, key=lambda row: row.metrics[metric].value)
+    top, value = bound.metrics[metric].value, best.metrics[metric].value
+    if not top > 0:
+        return ""
+    return (
+        f"The ceiling of this task is {bound.label}, {number(top)} {metric} points; the best other "
+        f"row, {best.label}, reaches {value / top:.0%} of it."
     )
 
 

@@ -11,14 +11,22 @@ from gmail_align.data.captions import read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.data.pairs import Pair, read_pairs
 from gmail_align.features.store import open_features
-from gmail_align.report.data import Curve, Embeddings, PairFigure, ReportData, Sample, StageSummary
+from gmail_align.report.data import (
+    CaptionedImage,
+    Curve,
+    Embeddings,
+    PairFigure,
+    ReportData,
+    Sample,
+    StageSummary,
+)
 from gmail_align.runtime import versions
 from gmail_align.workflow.graph import JudgedEncoder, RecipeSteps
 from gmail_align.workflow.steps.encoders import Aligned, Gap, ImageFeatures
 from gmail_align.workflow.steps.learners import CaptionScores, Predictions
 from gmail_align.workflow.work import Work
 
-PAIRS_SHOWN, SAMPLES_SHOWN, POINTS_SHOWN, PANELS_SHOWN = 8, 8, 500, 4
+PAIRS_SHOWN, SAMPLES_SHOWN, POINTS_SHOWN, PANELS_SHOWN, CAPTIONS_LISTED = 8, 8, 500, 4, 200
 
 _STAGES: Final = {
     "world": ("Draw the world", "Scenes with five captions each."),
@@ -54,8 +62,10 @@ def gather_report(
             for name, judged in aligned.items()
             if isinstance(judged.encoder, Aligned) and judged.encoder.settings.method == "gmail"
         },
-        pairs=_pairs(work, steps.frozen),
+        pairs=_pairs(work, steps.frozen, PAIRS_SHOWN),
         embeddings=_embeddings(work, [*steps.frozen[:1], *aligned.values()][:PANELS_SHOWN]),
+        embedded=_pairs(work, steps.frozen, POINTS_SHOWN),
+        captioned=_captioned(work, steps.scores),
         samples=_samples(work, steps.scores),
         provenance=_provenance(result),
     )
@@ -78,7 +88,7 @@ def _curve(work: Work, step: Aligned) -> Curve:
     return Curve(points["loss"], points["score"], encoder.manifest["notes"]["best_step"])
 
 
-def _pairs(work: Work, frozen: Sequence[JudgedEncoder]) -> list[PairFigure]:
+def _pairs(work: Work, frozen: Sequence[JudgedEncoder], most: int) -> list[PairFigure]:
     """Return the first pairs that no training saw."""
     gap = next((one.gap for one in frozen if isinstance(one.gap, Gap)), None)
     if gap is None:
@@ -90,7 +100,7 @@ def _pairs(work: Work, frozen: Sequence[JudgedEncoder]) -> list[PairFigure]:
             real.read_bytes(row.real_image_id),
             generated.read_bytes(row.generated_image_id),
         )
-        for row in read_pairs(work.get(gap.pairs))[:PAIRS_SHOWN]
+        for row in read_pairs(work.get(gap.pairs))[:most]
     ]
 
 
@@ -102,10 +112,12 @@ def _images(work: Work, features: object) -> ImageStore:
 def _embeddings(
     work: Work, judged: Sequence[JudgedEncoder]
 ) -> dict[str, tuple[Embeddings, Embeddings]]:
-    """Return features of real and generated images of the same pairs, for each encoder."""
-    panels = {}
+    """Return features of the first encoder's pairs, by each encoder that was judged on them."""
+    panels: dict[str, tuple[Embeddings, Embeddings]] = {}
+    pairs = ""
     for one in judged:
-        if isinstance(one.gap, Gap):
+        if isinstance(one.gap, Gap) and pairs in ("", one.gap.pairs.key):
+            pairs = one.gap.pairs.key
             name = f"After {one.name}" if isinstance(one.encoder, Aligned) else "Before alignment"
             panels[name] = _features(work, one.gap, read_pairs(work.get(one.gap.pairs)))
     return panels
@@ -124,14 +136,10 @@ def _samples(work: Work, scores: Sequence[CaptionScores]) -> list[Sample]:
     """Return the first test images by id, with references and every row's caption."""
     if not scores:
         return []
-    first = scores[0]
-    references: dict[str, list[str]] = {}
-    for row in read_captions(work.get(first.references)):
-        references.setdefault(row.image_id, []).append(row.text)
-    captions = {name: _captions(work.get(step).folder) for name, step in first.runs[0].items()}
-    predicted = next(iter(first.runs[0].values()))
+    predicted = next(iter(scores[0].runs[0].values()))
     assert isinstance(predicted, Predictions)
     store = _images(work, predicted.features)
+    references, captions = _references(work, scores[0]), _row_captions(work, scores[0])
     return [
         Sample(
             store.read_bytes(image),
@@ -140,6 +148,31 @@ def _samples(work: Work, scores: Sequence[CaptionScores]) -> list[Sample]:
         )
         for image in list(references)[:SAMPLES_SHOWN]
     ]
+
+
+def _captioned(work: Work, scores: Sequence[CaptionScores]) -> list[CaptionedImage]:
+    """Return the first test images by id as text."""
+    if not scores:
+        return []
+    references, captions = _references(work, scores[0]), _row_captions(work, scores[0])
+    return [
+        CaptionedImage(
+            image, references[image][0], {name: texts[image] for name, texts in captions.items()}
+        )
+        for image in list(references)[:CAPTIONS_LISTED]
+    ]
+
+
+def _references(work: Work, scores: CaptionScores) -> dict[str, list[str]]:
+    references: dict[str, list[str]] = {}
+    for row in read_captions(work.get(scores.references)):
+        references.setdefault(row.image_id, []).append(row.text)
+    return references
+
+
+def _row_captions(work: Work, scores: CaptionScores) -> dict[str, dict[str, str]]:
+    """Return name of a row -> image id -> caption, of the first seed."""
+    return {name: _captions(work.get(step).folder) for name, step in scores.runs[0].items()}
 
 
 def _captions(folder: Path) -> dict[str, str]:

@@ -1,0 +1,158 @@
+"""The images of a gap's page: typical, nearest and farthest ones of each class, and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmail_align.report.data import Embeddings, PairFigure
+from gmail_align.report.images import data_uri
+
+MOST_CLASSES: Final = 8
+MOST_PAIRS: Final = 300
+_LONGEST: Final = 160
+
+
+@dataclass(frozen=True)
+class ImageSide:
+    """The images behind the rows of one side's features.
+
+    Attributes:
+        ids: The image of each row.
+        read: Returns the encoded file of an image.
+        classes: Image id -> class; empty where classes are not known.
+    """
+
+    ids: Sequence[str]
+    read: Callable[[str], bytes]
+    classes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GapImages:
+    """The images of both sides, and which of them are pairs: (real id, generated id)."""
+
+    real: ImageSide
+    generated: ImageSide
+    pairs: Sequence[tuple[str, str]] = ()
+    encoder: str = ""
+    """Name of the encoder, as a person wrote it."""
+
+
+class Picture(NamedTuple):
+    """One image as an address, what it stands for, and its cosine to the mean real image."""
+
+    what: str
+    address: str
+    cosine: str
+
+
+class ClassPictures(NamedTuple):
+    """The images that stand for a class."""
+
+    name: str
+    real: list[Picture]
+    generated: list[Picture]
+
+
+def class_pictures(
+    images: GapImages, real: Embeddings, generated: Embeddings, order: Sequence[str]
+) -> list[ClassPictures]:
+    """Choose images that show what the numbers say of each class.
+
+    Every cosine is that to the mean of the class's real images, features scaled to length one.
+
+    Args:
+        images: The images behind the rows.
+        real: (n, d) features of real images.
+        generated: (m, d) features of generated images.
+        order: Classes in the order to show them; of images without classes, all are one.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    names = order if images.real.classes and images.generated.classes else ["All images"]
+    shown = []
+    for name in names[:MOST_CLASSES]:
+        rows = [_rows_of(side, name) for side in (images.real, images.generated)]
+        if not all(len(one) for one in rows):
+            continue
+        own = _unit(real[rows[0]]), _unit(generated[rows[1]])
+        centre = own[0].mean(0)
+        centre /= max(float(np.linalg.norm(centre)), 1e-12)
+        scores = own[0] @ centre, own[1] @ centre
+        shown.append(
+            ClassPictures(
+                name,
+                _pictures(images.real, rows[0], scores[0], "real", ("typical",)),
+                _pictures(
+                    images.generated,
+                    rows[1],
+                    scores[1],
+                    "generated",
+                    ("typical", "nearest", "farthest"),
+                ),
+            )
+        )
+    return shown
+
+
+def in_pairs(
+    images: GapImages, real: Embeddings, generated: Embeddings
+) -> tuple[list[PairFigure], Embeddings, Embeddings]:
+    """Return the first pairs, and both sides' features in the order of the pairs.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    places = [{name: row for row, name in enumerate(side.ids)} for side in _sides(images)]
+    pairs = images.pairs[:MOST_PAIRS]
+    figures = [
+        PairFigure(f"{first} and {second}", images.real.read(first), images.generated.read(second))
+        for first, second in pairs
+    ]
+    rows = [[places[k][pair[k]] for pair in pairs] for k in (0, 1)]
+    return figures, real[rows[0]], generated[rows[1]]
+
+
+def _sides(images: GapImages) -> tuple[ImageSide, ImageSide]:
+    return images.real, images.generated
+
+
+def _rows_of(side: ImageSide, name: str) -> list[int]:
+    """Return the rows of a class; all rows where the side has no classes."""
+    return [
+        row
+        for row, image in enumerate(side.ids)
+        if not side.classes or side.classes.get(image) == name
+    ]
+
+
+def _pictures(
+    side: ImageSide,
+    rows: Sequence[int],
+    scores: NDArray[np.float64],
+    kind: str,
+    wanted: Sequence[str],
+) -> list[Picture]:
+    order = np.argsort(-scores, kind="stable")
+    places = {"nearest": order[0], "farthest": order[-1], "typical": order[len(order) // 2]}
+    pictures = []
+    for what in wanted:
+        place = int(places[what])
+        image = side.ids[rows[place]]
+        address = data_uri(side.read(image), f"the {kind} image {image}", longest=_LONGEST)
+        pictures.append(Picture(f"{kind}, {what}", address, f"{scores[place]:.3f}"))
+    return pictures
+
+
+def _unit(rows: Any) -> NDArray[np.float64]:
+    wide = np.asarray(rows, dtype=np.float64)
+    scaled: NDArray[np.float64] = wide / np.maximum(
+        np.linalg.norm(wide, axis=1, keepdims=True), 1e-12
+    )
+    return scaled
