@@ -71,6 +71,7 @@ def test_unknown_recipe_names_the_nearest() -> None:
         (row(set={"align.ours.temprature": 0.2}), "temperature"),
         (changed(data={"validation": {"share": 0.1}}), "data.train"),
         (changed(data={"train": {"images": 3}}), "data.train"),
+        (changed(data={"train": {**TINY["data"]["train"], "prompts": {}}}), "captioner"),
         (changed(data={"train": {"kind": "tabletop", "imagess": 3}}), "images"),
         (changed(claim=[{"name": "a", "better": "our", "worse": "raw"}]), "ours"),
         (changed(claim=TINY["claim"] * 2), "it helps"),

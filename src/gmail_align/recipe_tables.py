@@ -18,8 +18,32 @@ from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.filter_config import FilterConfig
 
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-_OWN_KEYS: Final = ("captions_per_image", "limit", "expect")
+_OWN_KEYS: Final = ("captions_per_image", "limit", "expect", "prompts")
 Table = Mapping[str, Any]
+
+
+class Prompts(Config):
+    """What writes captions: of photos a captioner, of captions of classes a language model."""
+
+    language_model: str | None = None
+    """Goes on from the captions that the set has, such as those of classes."""
+    captioner: str | None = None
+    """Folder of a trained captioner, for photos without captions."""
+    encoder: str | None = None
+    """The encoder that the captioner was trained on."""
+    route: Literal["frozen", "real"] = "frozen"
+    """Which of the encoder's weights the photos go through."""
+    each: int = Field(1, ge=1)
+    """Captions of each photo, or of each caption of a class."""
+    predict: PredictConfig = PredictConfig(method="nucleus")
+    """How captions are drawn."""
+
+    @model_validator(mode="after")
+    def _one_writer(self) -> Self:
+        ways = [self.language_model is not None, self.captioner is not None]
+        if sum(ways) != 1 or (self.captioner is None) != (self.encoder is None):
+            raise ValueError("name language_model alone, or captioner and encoder")
+        return self
 
 
 class Source(Config):
@@ -41,6 +65,8 @@ class Source(Config):
     """Captions of each image that an image is generated from; None is all of them."""
     limit: int | None = Field(None, ge=2)
     """Use at most this many images, chosen by the recipe's seed."""
+    prompts: Prompts | None = None
+    """What writes the captions of a set that has none, or captions of classes alone."""
 
     @classmethod
     def parse(cls, place: str, table: Table) -> Self:

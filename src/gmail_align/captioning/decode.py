@@ -27,10 +27,15 @@ from gmail_align.encoders.language import LanguageModel
 class Decoded:
     """One predicted caption."""
 
-    text: str
-    """The caption, without special tokens."""
+    continuation: str
+    """What goes on from the prompt, blanks included, without special tokens."""
     log_prob: float
     """Mean log-probability of its tokens, end-of-text included, in nats (ClipCap's score)."""
+
+    @property
+    def text(self) -> str:
+        """The caption."""
+        return self.continuation.strip()
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def decode(
     mask = up_to_end(ids, ends)
     scores = mean_log_prob(model, prompt, ids, mask, cache).tolist()
     texts = language.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [Decoded(text.strip(), score) for text, score in zip(texts, scores, strict=True)]
+    return [Decoded(text, score) for text, score in zip(texts, scores, strict=True)]
 
 
 def prefill(model: PreTrainedModel, prompt: Prompt) -> DynamicCache:

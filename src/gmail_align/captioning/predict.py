@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from PIL.Image import DecompressionBombWarning
 from torch import Tensor
 
-from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_jsonl
+from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, read_jsonl, write_jsonl
 from gmail_align.captioning.captioner import Captioner, load_captioner, read_config
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.decode import Decoded, Decoding, decode
@@ -31,8 +32,9 @@ from gmail_align.progress import progress
 from gmail_align.runtime import resolve_device, stable_seed
 
 PREDICTIONS = "predictions.jsonl"
-_PARTS = "parts"
+PARTS = "parts"
 _FILES_BATCH = 32
+ItemT = TypeVar("ItemT")
 
 
 def caption_batch(
@@ -101,7 +103,7 @@ def predict_captions(
     how, source = config or PredictConfig(), provenance(features)
     chosen = None if ids is None else fingerprint(list(ids))
     identity = {**how.identity(), "ids": chosen, **source}
-    trained_on = _require_readable(captioner, features, retrieval, how)
+    trained_on = require_readable(captioner, features, retrieval, how)
     inputs = {"captioner": captioner, "features": features}
     inputs |= {"retrieval": retrieval} if retrieval else {}
     draft = begin(out, "predictions", identity, inputs)
@@ -115,22 +117,39 @@ def predict_captions(
     keys = open_features(retrieval) if retrieval else store
     keys.rows(wanted)
     model = load_captioner(captioner, resolve_device(how.device))
-    size = how.batch_size
-    batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
-    parts = [draft.path(f"{_PARTS}/{index:05d}.jsonl") for index in range(len(batches))]
-    with progress("captions", len(wanted), "images") as bar:
-        for part, batch in zip(parts, batches, strict=True):
-            if not part.exists():
-                array, looked_up = store.array[store.rows(batch)], keys.array[keys.rows(batch)]
-                captions = caption_batch(model, batch, array, looked_up, how)
-                write_jsonl(part, _rows(batch, captions, source["route"]))
-            bar.advance(len(batch))
-    write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
-    shutil.rmtree(draft.path(_PARTS), ignore_errors=True)
+
+    def make(batch: Sequence[str]) -> list[dict[str, object]]:
+        array, looked_up = store.array[store.rows(batch)], keys.array[keys.rows(batch)]
+        captions = caption_batch(model, batch, array, looked_up, how)
+        return _rows(batch, captions, source["route"])
+
+    write_jsonl(draft.path(PREDICTIONS), rows_in_parts(draft, wanted, how.batch_size, make))
+    shutil.rmtree(draft.path(PARTS), ignore_errors=True)
     return draft.finish({"images": len(wanted)}, trained_on=trained_on, predicted_from=source)
 
 
-def _require_readable(
+def rows_in_parts(
+    draft: Draft,
+    items: Sequence[ItemT],
+    size: int,
+    make: Callable[[Sequence[ItemT]], list[dict[str, Any]]],
+) -> Iterator[Any]:
+    """Yield what ``make`` says of items; each batch is a file in :data:`PARTS` before.
+
+    A run that was killed goes on with the first batch that is not on disk.
+    """
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    parts = [draft.path(f"{PARTS}/{index:05d}.jsonl") for index in range(len(batches))]
+    with progress("captions", len(items), "images") as bar:
+        for part, batch in zip(parts, batches, strict=True):
+            if not part.exists():
+                write_jsonl(part, make(batch))
+            bar.advance(len(batch))
+    for part in parts:
+        yield from read_jsonl(part)
+
+
+def require_readable(
     captioner: Artifact, features: Artifact, retrieval: Artifact | None, how: PredictConfig
 ) -> dict[str, str]:
     """Refuse features that are not the captioner's, and return what it was trained on."""

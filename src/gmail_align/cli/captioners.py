@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
+
 from gmail_align.api.places import open_encoder
 from gmail_align.artifacts import MANIFEST, Artifact, load
 from gmail_align.captioning.clipcap.config import ClipCapConfig
 from gmail_align.captioning.config import CaptionerConfig, PredictConfig
 from gmail_align.captioning.ifcap.config import IFCapConfig
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
-from gmail_align.cli.options import EncoderName, Folder, Model, Out, Seed
+from gmail_align.cli.options import EncoderName, Folder, Model, Out, Seed, Settings
 from gmail_align.cli.shared import Shared, command
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
@@ -147,28 +149,104 @@ def predict_captions(
     shared.show_artifact(predict_captions(model, source, out, config, retrieval=keys))
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Captions to generate images from.
+
+    Attributes:
+        for_prompts: Write captions to generate images from into this folder.
+        each: Captions of each photo, or of each caption of a class.
+        language_model: A causal language model, which goes on from captions of classes.
+    """
+
+    for_prompts: Folder | None = None
+    each: Annotated[int, Field(ge=1)] = 1
+    language_model: Annotated[str, "DIR"] | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads photos: a captioner and its encoder."""
+
+    captioner: Path | None
+    encoder: str | None
+    route: Route
+
+
+def _write_prompts(
+    shared: Shared,
+    sources: list[Path],
+    prompts: Prompts,
+    out: Path,
+    reader: Reader,
+    settings: Settings[PredictConfig],
+) -> None:
+    """Write captions to generate images from.
+
+    Raises:
+        ConfigError: it is not said what writes them, or of what.
+    """
+    if len(sources) != 1:
+        raise ConfigError("--for-prompts reads one folder of imported images or captions")
+    if prompts.language_model is None and (reader.captioner is None or reader.encoder is None):
+        raise ConfigError(
+            "--for-prompts needs --captioner and --encoder for photos, or --language-model for "
+            "captions of classes"
+        )
+    drawn = {} if "method" in settings.given else {"method": "nucleus"}
+    config = settings.build(changes=drawn)
+    source = load(sources[0], "images" if prompts.language_model is None else "captions")
+    if shared.dry_run:
+        shared.show_plan("write captions", out, config, source=sources[0], each=prompts.each)
+        return
+    from gmail_align.captioning import prompts as writers
+
+    if prompts.language_model is not None:
+        model = model_path(prompts.language_model, "gpt2")
+        made = writers.continue_captions(source, model, out, config, each=prompts.each)
+    else:
+        assert reader.captioner is not None and reader.encoder is not None
+        captioner = load(reader.captioner, "captioner")
+        encoder = open_encoder(reader.encoder, config.device)
+        made = writers.caption_photos(
+            source, captioner, encoder, out, config, route=reader.route, each=prompts.each
+        )
+    shared.show_artifact(made)
+
+
 @command
 def caption(
     shared: Shared,
     images: Annotated[list[Path], "IMAGE..."],
     /,
-    captioner: Folder,
-    encoder: EncoderName,
-    config: PredictConfig,
+    settings: Settings[PredictConfig],
+    captioner: Folder | None = None,
+    encoder: EncoderName | None = None,
     route: Route = Route.FROZEN,
     retrieval_encoder: Model | None = None,
+    prompts: Prompts = Prompts(),
 ) -> None:
     """Caption image files with a trained captioner and the encoder that it was trained on.
 
     One line is printed for each file: its path, a tab, its caption.
 
+    With --for-prompts, captions to generate images from are written instead. They are of imported
+    photos, by a captioner and its encoder. Or they go on from imported captions of classes, by a
+    --language-model.
+
     Args:
-        images: Image files.
+        images: Image files; with --for-prompts one folder of imported images or captions.
         captioner: A captioner that train clipcap or train ifcap made.
         route: Which of the encoder's weights the images go through.
         retrieval_encoder: Encoder by which an IFCap looks captions up.
     """
-    artifact = load(captioner, "captioner")
+    if prompts.for_prompts is not None:
+        reads = Reader(captioner, encoder, route)
+        _write_prompts(shared, images, prompts, prompts.for_prompts, reads, settings)
+        return
+    if captioner is None or encoder is None:
+        raise ConfigError("--captioner and --encoder are needed: name both")
+    artifact, config = load(captioner, "captioner"), settings.build()
     if shared.dry_run:
         shared.show_plan("caption", captioner, config, images=len(images), route=route)
         return

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import Recipe
-from gmail_align.recipe_tables import Source
+from gmail_align.recipe_tables import Prompts, Source
 from gmail_align.workflow.steps.data import (
     Choose,
     DataImport,
@@ -18,7 +18,8 @@ from gmail_align.workflow.steps.data import (
     World,
     existing,
 )
-from gmail_align.workflow.work import Step, files_state
+from gmail_align.workflow.steps.learners import ContinuedCaptions, PhotoCaptions
+from gmail_align.workflow.work import Step, files_state, find_model
 
 _TABLETOP_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
@@ -92,7 +93,19 @@ class DataSets:
                 None,
                 parts["classes"] if has_classes else None,
             )
-        return whole
+        return whole if source.prompts is None else self._prompted(whole, source.prompts)
+
+    def _prompted(self, whole: ImageSet, prompts: Prompts) -> ImageSet:
+        """Return a set whose captions a model writes."""
+        settings, each = prompts.predict, prompts.each
+        if prompts.language_model is not None:
+            model = find_model(prompts.language_model, "gpt2", self.home)
+            return replace(whole, captions=ContinuedCaptions(whole.captions, model, settings, each))
+        assert prompts.captioner is not None and prompts.encoder is not None
+        captioner = existing(self.home / prompts.captioner, "captioner")
+        encoder = find_model(prompts.encoder, "clip", self.home)
+        written = PhotoCaptions(whole.images, captioner, encoder, settings, prompts.route, each)
+        return replace(whole, captions=written)
 
     def _world(self, name: str, images: int) -> World:
         if name not in _TABLETOP_SPLITS:

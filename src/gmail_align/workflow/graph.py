@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import Recipe
 from gmail_align.recipe_tables import Filter, Generator, Learner, Row, Source, uses_real_images
@@ -41,7 +40,7 @@ from gmail_align.workflow.steps.learners import (
     Probe,
     TrainedCaptioner,
 )
-from gmail_align.workflow.work import Model, Step, files_state, in_order
+from gmail_align.workflow.work import Model, Step, files_state, find_model, in_order
 
 Side = Literal["real", "generated"]
 _NOT_IDENTITY = {
@@ -378,12 +377,3 @@ def _sets_with_labels(world: World) -> list[str]:
             for number in range(world.images)
         )
     ]
-
-
-def find_model(name: str, part: str, home: Path, revision: str = "") -> Model:
-    """Return the model that a recipe names: shipped, a folder, or a hub id."""
-    name, _, revision = name.partition("@") if not revision else (name, "", revision)
-    path = model_path(name, part)
-    if not path.is_dir() and (home / path).is_dir():
-        path = home / path
-    return Model(name, part, str(path), revision)

@@ -26,6 +26,8 @@ from gmail_align.workflow.steps.data import (
 from gmail_align.workflow.steps.encoders import Aligned, Filtered, ImageFeatures, TextFeatures
 from gmail_align.workflow.steps.learners import (
     CaptionScores,
+    ContinuedCaptions,
+    PhotoCaptions,
     Predictions,
     TrainedCaptioner,
 )
@@ -152,6 +154,12 @@ def amount_of(step: Step, work: Work) -> Amount:
         prompts = amount_of(step.captions, work).captions
         images = None if prompts is None else prompts * step.config.images_per_caption
         return Amount(images, prompts)
+    if isinstance(step, ContinuedCaptions):
+        short = amount_of(step.captions, work)
+        return Amount(short.images, None if short.captions is None else short.captions * step.each)
+    if isinstance(step, PhotoCaptions):
+        images = amount_of(step.images, work).images
+        return Amount(images, None if images is None else images * step.each)
     if isinstance(step, Filtered):
         return amount_of(step.images, work)
     if isinstance(step, Pairs):
@@ -193,6 +201,9 @@ class Rates:
                 return self._synthesis(step, work)
             if isinstance(step, Filtered) and step.judge is not None:
                 return self._filter(step, step.judge, work)
+            if isinstance(step, ContinuedCaptions):
+                flop = language_shape(step.model).flops(2 * CAPTION_TOKENS)
+                return self._each(step, amount_of(step, work).captions, flop, None, 0)
             if isinstance(step, ImageFeatures):
                 return self._images(step, work)
             if isinstance(step, TextFeatures):

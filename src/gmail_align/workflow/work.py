@@ -27,6 +27,7 @@ from gmail_align.artifacts import (
     sha256_file,
 )
 from gmail_align.config import Config
+from gmail_align.encoders.shipped import model_path
 from gmail_align.engine import Engine
 from gmail_align.leases import one_at_a_time
 
@@ -151,6 +152,15 @@ class Model:
         """Fingerprint of its files, or its id and revision where it is not here yet."""
         folder = self.folder
         return f"{self.path}@{self.revision}" if folder is None else model_content(folder)
+
+
+def find_model(name: str, part: str, home: Path, revision: str = "") -> Model:
+    """Return the model that a recipe names: shipped, a folder, or a hub id."""
+    name, _, revision = name.partition("@") if not revision else (name, "", revision)
+    path = model_path(name, part)
+    if not path.is_dir() and (home / path).is_dir():
+        path = home / path
+    return Model(name, part, str(path), revision)
 
 
 def models_of(steps: Iterable[Step]) -> list[Model]:

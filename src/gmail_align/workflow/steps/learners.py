@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gmail_align.captioning.config import CaptionerConfig, PredictConfig
 from gmail_align.captioning.kinds import kind_of
+from gmail_align.workflow.steps.encoders import open_encoder
 from gmail_align.workflow.work import Model, Step, Work
 
 if TYPE_CHECKING:
@@ -61,6 +62,52 @@ class TrainedCaptioner(Step):
         images = tuple(read(seen) for seen in self.images)
         data = CaptionerData(images, texts, read(self.validation))
         train_captioner(self.settings, data, Path(self.model.path), out, seed=self.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class ContinuedCaptions(Step):
+    """Captions that a language model makes of short ones, such as those of classes."""
+
+    kind = "captions"
+    what = "captions that {model.name} writes of those of classes"
+    captions: Step
+    model: Model
+    settings: PredictConfig
+    each: int
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.captioning.prompts import continue_captions
+
+        captions, model = work.get(self.captions), Path(self.model.path)
+        continue_captions(captions, model, out, self.settings, each=self.each)
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoCaptions(Step):
+    """Captions that a captioner writes of photos without captions."""
+
+    kind = "captions"
+    what = "captions that a captioner writes of photos"
+    images: Step
+    captioner: Step
+    encoder: Model
+    settings: PredictConfig
+    route: str
+    each: int
+
+    def _make(self, work: Work, out: Path) -> None:
+        from gmail_align.captioning.prompts import caption_photos
+        from gmail_align.encoders.route import Route
+
+        caption_photos(
+            work.get(self.images),
+            work.get(self.captioner),
+            open_encoder(work, self.encoder),
+            out,
+            self.settings,
+            route=Route(self.route),
+            each=self.each,
+        )
 
 
 @dataclass(frozen=True, eq=False)
