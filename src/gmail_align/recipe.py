@@ -119,8 +119,8 @@ class Recipe(Config):
             _require_name(place, "subset", row.pairs, self.subsets)
         if row.images != "real" or row.align is not None:
             _require_name(place, "generator", row.generator, self.generator)
-        if row.reads == "real" and row.align is None:
-            raise ValueError(f'{place} has reads = "real" and no alignment: add align')
+        if row.reads != "frozen" and row.align is None:
+            raise ValueError(f'{place} has reads = "{row.reads}" and no alignment: add align')
         if row.pairs is not None and row.images == "generated" and row.align is None:
             raise ValueError(f"{place} sees no real image: leave out pairs = {row.pairs!r}")
 

@@ -212,7 +212,7 @@ class Row(Config):
     """Named subset of the pairs, whose real images are the only ones that this row may see."""
     align: str | None = None
     """Name of the alignment that generated images go through; None leaves them as they are."""
-    reads: Literal["frozen", "real"] = "frozen"
+    reads: Literal["frozen", "real", "real_head"] = "frozen"
     """Route by which the learner reads real test images."""
     encoder: str = "default"
     generator: str = "default"

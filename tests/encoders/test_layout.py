@@ -11,6 +11,7 @@ from torch.nn.functional import gelu
 
 from gmail_align.encoders.config import EncoderLayout
 from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.heads import Heads
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
 from worlds.encoders import disturb
@@ -87,6 +88,49 @@ def test_heads_of_every_kind_by_hand(clip_folder: Path) -> None:
         if kind == "residual":
             expected = expected + pooled @ encoder.generated_head.T
         assert torch.allclose(encoder.project(pooled, Route.GENERATED), expected, atol=1e-5)
+
+
+def test_norms_of_heads_by_hand() -> None:
+    pooled = torch.tensor([[0.0, 2.0], [2.0, 6.0]])
+    heads = Heads(torch.eye(2), EncoderLayout(norm="batch"), True, 0).eval()
+    norm = heads.norms["real"]
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([2.0, 3.0]))
+        norm.bias.fill_(1.0)
+    with heads.learning():
+        found = heads(pooled, heads.real, Route.REAL)
+    # Means 1 and 4, variances 1 and 4: the rows become -1 and 1 before gain and shift.
+    assert torch.allclose(found, torch.tensor([[-1.0, -2.0], [3.0, 4.0]]), atol=1e-4)
+    mean, variance = norm.statistics["mean"], norm.statistics["variance"]
+    assert torch.allclose(mean, torch.tensor([0.1, 0.4]))
+    assert torch.allclose(variance, torch.tensor([0.9 + 0.1 * 2, 0.9 + 0.1 * 8]))
+    assert torch.equal(heads.norms["generated"].statistics["mean"], torch.zeros(2))
+    by_running = (pooled - mean) / (variance + 1e-5).sqrt() * norm.weight + norm.bias
+    assert torch.allclose(heads(pooled, heads.real, Route.REAL), by_running)
+    gain, shift = norm.affine()
+    assert torch.allclose(pooled * gain + shift, by_running)
+    layer = Heads(torch.eye(2), EncoderLayout(norm="layer"), True, 0)
+    found = layer(pooled, layer.real, Route.REAL)
+    assert torch.allclose(found, torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]), atol=1e-4)
+    assert layer.norms["real"].affine() is None
+    heads.undo_norms(pooled)
+    assert torch.allclose(heads(pooled, heads.real, Route.REAL), pooled, atol=1e-5)
+    assert torch.equal(heads(pooled, heads.real, Route.FROZEN), pooled)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_norms_of_heads_are_saved(norm: str, clip_folder: Path, tmp_path: Path) -> None:
+    encoder = disturb(GmailEncoder.from_clip(clip_folder, layout=EncoderLayout(norm=norm)), 0.05)
+    before = encoder.fingerprint, encoder.route_fingerprint(Route.REAL)
+    found = _features(encoder)
+    encoder.save(tmp_path / "saved")
+    again = GmailEncoder.from_pretrained(tmp_path / "saved")
+    assert (again.fingerprint, again.route_fingerprint(Route.REAL)) == before
+    assert all(torch.equal(_features(again)[route], found[route]) for route in Route)
+    if norm == "batch":
+        with torch.no_grad():
+            again.heads.norms["real"].statistics["mean"].add_(0.1)
+        assert again.route_fingerprint(Route.REAL) != before[1]
 
 
 def test_first_weights_of_heads(clip_folder: Path) -> None:

@@ -262,7 +262,15 @@ def test_syn_clr(pixels: torch.Tensor, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [{"tune": "full"}, {"trunk": "separate"}, {"trunk": "frozen_real"}, {"tune": "none"}]
+    "layout",
+    [
+        {"tune": "full"},
+        {"trunk": "separate"},
+        {"trunk": "frozen_real"},
+        {"tune": "none"},
+        {"tune": "none", "norm": "batch"},
+    ],
+    ids=lambda layout: "-".join(layout.values()),
 )
 def test_every_layout_is_baked_in(
     layout: dict[str, str], clip_folder: Path, pixels: torch.Tensor, tmp_path: Path
@@ -279,10 +287,16 @@ def test_every_layout_is_baked_in(
             made(folder, tmp_path / "peft", "peft")
 
 
-def test_a_head_with_a_hidden_layer_is_refused(clip_folder: Path, tmp_path: Path) -> None:
-    folder = disturbed(clip_folder, tmp_path / "encoder", EncoderLayout(head="residual"))
+@pytest.mark.parametrize(
+    ("layout", "format"),
+    [({"head": "residual"}, "hf"), ({"norm": "layer"}, "hf"), ({"norm": "batch"}, "peft")],
+)
+def test_a_head_with_more_than_a_matrix_is_refused(
+    layout: dict[str, Any], format: str, clip_folder: Path, tmp_path: Path
+) -> None:
+    folder = disturbed(clip_folder, tmp_path / "encoder", EncoderLayout(**layout))
     with pytest.raises(ModelError, match="hidden layer.*export it as onnx"):
-        made(folder, tmp_path / "hf", "hf")
+        made(folder, tmp_path / "out", format)
 
 
 @pytest.mark.parametrize("head", ["residual", "affine"])

@@ -65,6 +65,14 @@ class AlignConfig(Config):
     """How images are compared with texts: CLIP's ``softmax``, SigLIP's ``sigmoid`` or Long-CLIP's
     ``long_short`` (whole features against captions, the batch's first 32 principal components
     against their first sentences). None: as the base was trained, by its own scale and bias."""
+    target: Literal["frozen", "real_head", "real"] = Field(
+        "frozen", exclude_if=lambda route: route == "frozen"
+    )
+    """Route by which Eq. 1 reads real images (Alg. 1 says the frozen model, Fig. 1 a projection
+    that is trained): the frozen model, the frozen trunk with the real head, or the deployed route.
+    The guard always compares with the frozen model."""
+    stop_gradient: bool = Field(True, exclude_if=bool)
+    """Whether Eq. 1 trains the generated side alone where its target is not frozen."""
     learn_temperature: bool = False
     """Whether the temperature of Eq. 1 is trained from there on, never below 0.01. The guard goes
     on comparing at ``temperature``."""
@@ -86,6 +94,15 @@ class AlignConfig(Config):
     the same captions in their place, or both."""
     real_share: float = Field(default=0.5, gt=0, lt=1)
     """Share of real images among them under ``mixed``."""
+    lr_heads: float | None = Field(None, gt=0, exclude_if=lambda rate: rate is None)
+    """Peak learning rate of the heads, which the paper does not tell apart; None: ``optim.lr``."""
+    phases: Literal["joint", "lora_then_heads"] = Field(
+        "joint", exclude_if=lambda phases: phases == "joint"
+    )
+    """Whether adapter and heads are trained together, or the adapter first and then the heads
+    alone (App. A gives the projections 50,000 steps of their own). One schedule spans both."""
+    lora_steps: int | None = Field(None, ge=1, exclude_if=lambda steps: steps is None)
+    """Steps of the adapter under ``lora_then_heads``, out of ``optim.steps``; None is half."""
     batch_size: int = Field(default=256, ge=2)
     """Pairs a step, over all processes; every one is compared with every other."""
     micro_batch: int | None = Field(default=None, ge=1)

@@ -33,8 +33,9 @@ class Batch:
 
     inputs: Mapping[str, Tensor]
     """What goes through the encoder, by the feature that it becomes: pixels before normalisation of
-    ``generated`` and ``real`` images; tokens of ``texts`` and ``short`` ones where the text tower
-    is trained. Rows are this process's part of the pairs: all b of them without other processes."""
+    ``generated`` and ``real`` images, and of ``real_head``, real ones by the route of that name;
+    tokens of ``texts`` and ``short`` ones where the text tower is trained. Rows are this process's
+    part of the pairs: all b of them without other processes."""
     known: Features
     """Features of all b pairs that training does not change."""
     groups: Int64[Tensor, "b 3"]
@@ -140,16 +141,17 @@ def embed(
 def _embed_images(
     encoder: GmailEncoder, inputs: Mapping[str, Tensor], config: AlignConfig
 ) -> dict[str, Tensor]:
-    """Return features of ``generated`` and ``real`` images, and ``patches`` of generated ones."""
+    """Return features of images by the routes of their names, and ``patches`` of generated ones."""
     made, real = Route.GENERATED, Route.REAL
-    pixels = {route: inputs[route] for route in (made, real) if route in inputs}
-    if encoder.shared and len(pixels) == 2:
+    pixels = {route: inputs[route] for route in (made, real, Route.REAL_HEAD) if route in inputs}
+    trunks: dict[Route, tuple[Tensor, Tensor | None]] = {}
+    if encoder.shared and {made, real} <= pixels.keys():
         count = len(pixels[made])
         pooled, patches = _trunk(encoder, torch.cat([pixels[made], pixels[real]]), config, made)
         own = None if patches is None else patches[:count]
         trunks = {made: (pooled[:count], own), real: (pooled[count:], None)}
-    else:
-        trunks = {way: _trunk(encoder, images, config, way) for way, images in pixels.items()}
+    for way in [way for way in pixels if way not in trunks]:
+        trunks[way] = _trunk(encoder, pixels[way], config, way)
     features = {str(way): encoder.project(pooled, way) for way, (pooled, _) in trunks.items()}
     tokens = trunks[made][1] if made in trunks else None
     return features if tokens is None else {**features, "patches": tokens}
@@ -189,6 +191,9 @@ def terms_of(
     temperature = None if log_scale is None else learned_temperature(log_scale)
     how = comparison(encoder, batch.groups, config, temperature)
     weights = active_terms(config.weights)
+    if config.weights.align > 0:
+        target = features[config.target]
+        features["target"] = target.detach() if config.stop_gradient else target
     terms = {term.name: term.losses(features, how).mean() for term in weights}
     weighted = [weight * terms[term.name] for term, weight in weights.items()]
     terms["total"] = torch.stack(weighted).sum()

@@ -27,7 +27,7 @@ from gmail_align.alignment.terms import (
     Term,
     active_terms,
     comparison,
-    needed_features,
+    trains_real_head,
 )
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.metrics.bootstrap import Estimate
@@ -65,7 +65,7 @@ class Guard:
             config.encoder.trunk == "frozen_real"
             and config.encoder.starts_plain
             and config.dual_heads
-            and "real" not in needed_features(config)
+            and not trains_real_head(config)
         )
 
     def metrics(self) -> dict[str, float]:
@@ -163,7 +163,8 @@ class Guard:
     def _features(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the features of the m real images, and of the n pairs."""
         generated = self._embed("generated", self.held.pairs)
-        return {**self._frozen, "real": self._real()}, {**generated, **self._texts()}
+        images = {**self._frozen, "target": self._frozen["frozen"], "real": self._real()}
+        return images, {**generated, **self._texts()}
 
     def _of(self, term: Term, images: Features, pairs: Features) -> Features | None:
         """Return what a term reads, of images or of pairs; None where a feature is absent."""

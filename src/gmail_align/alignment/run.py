@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from gmail_align.alignment.guard import Guard
 from gmail_align.alignment.interpolation import choose_strength, put
 from gmail_align.alignment.pair_index import COLUMNS, REAL
 from gmail_align.alignment.task import BatchRequest, TableMaker, Task, gather, pair_ids, prepare
-from gmail_align.alignment.terms import needed_features
+from gmail_align.alignment.terms import needed_features, trains_real_head
 from gmail_align.alignment.training_free import MAPS, Moments, set_generated_head, settings_of
 from gmail_align.alignment.verdict import moved, verdict
 from gmail_align.artifacts import MANIFEST, Artifact, Draft, begin, load, write_json
@@ -30,11 +31,13 @@ from gmail_align.data.batches import Batches
 from gmail_align.encoders.config import EncoderLayout
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import find_folder, folder_fingerprint
+from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError, TrainingError
 from gmail_align.features.cache import Cache
 from gmail_align.features.prefetch import prefetch
 from gmail_align.progress import say, set_quiet
 from gmail_align.runtime import resolve_device, stable_seed
+from gmail_align.training.config import OptimConfig
 from gmail_align.training.distributed import ranks
 from gmail_align.training.loop import CHECKPOINT, FitReport, PiecewiseLoss, fit
 
@@ -147,8 +150,9 @@ def _check(config: AlignConfig, encoder: GmailEncoder) -> None:
     weights = config.weights
     if config.apply == "always" and config.method == "gmail":
         raise ConfigError("apply=always is for training-free methods: use best or beyond_noise")
-    if not encoder.trainable(real_head="real" in needed_features(config)):
+    if not encoder.trainable(real_head=trains_real_head(config)):
         raise ConfigError("nothing is trained: set encoder.tune or encoder.train_heads")
+    _check_heads(config)
     if not encoder.has_texts and (weights.text_generated > 0 or weights.text_real > 0):
         raise ConfigError(
             "this encoder has no text tower: set weights.text_generated and weights.text_real to 0"
@@ -171,6 +175,31 @@ def _check(config: AlignConfig, encoder: GmailEncoder) -> None:
         raise ConfigError(
             f"a batch of {config.batch_size} pairs cannot be shared by {ranks().count} processes: "
             "raise batch_size"
+        )
+
+
+def _check_heads(config: AlignConfig) -> None:
+    """Refuse settings of the heads that contradict others.
+
+    Raises:
+        ConfigError: see above.
+    """
+    layout, steps = config.encoder, config.optim.steps
+    if layout.norm == "batch" and (
+        config.micro_batch is not None or ranks().count > 1 or not config.dual_heads
+    ):
+        raise ConfigError(
+            "encoder.norm=batch looks at a whole batch of one modality: leave micro_batch and "
+            "dual_heads out, and use one process"
+        )
+    if config.phases == "lora_then_heads" and (layout.tune == "none" or not layout.train_heads):
+        raise ConfigError(
+            "phases=lora_then_heads trains an adapter and then heads: leave encoder.tune and "
+            "encoder.train_heads out"
+        )
+    if (config.lora_steps or 0) >= max(steps, 1):
+        raise ConfigError(
+            f"lora_steps is {config.lora_steps} of {steps} steps: leave steps to the heads"
         )
 
 
@@ -223,6 +252,16 @@ def _counts(task: Task) -> dict[str, int]:
     }
 
 
+def optim_with_heads(config: AlignConfig, heads: Iterable[str]) -> OptimConfig:
+    """Return the optimisation of an alignment, in which heads may have a rate of their own."""
+    if config.lr_heads is None:
+        return config.optim
+    shares = dict.fromkeys(heads, config.lr_heads / config.optim.lr)
+    return config.optim.model_copy(
+        update={"rate_shares": shares | (config.optim.rate_shares or {})}
+    )
+
+
 class _Training:
     """One training: the encoder, what it reads, and the manifest's notes at the end."""
 
@@ -230,13 +269,23 @@ class _Training:
         self.encoder, self.task, self.config, self.seed = encoder, task, config, seed
         self.batches = Batches(task.train[:, REAL], config.batch_size, stable_seed(seed, "batches"))
         self.features = needed_features(config)
-        self.parameters = dict(encoder.trainable(real_head="real" in self.features))
+        self.parameters = dict(encoder.trainable(real_head=trains_real_head(config)))
+        self.heads = encoder.heads.own().keys() & self.parameters.keys()
         self.guard = Guard(encoder, task.held, config)
         self.log_scale: nn.Parameter | None = None
         if config.learn_temperature:
             start = torch.tensor(-math.log(config.temperature), device=encoder.device)
             self.log_scale = nn.Parameter(start)
+        if config.encoder.norm != "none":
+            self._start_norms()
         encoder.applied = config.encoder.starts_plain  # the guard starts at the plain model
+
+    @torch.no_grad()
+    def _start_norms(self) -> None:
+        """Let normalised heads begin about as the plain projection, by the first batch's images."""
+        encoder, batch = self.encoder, self.load(0).to(self.encoder.device)
+        pixels = encoder.preprocess.normalise(batch.inputs["generated"])
+        encoder.heads.undo_norms(ranks().gather(encoder.trunk(pixels, Route.FROZEN)))
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Train, keep what the guard chose and return the manifest's notes."""
@@ -289,19 +338,22 @@ class _Training:
             TrainingError: the loss, a gradient or the guard's score is not finite.
         """
         extra = {} if self.log_scale is None else {LOG_SCALE: self.log_scale}
+        optim = optim_with_heads(self.config, sorted(self.heads))
         with prefetch(self.load, self.config.optim.steps) as fetch:
 
             def loss(step: int) -> dict[str, Tensor] | PiecewiseLoss:
                 self.encoder.applied = True
                 batch = fetch(step).to(self.encoder.device)
                 terms = loss_terms if self.config.micro_batch is None else piecewise_terms
-                return terms(self.encoder, batch, self.config, self.log_scale)
+                with self.encoder.heads.learning():
+                    made = terms(self.encoder, batch, self.config, self.log_scale)
+                return made if self.config.phases == "joint" else self._phase(made, step)
 
             try:
                 return fit(
                     {**self.parameters, **extra},
                     loss,
-                    self.config.optim,
+                    optim,
                     seed=self.seed,
                     folder=folder,
                     evaluate=self.guard.metrics,
@@ -310,6 +362,20 @@ class _Training:
                 )
             except TrainingError as error:
                 raise self._with_batch(error, folder) from error
+
+    def _phase(self, loss: Mapping[str, Tensor] | PiecewiseLoss, step: int) -> PiecewiseLoss:
+        """Keep the gradients of the present phase alone; the optimiser leaves out what has none."""
+        if not isinstance(loss, PiecewiseLoss):
+            loss = PiecewiseLoss(loss, [loss["total"]])
+        first = self.config.lora_steps or self.config.optim.steps // 2
+
+        def pieces() -> Iterator[Tensor]:
+            yield from loss.pieces
+            for name, parameter in self.parameters.items():
+                if (name in self.heads) == (step < first):
+                    parameter.grad = None
+
+        return PiecewiseLoss(loss.terms, pieces())
 
     def _with_batch(self, error: TrainingError, folder: Path) -> TrainingError:
         """Write down which pairs were in the batch that broke the training."""

@@ -26,7 +26,7 @@ from gmail_align.alignment.pair_index import (
     index_pairs,
     without_images,
 )
-from gmail_align.alignment.terms import needed_features
+from gmail_align.alignment.terms import needed_features, trains_real_head
 from gmail_align.alignment.tokens import extract_tokens, read_tokens
 from gmail_align.artifacts import Artifact
 from gmail_align.encoders.encoder import GmailEncoder
@@ -68,8 +68,9 @@ class Tables:
     """All tables, by the feature that their rows are or become."""
 
     inputs: Mapping[str, Table]
-    """What goes through the encoder: pixels of ``generated`` and ``real`` images, and tokens of
-    ``texts`` and ``short`` ones where the text tower is trained."""
+    """What goes through the encoder: pixels of ``generated`` and ``real`` images (``real_head``
+    too where Eq. 1 reads real ones by that route), and tokens of ``texts`` and ``short`` ones where
+    the text tower is trained."""
     known: Mapping[str, Table]
     """What is frozen: ``frozen``, ``frozen_patches``, ``texts`` and ``short``."""
 
@@ -198,12 +199,14 @@ class TableMaker:
             held: Numbers of the held-out real images.
         """
         real, every = sources["real"], np.arange(self.index.count("real"))
-        pixels = "real" in self.needs or self.config.data != "synthetic"
+        pixels = trains_real_head(self.config) or self.config.data != "synthetic"
         generated = np.arange(self.index.count("generated"))
         inputs = {
             "generated": self._pixels(sources["generated"], "generated", generated),
             "real": self._pixels(real, "real", every if pixels else held),
         }
+        if "real_head" in self.needs:
+            inputs["real_head"] = inputs["real"]
         needed = every if self.needs & {"frozen", "frozen_patches"} else held
         known = {"frozen": self.frozen(real, "real", needed)}
         if "frozen_patches" in self.needs:

@@ -103,6 +103,7 @@ class Term:
     needs: frozenset[str]
     """The features that it reads, by name. ``generated``: generated images by the ``generated``
     route. ``real``: real images by the ``real`` route. ``frozen``: frozen features of real images.
+    ``target``: real images by the route of Eq. 1's target; the guard's are frozen.
     ``patches``: means of the patch tokens of generated images. ``frozen_patches``: the same of
     real images, frozen. ``texts``: captions. ``short``: their first sentences."""
     losses: Callable[[Features, Comparison], Tensor]
@@ -112,7 +113,7 @@ class Term:
 
 
 def _align(features: Features, how: Comparison) -> Tensor:
-    return _eq1(features["generated"], features["frozen"], how, how.direction)
+    return _eq1(features["generated"], features["target"], how, how.direction)
 
 
 def _patch(features: Features, how: Comparison) -> Tensor:
@@ -155,7 +156,7 @@ def _needs(*names: str) -> frozenset[str]:
 
 
 TERMS: Final = (
-    Term("align", _needs("generated", "frozen"), _align, contrastive=True),
+    Term("align", _needs("generated", "target"), _align, contrastive=True),
     Term("text_generated", _needs("generated", "texts"), _text("generated"), contrastive=True),
     Term("text_real", _needs("real", "texts"), _text("real"), contrastive=True),
     Term(
@@ -188,4 +189,11 @@ def needed_features(config: AlignConfig) -> frozenset[str]:
     """Return the features that training by these settings reads."""
     terms = active_terms(config.weights)
     names = frozenset({"generated"}).union(*(term.needs for term in terms))
+    if "target" in names:
+        names = names - {"target"} | {config.target}
     return names | {"short"} if "texts" in names and config.text_loss == "long_short" else names
+
+
+def trains_real_head(config: AlignConfig) -> bool:
+    """Whether real images go through their head in training."""
+    return not needed_features(config).isdisjoint({"real", "real_head"})

@@ -61,11 +61,15 @@ class EncoderLayout(Config):
     """What W begins as: the model's own projection, the identity or noise."""
     train_heads: bool = True
     """Whether heads are trained at all."""
+    norm: Literal["none", "batch", "layer"] = Field("none", exclude_if=lambda kind: kind == "none")
+    """What normalises the trunk's output before a head reads it (Sec. 4.1 names batch
+    normalisation and not its place). ``batch``: by the batch in training, by running statistics
+    elsewhere. ``layer``: each image by itself. Its gain and shift begin by undoing it."""
 
     @property
     def starts_plain(self) -> bool:
-        """Whether every route is the plain model before training."""
-        return self.head != "mlp" and self.head_init == "clip"
+        """Whether every route is the plain model, bit for bit, before training."""
+        return self.head != "mlp" and self.head_init == "clip" and self.norm == "none"
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -390,7 +390,8 @@ class GmailEncoder(nn.Module):
             if not torch.equal(self.embed_pixels(pixels, route), plain):
                 raise ModelError(f"route {route} differs from the plain model before training")
         self._trunk.backbone(Route.GENERATED)
-        own = {id(parameter): name for name, parameter in self._own_tensors().items()}
+        moved = self.heads.statistics  # without a gradient
+        own = {id(p): name for name, p in self._own_tensors().items() if id(p) not in moved}
         trainable = {id(p): name for name, p in self.named_parameters() if p.requires_grad}
         odd = [n for key, n in (own | trainable).items() if (key in own) != (key in trainable)]
         odd += sorted(set(self._trunk.own()) ^ self._trunk.expected())

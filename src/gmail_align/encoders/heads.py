@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import batch_norm, gelu, layer_norm, linear
 
 from gmail_align.artifacts import write_bytes
 from gmail_align.encoders.config import EncoderLayout
@@ -18,6 +21,50 @@ from gmail_align.runtime import stable_seed
 
 HEADS = "heads.safetensors"
 HIDDEN = "head_layers.safetensors"
+_EPS = 1e-5
+
+
+class Norm(nn.Module):
+    """Normalisation of what a head reads: over the batch in training, or of each image."""
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.statistics = nn.ParameterDict()
+        """Running mean and variance. They are parameters without gradient, so that checkpoints,
+        folders and fingerprints treat them like all else that training changes."""
+        if kind == "batch":
+            start = {"mean": torch.zeros(width), "variance": torch.ones(width)}
+            fixed = {key: nn.Parameter(value, requires_grad=False) for key, value in start.items()}
+            self.statistics.update(fixed)
+
+    def forward(self, pooled: Float[Tensor, "b width"]) -> Float[Tensor, "b width"]:
+        """Normalise; in training, batch normalisation moves its running statistics."""
+        if not self.statistics:
+            return layer_norm(pooled, self.weight.shape, self.weight, self.bias, _EPS)
+        mean, variance = self.statistics["mean"], self.statistics["variance"]
+        return batch_norm(pooled, mean, variance, self.weight, self.bias, self.training, eps=_EPS)
+
+    @torch.no_grad()
+    def undo(self, pooled: Float[Tensor, "n width"]) -> None:
+        """Choose gain and shift so that features like these come out about as they went in."""
+        axis = 0 if self.statistics else 1
+        mean, variance = pooled.mean(dim=axis), pooled.var(dim=axis, unbiased=False)
+        if self.statistics:
+            self.statistics["mean"].copy_(mean)
+            self.statistics["variance"].copy_(variance)
+        else:
+            mean, variance = mean.mean(), variance.mean()
+        self.weight.copy_((variance + _EPS).sqrt().expand_as(self.weight))
+        self.bias.copy_(mean.expand_as(self.bias))
+
+    def affine(self) -> tuple[Float[Tensor, " width"], Float[Tensor, " width"]] | None:
+        """Return gain and shift of batch normalisation outside training; None of another kind."""
+        if not self.statistics:
+            return None
+        gain = self.weight / (self.statistics["variance"] + _EPS).sqrt()
+        return gain, self.bias - gain * self.statistics["mean"]
 
 
 class Shift(nn.Module):
@@ -84,7 +131,12 @@ class Heads(nn.Module):
         self.generated = nn.Parameter(weight.clone()) if dual else self.real
         self.layers = nn.ModuleDict()
         """What heads that are not linear have beside their matrices."""
+        self.norms = nn.ModuleDict()
+        """What normalises the input of each head."""
         dim, width = plain.shape
+        if layout.norm != "none":
+            names = ("real", "generated")[: 2 if dual else 1]
+            self.norms.update({name: Norm(layout.norm, width) for name in names})
         if layout.head == "affine":
             self.layers["generated" if dual else "real"] = Shift(dim)
         elif layout.head != "linear":
@@ -96,22 +148,52 @@ class Heads(nn.Module):
         self, pooled: Float[Tensor, "b width"], weight: Float[Tensor, "dim width"], route: Route
     ) -> Float[Tensor, "b dim"]:
         """Apply the head of ``route`` with W = ``weight``."""
-        layer = None if route is Route.FROZEN else self._layer(route)
+        if route is Route.FROZEN:
+            return linear(pooled, weight)
+        norm, layer = self.norm(route), self._of(self.layers, route)
+        pooled = pooled if norm is None else norm(pooled)
         if layer is None:
             return linear(pooled, weight)
         features: Tensor = layer(pooled, weight)
         return features
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Let batch normalisation go by the batch, and move its running statistics."""
+        self.train()
+        try:
+            yield
+        finally:
+            self.eval()
+
+    @property
+    def statistics(self) -> set[int]:
+        """The ids of the parameters that change without a gradient."""
+        return {
+            id(p) for norm in self.norms.values() for p in cast("Norm", norm).statistics.values()
+        }
+
+    def norm(self, route: Route) -> Norm | None:
+        """Return what normalises the input of a route's head, if anything does."""
+        norm = self._of(self.norms, route)
+        return None if norm is None else cast("Norm", norm)
+
+    def undo_norms(self, pooled: Float[Tensor, "n width"]) -> None:
+        """Let every normalisation begin as about the identity of features like these."""
+        for norm in self.norms.values():
+            cast("Norm", norm).undo(pooled)
 
     def matrix(self, route: Route) -> nn.Parameter:
         """Return W of a route that is not frozen."""
         return self.generated if route is Route.GENERATED else self.real
 
     def hidden(self, route: Route | None = None) -> dict[str, nn.Parameter]:
-        """Return the hidden layers' parameters by name: all of them, or those of one route."""
-        if route is None:
-            return dict(self.layers.named_parameters(prefix="hidden"))
-        layer = self._layer(route)
-        return {} if layer is None else dict(layer.named_parameters(prefix="hidden"))
+        """Return what heads have beside their matrices by name: all of it, or that of one route."""
+        named: dict[str, nn.Parameter] = {}
+        for prefix, modules in (("hidden", self.layers), ("norm", self.norms)):
+            module = modules if route is None else self._of(modules, route)
+            named |= {} if module is None else dict(module.named_parameters(prefix=prefix))
+        return named
 
     def own(self) -> dict[str, nn.Parameter]:
         """Return every parameter by its name in the encoder."""
@@ -137,8 +219,8 @@ class Heads(nn.Module):
 
     def _files(self, folder: Path) -> dict[Path, dict[str, nn.Parameter]]:
         files = {folder / HEADS: {"real": self.real, "generated": self.generated}}
-        return files | ({folder / HIDDEN: self.hidden()} if self.layers else {})
+        return files | ({folder / HIDDEN: self.hidden()} if self.hidden() else {})
 
-    def _layer(self, route: Route) -> nn.Module | None:
-        name = "generated" if route is Route.GENERATED and "generated" in self.layers else "real"
-        return self.layers[name] if name in self.layers else None  # noqa: SIM401
+    def _of(self, modules: nn.ModuleDict, route: Route) -> nn.Module | None:
+        name = "generated" if route is Route.GENERATED and "generated" in modules else "real"
+        return modules[name] if name in modules else None  # noqa: SIM401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -23,7 +24,9 @@ def merge(encoder: GmailEncoder, route: Route) -> Backbone:
     """
     state = {name: tensor.cpu().clone() for name, tensor in encoder.backbone.state().items()}
     state |= _changed(encoder, route, state)
-    merged, head = load_backbone(encoder.base_folder), head_weight(encoder, route)
+    merged = load_backbone(encoder.base_folder)
+    folded = merged.last_norm is not None and _fold_norm(encoder, route, merged.last_norm, state)
+    head = _matrix(encoder, route) if folded else head_weight(encoder, route)
     if merged.projection is not None and head is not None:
         state[merged.projection] = head
     merged.module.load_state_dict(state)
@@ -35,17 +38,34 @@ def head_weight(encoder: GmailEncoder, route: Route) -> Float[Tensor, "dim width
     """Return the matrix behind the trunk; None where the model has none.
 
     Raises:
-        ModelError: the head has a hidden layer or a shift, for which a plain model has no place.
+        ModelError: the head is more than a matrix, for which this format has no place.
     """
-    if not encoder.applied:
-        route = Route.FROZEN
-    if route is not Route.FROZEN and encoder.heads.hidden(route):
+    if encoder.applied and route is not Route.FROZEN and encoder.heads.hidden(route):
         raise ModelError(
-            "this head has a hidden layer or a shift, and a plain model cannot hold that: "
-            "export it as onnx"
+            "this head has a hidden layer, a shift or a normalisation, and a plain model cannot "
+            "hold that: export it as onnx"
         )
-    head = encoder.head(route)
+    return _matrix(encoder, route)
+
+
+def _matrix(encoder: GmailEncoder, route: Route) -> Float[Tensor, "dim width"] | None:
+    head = encoder.head(route if encoder.applied else Route.FROZEN)
     return None if head is None else head.detach().cpu().clone()
+
+
+@torch.no_grad()
+def _fold_norm(encoder: GmailEncoder, route: Route, name: str, state: dict[str, Tensor]) -> bool:
+    """Put batch normalisation before a linear head into the tower's last norm; say if it was."""
+    if not encoder.applied or route is Route.FROZEN or encoder.layout.head != "linear":
+        return False
+    norm = encoder.heads.norm(route)
+    affine = None if norm is None else norm.affine()
+    if affine is None:
+        return False
+    gain, shift = (part.cpu() for part in affine)
+    state[f"{name}.weight"] = state[f"{name}.weight"] * gain
+    state[f"{name}.bias"] = state[f"{name}.bias"] * gain + shift
+    return True
 
 
 def adapter_name(encoder: GmailEncoder, route: Route) -> str | None:

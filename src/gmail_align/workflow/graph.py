@@ -235,7 +235,7 @@ class Graph:
             of = "" if row.pairs is None else f" on {row.pairs}"
             judged = self.judge(f"{row.align}{of}", row, aligned, seed)
         judges = judged or self.plain_encoder(row)
-        reader = aligned if row.reads == "real" and aligned is not None else self.encoder(row)
+        reader = self.encoder(row) if aligned is None or row.reads == "frozen" else aligned
         test = self.real_features("test", reader, row.reads, row)
         if learner.kind == "probe":
             probe = self._probe(learner, row, seed, reader)

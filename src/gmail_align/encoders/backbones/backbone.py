@@ -47,6 +47,8 @@ class Backbone:
     """Whether every text is padded to the text tower's full length, and no mask is used."""
     projection: ClassVar[str | None] = None
     """Name of the weight behind the vision tower into which a head can be baked."""
+    last_norm: ClassVar[str | None] = None
+    """Name of the affine norm of what :attr:`projection` reads, and of nothing else."""
     formats: ClassVar[frozenset[str]] = frozenset({"hf", "peft", "onnx"})
     """Formats of exports that have a place for such models."""
 

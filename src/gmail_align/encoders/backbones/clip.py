@@ -29,6 +29,7 @@ class ClipBackbone(Backbone):
     name = "CLIP"
     model_class = CLIPModel
     projection = "visual_projection.weight"
+    last_norm = "vision_model.post_layernorm"
     formats = Backbone.formats | {"open_clip", "llava", "sentence-transformers"}
 
     @property
