@@ -22,6 +22,7 @@ from gmail_align.workflow.steps.encoders import Aligned
 from gmail_align.workflow.work import in_order
 
 UNTIMED = ("report", "seconds")
+MEASURED = ("seconds", "memory_gb")
 
 
 def smoke(work: Path) -> list[str]:
@@ -34,7 +35,7 @@ def manifests(work: Path, kind: str = "*") -> set[Path]:
 
 
 def untimed(result: dict[str, Any]) -> dict[str, Any]:
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in result["rows"]]
+    rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in result["rows"]]
     return {k: v for k, v in result.items() if k not in UNTIMED} | {"rows": rows}
 
 

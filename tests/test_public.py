@@ -28,6 +28,7 @@ PUBLIC = [
     "export",
     "run",
     "plan",
+    "study",
     "GmailAlignError",
     "UserError",
     "__version__",

@@ -13,7 +13,7 @@ from gmail_align.errors import GmailAlignError, UserError
 if TYPE_CHECKING:
     from gmail_align.alignment.losses import alignment_loss
     from gmail_align.api.places import load
-    from gmail_align.api.runs import plan, run
+    from gmail_align.api.runs import plan, run, study
     from gmail_align.api.scores import (
         compare,
         evaluate_answers,
@@ -64,6 +64,7 @@ __all__ = [
     "export",
     "run",
     "plan",
+    "study",
     "GmailAlignError",
     "UserError",
     "__version__",
@@ -77,6 +78,7 @@ _HOMES = {
     "compare": "gmail_align.api.scores",
     "run": "gmail_align.api.runs",
     "plan": "gmail_align.api.runs",
+    "study": "gmail_align.api.runs",
 }
 """Public name -> the module that defines it, unless its name says so (see :func:`_home`)."""
 

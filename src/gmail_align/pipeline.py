@@ -58,21 +58,26 @@ def run(
         return finished
     if fetch_inputs(steps):
         steps = steps_of(recipe, home)  # a model that has come is known by its content
-    work = Work(folder, _engine(recipe, engine))
+    work = Work(folder, engine_of(recipe, engine))
     write_json(folder / INDEX, index_of(steps))
-    # 1. Data, leak check, synthesis, pairs, and the features that no training changes.
-    for step in steps.shared:
-        work.get(step)
-    # 2. Alignments, learners and predictions, several rows at a time.
-    train_rows(steps, work)
-    # 3. Scores of all rows on the same images, claims, and the report.
-    for scores in steps.scores:
-        work.get(scores)
+    make(steps, work)
     result = {"recipe": name, **summarise(recipe, steps, work)}
     page = write_run_report(recipe, steps, work, result)
     write_json(folder / RESULT, result)
     write_json(folder / RECIPE, {**tables, "steps": [step.key for step in steps.targets]})
     return {**result, "report": str(page)}
+
+
+def make(steps: RecipeSteps, work: Work) -> None:
+    """Make everything that a recipe consists of, and skip what is complete."""
+    # 1. Data, leak check, synthesis, pairs, and the features that no training changes.
+    for step in steps.shared:
+        work.get(step)
+    # 2. Alignments, learners and predictions, several rows at a time.
+    train_rows(steps, work)
+    # 3. Scores of all rows on the same images, from which claims and the report come.
+    for scores in steps.scores:
+        work.get(scores)
 
 
 def index(name: str, overrides: Sequence[str] = ()) -> dict[str, list[dict[str, str]]]:
@@ -250,7 +255,7 @@ def home_of(name: str) -> Path:
     return recipe_file(name).resolve().parent if name.endswith(".toml") else Path.cwd()
 
 
-def _engine(recipe: Recipe, place: str) -> Engine:
+def engine_of(recipe: Recipe, place: str) -> Engine:
     """Work in one process a GPU, or without GPUs in one a core, at most eight."""
     local = Engine(place, recipe.workers)
     if recipe.workers is not None or local.on_ray:

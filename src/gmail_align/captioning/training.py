@@ -91,6 +91,7 @@ def train_captioner(
         training.counts,
         best_step=report.best_step,
         validation=report.scores,
+        speed=report.speed,
         truncated=training.tokens.truncated,
         trained_on=dict(training.captioner.identity),
     )

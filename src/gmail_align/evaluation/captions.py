@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gmail_align.artifacts import Artifact
 from gmail_align.data.model_outputs import Predictions, listed, open_predictions
 from gmail_align.data.protocols import PROTOCOLS, captions_each
@@ -16,16 +14,15 @@ from gmail_align.data.references import References, first_captions, open_referen
 from gmail_align.errors import DataError
 from gmail_align.evaluation.clipscore import ClipEncoder, ClipFiles, clip_features
 from gmail_align.items import Items
-from gmail_align.metrics.bootstrap import Estimate, Values, interval, resample_weights
 from gmail_align.metrics.caption_scores import (
     CaptionScores,
     WordVectors,
     compare_captioners,
     paired_caption_difference,
 )
+from gmail_align.metrics.statistics import over_runs
 from gmail_align.results import Result, begin_result, estimate_table
 
-RESAMPLES = 1000
 _BLANK = "."
 """Stands for a caption without text: the tokenizer drops it, so it scores nothing."""
 
@@ -176,10 +173,9 @@ def evaluate_seeds(
 ) -> Result:
     """Score every captioner of every run on the same images.
 
-    A value is the mean over runs of the corpus value. Its interval resamples images and, where
-    there are several, runs (crossed bootstrap; Owen 2007). The result holds ``systems`` and
-    ``paired`` as :func:`evaluate_captions` does, and ``per_seed``: captioner -> metric -> each
-    run's value.
+    Values and intervals are those of :func:`gmail_align.metrics.statistics.over_runs`. The result
+    holds ``systems`` and ``paired`` as :func:`evaluate_captions` does, and ``per_seed``: captioner
+    -> metric -> each run's value.
 
     Args:
         runs: One mapping a seed: captioner -> predictions; the same captioners in each.
@@ -214,10 +210,10 @@ def evaluate_seeds(
         return result.complete
     scores = score(texts, human, options)
     table = {name: [scores[_key(name, i)] for i in range(len(runs))] for name in names}
-    weights = _weights(len(human), len(runs), options.seed)
+    seed = options.seed
     details = {
-        "systems": {name: _over_runs(own, None, weights) for name, own in table.items()},
-        "paired": {f"{a} - {b}": _over_runs(table[a], table[b], weights) for a, b in paired},
+        "systems": {name: _over_runs(own, None, seed) for name, own in table.items()},
+        "paired": {f"{a} - {b}": _over_runs(table[a], table[b], seed) for a, b in paired},
         "per_seed": {name: _per_seed(own) for name, own in table.items()},
     }
     return result.finish({}, unavailable=_unavailable(scores), details=details)
@@ -288,29 +284,12 @@ def _key(name: str, number: int) -> str:
     return f"{name}@{number}"
 
 
-def _weights(images: int, runs: int, seed: int) -> tuple[Values, Values]:
-    """Draw how often each image and each run stands in each resample."""
-    rng = np.random.default_rng(seed)
-    of_images = resample_weights(rng, RESAMPLES, images)
-    return of_images, resample_weights(rng, RESAMPLES, runs) / runs
-
-
 def _over_runs(
-    first: Sequence[CaptionScores],
-    second: Sequence[CaptionScores] | None,
-    weights: tuple[Values, Values],
+    first: Sequence[CaptionScores], second: Sequence[CaptionScores] | None, seed: int
 ) -> dict[str, Any]:
     """Estimate every metric of one captioner, or of the difference of two."""
-    of_images, of_runs = weights
-    found: dict[str, Estimate] = {}
-    for metric in first[0].metrics:
-        value = float(np.mean([own.metrics[metric].value for own in first]))
-        columns = np.stack([own.columns[metric].on(of_images) for own in first], axis=1)
-        if second is not None:
-            value -= float(np.mean([own.metrics[metric].value for own in second]))
-            columns -= np.stack([own.columns[metric].on(of_images) for own in second], axis=1)
-        found[metric] = interval(value, (columns * of_runs).sum(axis=1), of_images.shape[1])
-    return estimate_table(found)
+    others = None if second is None else [own.columns for own in second]
+    return estimate_table(over_runs([own.columns for own in first], others, seed=seed))
 
 
 def _per_seed(scores: Sequence[CaptionScores]) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ from gmail_align.data.model_outputs import listed
 from gmail_align.errors import DataError
 from gmail_align.items import Items
 from gmail_align.metrics.bootstrap import Estimate
-from gmail_align.metrics.statistics import differences
+from gmail_align.metrics.statistics import Column, differences, over_runs
 from gmail_align.results import Result, begin_result
 
 FEWEST: Final = 6
@@ -34,12 +34,42 @@ def score(
     Raises:
         DataError: the two are of different protocols or items, or do not have such a metric.
     """
+    b, wanted = _matched(a, b, metrics)
+    return differences(
+        {name: a.columns[name] for name in wanted},
+        {name: b.columns[name] for name in wanted},
+        seed=seed,
+    )
+
+
+def score_runs(
+    a: Sequence[Items], b: Sequence[Items], metrics: Sequence[str] | None = None, *, seed: int = 0
+) -> dict[str, Estimate]:
+    """Estimate a - b over several runs, run paired with run; see :func:`score`.
+
+    Raises:
+        DataError: see :func:`score`.
+    """
+    sides: tuple[list[dict[str, Column]], list[dict[str, Column]]] = [], []
+    for first, second in zip(a, b, strict=True):
+        matched, wanted = _matched(first, second, metrics)
+        for side, items in zip(sides, (first, matched), strict=True):
+            ordered = items.in_order_of(a[0].ids)
+            side.append({name: ordered.columns[name] for name in wanted})
+    return over_runs(*sides, seed=seed)
+
+
+def _matched(a: Items, b: Items, metrics: Sequence[str] | None) -> tuple[Items, list[str]]:
+    """Return b in the order of a, and the metrics to compare.
+
+    Raises:
+        DataError: see :func:`score`.
+    """
     if a.protocol != b.protocol:
         raise DataError(f"{a.protocol} and {b.protocol} are different protocols: nothing to pair")
     apart = [*(set(a.ids) - set(b.ids)), *(set(b.ids) - set(a.ids))]
     if apart:
         raise DataError(f"only one of the two results has {listed(sorted(apart), 'item')}")
-    b = b.in_order_of(a.ids)
     shared = [name for name in a.columns if name in b.columns]
     lacking = [name for name in metrics or () if name not in shared]
     if lacking or not shared:
@@ -47,12 +77,7 @@ def score(
             f"both results need {', '.join(lacking) or 'a metric in common'}; they have in common "
             f"{', '.join(shared) or 'none'}"
         )
-    wanted = list(metrics or shared)
-    return differences(
-        {name: a.columns[name] for name in wanted},
-        {name: b.columns[name] for name in wanted},
-        seed=seed,
-    )
+    return b.in_order_of(a.ids), list(metrics or shared)
 
 
 def verdict(difference: Estimate) -> str:

@@ -6,14 +6,20 @@ Kept as one row of summands an image, it costs a matrix product to evaluate it o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from gmail_align.errors import UserError
-from gmail_align.metrics.bootstrap import Estimate, Values, bootstrap_replicates, interval
+from gmail_align.metrics.bootstrap import (
+    Estimate,
+    Values,
+    bootstrap_replicates,
+    interval,
+    resample_weights,
+)
 from gmail_align.metrics.meteor import corpus_meteor
 from gmail_align.metrics.ngrams import corpus_bleu
 
@@ -100,6 +106,42 @@ def differences(
     """
     shared = {name: column for name, column in a.items() if name in b}
     return _estimates(shared, {name: b[name] for name in shared}, resamples=resamples, seed=seed)
+
+
+def over_runs(
+    first: Sequence[Mapping[str, Column]],
+    second: Sequence[Mapping[str, Column]] | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Estimate every metric of several runs on the same items, or the difference of two such rows.
+
+    A value is the mean over runs. Its interval resamples items and, where there are several, runs
+    (crossed bootstrap; Owen 2007). Of two rows, runs are paired as well as items.
+
+    Args:
+        first: metric -> column, of each run.
+        second: the same of the other row.
+        resamples: how many resamples.
+        seed: of the resampling.
+    """
+    names = [name for name in first[0] if second is None or name in second[0]]
+    if not names:
+        return {}
+    items, runs = len(first[0][names[0]].values), len(first)
+    rng = np.random.default_rng(seed)
+    of_items = resample_weights(rng, resamples, items)
+    of_runs = resample_weights(rng, resamples, runs) / runs
+    found = {}
+    for name in names:
+        value = float(np.mean([run[name].value for run in first]))
+        columns = np.stack([run[name].on(of_items) for run in first], axis=1)
+        if second is not None:
+            value -= float(np.mean([run[name].value for run in second]))
+            columns -= np.stack([run[name].on(of_items) for run in second], axis=1)
+        found[name] = interval(value, (columns * of_runs).sum(axis=1), items)
+    return found
 
 
 def _estimates(

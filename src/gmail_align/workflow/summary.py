@@ -22,9 +22,8 @@ ONE_SEED: Final = (
     "not the luck of training: rows that differ in their seed alone can differ by more."
 )
 MEAN_OF_SEEDS: Final = (
-    "Rows: means over seeds, with intervals over images and seeds together. Gap, retrieval and "
-    "zero-shot of aligned encoders: means over seeds, with the average of the seeds' intervals "
-    "over images."
+    "Values are means over seeds, with intervals over images and seeds together; those of measures "
+    "of the gap that are no mean over images are the average of the seeds' intervals."
 )
 
 
@@ -67,11 +66,11 @@ def _row(
         "images": row.images,
         "align": row.align,
         "pairs": row.pairs,
-        "real_images": used[0]["real_images"],
-        "generated_images": used[0]["generated_images"],
-        "steps": used[0]["steps"],
-        "seconds": round(sum(one["seconds"] for one in used) / len(used), 1),
+        **used[0],
+        **{name: _mean([one[name] for one in used]) for name in ("seconds", "steps_kept")},
+        "memory_gb": max(one["memory_gb"] for one in used),
         **_scores(seeds, scored, work),
+        "encoder": _encoder([one.reader for one in seeds], work),
     }
 
 
@@ -82,21 +81,55 @@ def _scores(
     name = seeds[0].row.name
     if scored is not None:
         return {"metrics": scored["systems"][name], "per_seed": scored["per_seed"][name]}
-    runs = [metrics_of(work.path(row.output)) for row in seeds if row.output is not None]
+    places = [work.path(row.output) for row in seeds if row.output is not None]
+    runs = [metrics_of(place) for place in places]
     per_seed = {metric: [run[metric]["value"] for run in runs] for metric in (runs or [{}])[0]}
-    return {"metrics": mean_of(runs) if runs else {}, "per_seed": per_seed}
+    return {"metrics": _over_seeds(places) if places else {}, "per_seed": per_seed}
+
+
+def _over_seeds(folders: Sequence[Path]) -> dict[str, Any]:
+    """Average the metrics of one result over seeds; intervals are over images and seeds together.
+
+    Metrics that are no function of sums over images have the average of the seeds' intervals.
+    """
+    from gmail_align.items import ITEMS, read_items
+    from gmail_align.metrics.statistics import over_runs
+
+    means: dict[str, Any] = mean_of([metrics_of(folder) for folder in folders])
+    if len(folders) == 1 or not all((folder / ITEMS).exists() for folder in folders):
+        return means
+    runs = [read_items(folder) for folder in folders]
+    columns = [run.in_order_of(runs[0].ids).columns for run in runs]
+    together = estimate_table(over_runs(columns))
+    return means | {name: together[name] for name in means if name in together}
 
 
 def _used(row: RowSteps, work: Work) -> dict[str, Any]:
-    """Count the images that a row's training looked at, its steps and its seconds."""
+    """Count what a row's training took.
+
+    ``steps_kept`` is how far its trainings were when their best steps were reached, and
+    ``memory_gb`` the most memory that one of them held.
+    """
     trained = [step for step in in_order(row.targets) if step.trains]
     seen = [one for step in trained for one in images_used(step)]
+    notes = [work.get(step).manifest.get("notes", {}) for step in trained]
+    steps = [steps_run(work.path(step)) for step in trained]
     return {
         "real_images": len(_ids(seen, "real", work)),
         "generated_images": len(_ids(seen, "generated", work)),
-        "steps": sum(steps_run(work.path(step)) for step in trained),
+        "steps": sum(steps),
+        "steps_kept": sum(
+            min(note.get("best_step", 0), ran) for note, ran in zip(notes, steps, strict=True)
+        ),
         "seconds": sum(work.get(step).manifest["seconds"] for step in trained),
+        "memory_gb": max(
+            (note.get("speed", {}).get("peak_memory_gb", 0.0) for note in notes), default=0.0
+        ),
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 1)
 
 
 def images_used(step: Step) -> list[tuple[str, Step]]:
@@ -151,22 +184,23 @@ def _claim(
 def _differences(
     better: Sequence[RowSteps], worse: Sequence[RowSteps], metric: str, work: Work
 ) -> dict[str, Any]:
-    """Compare two rows image by image, in the first kind of result that has the metric.
+    """Compare two rows image by image and seed by seed, in the first result that has the metric.
 
-    Over several seeds the differences are averaged, their bounds too.
+    ``PROTOCOL/METRIC`` names the result.
     """
-    from gmail_align.evaluation.compare import score
+    from gmail_align.evaluation.compare import score_runs
     from gmail_align.items import read_items
 
+    protocol, _, name = metric.rpartition("/")
     for place, step in enumerate(better[0].results):
-        if len(worse[0].results) <= place or metric not in metrics_of(work.path(step)):
+        if protocol and getattr(step, "protocol", "") != protocol:
             continue
-        runs = []
-        for first, second in zip(better, worse, strict=True):
-            a, b = (read_items(work.path(row.results[place])) for row in (first, second))
-            runs.append(estimate_table(score(a, b, [metric], seed=0)))
-        averaged: dict[str, Any] = mean_of(runs)
-        return averaged
+        if len(worse[0].results) <= place or name not in metrics_of(work.path(step)):
+            continue
+        first, second = (
+            [read_items(work.path(one.results[place])) for one in row] for row in (better, worse)
+        )
+        return {metric: estimate_table(score_runs(first, second, [name]))[name]}
     return {}
 
 
@@ -196,7 +230,7 @@ def _encoder(seeds: Sequence[JudgedEncoder], work: Work) -> dict[str, Any]:
     first = seeds[0]
 
     def mean(step_of: Any) -> Any:
-        return mean_of([metrics_of(work.path(step_of(one))) for one in seeds])
+        return _over_seeds([work.path(step_of(one)) for one in seeds])
 
     retrieval = {name: mean(lambda one, name=name: one.retrieval[name]) for name in first.retrieval}
     zeroshot = {name: mean(lambda one, name=name: one.zeroshot[name]) for name in first.zeroshot}

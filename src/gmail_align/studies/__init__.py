@@ -1,0 +1,1 @@
+"""Studies: the tables of the paper as recipes, run with seeds and set beside its numbers."""

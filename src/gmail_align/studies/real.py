@@ -1,0 +1,50 @@
+"""Studies of real data: functions, because each reads files of its own kind from a folder.
+
+``gmail-align study NAME --data DIR`` calls the function that :data:`DATA_STUDIES` names. It takes
+the folder and the options, and returns a result like that of any other study; tables, page and
+verdicts are written from it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Final
+
+from gmail_align.errors import ConfigError
+from gmail_align.studies.result import StudyResult
+from gmail_align.studies.run import StudyOptions
+
+
+@dataclass(frozen=True)
+class DataStudy:
+    """A study of real data.
+
+    Attributes:
+        title: What it measures.
+        target: ``module:function`` below ``gmail_align.studies``; the function is
+            ``(data: Path, options: StudyOptions) -> StudyResult``.
+    """
+
+    title: str
+    target: str
+
+
+DATA_STUDIES: Final[dict[str, DataStudy]] = {}
+"""Name -> study."""
+
+
+def run_data_study(name: str, options: StudyOptions) -> StudyResult:
+    """Run a study of real data.
+
+    Raises:
+        ConfigError: the folder of the data is not given, or does not exist.
+        UserError: the data cannot be used.
+    """
+    if options.data is None or not options.data.is_dir():
+        given = "is missing" if options.data is None else f"{options.data} does not exist"
+        raise ConfigError(f"study {name}: the folder of the data {given}: give --data DIR")
+    module, _, function = DATA_STUDIES[name].target.partition(":")
+    run = getattr(importlib.import_module(f"gmail_align.studies.{module}"), function)
+    result: StudyResult = run(options.data, options)
+    return result
