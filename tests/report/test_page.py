@@ -239,3 +239,12 @@ def test_bare_numbers_serve_as_estimates() -> None:
     claims = [claim("gmail", "raw", 0.1, "not tested")]
     text = Outline(rendered(ReportData("t", result={"rows": [row], "claims": claims}))).text
     assert "50.0" in text and "no paired difference" in text
+
+
+def test_more_than_eight_curves_are_folded() -> None:
+    data = full_data()
+    curve = next(iter(data.curves.values()))  # a curve of losses and one of scores
+    text = rendered(replace(data, curves={f"run {k}": curve for k in range(6)}))
+    open_part, folded = re.sub(r"<details.*?</details>", "", text, flags=re.DOTALL), text
+    assert open_part.count('class="chart"') == 8 and folded.count('class="chart"') == 12
+    assert text.count("2 curves of run") == 2

@@ -43,7 +43,7 @@ class Page:
             self.send(f"{domain}.enable")
         self.resize(width, height)
         self.send("Page.navigate", url=address)
-        self._wait("Page.loadEventFired")
+        self.wait("Page.loadEventFired")
 
     def resize(self, width: int, height: int) -> None:
         self.send(
@@ -104,7 +104,7 @@ class Page:
     def _mouse(self, kind: str, x: float, y: float, **rest: Any) -> None:
         self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, **rest)
 
-    def _wait(self, event: str) -> None:
+    def wait(self, event: str) -> None:
         while self._next().get("method") != event:
             pass
 

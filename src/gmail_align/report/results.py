@@ -22,7 +22,8 @@ from gmail_align.report.data import (
     rows,
     section,
 )
-from gmail_align.report.names import DIFFERENCE, GAP, RECALLS, ROW_METRICS, Measure
+from gmail_align.report.gap_names import GAP_MEASURES
+from gmail_align.report.names import DIFFERENCE, RECALLS, ROW_METRICS, Measure
 from gmail_align.report.numbers import duration
 from gmail_align.report.tables import Cell, Column, Row, Table
 
@@ -118,10 +119,10 @@ def clear(value: Estimate) -> bool:
 def gap_table(result: Mapping[str, Any]) -> Table:
     """Return the measures of the gap before and after each alignment."""
     measured = [one for one in encoders(result) if one.gap]
-    names = dict.fromkeys([*GAP, *(name for one in measured for name in one.gap)])
+    names = dict.fromkeys([*GAP_MEASURES, *(name for one in measured for name in one.gap)])
     lines = []
     for name in names:
-        measure = GAP.get(name, Measure(name.replace("_", " "), "", ""))
+        measure = GAP_MEASURES.get(name, Measure(name.replace("_", " "), "", ""))
         if any(name in one.gap for one in measured):
             cells: list[Cell] = [*(one.gap.get(name) for one in measured), measure.closer]
             lines.append(Row(measure.label, cells, measure.meaning, unit=measure.unit))

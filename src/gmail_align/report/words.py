@@ -16,7 +16,8 @@ from gmail_align.report.data import (
     not_applied,
     section,
 )
-from gmail_align.report.names import DIFFERENCE, GAP
+from gmail_align.report.gap_names import GAP_MEASURES
+from gmail_align.report.names import DIFFERENCE
 from gmail_align.report.numbers import count, interval, number
 from gmail_align.report.results import clear, scored_rows
 
@@ -145,7 +146,7 @@ def moved_measures(result: Mapping[str, Any]) -> list[str]:
     notes = []
     for one in measured[1:]:
         moves: dict[str, list[str]] = {"nearer": [], "farther": []}
-        for name, measure in GAP.items():
+        for name, measure in GAP_MEASURES.items():
             if name in one.gap and name in measured[0].gap:
                 way = _way(measure.closer, measured[0].gap[name].value, one.gap[name].value)
                 if way:
@@ -157,8 +158,12 @@ def moved_measures(result: Mapping[str, Any]) -> list[str]:
 
 def _way(closer: str, before: float, after: float) -> str:
     """Say whether a measure came ``nearer`` or went ``farther``; nothing where it stayed."""
-    gains = {"higher": after - before, "lower": before - after}
-    gain = gains.get(closer, abs(before - 1) - abs(after - 1))
+    gains = {
+        "higher": after - before,
+        "lower": before - after,
+        "nearer 1": abs(before - 1) - abs(after - 1),
+    }
+    gain = gains.get(closer, 0.0)
     return "" if not abs(gain) >= 0.0005 else "nearer" if gain > 0 else "farther"
 
 
