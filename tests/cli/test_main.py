@@ -44,6 +44,7 @@ def test_the_commands_are_these():
         "demo",
         "init",
         "run",
+        "study",
         "recipes list",
         "recipes show",
         "recipes copy",
