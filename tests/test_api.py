@@ -10,19 +10,21 @@ import pytest
 
 import gmail_align
 from gmail_align import api
-from gmail_align.api import places, runs, scores, stages
+from gmail_align.api import hub, places, runs, scores, stages
 from gmail_align.artifacts import Artifact
 from gmail_align.errors import ConfigError
+from gmail_align.results import Result
 
 FUNCTIONS = [
     function
-    for module in (places, stages, scores, runs)
+    for module in (stages, scores, places, hub, runs)
     for name, function in vars(module).items()
     if inspect.isfunction(function)
     and function.__module__ == module.__name__
     and name in gmail_align.__all__
 ]
 """In the order of the files, which is that of the pipeline."""
+CLASSES = [gmail_align.GmailEncoder, gmail_align.Captioner, Result.to_pandas]
 
 
 def test_the_examples_run_in_order(tmp_path, monkeypatch):
@@ -31,7 +33,7 @@ def test_the_examples_run_in_order(tmp_path, monkeypatch):
     parser = doctest.DocTestParser()
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     with warnings.catch_warnings():
-        for thing in (api, *FUNCTIONS):
+        for thing in (api, *FUNCTIONS, *CLASSES):
             doc = inspect.getdoc(thing) or ""
             test = parser.get_doctest(doc, names, getattr(thing, "__name__", "api"), None, None)
             assert test.examples, f"{thing} does not have an example"
@@ -41,7 +43,8 @@ def test_the_examples_run_in_order(tmp_path, monkeypatch):
 
 
 def test_every_stage_is_public():
-    assert {f.__name__ for f in FUNCTIONS} | {"GmailEncoder", "Route", "alignment_loss"} == (
+    classes = {"GmailEncoder", "Captioner", "Route", "alignment_loss"}
+    assert {f.__name__ for f in FUNCTIONS} | classes == (
         set(gmail_align.__all__) - {"GmailAlignError", "UserError", "__version__"}
     )
 

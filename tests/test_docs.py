@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gmail_align.cli.main import COMMANDS, Entry, Group
 
@@ -88,3 +89,10 @@ def test_the_checks_see_what_they_look_for(tmp_path):
     assert not all(known(words, COMMANDS) for words in commands_shown(page.read_text()))
     assert [bool(ODD.search(s)) for s in prose(page)] == [True, False]
     assert max(len(s.split()) for s in prose(page)) == 40
+
+
+def test_the_citation_names_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
+    paper = citation["preferred-citation"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Mo", "Yun"]

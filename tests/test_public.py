@@ -6,6 +6,7 @@ import gmail_align
 
 PUBLIC = [
     "GmailEncoder",
+    "Captioner",
     "Route",
     "alignment_loss",
     "load",
@@ -26,6 +27,7 @@ PUBLIC = [
     "evaluate_answers",
     "compare",
     "export",
+    "push_to_hub",
     "run",
     "plan",
     "study",

@@ -12,6 +12,7 @@ from gmail_align.errors import GmailAlignError, UserError
 
 if TYPE_CHECKING:
     from gmail_align.alignment.losses import alignment_loss
+    from gmail_align.api.hub import push_to_hub
     from gmail_align.api.places import load
     from gmail_align.api.runs import plan, run, study
     from gmail_align.api.scores import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         train_captioner,
         write_tabletop,
     )
+    from gmail_align.captioning.pretrained import Captioner
     from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.encoders.route import Route
 
@@ -42,6 +44,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GmailEncoder",
+    "Captioner",
     "Route",
     "alignment_loss",
     "load",
@@ -62,6 +65,7 @@ __all__ = [
     "evaluate_answers",
     "compare",
     "export",
+    "push_to_hub",
     "run",
     "plan",
     "study",
@@ -72,6 +76,8 @@ __all__ = [
 
 _HOMES = {
     "GmailEncoder": "gmail_align.encoders.encoder",
+    "Captioner": "gmail_align.captioning.pretrained",
+    "push_to_hub": "gmail_align.api.hub",
     "Route": "gmail_align.encoders.route",
     "alignment_loss": "gmail_align.alignment.losses",
     "load": "gmail_align.api.places",

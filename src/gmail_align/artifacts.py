@@ -1,8 +1,7 @@
 """Folders that stages hand to each other: fingerprints, atomic files, manifests written last.
 
-A stage calls :func:`begin` on its output folder. If the artifact is complete, there is nothing to
-do. Otherwise a :class:`Draft` comes back: the stage writes its files through the draft, skips
-those that exist, and calls :meth:`Draft.finish`, which writes ``manifest.json`` last.
+A stage calls :func:`begin` on its output folder. Unless the artifact is complete, the stage writes
+the files that a :class:`Draft` lacks, and :meth:`Draft.finish` writes ``manifest.json`` last.
 
 A folder with a manifest is complete, and nothing is written into it any more. A folder that was
 made from other inputs is refused, and the differing field is named. One process writes at a time:
@@ -44,6 +43,7 @@ from gmail_align.runtime import versions
 MANIFEST = "manifest.json"
 DRAFT = "draft.json"
 _PRIVATE = {MANIFEST, DRAFT}
+_IDENTITY = ("kind", "config", "seed", "inputs", "files")
 _AGAIN = "delete the folder and run again"
 _MANIFEST_FIELDS = {"kind": str, "seed": int} | dict.fromkeys(
     ("config", "inputs", "counts", "files"), dict
@@ -126,12 +126,16 @@ def read_jsonl(path: Path) -> Iterator[Any]:
             yield value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Artifact:
     """A complete folder and what its manifest says."""
 
     folder: Path
     manifest: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())
+        return f"Artifact({self.kind} in {self.folder}: {counts})"
 
     @property
     def kind(self) -> str:
@@ -146,8 +150,7 @@ class Artifact:
     @property
     def fingerprint(self) -> str:
         """Identity of the content: kind, configuration, inputs and the files' hashes."""
-        keys = ("kind", "config", "seed", "inputs", "files")
-        return fingerprint({key: self.manifest[key] for key in keys})
+        return fingerprint({key: self.manifest[key] for key in _IDENTITY})
 
     def path(self, name: str) -> Path:
         """Return the path of the file ``name`` inside the folder."""

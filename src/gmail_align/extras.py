@@ -16,6 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "siglip": ("sentencepiece", "google.protobuf"),
     "ifcap": ("textblob", "faiss"),
     "track": ("tensorboard", "wandb", "trackio"),
+    "pandas": ("pandas",),
     "export": ("onnx", "onnxscript", "onnxruntime", "sentence_transformers"),
 }
 """Extra name -> the modules it brings."""

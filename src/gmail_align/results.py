@@ -16,13 +16,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from gmail_align.artifacts import Artifact, Draft, begin, load, write_json
 from gmail_align.data.protocols import Task, result_name
 from gmail_align.errors import ArtifactError, DataError
+from gmail_align.extras import require
 from gmail_align.items import Items, items_name, write_items
 from gmail_align.metrics.bootstrap import Estimate
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 RESULT: Final = "result.json"
 _TEXT_ROLES: Final = ("texts", "classes")
@@ -53,7 +57,7 @@ class EncodedInput(Protocol):
         """Where they come from."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A result.
 
@@ -82,6 +86,30 @@ class Result:
     items: Mapping[str, Items] = field(default_factory=dict, repr=False, compare=False)
     artifact: Artifact | None = field(default=None, compare=False)
     seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        metrics = [
+            f"{name} {one.value:.4g} [{one.low:.4g}, {one.high:.4g}]"
+            for name, one in self.metrics.items()
+        ]
+        counts = ", ".join(f"{count} {name}" for name, count in self.n.items())
+        return f"Result({self.protocol} on {counts}: {', '.join(metrics)})"
+
+    def to_pandas(self) -> DataFrame:
+        """Return a table with one row for each metric: its value, 95% interval and units.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+
+        Example:
+            >>> table = load("scores/captions").to_pandas()
+            >>> list(table.columns), list(table["metric"])
+            (['protocol', 'metric', 'value', 'low', 'high', 'n'], ['CIDEr'])
+        """
+        rows = estimate_table(self.metrics).items()
+        table = [{"protocol": self.protocol, "metric": name, **row} for name, row in rows]
+        frame: DataFrame = require("pandas", "pandas").DataFrame(table)
+        return frame
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``result.json`` holds; an undefined number is null."""

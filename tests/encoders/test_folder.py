@@ -135,7 +135,7 @@ def test_a_large_base_from_the_hub_keeps_its_id_and_revision(
     clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cache may be elsewhere on another machine: the encoder finds its base by the id."""
-    monkeypatch.setattr("gmail_align.encoders.encoder.COPY_BELOW_BYTES", 0)
+    monkeypatch.setattr("gmail_align.encoders.folder.COPY_BELOW_BYTES", 0)
     first, second = tmp_path / "one", tmp_path / "two"
     _cached(clip_folder, first)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(first))
@@ -153,7 +153,7 @@ def test_a_large_base_from_the_hub_keeps_its_id_and_revision(
 def test_a_large_local_base_goes_along(
     clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gmail_align.encoders.encoder.COPY_BELOW_BYTES", 0)
+    monkeypatch.setattr("gmail_align.encoders.folder.COPY_BELOW_BYTES", 0)
     base = Path(shutil.copytree(clip_folder, tmp_path / "base"))
     GmailEncoder.from_clip(base).save(tmp_path / "encoder")
     shutil.rmtree(base)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gmail_align.api.places import Place, folder_of, open_encoder, place_of
+from gmail_align.api.places import ModelPlace, Place, artifact_of, folder_of, open_encoder, place_of
 
 if TYPE_CHECKING:
     from gmail_align.data.labels import Labels
@@ -86,7 +86,7 @@ def evaluate_zeroshot(
     prompts: Mapping[str, Sequence[str]],
     out: str | os.PathLike[str] | None = None,
     *,
-    encoder: str = "tabletop",
+    encoder: ModelPlace = "tabletop",
     protocol: str = "zeroshot",
     seed: int = 0,
 ) -> Result:
@@ -102,8 +102,7 @@ def evaluate_zeroshot(
         seed: Seed of the bootstrap.
 
     Example:
-        >>> from gmail_align.data.images import ImageStore
-        >>> ids = ImageStore(load("real/images")).ids
+        >>> ids = load("real/images").ids
         >>> labels = {name: ("ball", "cube")[row % 2] for row, name in enumerate(ids)}
         >>> prompts = {"ball": ["A ball."], "cube": ["A cube."]}
         >>> evaluate_zeroshot("features/real", labels, prompts).n["classes"]
@@ -181,8 +180,8 @@ def evaluate_answers(
 
 
 def compare(
-    a: str | os.PathLike[str],
-    b: str | os.PathLike[str],
+    a: Place,
+    b: Place,
     out: str | os.PathLike[str] | None = None,
     *,
     seed: int = 0,
@@ -205,7 +204,8 @@ def compare(
     from gmail_align.evaluation.compare import compare_items
     from gmail_align.items import read_items
 
-    return compare_items(read_items(Path(a)), read_items(Path(b)), folder_of(out), seed=seed)
+    first, last = (read_items(artifact_of(one).folder) for one in (a, b))
+    return compare_items(first, last, folder_of(out), seed=seed)
 
 
 def _labels(labels: Mapping[str, str] | str | os.PathLike[str]) -> Labels:

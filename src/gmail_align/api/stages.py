@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmail_align.api.places import (
+    ModelPlace,
     Place,
+    artifact_of,
     config_of,
     folder_of,
-    load,
+    model_of,
     open_encoder,
     place_of,
 )
 from gmail_align.artifacts import Artifact
-from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,14 +81,14 @@ def choose_captions(
     """
     from gmail_align.data.subsets import choose_captions as run
 
-    return run(load(captions, "captions"), each, Path(out), seed=seed)
+    return run(artifact_of(captions, "captions"), each, Path(out), seed=seed)
 
 
 def synthesize(
     captions: Place,
     out: str | os.PathLike[str],
     *,
-    model: str = "tabletop",
+    model: ModelPlace = "tabletop",
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Artifact:
@@ -112,8 +113,10 @@ def synthesize(
     from gmail_align.synthesis.config import SynthesisConfig
     from gmail_align.synthesis.run import synthesize as run
 
-    keys = {**(settings or {}), "model": str(model_path(model, "diffusion"))}
-    return run(config_of(SynthesisConfig, preset, keys), load(captions, "captions"), Path(out))
+    keys = {**(settings or {}), "model": str(model_of(model, "diffusion"))}
+    return run(
+        config_of(SynthesisConfig, preset, keys), artifact_of(captions, "captions"), Path(out)
+    )
 
 
 def pair(captions: Place, real: Place, generated: Place, out: str | os.PathLike[str]) -> Artifact:
@@ -128,8 +131,8 @@ def pair(captions: Place, real: Place, generated: Place, out: str | os.PathLike[
     """
     from gmail_align.data.pairs import make_pairs
 
-    images = (load(real, "images"), load(generated, "images"))
-    return make_pairs(load(captions, "captions"), *images, Path(out))
+    images = (artifact_of(real, "images"), artifact_of(generated, "images"))
+    return make_pairs(artifact_of(captions, "captions"), *images, Path(out))
 
 
 def align(
@@ -138,7 +141,7 @@ def align(
     generated: Place,
     out: str | os.PathLike[str],
     *,
-    base: str = "tabletop",
+    base: ModelPlace = "tabletop",
     preset: str = "gmail",
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -173,13 +176,19 @@ def align(
     from gmail_align.alignment.run import Sources
     from gmail_align.alignment.run import align as run
 
-    sources = Sources(load(pairs, "pairs"), load(real, "images"), load(generated, "images"))
+    sources = Sources(
+        artifact_of(pairs, "pairs"), artifact_of(real, "images"), artifact_of(generated, "images")
+    )
     config = config_of(AlignConfig, preset, settings)
-    return run(config, sources, model_path(base, "clip"), Path(out), seed=seed)
+    return run(config, sources, model_of(base, "clip"), Path(out), seed=seed)
 
 
 def extract(
-    source: Place, out: str | os.PathLike[str], *, encoder: str = "tabletop", route: str = "frozen"
+    source: Place,
+    out: str | os.PathLike[str],
+    *,
+    encoder: ModelPlace = "tabletop",
+    route: str = "frozen",
 ) -> Artifact:
     """Compute the features of images or captions, and keep them.
 
@@ -206,7 +215,7 @@ def extract(
     from gmail_align.encoders.route import parse_route
     from gmail_align.features.run import extract_images, extract_texts
 
-    opened, model, way = load(source), open_encoder(encoder), parse_route(route)
+    opened, model, way = artifact_of(source), open_encoder(encoder), parse_route(route)
     if opened.kind == "images":
         return extract_images(opened, model, way, Path(out))
     return extract_texts(opened, model, Path(out), route=way)
@@ -245,7 +254,7 @@ def train_captioner(
     captions: Place,
     out: str | os.PathLike[str],
     *,
-    language_model: str = "tabletop",
+    language_model: ModelPlace = "tabletop",
     validation: CaptionedImages | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -278,13 +287,13 @@ def train_captioner(
 
     if kind not in CAPTIONERS:
         raise ConfigError(f"there is no captioner {kind!r}; use one of {', '.join(CAPTIONERS)}")
-    opened, texts = load(features, "features"), load(captions)
+    opened, texts = artifact_of(features, "features"), artifact_of(captions)
     if kind == "ifcap":
         data = CaptionerData(texts=EmbeddedCaptions(texts, opened), validation=validation)
     else:
         data = CaptionerData((CaptionedImages(opened, texts),), validation=validation)
     config = config_of(CAPTIONERS[kind].config, None, settings)
-    return run(config, data, model_path(language_model, "gpt2"), Path(out), seed=seed)
+    return run(config, data, model_of(language_model, "gpt2"), Path(out), seed=seed)
 
 
 def predict_captions(
@@ -310,11 +319,13 @@ def predict_captions(
     from gmail_align.captioning.predict import predict_captions as run
 
     config = config_of(PredictConfig, None, settings)
-    return run(load(captioner, "captioner"), load(features, "features"), Path(out), config)
+    return run(
+        artifact_of(captioner, "captioner"), artifact_of(features, "features"), Path(out), config
+    )
 
 
 def export(
-    encoder: str, out: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None
+    encoder: ModelPlace, out: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None
 ) -> Artifact:
     """Write one route of an encoder in a format that works without gmail-align.
 
@@ -333,4 +344,4 @@ def export(
     from gmail_align.exporting.config import ExportConfig
     from gmail_align.exporting.run import export as run
 
-    return run(config_of(ExportConfig, None, settings), model_path(encoder, "clip"), Path(out))
+    return run(config_of(ExportConfig, None, settings), model_of(encoder, "clip"), Path(out))

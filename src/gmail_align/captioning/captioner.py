@@ -35,7 +35,7 @@ LANGUAGE_MODEL, MAPPER, CONFIG = "language_model", "mapper.safetensors", "config
 
 
 @runtime_checkable
-class Captioner(Protocol):
+class CaptionerModel(Protocol):
     """A language model, and what turns image features into the prompt it goes on from."""
 
     @property
@@ -71,7 +71,7 @@ class Captioner(Protocol):
         """Write the captioner's files."""
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device) -> Captioner:
+    def load(cls, folder: Path, device: torch.device) -> CaptionerModel:
         """Read what :meth:`save` wrote, ready to predict."""
 
 
@@ -80,7 +80,7 @@ class CaptionerTraining(Protocol):
     """The data of one training, and the captioner that is trained."""
 
     @property
-    def captioner(self) -> Captioner:
+    def captioner(self) -> CaptionerModel:
         """What is trained."""
 
     @property
@@ -124,7 +124,7 @@ def training_class(kind: str) -> Any:
     return resolve_name(f"{CAPTIONERS[kind].package}.training:TRAINING")
 
 
-def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
+def load_captioner(artifact: Artifact, device: torch.device) -> CaptionerModel:
     """Open a captioner of any kind for prediction.
 
     Raises:
@@ -133,7 +133,7 @@ def load_captioner(artifact: Artifact, device: torch.device) -> Captioner:
     """
     kind = read_config(artifact)["kind"]
     captioner_class = resolve_name(f"{CAPTIONERS[kind].package}.model:CAPTIONER")
-    captioner: Captioner = captioner_class.load(artifact.folder, device)
+    captioner: CaptionerModel = captioner_class.load(artifact.folder, device)
     return captioner
 
 
@@ -152,7 +152,9 @@ def read_config(artifact: Artifact) -> dict[str, Any]:
     return config
 
 
-def save_parts(folder: Path, captioner: Captioner, kind: str, settings: Mapping[str, Any]) -> None:
+def save_parts(
+    folder: Path, captioner: CaptionerModel, kind: str, settings: Mapping[str, Any]
+) -> None:
     """Write the files that captioners of every kind have.
 
     Args:

@@ -1,20 +1,18 @@
-"""The stage: a captioner and features in, one caption an image out. Also captions of files."""
+"""The stage: a captioner and features in, one caption an image out."""
 
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from PIL.Image import DecompressionBombWarning
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, read_jsonl, write_jsonl
-from gmail_align.captioning.captioner import Captioner, load_captioner, read_config
+from gmail_align.captioning.captioner import CaptionerModel, load_captioner, read_config
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.decode import Decoded, Decoding, decode
 from gmail_align.captioning.provenance import (
@@ -23,22 +21,18 @@ from gmail_align.captioning.provenance import (
     require_finite,
     require_image_features,
 )
-from gmail_align.data.decode import decode_rgb
-from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.route import Route
-from gmail_align.errors import ConfigError, DataError
+from gmail_align.errors import DataError
 from gmail_align.features.store import open_features
 from gmail_align.progress import progress
 from gmail_align.runtime import resolve_device, stable_seed
 
 PREDICTIONS = "predictions.jsonl"
 PARTS = "parts"
-_FILES_BATCH = 32
 ItemT = TypeVar("ItemT")
 
 
 def caption_batch(
-    captioner: Captioner,
+    captioner: CaptionerModel,
     ids: Sequence[str],
     features: Float[Tensor, "b d"],
     retrieval: Float[Tensor, "b e"] | None,
@@ -174,76 +168,3 @@ def _rows(ids: Sequence[str], captions: Sequence[Decoded], route: str) -> list[d
 def read_predictions(artifact: Artifact) -> dict[str, str]:
     """Return image id -> caption of an artifact of predictions."""
     return {row["image_id"]: row["text"] for row in read_jsonl(artifact.path(PREDICTIONS))}
-
-
-def caption_files(
-    captioner: Artifact,
-    encoder: GmailEncoder,
-    files: Sequence[Path],
-    route: Route,
-    config: PredictConfig | None = None,
-    *,
-    retrieval: GmailEncoder | None = None,
-) -> list[dict[str, object]]:
-    """Caption image files; returns ``{file, text, log_prob}`` of each, in their order.
-
-    Args:
-        captioner: A captioner of any kind.
-        encoder: The encoder that it was trained on, on the device where it runs.
-        files: Images.
-        route: Which of the encoder's weights they go through.
-        config: How captions are searched for.
-        retrieval: The encoder that an IFCap looks captions up with, when it is another.
-
-    Raises:
-        DataError: a file is missing or not an image, or an encoder is not the captioner's.
-        ConfigError: the captioner looks captions up with an encoder that was not given.
-    """
-    how = config or PredictConfig()
-    trained_on = read_config(captioner)["trained_on"]
-    looks_up = trained_on.get("retrieval", "")
-    if retrieval is None and looks_up not in ("", trained_on["encoder"]):
-        raise ConfigError(
-            f"this captioner looks captions up with the encoder {looks_up}: give it as the"
-            " retrieval encoder"
-        )
-    own = [(trained_on["encoder"], encoder)]
-    own += [(looks_up, retrieval)] if retrieval is not None else []
-    for name, reading in own:
-        require_captioners_encoder(name, reading.base_fingerprint, how.any_encoder, "the encoder")
-    for path in files:
-        if not path.is_file():
-            reason = "it is not a file" if path.exists() else "the file does not exist"
-            raise DataError(f"{path} cannot be read: {reason}")
-    model, rows = load_captioner(captioner, resolve_device(how.device)), []
-    for start in range(0, len(files), _FILES_BATCH):
-        part = files[start : start + _FILES_BATCH]
-        keys = None if retrieval is None else embed_files(retrieval, part, Route.FROZEN)
-        names = [str(path) for path in part]
-        captions = caption_batch(model, names, embed_files(encoder, part, route), keys, how)
-        rows += [
-            {"file": name, "text": caption.text, "log_prob": caption.log_prob}
-            for name, caption in zip(names, captions, strict=True)
-        ]
-    return rows
-
-
-@torch.no_grad()
-def embed_files(encoder: GmailEncoder, files: Sequence[Path], route: Route) -> Float[Tensor, "n d"]:
-    """Return features of image files, not normalised, as extraction stores them.
-
-    Raises:
-        DataError: a file is missing or not an image.
-    """
-    images = []
-    for path in files:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DecompressionBombWarning)  # an error says so
-                images.append(decode_rgb(path.read_bytes()))
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
-    pixels = encoder.preprocess(images).to(encoder.device)
-    return encoder.embed_pixels(pixels, route).float().cpu()

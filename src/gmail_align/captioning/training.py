@@ -15,7 +15,7 @@ from gmail_align.captioning.caption_set import read_captioned
 from gmail_align.captioning.captioner import (
     LANGUAGE_MODEL,
     MAPPER,
-    Captioner,
+    CaptionerModel,
     CaptionerTraining,
     damage_named,
     read_config,
@@ -106,7 +106,7 @@ def _require_kind(kind: str, earlier: Artifact) -> None:
         )
 
 
-def _continue_from(captioner: Captioner, earlier: Artifact) -> None:
+def _continue_from(captioner: CaptionerModel, earlier: Artifact) -> None:
     """Copy the mapper of an earlier captioner, which may have read another encoder."""
     known = read_config(earlier)
     difference = first_difference(known["mapper"], dict(captioner.mapper_settings))
@@ -205,7 +205,9 @@ class CiderJudge:
         MissingExtraError: Java or pycocoevalcap is not installed.
     """
 
-    def __init__(self, validation: CaptionedImages, captioner: Captioner, most: int | None) -> None:
+    def __init__(
+        self, validation: CaptionedImages, captioner: CaptionerModel, most: int | None
+    ) -> None:
         self.features, rows = read_captioned(validation)
         self.retrieval = open_features(validation.retrieval) if validation.retrieval else None
         self.captioner = captioner

@@ -250,11 +250,19 @@ def caption(
     if shared.dry_run:
         shared.show_plan("caption", captioner, config, images=len(images), route=route)
         return
-    from gmail_align.captioning.predict import caption_files
+    from gmail_align.captioning.pretrained import Captioner
 
     reader = open_encoder(encoder, config.device)
     by = None if retrieval_encoder is None else open_encoder(retrieval_encoder, config.device)
-    rows = caption_files(artifact, reader, images, route, config, retrieval=by)
+    model = Captioner(
+        artifact,
+        reader,
+        route=route,
+        retrieval=by,
+        any_encoder=config.any_encoder,
+        device=config.device,
+    )
+    rows = model.describe(images, config)
     lines = "\n".join(f"{row['file']}\t{row['text']}" for row in rows)
     shared.show({"captions": rows}, lines)
 

@@ -22,13 +22,12 @@ from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.config import REAL, EncoderCard, EncoderLayout, LoraSettings
 from gmail_align.encoders.folder import (
     CONFIG,
-    copy_model,
     find_folder,
+    keep_base,
     read_card,
     tensors_fingerprint,
 )
 from gmail_align.encoders.heads import Heads
-from gmail_align.encoders.hub import hub_id
 from gmail_align.encoders.preprocess import Preprocess, open_image
 from gmail_align.encoders.route import Route, parse_route
 from gmail_align.encoders.text_tower import TextTower
@@ -36,8 +35,6 @@ from gmail_align.encoders.trunk import Trunk
 from gmail_align.errors import ModelError, damage_explained
 
 BASE = "base"
-COPY_BELOW_BYTES = 100_000_000
-"""Base models from the hub that are smaller than this are copied into the encoder's folder."""
 
 
 class GmailEncoder(nn.Module):
@@ -45,6 +42,10 @@ class GmailEncoder(nn.Module):
 
     :meth:`from_clip` makes one to train, :meth:`from_pretrained` loads one. The model stays in
     evaluation mode. Its base weights never change.
+
+    Example:
+        >>> GmailEncoder.from_pretrained("tabletop")
+        GmailEncoder(CLIP 4x128/8, plain)
     """
 
     def __init__(
@@ -73,9 +74,9 @@ class GmailEncoder(nn.Module):
         self._base_fingerprint: str | None = None
         size = backbone.vision_config.image_size
         if self.preprocess.size != size:
-            made = f"its preprocessor's images have {self.preprocess.size}"
             raise ModelError(
-                f"{folder}: the model reads images of {size} pixels, but {made} pixels"
+                f"{folder}: the model reads images of {size} pixels, but its preprocessor's images "
+                f"have {self.preprocess.size} pixels"
             )
         pixels = backbone.probe_inputs()["pixels"]
         with torch.no_grad(), damage_explained(folder / CONFIG, ModelError):
@@ -140,15 +141,13 @@ class GmailEncoder(nn.Module):
             part.load(folder)
         return encoder
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write adapter, heads, ``config.json`` and the base model to ``folder``.
 
         A large base model from the hub is not copied: its id and commit are noted instead.
         """
-        size = sum(parameter.nbytes for parameter in self.clip.parameters())
-        source = hub_id(self.base_folder) if size >= COPY_BELOW_BYTES else None
-        if source is None:
-            copy_model(self.base_folder, folder / BASE, self.backbone.state())
+        folder = Path(folder)
+        source = keep_base(self.base_folder, folder / BASE, self.backbone.state())
         for part in (self._trunk, self._texts, self.heads):
             part.save(folder)
         card = EncoderCard(
@@ -163,6 +162,12 @@ class GmailEncoder(nn.Module):
         write_json(
             folder / CONFIG, card.model_dump(exclude={"layout"} if not card.layout else None)
         )
+
+    def __repr__(self) -> str:
+        """Say the base model, the adapter and the step that was kept."""
+        tuned = f"LoRA rank {self.lora.rank}" if self.lora else f"{self.layout.tune} tuning"
+        kept = f"{tuned}, step {self.best_step} kept" if self.applied else "plain"
+        return f"GmailEncoder({self.backbone.title}, {kept})"
 
     @property
     def device(self) -> torch.device:
@@ -238,8 +243,7 @@ class GmailEncoder(nn.Module):
         """Return what alignment trains, by name: the adapter, the generated and the real head.
 
         Args:
-            real_head: Whether what real images alone go through is trained too; without dual heads
-                there is only one head.
+            real_head: Whether what real images alone go through is trained too.
 
         Raises:
             ModelError: this is a plain model without an adapter.
@@ -306,10 +310,7 @@ class GmailEncoder(nn.Module):
         attention_mask: Int[Tensor, "m t"],
         route: Route,
     ) -> Float[Tensor, "m dim"]:
-        """Return projected text features, not normalised, to be compared with images of ``route``.
-
-        All routes are the same where the text tower is frozen.
-        """
+        """Return projected text features, not normalised, to compare with images of ``route``."""
         return self._texts.features(input_ids, attention_mask, self._effective(route))
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "m t"], Int[Tensor, "m t"]]:

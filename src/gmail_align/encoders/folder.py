@@ -26,12 +26,14 @@ from gmail_align.artifacts import (
 )
 from gmail_align.config import build
 from gmail_align.encoders.config import EncoderCard
-from gmail_align.encoders.hub import ask_hub, refuse_mistyped
+from gmail_align.encoders.hub import ask_hub, hub_id, refuse_mistyped
 from gmail_align.encoders.probe import PROBE
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError, ModelError, damage_explained
 
 CONFIG = "config.json"
+COPY_BELOW_BYTES = 100_000_000
+"""Base models from the hub that are smaller than this are copied into the encoder's folder."""
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin")
 _TABLES = ("*.jsonl",)  # a captioner looks captions up in one
 _WEIGHTS = (".safetensors", ".bin")
@@ -138,6 +140,21 @@ def copy_model(source: Path, target: Path, state: Mapping[str, Tensor]) -> None:
     if not any(path.suffix == ".safetensors" for path in files):
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
         write_bytes(target / "model.safetensors", save(tensors, {"format": "pt"}))
+
+
+def keep_base(source: Path, target: Path, state: Mapping[str, Tensor]) -> str | None:
+    """Copy a base model, or return the hub id and commit of one that is large and on the hub.
+
+    Args:
+        source: Its folder.
+        target: The copy.
+        state: Its weights.
+    """
+    large = sum(tensor.nbytes for tensor in state.values()) >= COPY_BELOW_BYTES
+    name = hub_id(source) if large else None
+    if name is None:
+        copy_model(source, target, state)
+    return name
 
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:

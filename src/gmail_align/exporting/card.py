@@ -65,45 +65,12 @@ class Card:
             "",
             *(f"- {note}" for note in self.notes),
             "",
-            *self._recipe(),
+            *recipe_lines(self.encoder, self.plain),
             *self._data(data),
             *_results(results),
             *self._checks(),
         ]
         (out / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-    def _recipe(self) -> list[str]:
-        if self.encoder is None:
-            unknown = "An encoder without a manifest: how it was aligned is unknown."
-            return ["## Recipe", "", "A plain model, not aligned." if self.plain else unknown, ""]
-        notes, config = self.encoder.manifest.get("notes", {}), self.encoder.manifest["config"]
-        applied = notes.get("applied", True)
-        plain = "" if applied else " **The guard kept step 0: this is the plain base model.**"
-        strengths = [row["strength"] for row in notes.get("strengths", []) if row["kept"]]
-        strength = f", applied at strength {strengths[0]:g}" if strengths else ""
-        lines = [
-            "## Recipe",
-            "",
-            f"Alignment after GMAIL (Mo & Yun, ICML 2025), step {notes.get('best_step', 0)} kept"
-            f"{strength}.{plain} Seed {self.encoder.manifest['seed']}.",
-            "",
-            "```json",
-            json.dumps(config, indent=2, ensure_ascii=False),
-            "```",
-            "",
-        ]
-        guard = notes.get("guard", {})
-        start, kept = guard.get("start", {}), guard.get("kept", {})
-        if kept:
-            lines += ["On held-out pairs:", "", "| measure | before | kept |"]
-            lines += ["| --- | --- | --- |"]
-            lines += [
-                f"| {name} | {_number(start.get(name))} | {_number(value)} |"
-                for name, value in kept.items()
-                if name != "step"
-            ]
-            lines += [""]
-        return lines
 
     def _data(self, data: Sequence[Artifact]) -> list[str]:
         if self.encoder is None:
@@ -132,6 +99,46 @@ class Card:
             "`probe.safetensors` again: libraries that load weights wrongly often only warn.",
             "",
         ]
+
+
+def recipe_lines(encoder: Artifact | None, plain: bool = False) -> list[str]:
+    """Return a model card's section on how an encoder was aligned, and what that changed.
+
+    Args:
+        encoder: The encoder's artifact; None without a manifest.
+        plain: Whether it is a plain model, not one of our encoders.
+    """
+    if encoder is None:
+        unknown = "An encoder without a manifest: how it was aligned is unknown."
+        return ["## Recipe", "", "A plain model, not aligned." if plain else unknown, ""]
+    notes, config = encoder.manifest.get("notes", {}), encoder.manifest["config"]
+    applied = notes.get("applied", True)
+    kept_none = "" if applied else " **The guard kept step 0: this is the plain base model.**"
+    strengths = [row["strength"] for row in notes.get("strengths", []) if row["kept"]]
+    strength = f", applied at strength {strengths[0]:g}" if strengths else ""
+    lines = [
+        "## Recipe",
+        "",
+        f"Alignment after GMAIL (Mo & Yun, ICML 2025), step {notes.get('best_step', 0)} kept"
+        f"{strength}.{kept_none} Seed {encoder.manifest['seed']}.",
+        "",
+        "```json",
+        json.dumps(config, indent=2, ensure_ascii=False),
+        "```",
+        "",
+    ]
+    guard = notes.get("guard", {})
+    start, kept = guard.get("start", {}), guard.get("kept", {})
+    if kept:
+        lines += ["On held-out pairs:", "", "| measure | before | kept |"]
+        lines += ["| --- | --- | --- |"]
+        lines += [
+            f"| {name} | {_number(start.get(name))} | {_number(value)} |"
+            for name, value in kept.items()
+            if name != "step"
+        ]
+        lines += [""]
+    return lines
 
 
 def _results(results: Sequence[Artifact]) -> list[str]:

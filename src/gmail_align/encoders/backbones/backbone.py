@@ -25,6 +25,17 @@ from gmail_align.encoders.tokenizer import tokenize
 from gmail_align.errors import ModelError, damage_explained
 
 ADAPTER_CONFIG = "adapter_config.json"
+SIZES = {
+    "12x192": "Ti",
+    "12x384": "S",
+    "12x768": "B",
+    "24x1024": "L",
+    "32x1280": "H",
+    "27x1152": "So400m",
+    "40x1408": "g",
+    "48x1664": "G",
+}
+"""Layers and width of a vision tower -> the letter of its size."""
 
 
 class Backbone:
@@ -55,6 +66,13 @@ class Backbone:
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module
         """The model, its vision tower under the name ``vision_model``."""
+
+    @property
+    def title(self) -> str:
+        """The model's name and size, as people say it: ``CLIP B/16``; layers x width if unusual."""
+        vision = self.vision_config
+        own = f"{vision.num_hidden_layers}x{vision.hidden_size}"
+        return f"{self.name} {SIZES.get(own, own)}/{vision.patch_size}"
 
     @classmethod
     def of(cls, plain: nn.Module) -> Backbone:
