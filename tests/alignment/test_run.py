@@ -469,3 +469,8 @@ def test_a_gain_within_noise_is_not_applied(
     assert torch.equal(
         encoder.embed_pixels(pixels, Route.GENERATED), plain.embed_pixels(pixels, Route.FROZEN)
     )
+
+
+def test_default_steps_of_a_small_set_are_refused_with_a_proposal(run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.steps=9,"):
+        run(AlignConfig())

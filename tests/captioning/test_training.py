@@ -16,9 +16,9 @@ from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.predict import predict_captions, read_predictions
 from gmail_align.captioning.training import validation_loss
 from gmail_align.config import build
-from gmail_align.errors import ArtifactError, DataError, ModelError
+from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.features.store import open_features
-from worlds.captioning import build_gpt2, captioned
+from worlds.captioning import build_gpt2, captioned, write_features
 
 from .conftest import ROWS, MakeFeatures, quick, train_clipcap
 
@@ -242,3 +242,20 @@ def test_another_encoder_is_refused_unless_it_is_meant(
     texts = make_features("texts", list("abcd"), array, what="text")
     with pytest.raises(DataError, match="texts"):
         predict_captions(captioner, texts, tmp_path / "texts-out", meant)
+
+
+def test_default_steps_of_few_captions_are_refused(
+    four: Artifact, gpt2: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="4 captions"):
+        train_clipcap(ClipCapConfig(device="cpu"), four, ROWS, gpt2, tmp_path / "out")
+
+
+def test_a_captioner_that_says_one_sentence_is_named(
+    captioner: Artifact, four: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = write_features(
+        tmp_path / "many", [f"i{n}" for n in range(20)], open_features(four).array[:1].repeat(20, 1)
+    )
+    predict_captions(captioner, many, tmp_path / "said")
+    assert "100% of captions are the same sentence" in capsys.readouterr().err

@@ -167,3 +167,42 @@ def test_a_dry_run_makes_nothing(world, tmp_path):
     ran = karpathy(world, tmp_path / "out", "train", "--dry-run", "--json")
     assert json.loads(ran.stdout)["split"] == ["train"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_is_recognised_and_imported_split_by_split(world, tmp_path):
+    ran = call("import", world / "karpathy", "--out", tmp_path / "mine", "--json")
+    assert ran.exit_code == 0, ran.stderr
+    assert "Karpathy's json: train, test" in ran.stderr
+    same = karpathy(world, tmp_path / "same", "train", "--json")
+    assert json.loads(ran.stdout)["artifacts"][0]["counts"] == {"captions": 30, "images": 6}
+    assert same.exit_code == 0
+    assert load(tmp_path / "mine/test/images").counts["images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("photos.csv", "{0},{1}"), ("photos.jsonl", '{{"image":"{0}","text":"{1}"}}')],
+)
+def test_a_table_is_recognised_by_its_columns(world, tmp_path, name, line):
+    images = world / "karpathy/images"
+    rows = [line.format(path.name, f"thing {n}") for n, path in enumerate(sorted(images.iterdir()))]
+    table = images / name
+    table.write_text("\n".join((["image,caption"] if name.endswith("csv") else []) + rows))
+    try:
+        ran = call("import", table, "--out", tmp_path / "mine", "--json")
+        named = call(
+            *("import", table.suffix[1:], "--source", table, "--images", images),
+            *("--caption-column", "caption" if name.endswith("csv") else "text"),
+            *("--out", tmp_path / "named", "--json"),
+        )
+    finally:
+        table.unlink()
+    assert (ran.exit_code, named.exit_code) == (0, 0), ran.stderr + named.stderr
+    assert load(tmp_path / "mine/images").fingerprint == load(tmp_path / "named/images").fingerprint
+
+
+def test_a_path_that_holds_nothing_known(tmp_path):
+    (tmp_path / "notes.md").write_text("nothing")
+    ran = call("import", tmp_path, "--out", tmp_path / "out")
+    assert ran.exit_code == 2
+    assert "nothing that is known" in ran.stderr

@@ -220,3 +220,16 @@ def test_a_set_of_another_size_does_not_carry_the_protocol_s_name(files):
     how = ("--protocol", "scienceqa_img_test", "--answers", gold, "--predictions", said)
     part = json.loads(call("evaluate", "answers", *how, "--subset", "--json").stdout)
     assert part["protocol"] == "scienceqa_img_test (subset: 1 of 2017 questions)"
+
+
+def test_one_result_is_compared_with_several(files, tmp_path):
+    for name in ("said", "worse"):
+        made = ("--predictions", tmp_path / f"{name}.json", "--out", tmp_path / name)
+        call("evaluate", "captions", *made, "--references", tmp_path / "human.json", *FAST)
+    said, worse = tmp_path / "said", tmp_path / "worse"
+    ran = call("compare", said, worse, said, "--out", tmp_path / "both", "--json")
+    assert ran.exit_code == 0, ran.stderr
+    first, second = json.loads(ran.stdout)["comparisons"]
+    assert first["metrics"]["CIDEr"] > 0 == second["metrics"]["CIDEr"]
+    assert (tmp_path / "both" / "worse" / "result.json").exists()
+    assert call("compare", said).exit_code == 2

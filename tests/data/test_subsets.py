@@ -9,7 +9,7 @@ from gmail_align.artifacts import Artifact, begin, load, write_jsonl
 from gmail_align.cli.main import app
 from gmail_align.data.captions import Caption, read_captions, write_captions
 from gmail_align.data.pairs import PAIRS, read_pairs
-from gmail_align.data.subsets import choose_captions, choose_pairs
+from gmail_align.data.subsets import choose_captions, choose_pairs, split
 from gmail_align.errors import UserError
 
 
@@ -109,3 +109,31 @@ def test_a_share_of_one_keeps_all_images_and_the_number_one_keeps_one(
         assert load(tmp_path / text).counts["real_images"] == count
     ran = CliRunner().invoke(app, ["choose", str(pairs.folder), "--images", "x", "--out", "o"])
     assert ran.exit_code == 2
+
+
+def test_a_split_shares_no_image_and_loses_none(captions: Artifact, tmp_path: Path) -> None:
+    made = split(captions, {"test": 0.2, "validation": 0.1}, tmp_path / "cut")
+    assert {name: len(images(one)) for name, one in made.items()} == {
+        "test": 4,
+        "validation": 2,
+        "train": 14,
+    }
+    assert set().union(*map(images, made.values())) == images(captions)
+    assert sum(one.counts["captions"] for one in made.values()) == 60
+    other = split(captions, {"test": 0.2}, tmp_path / "other", seed=1)
+    assert images(other["test"]) != images(made["test"])
+
+
+def test_pairs_are_split_by_their_real_images(pairs: Artifact, tmp_path: Path) -> None:
+    ran = CliRunner().invoke(app, ["split", str(pairs.folder), "--out", str(tmp_path / "cut")])
+    assert ran.exit_code == 0, ran.stderr
+    parts = [read_pairs(load(tmp_path / "cut" / name)) for name in ("train", "validation", "test")]
+    assert [len({row.real_image_id for row in rows}) for rows in parts] == [16, 2, 2]
+
+
+@pytest.mark.parametrize("shares", [{"test": 1.0}, {"test": 0.6, "validation": 0.4}, {"x": 0.01}])
+def test_a_split_that_leaves_a_part_empty(
+    captions: Artifact, tmp_path: Path, shares: dict[str, float]
+) -> None:
+    with pytest.raises(UserError, match="share"):
+        split(captions, shares, tmp_path / "cut")

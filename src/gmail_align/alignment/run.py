@@ -95,6 +95,9 @@ def align(
     """
     if not any(config.weights.model_dump().values()):
         raise ConfigError("every weight of the alignment is 0: give one term a weight")
+    if config.method == "gmail":
+        pairs = sources.pairs.counts.get("pairs", 0)
+        config.optim.require_chosen(config.batch_size, pairs, "pairs")
     folder = find_folder(base)
     identity = config.model_dump(mode="json", exclude={"device"})
     given = {name: one for name, one in sources._asdict().items() if one is not None}

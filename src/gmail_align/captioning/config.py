@@ -49,7 +49,9 @@ class CaptionerOptim(OptimConfig):
     def over(self, captions: int, batch_size: int) -> OptimConfig:
         """Return the optimisation of so many captions, with its steps settled."""
         settled = {name: getattr(self, name) for name in OptimConfig.model_fields}
-        if self.epochs is not None:
+        if self.epochs is None:
+            self.require_chosen(batch_size, captions, "captions")
+        else:
             settled["steps"] = math.ceil(self.epochs * captions / batch_size)
         return OptimConfig(**settled)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,12 +24,14 @@ from gmail_align.captioning.provenance import (
 )
 from gmail_align.errors import DataError
 from gmail_align.features.store import open_features
-from gmail_align.progress import progress
+from gmail_align.progress import progress, say
 from gmail_align.runtime import resolve_device, stable_seed
 
 PREDICTIONS = "predictions.jsonl"
 PARTS = "parts"
 ItemT = TypeVar("ItemT")
+_FEW, _COLLAPSED = 20, 0.25
+"""From so many captions on, a captioner has collapsed that gives this share of them one text."""
 
 
 def caption_batch(
@@ -118,6 +121,7 @@ def predict_captions(
         return _rows(batch, captions, source["route"])
 
     write_jsonl(draft.path(PREDICTIONS), rows_in_parts(draft, wanted, how.batch_size, make))
+    _name_collapse([row["text"] for row in read_jsonl(draft.path(PREDICTIONS))])
     shutil.rmtree(draft.path(PARTS), ignore_errors=True)
     return draft.finish({"images": len(wanted)}, trained_on=trained_on, predicted_from=source)
 

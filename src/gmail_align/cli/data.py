@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from gmail_align.artifacts import load
-from gmail_align.cli.options import Folder, Out, expand
+from gmail_align.artifacts import Artifact, load
+from gmail_align.cli.options import Folder, Out, Seed, expand
 from gmail_align.cli.shared import Shared, command, make_command
 from gmail_align.errors import UserError
+from gmail_align.progress import say
 
 
 def import_command(name: str) -> Callable[..., None]:
@@ -28,15 +29,46 @@ def import_command(name: str) -> Callable[..., None]:
         if shared.dry_run:
             shared.show_plan(f"import {name}", out, **given)
             return
-        made = import_data(name, given, out, options)
-        order = ("captions", "images", "classes", "questions")
-        shared.show_artifact(*(made[kind] for kind in order if kind in made))
+        shared.show_artifact(*_in_order(import_data(name, given, out, options)))
 
     run.__doc__ = importer.__doc__
     parts = {field.name: expand(field) for field in option_fields(importer).values()}
     for own, kind in (("out", Out), ("options", ImportOptions)):
         parts[own] = expand(inspect.Parameter(own, inspect.Parameter.KEYWORD_ONLY, annotation=kind))
     return make_command(run, parts)
+
+
+def _in_order(made: Mapping[str, Artifact]) -> list[Artifact]:
+    order = ("captions", "images", "classes", "questions")
+    return [made[kind] for kind in order if kind in made]
+
+
+@command
+def import_path(shared: Shared, source: Path, /, out: Out) -> None:
+    """Recognise what lies in a folder, an archive or a table, say it, and import it.
+
+    The word `path` may be left out: `gmail-align import my_photos --out DIR`. Each split gets a
+    folder of its own; `gmail-align split` makes the splits that the data do not have.
+
+    Args:
+        source: Your data.
+    """
+    from gmail_align.importing.run import import_data
+    from gmail_align.workflow.layouts import find_layout
+
+    layout = find_layout(source.resolve())
+    tables = {name: table for name, table in layout.data.items() if "import" in table}
+    tables |= {"generated": layout.generated} if layout.generated else {}
+    say(f"{source} holds {layout.kind}: {', '.join(tables)}")
+    if shared.dry_run:
+        shared.show_plan("import", out, **tables)
+        return
+    made: list[Artifact] = []
+    for name, table in tables.items():
+        options = {key: one for key, one in table.items() if key not in ("import", "expect")}
+        place = out / name if len(tables) > 1 else out
+        made += _in_order(import_data(table["import"], options, place))
+    shared.show_artifact(*made)
 
 
 def _number_or_share(text: str) -> int | float:
@@ -101,6 +133,38 @@ def choose(
         shared.show_artifact(choose_pairs(artifact, number, out, seed=seed))
     else:
         shared.show_artifact(choose_captions(artifact, each, out, images=number, seed=seed))
+
+
+@command
+def split(
+    shared: Shared,
+    source: Folder,
+    /,
+    out: Out,
+    test: float = 0.1,
+    validation: float = 0.1,
+    seed: Seed = 0,
+) -> None:
+    """Cut captions or pairs into train, validation and test, which share no real image.
+
+    A hash of the seed and an image's id decides. DIR gets a folder for each part; images stay
+    where they are.
+
+    Args:
+        source: Captions, or pairs.
+        test: Share of the real images to test on; 0 for none.
+        validation: Share of the real images that pick the best step; 0 for none.
+    """
+    from gmail_align.data.subsets import split as cut
+
+    artifact = load(source)
+    if artifact.kind not in ("captions", "pairs"):
+        raise UserError(f"{source} holds {artifact.kind}: split captions or pairs")
+    shares = {n: share for n, share in (("test", test), ("validation", validation)) if share}
+    if shared.dry_run:
+        shared.show_plan("split", out, source=source, **shares)
+        return
+    shared.show_artifact(*cut(artifact, shares, out, seed=seed).values())
 
 
 @command

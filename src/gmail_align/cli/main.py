@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ class Group:
 
     help: str
     commands: Mapping[str, Entry] = field(default_factory=dict)
+    of_paths: str | None = None
+    """The command that is meant when a path stands where a command's name is expected."""
 
 
 COMMANDS: dict[str, Entry | Group] = {
@@ -50,10 +53,15 @@ COMMANDS: dict[str, Entry | Group] = {
     ),
     "import": Group(
         "Import data sets from folders, archives and tables.",
-        {name: Entry("data:import_command", row.help, name) for name, row in IMPORTERS.items()},
+        {
+            "path": Entry("data:import_path", "Recognise what lies in a folder or file."),
+            **{n: Entry("data:import_command", row.help, n) for n, row in IMPORTERS.items()},
+        },
+        of_paths="path",
     ),
     "leaks": Entry("data:leaks", "Find training images that an evaluation contains."),
     "choose": Entry("data:choose", "Keep some of the captions or pairs."),
+    "split": Entry("data:split", "Cut captions or pairs into train, validation and test."),
     "plan": Entry("runs:plan", "Say what a run makes, needs and costs."),
     "synthesize": Entry("synthesize:synthesize", "Generate images from captions."),
     "filter": Entry("synthesize:filter_images", "Leave out poor, duplicate or copied images."),
@@ -181,6 +189,9 @@ def _suggest_keys(error: Any, stage: Any) -> None:
 class _LazyGroup(TyperGroup):
     """A group of placeholders, each replaced by its command on use."""
 
+    of_paths: str | None = None
+    """The command that a path stands for."""
+
     def add(self, table: Mapping[str, Entry | Group]) -> _LazyGroup:
         """Add the commands and groups of ``table``, and return the group itself."""
         for name, row in table.items():
@@ -190,11 +201,14 @@ class _LazyGroup(TyperGroup):
                 group = _LazyGroup(
                     name=name, help=row.help, no_args_is_help=True, rich_markup_mode=None
                 )
+                group.of_paths = row.of_paths
                 self.commands[name] = group.add(row.commands)
         return self
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that ``args`` names; import it when it is a placeholder."""
+        if self.of_paths and args[0] not in self.commands and os.path.exists(args[0]):
+            args = [self.of_paths, *args]
         name, command, rest = super().resolve_command(ctx, args)
         return name, command.load() if isinstance(command, _Placeholder) else command, rest
 

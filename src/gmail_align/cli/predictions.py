@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from gmail_align.cli.options import Device, File, Folder, Model, Protocol
-from gmail_align.cli.shared import Scoring, Shared, command
+from gmail_align.cli.shared import Scoring, Shared, command, result_lines
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
 from gmail_align.metrics.scienceqa import Rule
@@ -233,40 +233,49 @@ def answers(
 @command
 def compare(
     shared: Shared,
-    a: Path,
-    b: Path,
+    results: Annotated[list[Path], "A B..."],
     /,
     scored_by: ScoredBy,
     chosen: CaptionMetricOptions,
     reading: ReadingOptions,
     scoring: Scoring,
 ) -> None:
-    """Say how much better A is than B in every metric, on the same images or questions.
+    """Say how much better A is than each B in every metric, on the same images or questions.
 
     A and B are folders that `gmail-align evaluate ... --out` made, or predictions to be scored
-    against --references (captions) or --answers. Intervals are of the difference, paired.
+    against --references (captions) or --answers. Intervals are of the difference, paired. With
+    several B, --out gets a folder for each.
 
     Args:
-        a: A result's folder, or predictions.
-        b: What it is compared with.
+        results: Folders of results, or predictions; the first is compared with each of the others.
     """
+    if len(results) < 2:
+        raise ConfigError("one result alone cannot be compared: name two or more")
     if scored_by.references is not None and scored_by.answers is not None:
         raise ConfigError("--references are for captions and --answers for responses: give one")
     if shared.dry_run:
-        shared.show_plan("compare", scoring.out, a=a, b=b)
+        shared.show_plan("compare", scoring.out, a=results[0], b=results[1:])
         return
     from gmail_align.evaluation.compare import compare_items
 
     lost: Mapping[str, str] = {}
     if scored_by.references is not None:
-        first, second, lost = _caption_items((a, b), scored_by, chosen, scoring)
+        items, lost = _caption_items(results, scored_by, chosen, scoring)
     elif scored_by.answers is not None:
-        first, second = _answer_items((a, b), scored_by, reading, scoring)
+        items = _answer_items(results, scored_by, reading, scoring)
     else:
-        first, second = _kept_items(a, b, scored_by.protocol)
-    metrics, seed = chosen.names(), scoring.seed
-    result = compare_items(first, second, scoring.out, metrics=metrics, unavailable=lost, seed=seed)
-    shared.show_result(result)
+        items = _kept_items(results, scored_by.protocol)
+    metrics, several = chosen.names(), len(results) > 2
+    seed, bodies, lines = scoring.seed, [], []
+    for path, other in zip(results[1:], items[1:], strict=True):
+        out = scoring.out / path.stem if scoring.out is not None and several else scoring.out
+        result = compare_items(items[0], other, out, metrics=metrics, unavailable=lost, seed=seed)
+        bodies.append(result.to_json())
+        lines += [f"A {results[0]}, B {path}", *result_lines(bodies[-1])]
+    if several:
+        shared.show({"comparisons": bodies}, "\n".join(lines))
+    else:
+        shared.show_result(result)
 
 
 def caption_options(
@@ -308,16 +317,15 @@ def named_paths(texts: Sequence[str]) -> dict[str, Path]:
 
 def _caption_items(
     paths: Sequence[Path], scored_by: ScoredBy, chosen: CaptionMetricOptions, scoring: Scoring
-) -> tuple[Items, Items, Mapping[str, str]]:
-    """Score both predictions; return the items of each, and what could not be computed."""
+) -> tuple[list[Items], Mapping[str, str]]:
+    """Score predictions; return the items of each, and what could not be computed."""
     from gmail_align.evaluation.captions import evaluate_captions
 
     assert scored_by.references is not None
-    systems = {f"{side} ({path})": path for side, path in zip("AB", paths, strict=True)}
+    systems = {f"{chr(65 + n)} ({path})": path for n, path in enumerate(paths)}
     options = caption_options(chosen, scored_by.protocol or "captions", scoring)
     result = evaluate_captions(systems, scored_by.references, None, options)
-    first, second = result.items.values()
-    return first, second, result.unavailable
+    return list(result.items.values()), result.unavailable
 
 
 def _answer_items(
@@ -339,10 +347,10 @@ def _answer_items(
     ]
 
 
-def _kept_items(a: Path, b: Path, protocol: str | None) -> tuple[Items, Items]:
+def _kept_items(paths: Sequence[Path], protocol: str | None) -> list[Items]:
     from gmail_align.items import read_items
 
-    for path in (a, b):
+    for path in paths:
         if path.suffix in (".json", ".jsonl"):
             raise ConfigError(
                 f"{path} is not a folder of a result: give what scores these predictions, "
@@ -350,4 +358,4 @@ def _kept_items(a: Path, b: Path, protocol: str | None) -> tuple[Items, Items]:
             )
     if protocol is not None:
         raise ConfigError("results have a --protocol of their own: leave it out")
-    return read_items(a), read_items(b)
+    return [read_items(path) for path in paths]

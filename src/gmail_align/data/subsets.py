@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gmail_align.artifacts import Artifact, begin, write_jsonl
+from gmail_align.artifacts import Artifact, Draft, begin, write_jsonl
 from gmail_align.data.captions import Caption, read_captions, write_captions
 from gmail_align.data.pairs import PAIRS, read_pairs
 from gmail_align.errors import UserError
@@ -55,6 +56,39 @@ def choose_captions(
     return draft.finish({"captions": count, "images": len(chosen)})
 
 
+def split(
+    source: Artifact, shares: Mapping[str, float], out: Path, *, seed: int = 0
+) -> dict[str, Artifact]:
+    """Cut captions, or pairs, into parts that share no real image.
+
+    Args:
+        source: Captions or pairs.
+        shares: Name of a part -> its share of the real images; ``train`` gets the rest. A hash of
+            the seed and the image's id decides.
+        out: Folder that gets a folder for each part.
+        seed: Changes the choice.
+
+    Raises:
+        UserError: a share is not above 0, nothing is left to train on, or a part would be empty.
+    """
+    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        raise UserError("shares of a split are above 0 and leave something to train on")
+    made, before = {}, 0.0
+    for name, share in {**shares, "train": 1 - sum(shares.values())}.items():
+        config = {"part": name, "from": before, "share": share}
+        draft = begin(out / name, source.kind, config, {"source": source}, seed)
+        cut = partial(_cut, window=(before, min(1.0, before + share)), seed=seed)
+        made[name] = draft.complete or _keep(draft, source, cut)
+        before += share
+    return made
+
+
+def _cut(names: Set[str], window: tuple[float, float], seed: int) -> Set[str]:
+    """Return the images whose place in the order of their hashes lies in a window of shares."""
+    first, last = (round(edge * len(names)) for edge in window)
+    return set(sorted(names, key=lambda name: stable_seed(seed, name))[first:last])
+
+
 def hold_out(source: Artifact, share: float, out: Path, *, held: bool, seed: int = 0) -> Artifact:
     """Keep the captions, or pairs, of real images that are held out, or those of all others.
 
@@ -71,13 +105,26 @@ def hold_out(source: Artifact, share: float, out: Path, *, held: bool, seed: int
     draft = begin(out, source.kind, {"share": share, "held": held}, {"source": source}, seed)
     if draft.complete:
         return draft.complete
+
+    def choose(names: Set[str]) -> Set[str]:
+        chosen = _some(names, share, seed)
+        return chosen if held else names - chosen
+
+    return _keep(draft, source, choose)
+
+
+def _keep(draft: Draft, source: Artifact, choose: Callable[[Set[str]], Set[str]]) -> Artifact:
+    """Write the captions, or pairs, of the real images that are chosen.
+
+    Raises:
+        UserError: there are none.
+    """
     pairs = read_pairs(source) if source.kind == "pairs" else []
     captions = [] if pairs else read_captions(source)
     names = {row.real_image_id for row in pairs} | {row.image_id for row in captions}
-    chosen = _some(names, share, seed)
-    kept = chosen if held else names - chosen
+    kept = choose(names)
     if not kept:
-        raise UserError(f"{source.folder} has {len(names)} images, too few to hold out {share}")
+        raise UserError(f"{source.folder} has {len(names)} images, too few for this share of them")
     if pairs:
         rows = [asdict(row) for row in pairs if row.real_image_id in kept]
         write_jsonl(draft.path(PAIRS), rows)

@@ -48,6 +48,9 @@ IMPORTERS: Final[dict[str, Importer]] = {
     ),
     "webdataset": Importer("shards:webdataset", "WebDataset shards of any origin."),
     "parquet": Importer("tables:parquet", "Parquet, JSON, JSON lines, CSV or TSV by columns."),
+    "csv": Importer("tables:parquet", "CSV or TSV by columns, and the images that rows name."),
+    "jsonl": Importer("tables:parquet", "JSON lines by fields, and the images that lines name."),
+    "imagefolder": Importer("image_folders:urban1k", "A folder of images and their metadata file."),
     "scienceqa": Importer("questions:scienceqa", "ScienceQA's questions and images."),
     "mmmu": Importer("questions:mmmu", "MMMU's questions and images."),
 }

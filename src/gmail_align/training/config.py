@@ -7,6 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from gmail_align.config import Config
+from gmail_align.errors import ConfigError
+
+_MOST_PASSES, _USUAL_PASSES = 1000, 100
 
 
 class OptimConfig(Config):
@@ -41,3 +44,19 @@ class OptimConfig(Config):
     rate_shares: dict[str, float] | None = None
     """Share of the learning rate at which parameters are trained, by their names (layer-wise
     decay); None, or a name that is not in it: the whole rate."""
+
+    def require_chosen(self, batch_size: int, examples: int, what: str) -> None:
+        """Refuse the default number of steps where a small set would be read thousands of times.
+
+        Raises:
+            ConfigError: nobody chose the steps, and they are far too many; it proposes a number.
+        """
+        passes = self.steps * batch_size / max(examples, 1)
+        if "steps" in self.model_fields_set or passes <= _MOST_PASSES:
+            return
+        fitting = max(1, round(_USUAL_PASSES * examples / batch_size))
+        raise ConfigError(
+            f"the default of {self.steps:,} steps reads these {examples} {what} {passes:,.0f} "
+            f"times: give --set optim.steps={fitting}, which reads them {_USUAL_PASSES} times, or "
+            f"--set optim.steps={self.steps} if you mean it"
+        )

@@ -6,7 +6,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -25,6 +25,7 @@ _GENERATED: Final = frozenset(
     ("fake", "gen", "generated", "synth", "synthetic", "diffusion", "ai", "sd", "sdxl", "flux")
 )
 _CAPTION_COLUMNS: Final = ("caption", "captions", "text", "sentences", "sentence", "prompt")
+_IMAGE_COLUMNS: Final = ("image", "file_name", "filename", "image_path", "path", "file")
 _SPLITS: Final = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 _LOOKED_AT: Final = 50_000
 """Files of a folder that are looked at."""
@@ -55,22 +56,27 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def find_layout(folder: Path) -> Layout:
-    """Look at a folder, and say what it holds and how a recipe reads it.
+def find_layout(place: Path) -> Layout:
+    """Look at a folder or a file, and say what it holds and how a recipe reads it.
+
+    Images of a table, or of annotations, lie in the folder around it.
 
     Raises:
-        DataError: there is no folder, or nothing in it is known.
+        DataError: there is no such place, or nothing in it is known.
     """
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}: give the folder of your data")
-    files = sorted(islice(_files(folder), _LOOKED_AT))
-    for look in (_annotations, _shards, _parquet, _captions_beside, _class_folders):
+    if not place.exists():
+        raise DataError(f"there is no folder {place}: give the folder of your data")
+    files = sorted(islice(_files(place), _LOOKED_AT)) if place.is_dir() else [str(place)]
+    folder = place if place.is_dir() else place.parent
+    looks = (_annotations, _shards, _parquet, _captions_beside, _tables, _class_folders)
+    for look in looks:
         layout = look(folder, files)
         if layout is not None:
             return _with_splits(layout)
     raise DataError(
-        f"{folder} holds nothing that is known: annotations (COCO's or Karpathy's json), Parquet, "
-        "WebDataset shards, images with captions beside them, or class folders"
+        f"{place} holds nothing that is known: annotations (COCO's or Karpathy's json), Parquet, "
+        "WebDataset shards, images with captions beside them, tables of images and captions, or "
+        "class folders"
     )
 
 
@@ -204,6 +210,27 @@ def _captions_beside(folder: Path, files: Sequence[str]) -> Layout | None:
         if len(counts) > 1:
             data[split]["split"] = {"validation": "val"}.get(split, split)
     return Layout(kind, data, dict(counts))
+
+
+def _tables(folder: Path, files: Sequence[str]) -> Layout | None:
+    """Read CSV, TSV or JSON lines whose rows name an image and a caption."""
+    from gmail_align.importing.rows import table_rows
+
+    for name in files:
+        if not name.endswith((".csv", ".tsv", ".jsonl")):
+            continue
+        rows = (row for _, row in table_rows(Path(name)) if isinstance(row, Mapping))
+        first = next(rows, {})
+        caption = next((one for one in _CAPTION_COLUMNS if one in first), None)
+        image = next((one for one in _IMAGE_COLUMNS if one in first), None)
+        if caption is not None and image is not None:
+            table = {"import": "csv", "source": [name], "images": [str(folder)]}
+            table |= {"image_column": image, "caption_column": caption}
+            images = Counter([first[image], *(row.get(image) for row in rows)])
+            kind = f"a table of images and captions ({os.path.basename(name)})"
+            each = images.total() / len(images)
+            return Layout(kind, {"train": table}, {"train": len(images)}, each)
+    return None
 
 
 def _split(folder: Path, name: str) -> str:
