@@ -248,7 +248,13 @@ def test_default_steps_of_few_captions_are_refused(
     four: Artifact, gpt2: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="4 captions"):
-        train_clipcap(ClipCapConfig(device="cpu"), four, ROWS, gpt2, tmp_path / "out")
+        train_clipcap(
+            ClipCapConfig(device="cpu", prefix_length=3, max_tokens=40),
+            four,
+            ROWS,
+            gpt2,
+            tmp_path / "out",
+        )
 
 
 def test_a_captioner_that_says_one_sentence_is_named(

@@ -162,6 +162,18 @@ def require_readable(
     return trained_on
 
 
+def _name_collapse(captions: Sequence[str]) -> None:
+    """Say so where many images get the same caption."""
+    if len(captions) < _FEW:
+        return
+    text, times = Counter(captions).most_common(1)[0]
+    if times >= _COLLAPSED * len(captions):
+        say(
+            f"{times / len(captions):.0%} of captions are the same sentence ({text!r}): this "
+            "captioner has collapsed; train it for more steps, or at another rate"
+        )
+
+
 def _rows(ids: Sequence[str], captions: Sequence[Decoded], route: str) -> list[dict[str, object]]:
     return [
         {"image_id": name, "text": caption.text, "log_prob": caption.log_prob, "route": route}
