@@ -24,7 +24,7 @@ from gmail_align.workflow.steps.data import Imported
 from gmail_align.workflow.steps.encoders import fetch_model
 from gmail_align.workflow.steps.learners import CaptionScores, Predictions
 from gmail_align.workflow.summary import read_json, summarise
-from gmail_align.workflow.work import Work, in_order, models_of
+from gmail_align.workflow.work import Work, find_model, in_order, models_of
 
 RECIPE, INDEX, REPORT = "recipe.json", "index.json", "report"
 
@@ -121,6 +121,7 @@ def steps_of(recipe: Recipe, home: Path) -> RecipeSteps:
     Raises:
         UserError: an input does not exist, or a setting does not fit what it is used for.
     """
+    find_model.cache_clear()  # weights may have changed since the last look
     graphs = {row.name: Graph(recipe.for_row(row), home) for row in recipe.row}
     seeds = range(recipe.seed, recipe.seed + recipe.seeds)
     rows = {

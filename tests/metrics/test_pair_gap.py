@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gmail_align.errors import UserError
-from gmail_align.metrics.pair_gap import gap_metrics, gen_to_real_recall
+from gmail_align.metrics.pair_gap import gap_metrics, gen_to_real_recall, pair_columns
 
 NAMES = ["paired_cosine", "unpaired_cosine", "margin", "gen_to_real_r1", "gen_to_real_r5"]
 NAMES += ["probe_auc", "centroid_distance", "norm_ratio"]
@@ -112,3 +112,14 @@ def test_refuses_one_pair_and_nan():
         gap_metrics(torch.ones(1, 3), torch.ones(1, 3))
     with pytest.raises(UserError, match="2 of 2 rows of generated"):
         gap_metrics(torch.eye(2), torch.full((2, 2), torch.nan))
+
+
+def test_what_each_real_image_adds_gives_the_same_values():
+    """Two pairs of one real image are one item."""
+    real, generated = pairs(40)
+    real[1], groups = real[0], torch.tensor([0, *range(39)])
+    found = gap_metrics(real, generated, groups=groups)
+    columns = pair_columns(real, generated, groups)
+    assert {len(column.values) for column in columns.values()} == {39}
+    for name, column in columns.items():
+        assert column.value == pytest.approx(found[name].value, abs=1e-6)

@@ -6,7 +6,13 @@ import pytest
 from gmail_align.errors import UserError
 from gmail_align.metrics.bootstrap import bootstrap_mean, resample_weights
 from gmail_align.metrics.ngrams import bleu_counts, corpus_bleu
-from gmail_align.metrics.statistics import Column, differences, estimates, mean_column
+from gmail_align.metrics.statistics import (
+    Column,
+    differences,
+    estimates,
+    mean_column,
+    over_runs,
+)
 
 
 def test_a_mean_is_estimated_as_by_the_plain_bootstrap():
@@ -50,3 +56,27 @@ def test_columns_of_different_length_do_not_mix():
     with pytest.raises(UserError, match=r"\[2, 3\] items"):
         estimates({"a": mean_column([1, 2]), "b": mean_column([1, 2, 3])})
     assert estimates({}) == {}
+
+
+def test_over_runs_resamples_items_and_runs() -> None:
+    """Runs that differ widen the interval; runs that are the same leave that of one run."""
+    rng = np.random.default_rng(0)
+    one = {"hits": mean_column(rng.random(60) < 0.5)}
+    other = {"hits": mean_column(rng.random(60) < 0.9)}
+    (alone,) = estimates(one).values()
+    (same,) = over_runs([one, one, one]).values()
+    assert same.value == pytest.approx(alone.value)
+    assert (same.low, same.high) == pytest.approx((alone.low, alone.high), abs=0.02)
+    (both,) = over_runs([one, other]).values()
+    assert both.value == pytest.approx((one["hits"].value + other["hits"].value) / 2)
+    assert both.high - both.low > 1.5 * (same.high - same.low)
+
+
+def test_over_runs_pairs_two_rows() -> None:
+    rng = np.random.default_rng(1)
+    runs = [rng.random(50) for _ in range(3)]
+    first = [{"m": mean_column(run + 0.1), "own": mean_column(run)} for run in runs]
+    second = [{"m": mean_column(run)} for run in runs]
+    found = over_runs(first, second)
+    assert list(found) == ["m"]
+    assert (found["m"].value, found["m"].low, found["m"].high) == pytest.approx((0.1, 0.1, 0.1))

@@ -65,6 +65,11 @@ better = "short"
 worse = "frozen"
 metric = "tabletop_floor/accuracy"
 [[claim]]
+name = "a shift closes the gap"
+better = "shift"
+worse = "frozen"
+metric = "paired_cosine"
+[[claim]]
 name = "llava is better"
 better = "llava"
 worse = "frozen"
@@ -102,7 +107,10 @@ def test_a_study_runs_from_its_file_to_its_tables(ran: tuple[Path, dict[str, Any
     assert shift.values["paired_cosine"].value > frozen.values["paired_cosine"].value
     assert llava.values == {} and "learner" in llava.note
     verdicts = [claim.verdict for claim in result.claims]
-    assert verdicts[2] == "not tested" and "not tested" not in verdicts[:2]
+    assert verdicts[3] == "not tested" and "not tested" not in verdicts[:3]
+    closer = shift.values["paired_cosine"].value - frozen.values["paired_cosine"].value
+    assert result.claims[2].difference.value == pytest.approx(closer, abs=1e-6)
+    assert result.claims[2].difference.low < closer < result.claims[2].difference.high
     assert result.claims[0].paper == 3.5 and result.claims[0].difference.n == 8
 
 
@@ -116,7 +124,7 @@ def test_its_files_are_those_of_its_result(ran: tuple[Path, dict[str, Any]]) -> 
 
 
 def test_the_list_says_what_ran_and_what_is_left(tmp_path: Path) -> None:
-    listed = call("list", "--work", tmp_path, "--json")
+    listed = call("list", "--work", tmp_path, "--seeds", 1, "--json")
     rows = {row["name"]: row for row in json.loads(listed.stdout)["studies"]}
     assert not rows["table-9"]["ran"]
     assert rows["table-9"]["steps_to_make"] == rows["table-9"]["steps"] > 50

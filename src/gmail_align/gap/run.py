@@ -15,6 +15,8 @@ from gmail_align.features.store import Features, open_features
 from gmail_align.gap.config import GapConfig
 from gmail_align.gap.feature_sets import Annotations, FeatureSet, sample_rows, sampled
 from gmail_align.gap.measure import Measured, Texts, measure
+from gmail_align.items import Items
+from gmail_align.metrics.pair_gap import pair_columns
 from gmail_align.results import Input, Result, begin_result
 
 Pairs = Sequence[tuple[str, str]]
@@ -81,6 +83,26 @@ def measure_gap(
         details=measured.details,
         write_page=write_page and (lambda made, folder: write_page(made, arrays, folder)),
     )
+
+
+def pair_items(real: Artifact, generated: Artifact, pairs: Pairs) -> Items:
+    """Return what each real image adds to the measures of pairs that are means over pairs.
+
+    Two such tables of the same pairs can be compared, image with image.
+
+    Raises:
+        DataError: an id of a pair does not have a feature.
+        UserError: the features do not pair up.
+    """
+    sets = open_features(real), open_features(generated)
+    ids = tuple(dict.fromkeys(first for first, _ in pairs))
+    places = {name: row for row, name in enumerate(ids)}
+    columns = pair_columns(
+        sets[0].array[sets[0].rows([first for first, _ in pairs])],
+        sets[1].array[sets[1].rows([second for _, second in pairs])],
+        torch.tensor([places[first] for first, _ in pairs]),
+    )
+    return Items("gap_paired", ids, columns)
 
 
 def _counts(sets: tuple[Features, Features], pairs: Pairs | None, most: int) -> dict[str, int]:

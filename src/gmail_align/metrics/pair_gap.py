@@ -23,6 +23,7 @@ from gmail_align.metrics.bootstrap import (
 )
 from gmail_align.metrics.ranks import label_ranks, recall_at, require_pairs, unit_rows
 from gmail_align.metrics.separability import probe_auc
+from gmail_align.metrics.statistics import Column, mean_column
 
 
 def gen_to_real_recall(
@@ -96,6 +97,29 @@ def gap_metrics(
     table = _moment_estimates(real, generated, owner, resamples=resamples, seed=seed)
     apart = {name: table.pop(name) for name in ("centroid_distance", "norm_ratio")}
     return table | found | {"probe_auc": probe} | apart
+
+
+def pair_columns(
+    real: Float[Tensor, "n d"], generated: Float[Tensor, "n d"], groups: Int[Tensor, " n"]
+) -> dict[str, Column]:
+    """Return what each group of pairs adds to the measures of :func:`gap_metrics` that are means.
+
+    Args:
+        real: features of real images.
+        generated: features of the generated images, in the same order.
+        groups: 0, 1, ..., one label a pair; equal labels share an image.
+
+    Raises:
+        UserError: features or groups do not pair up.
+    """
+    owner, cosines = groups.numpy(), (unit_rows(real) * unit_rows(generated)).sum(1)
+    recalls = gen_to_real_recall(generated, real, groups=groups)
+    means = {"paired_cosine": cosines, **{f"gen_to_real_r{k}": v for k, v in recalls.items()}}
+    sizes = np.bincount(owner)
+    return {
+        name: mean_column(np.bincount(owner, values.double().numpy()), sizes)
+        for name, values in means.items()
+    }
 
 
 def _moment_estimates(

@@ -87,7 +87,7 @@ class RowSteps:
     def results(self) -> list[Step]:
         """The results that hold numbers of this row alone, image by image."""
         own = [self.output] if isinstance(self.output, Probe) else []
-        return [*own, *self.reader.retrieval.values(), *self.reader.zeroshot.values()]
+        return [*own, *self.reader.results]
 
     @property
     def targets(self) -> list[Step]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gmail_align.artifacts import read_jsonl
 from gmail_align.recipe import Recipe
@@ -13,9 +13,12 @@ from gmail_align.recipe_tables import Claim
 from gmail_align.results import estimate_table, read_result
 from gmail_align.workflow.graph import JudgedEncoder, RecipeSteps, RowSteps
 from gmail_align.workflow.steps.data import Pairs
-from gmail_align.workflow.steps.encoders import Aligned
+from gmail_align.workflow.steps.encoders import Aligned, Gap
 from gmail_align.workflow.steps.learners import Probe, TrainedCaptioner
 from gmail_align.workflow.work import Step, Work, in_order
+
+if TYPE_CHECKING:
+    from gmail_align.items import Items
 
 ONE_SEED: Final = (
     "Everything was trained with one seed, so the intervals cover the choice of test images and "
@@ -189,7 +192,6 @@ def _differences(
     ``PROTOCOL/METRIC`` names the result.
     """
     from gmail_align.evaluation.compare import score_runs
-    from gmail_align.items import read_items
 
     protocol, _, name = metric.rpartition("/")
     for place, step in enumerate(better[0].results):
@@ -198,10 +200,25 @@ def _differences(
         if len(worse[0].results) <= place or name not in metrics_of(work.path(step)):
             continue
         first, second = (
-            [read_items(work.path(one.results[place])) for one in row] for row in (better, worse)
+            [_items(one.results[place], work) for one in row] for row in (better, worse)
         )
-        return {metric: estimate_table(score_runs(first, second, [name]))[name]}
+        if all(name in items.columns for items in (*first, *second)):
+            return {metric: estimate_table(score_runs(first, second, [name]))[name]}
     return {}
+
+
+def _items(step: Step, work: Work) -> Items:
+    """Return a result image by image; of a gap, the measures that are means over pairs."""
+    from gmail_align.data.pairs import read_pairs
+    from gmail_align.gap.run import pair_items
+    from gmail_align.items import read_items
+
+    if not isinstance(step, Gap):
+        return read_items(work.path(step))
+    pairs = [
+        (row.real_image_id, row.generated_image_id) for row in read_pairs(work.get(step.pairs))
+    ]
+    return pair_items(work.get(step.real), work.get(step.generated), pairs)
 
 
 def verdict_of(difference: Mapping[str, Any] | None) -> str:

@@ -154,8 +154,12 @@ class Model:
         return f"{self.path}@{self.revision}" if folder is None else model_content(folder)
 
 
+@lru_cache(maxsize=64)
 def find_model(name: str, part: str, home: Path, revision: str = "") -> Model:
-    """Return the model that a recipe names: shipped, a folder, or a hub id."""
+    """Return the model that a recipe names: shipped, a folder, or a hub id.
+
+    Equal names give one object, whose files are looked at once.
+    """
     name, _, revision = name.partition("@") if not revision else (name, "", revision)
     path = model_path(name, part)
     if not path.is_dir() and (home / path).is_dir():
