@@ -184,7 +184,7 @@ def tabletop_train(
     shared: Shared,
     out: Out,
     work: Folder = Path("runs/tabletop"),
-    only: Literal["clip", "gpt2", "diffusion", "long_clip", "siglip"] | None = None,
+    only: Literal["clip", "gpt2", "diffusion", "long_clip", "siglip", "llama"] | None = None,
     seed: Seed = 0,
 ) -> None:
     """Train the shipped models in the tabletop world from scratch: hours on a CPU.

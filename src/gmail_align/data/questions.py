@@ -10,6 +10,9 @@ from gmail_align.artifacts import Artifact, read_jsonl
 from gmail_align.errors import ArtifactError
 
 QUESTIONS: Final = "questions.jsonl"
+ANSWER_BY_LETTER: Final = "Answer with the option's letter from the given choices directly."
+ANSWER_BY_PHRASE: Final = "Answer the question using a single word or phrase."
+"""What stands behind a question in a prompt, with choices and without (LLaVA-1.5)."""
 
 
 @dataclass(frozen=True, kw_only=True)

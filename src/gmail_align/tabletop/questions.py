@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gmail_align.tabletop.facts import related
 from gmail_align.tabletop.scenes import COLOURS, FLOORS, MATERIALS, SHAPES, SIZES, Scene, Thing
-from gmail_align.tabletop.words import NUMBERS
+from gmail_align.tabletop.words import NUMBERS, article
 
 _FLOOR_NAMES = dict(
     zip(FLOORS, ("a wooden floor", "a grey floor", "a tiled floor", "grass"), strict=True)
@@ -23,13 +24,21 @@ class Question:
         question: The question, ending in a question mark.
         choices: The answers offered, all different.
         answer: Index of the right one.
-        subject: counting, colour, shape, size, material, relation or floor.
+        subject: counting, colour, shape, size, material, relation, floor or existence.
+        things: The things of the scene that it speaks of, by their index; where it asks after an
+            absent one, the thing that is asked after in its place.
     """
 
     question: str
     choices: tuple[str, ...]
     answer: int
     subject: str
+    things: tuple[int, ...] = ()
+
+    @property
+    def right(self) -> str:
+        """The right answer."""
+        return self.choices[self.answer]
 
 
 def questions(scene: Scene) -> list[Question]:
@@ -45,8 +54,8 @@ def questions(scene: Scene) -> list[Question]:
             rng,
         ),
     ]
-    for thing in scene.things:
-        asked += _about(scene, thing, rng)
+    for number, thing in enumerate(scene.things):
+        asked += [replace(one, things=(number,)) for one in _about(scene, thing, rng)]
     for first, one in enumerate(scene.things):
         for second, other in enumerate(scene.things):
             if first < second:
@@ -119,5 +128,22 @@ def _relations(scene: Scene, one: tuple[int, Thing], other: tuple[int, Thing]) -
         if any(kinds):
             where = "to the left or to the right of" if near == "left" else "in front of or behind"
             text = f"Is {names[0]} {where} {names[1]}?"
-            asked.append(Question(text, choices, kinds.index(True), "relation"))
+            asked.append(Question(text, choices, kinds.index(True), "relation", (first, second)))
     return asked
+
+
+def existence(scene: Scene) -> list[Question]:
+    """Ask after every kind of thing once, and each time after one that the scene does not have."""
+    rng = random.Random(f"existence:{scene.noise_seed}:{scene.signature()}")
+    here = {(thing.colour, thing.shape): k for k, thing in enumerate(scene.things)}
+    absent = [one for one in itertools.product(COLOURS, SHAPES) if one not in here]
+    asked = []
+    for (named, number), other in zip(here.items(), rng.sample(absent, len(here)), strict=True):
+        asked += [_is_there(named, 0, number), _is_there(other, 1, number)]
+    return asked
+
+
+def _is_there(named: tuple[str, str], answer: int, thing: int) -> Question:
+    colour, shape = named
+    text = f"Is there {article(colour)} {colour} {shape}?"
+    return Question(text, ("yes", "no"), answer, "existence", (thing,))

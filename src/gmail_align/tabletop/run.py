@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gmail_align.artifacts import Artifact, begin
+from gmail_align.artifacts import Artifact, begin, write_jsonl
+from gmail_align.data.questions import ANSWER_BY_PHRASE, QUESTIONS
+from gmail_align.data.questions import Question as Stored
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.tabletop.classes import class_label, class_prompts, class_sets
+from gmail_align.tabletop.conversations import asked_of
 from gmail_align.tabletop.scenes import Scene
+from gmail_align.tabletop.text import caption_facts, captions
 from gmail_align.tabletop.world import write_coco
 
 
@@ -33,6 +39,51 @@ def read_scenes(world: Artifact, split: str) -> dict[str, Scene]:
     """Return image id -> ground truth."""
     rows = json.loads(world.path(f"scenes_{split}.json").read_text(encoding="utf-8"))
     return {name: Scene.from_dict(row["scene"]) for name, row in rows.items()}
+
+
+def caption_questions(
+    world: Artifact, split: str, most: int
+) -> Callable[[str, str], list[tuple[str, str]]]:
+    """Return what draws prompts, with their answers, that a caption of an image answers.
+
+    It takes the image's id and the caption.
+    """
+    scenes = read_scenes(world, split)
+
+    def draw(image: str, caption: str) -> list[tuple[str, str]]:
+        scene, rng = scenes[image], random.Random(f"asked:{image}:{caption}")
+        facts = dict(zip(captions(scene), caption_facts(scene), strict=True)).get(caption)
+        asked = [] if facts is None else asked_of(scene, rng, most, facts)
+        return [(f"{one.question}\n{ANSWER_BY_PHRASE}", one.right) for one in asked]
+
+    return draw
+
+
+def write_questions(world: Artifact, split: str, each: int, out: Path) -> Artifact:
+    """Write ``each`` questions about every scene; an artifact of kind ``questions``.
+
+    Answers are read by MMMU's rule for open questions, and a question's id names its subject.
+    """
+    config = {"format": "mmmu", "split": split, "each": each}
+    draft = begin(out, "questions", config, {"world": world})
+    if draft.complete:
+        return draft.complete
+    rows = [
+        asdict(
+            Stored(
+                question_id=f"{split}_{one.subject}_{image}{number:02d}",
+                question=one.question,
+                answers=(one.right,),
+                image_ids=(image,),
+                groups=(one.subject,),
+                split=split,
+            )
+        )
+        for image, scene in read_scenes(world, split).items()
+        for number, one in enumerate(asked_of(scene, random.Random(f"asked:{image}"), each))
+    ]
+    write_jsonl(draft.path(QUESTIONS), rows)
+    return draft.finish({"questions": len(rows)})
 
 
 def zero_shot_labels(scenes: Mapping[str, Scene], set_name: str) -> dict[str, int]:

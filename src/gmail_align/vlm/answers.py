@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
+from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_jsonl
 from gmail_align.data.images import ImageStore
 from gmail_align.data.model_outputs import PREDICTIONS
-from gmail_align.data.questions import Question, letter, read_questions
+from gmail_align.data.questions import (
+    ANSWER_BY_LETTER,
+    ANSWER_BY_PHRASE,
+    Question,
+    letter,
+    read_questions,
+)
 from gmail_align.encoders.preprocess import open_image
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.progress import progress
@@ -22,9 +28,7 @@ from gmail_align.vlm.config import AnswerConfig
 from gmail_align.vlm.conversations import IMAGE, Conversation, Turn
 from gmail_align.vlm.model import Llava, load_llava
 
-_LETTER = "Answer with the option's letter from the given choices directly."
 _PARTS = "parts"
-_PHRASE = "Answer the question using a single word or phrase."
 
 
 def question_prompt(question: Question) -> str:
@@ -37,7 +41,7 @@ def question_prompt(question: Question) -> str:
     lines += [question.hint] if question.hint else []
     lines.append(question.question.replace(IMAGE, ""))
     lines += [f"{letter(number)}. {choice}" for number, choice in enumerate(question.choices)]
-    return "\n".join([*lines, _LETTER if question.choices else _PHRASE])
+    return "\n".join([*lines, ANSWER_BY_LETTER if question.choices else ANSWER_BY_PHRASE])
 
 
 @torch.inference_mode()
@@ -88,6 +92,7 @@ def predict_answers(
     config: AnswerConfig | None = None,
     *,
     images: Artifact | None = None,
+    of: Collection[str] | None = None,
 ) -> Artifact:
     """Answer every question, or one prompt of every image; returns ``predictions``.
 
@@ -100,6 +105,7 @@ def predict_answers(
         out: Folder of the predictions.
         config: How questions are answered.
         images: The images that the questions are about.
+        of: Ids of the images that the prompt is asked of; every image when None.
 
     Raises:
         DataError: an image of a question is missing; the message names the question.
@@ -112,11 +118,13 @@ def predict_answers(
     inputs = {"vlm": vlm}
     inputs |= {"questions": questions} if questions else {}
     inputs |= {"images": images} if images else {}
-    draft = begin(out, "predictions", {"answers": "llava", **how.identity()}, inputs)
+    identity = {"answers": "llava", **how.identity()}
+    identity |= {} if of is None else {"images": fingerprint(sorted(of))}
+    draft = begin(out, "predictions", identity, inputs)
     if draft.complete is not None:
         return draft.complete
     store = ImageStore(images) if images else None
-    asked, key = _asked(questions, store), "question_id" if questions else "image_id"
+    asked, key = _asked(questions, store, of), "question_id" if questions else "image_id"
     llava = load_llava(vlm, resolve_device(how.device))
     parts = []
     with progress("answers", len(asked), "questions") as bar:
@@ -143,7 +151,9 @@ def predict_answers(
     return draft.finish({"questions" if questions else "images": len(asked)})
 
 
-def _asked(questions: Artifact | None, store: ImageStore | None) -> list[Question]:
+def _asked(
+    questions: Artifact | None, store: ImageStore | None, of: Collection[str] | None
+) -> list[Question]:
     """Return the questions, or one without words for every image.
 
     Raises:
@@ -151,7 +161,7 @@ def _asked(questions: Artifact | None, store: ImageStore | None) -> list[Questio
         ConfigError: a question has images and none are given.
     """
     if questions is None:
-        ids = store.ids if store else []
+        ids = [name for name in (store.ids if store else []) if of is None or name in of]
         return [Question(question_id=n, question="", answers=(), image_ids=(n,)) for n in ids]
     asked = list(read_questions(questions))
     for question in asked:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
+from transformers import LlamaForCausalLM
 
-from gmail_align.artifacts import write_json
+from gmail_align.artifacts import write_bytes, write_json
 from gmail_align.encoders.backbones.clip import ClipBackbone
 from gmail_align.progress import say
 from gmail_align.runtime import stable_seed, versions
@@ -19,7 +21,14 @@ from gmail_align.tabletop.ceiling import retrieval_ceiling
 from gmail_align.tabletop.render import render
 from gmail_align.tabletop.scenes import sample_scene
 from gmail_align.tabletop.text import captions, long_caption
-from gmail_align.tabletop.training import autoencoder, clip, diffusion, language, siblings
+from gmail_align.tabletop.training import (
+    autoencoder,
+    clip,
+    diffusion,
+    language,
+    llama,
+    siblings,
+)
 from gmail_align.tabletop.training.corpus import Corpus, build_corpus, read_corpus, through_jpeg
 from gmail_align.tabletop.training.tokenizers import train_clip_tokenizer, train_gpt2_tokenizer
 
@@ -38,6 +47,7 @@ class Budget:
     diffusion: tuple[int, int] = (2500, 3000)
     long_clip: tuple[int, int] = (450, 200)
     siglip: int = 1200
+    llama: int = 260
 
 
 def train_models(
@@ -52,7 +62,8 @@ def train_models(
 
     Args:
         work: Corpus, checkpoints and curves.
-        out: Folder of the models: ``clip``, ``gpt2``, ``diffusion``, ``long_clip``, ``siglip``.
+        out: Folder of the models: ``clip``, ``gpt2``, ``diffusion``, ``long_clip``, ``siglip`` and
+            ``llama``.
         seed: Seed of every model.
         budget: Sizes and steps.
         only: Train just this part.
@@ -61,16 +72,22 @@ def train_models(
         The training record, which is also written beside each model.
     """
     budget = budget or Budget()
-    build_corpus(work / "corpus", budget.images)
-    corpus = read_corpus(work / "corpus")
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "clip": lambda: make_clip(work, out / "clip", corpus, budget, seed),
-        "gpt2": lambda: make_gpt2(work, out / "gpt2", corpus, budget, seed),
-        "diffusion": lambda: make_diffusion(work, out / "diffusion", corpus, budget, seed),
-        "long_clip": lambda: make_long_clip(work, out / "long_clip", corpus, budget, seed),
-        "siglip": lambda: make_siglip(work, out / "siglip", corpus, budget, seed),
+    parts: dict[str, Callable[[Path, Path, Corpus, Budget, int], dict[str, Any]]] = {
+        "clip": make_clip,
+        "gpt2": make_gpt2,
+        "diffusion": make_diffusion,
+        "long_clip": make_long_clip,
+        "siglip": make_siglip,
     }
-    return {name: make() for name, make in parts.items() if only in (None, name)}
+    records = {}
+    if only != "llama":  # which reads no image
+        build_corpus(work / "corpus", budget.images)
+        corpus = read_corpus(work / "corpus")
+        chosen = [name for name in parts if only in (None, name)]
+        records = {n: parts[n](work, out / n, corpus, budget, seed) for n in chosen}
+    if only in (None, "llama"):
+        records["llama"] = make_llama(work, out / "llama", budget, seed)
+    return records
 
 
 def make_clip(work: Path, out: Path, corpus: Corpus, budget: Budget, seed: int) -> dict[str, Any]:
@@ -129,6 +146,7 @@ def make_diffusion(
     pipeline = diffusion.assemble_pipeline(vae, models, tokenizer)
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(out)
+    store_in_8_bits(out / "vae" / "diffusion_pytorch_model.safetensors", "encoder.", 4)
     curve = {"autoencoder": _thin(first.losses)}
     curve |= {f"diffusion_{n}": _thin(report.losses) for n, report in enumerate(reports, 1)}
     steps = budget.autoencoder + sum(budget.diffusion)
@@ -181,6 +199,32 @@ def make_siglip(work: Path, out: Path, corpus: Corpus, budget: Budget, seed: int
     test = siblings.shrink(held_out("test", budget.held_out))
     scores = siblings.siglip_scores(model.float(), tokenizer, test)
     return _record(out, model, config.steps, {"validation": report.scores, "test": scores})
+
+
+def make_llama(work: Path, out: Path, budget: Budget, seed: int) -> dict[str, Any]:
+    """Train the language model of LLaVA; the record holds its losses on test scenes."""
+    tokenizer = llama.train_llama_tokenizer()
+    torch.manual_seed(seed)
+    model = llama.build_llama(tokenizer)
+    config = llama.optimisation(budget.llama)
+    report = llama.train_llama(model, tokenizer, config, _folder(work, "llama"))
+    before = llama.losses_on_test(model, tokenizer, budget.held_out // 5)
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out, save_jinja_files=False)
+    store_in_8_bits(out / "model.safetensors", "model.layers.", 2)
+    stored = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
+    after = llama.losses_on_test(stored, tokenizer, budget.held_out // 5)
+    curve = {"train": _thin(report.losses), "test_before_rounding": before, "test": after}
+    return _record(out, stored, config.steps, curve)
+
+
+def store_in_8_bits(file: Path, prefix: str, dimensions: int) -> None:
+    """Store the arrays below ``prefix`` with so many dimensions as float8 (e4m3)."""
+    state = load_file(file)
+    for name, weight in state.items():
+        if name.startswith(prefix) and weight.ndim == dimensions:
+            state[name] = weight.to(torch.float8_e4m3fn)
+    write_bytes(file, save(state, metadata={"format": "pt"}))
 
 
 def held_out(split: str, count: int) -> Corpus:
