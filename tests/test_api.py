@@ -10,14 +10,14 @@ import pytest
 
 import gmail_align
 from gmail_align import api
-from gmail_align.api import hub, places, runs, scores, stages
+from gmail_align.api import hub, multimodal, places, runs, scores, stages
 from gmail_align.artifacts import Artifact
 from gmail_align.errors import ConfigError
 from gmail_align.results import Result
 
 FUNCTIONS = [
     function
-    for module in (stages, scores, places, hub, runs)
+    for module in (stages, multimodal, scores, places, hub, runs)
     for name, function in vars(module).items()
     if inspect.isfunction(function)
     and function.__module__ == module.__name__

@@ -13,6 +13,7 @@ from gmail_align.errors import GmailAlignError, UserError
 if TYPE_CHECKING:
     from gmail_align.alignment.losses import alignment_loss
     from gmail_align.api.hub import push_to_hub
+    from gmail_align.api.multimodal import ask, predict_answers, train_llava
     from gmail_align.api.places import load
     from gmail_align.api.runs import plan, run, study
     from gmail_align.api.scores import (
@@ -58,6 +59,9 @@ __all__ = [
     "measure_gap",
     "train_captioner",
     "predict_captions",
+    "train_llava",
+    "predict_answers",
+    "ask",
     "evaluate_captions",
     "evaluate_retrieval",
     "evaluate_zeroshot",
@@ -81,6 +85,9 @@ _HOMES = {
     "Route": "gmail_align.encoders.route",
     "alignment_loss": "gmail_align.alignment.losses",
     "load": "gmail_align.api.places",
+    "train_llava": "gmail_align.api.multimodal",
+    "predict_answers": "gmail_align.api.multimodal",
+    "ask": "gmail_align.api.multimodal",
     "compare": "gmail_align.api.scores",
     "run": "gmail_align.api.runs",
     "plan": "gmail_align.api.runs",

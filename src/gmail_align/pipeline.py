@@ -19,10 +19,12 @@ from gmail_align.errors import ArtifactError, DataError
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe, read_recipe, recipe_file, recipe_of
 from gmail_align.results import RESULT
-from gmail_align.workflow.graph import Graph, RecipeSteps, RowSteps
+from gmail_align.workflow.graph import Graph
+from gmail_align.workflow.rows import RecipeSteps, RowSteps
 from gmail_align.workflow.steps.data import Imported
 from gmail_align.workflow.steps.encoders import fetch_model
 from gmail_align.workflow.steps.learners import CaptionScores, Predictions
+from gmail_align.workflow.steps.multimodal import LlavaCaptions
 from gmail_align.workflow.summary import read_json, summarise
 from gmail_align.workflow.work import Work, find_model, in_order, models_of
 
@@ -145,7 +147,7 @@ def _caption_scores(
     """Return one step for each set of test images: the scores of all rows that caption it."""
     groups: dict[str, list[str]] = {}
     for name, seeds in rows.items():
-        if isinstance(seeds[0].output, Predictions):
+        if isinstance(seeds[0].output, Predictions | LlavaCaptions):
             groups.setdefault(graphs[name].sets["test"].captions.key, []).append(name)
     scores = []
     for names in groups.values():

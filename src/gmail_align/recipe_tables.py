@@ -16,9 +16,11 @@ from gmail_align.encoders.shipped import SHIPPED
 from gmail_align.errors import ConfigError
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.filter_config import FilterConfig
+from gmail_align.vlm.config import AnswerConfig, LlavaConfig
 
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 _OWN_KEYS: Final = ("captions_per_image", "limit", "expect", "prompts")
+_OF_LLAVA: Final = ("kind", "model", "says", "conversations", "questions", "answer")
 Table = Mapping[str, Any]
 
 
@@ -154,15 +156,27 @@ def uses_real_images(config: AlignConfig) -> bool:
 
 
 class Learner(Config):
-    """What learns from a row's images: a captioner, a linear probe, or nothing."""
+    """What learns from a row's images: a captioner, a LLaVA, a linear probe, or nothing."""
 
-    kind: Literal["clipcap", "ifcap", "probe", "none"]
+    kind: Literal["clipcap", "ifcap", "llava", "probe", "none"]
     model: str = SHIPPED
-    """Language model of a captioner: a folder or hub id; ``tabletop`` is the shipped GPT-2."""
+    """Language model: a folder or hub id; ``tabletop`` is the shipped GPT-2, or for a LLaVA the
+    shipped Llama."""
     settings: SerializeAsAny[CaptionerConfig] | None = None
     """Settings of a captioner."""
     predict: PredictConfig = PredictConfig()
     """How captions of the test images are searched for."""
+    llava: LlavaConfig | None = None
+    """Settings of a LLaVA."""
+    says: tuple[Literal["captions", "answers"], ...] = ("captions",)
+    """What a LLaVA learns to say about its images."""
+    conversations: str | None = None
+    """File in LLaVA's format about the real images, for ``answers``; an image that was generated
+    from a real image's caption takes its place. The tabletop world asks its own questions."""
+    questions: int = Field(5, ge=1)
+    """Most questions about a picture of the tabletop world."""
+    answer: AnswerConfig = AnswerConfig()
+    """How a LLaVA writes captions and answers."""
     train: str | None = None
     """Data set whose real images a probe learns from, instead of those of its row."""
     test: str | None = None
@@ -172,7 +186,12 @@ class Learner(Config):
 
     @classmethod
     def parse(cls, place: str, table: Table) -> Self:
-        """Read the table at ``place``: kind, model, predict, and a preset with settings over it."""
+        """Read the table at ``place``: own keys, and a preset with settings over it."""
+        if table.get("kind") == "llava":
+            own = {key: table[key] for key in _OF_LLAVA if key in table}
+            data = {key: value for key, value in table.items() if key not in own}
+            settings = build(LlavaConfig, with_preset(place, data, LlavaConfig), place)
+            return build(cls, {**own, "llava": settings}, place)
         own = {key: table[key] for key in ("kind", "model", "predict") if key in table}
         data = {key: value for key, value in table.items() if key not in own}
         kind = CAPTIONERS.get(str(own.get("kind")))
@@ -244,6 +263,9 @@ class Evaluate(Config):
     zeroshot: tuple[str, ...] = ()
     """Protocols of classification: of the data set of that name, or of the test images' classes;
     ``tabletop`` stands for the class sets of the tabletop world."""
+    answers: tuple[str, ...] = ()
+    """Protocols of question answering, for rows of a LLaVA: of the data set of that name, or
+    questions about the test scenes of the tabletop world."""
     probe: str = "linear_probe"
     """Protocol of linear probes of the test images."""
     subset: bool = False

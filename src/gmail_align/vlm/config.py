@@ -63,8 +63,15 @@ class LlavaConfig(Config):
             "tune": "full",
             "optim": {"lr": 2e-5, "warmup": 156},
         },
+        "tabletop": {
+            "tune": "full",
+            "row_tokens": 512,
+            "batch_rows": 4,
+            "optim": {"lr": 2e-3, "warmup": 20, "weight_decay": 0.01},
+        },
     }
-    """The stages of LLaVA-1.5, over one epoch; warm-up is 3% of the published steps."""
+    """The stages of LLaVA-1.5, over one epoch; warm-up is 3% of the published steps. ``tabletop``
+    trains the shipped Llama on a CPU in minutes."""
 
     template: TemplateName = "vicuna_v1"
     """How conversations are laid out: ``plain`` (LLaVA's first stage), ``vicuna_v1``, ``llama3`` or

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from gmail_align.data.ids import name_id
 from gmail_align.data.joins import match_captions
 from gmail_align.errors import DataError, damage_explained
 
+CONVERSATIONS = "conversations"
+"""Kind of an artifact, and stem of its file."""
 IMAGE = "<image>"
 """Stands for an image inside a prompt."""
 _PROMPTER, _ANSWERER = ("human", "user"), ("gpt", "assistant")
@@ -59,17 +61,20 @@ class Conversation:
             )
 
 
-def read_conversations(path: Path) -> Iterator[Conversation]:
+def read_conversations(source: Path | Artifact) -> Iterator[Conversation]:
     """Read LLaVA's format: a JSON list of samples, or one sample a line.
 
     A sample has ``conversations``, a list of ``{"from": "human" | "gpt", "value": text}`` in turns;
     ``image``, a file name or a list of them; and ``id``, without which its number is the id. A file
-    name becomes the id that an import gives the file.
+    name becomes the id that an import gives the file. An artifact of kind ``conversations`` holds
+    such lines, with the ids of images.
 
     Raises:
         DataError: the file cannot be read, or a sample is not a conversation; the message names the
             sample.
     """
+    made = isinstance(source, Artifact)
+    path = source.path(f"{CONVERSATIONS}.jsonl") if isinstance(source, Artifact) else source
     with damage_explained(path, DataError, "give a JSON file in LLaVA's format"):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
@@ -79,10 +84,12 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
     if not isinstance(samples, list) or not samples:
         raise DataError(f"{path} does not hold a list of samples: give a file in LLaVA's format")
     for number, sample in enumerate(samples):
-        yield _conversation(sample, number, path)
+        yield _conversation(sample, number, path, str if made else name_id)
 
 
-def _conversation(sample: Any, number: int, path: Path) -> Conversation:
+def _conversation(
+    sample: Any, number: int, path: Path, id_of: Callable[[str], str]
+) -> Conversation:
     if not isinstance(sample, Mapping) or not isinstance(sample.get("conversations"), list):
         raise DataError(f"sample {number} of {path} does not have a list of conversations")
     name = str(sample.get("id", number))
@@ -101,7 +108,7 @@ def _conversation(sample: Any, number: int, path: Path) -> Conversation:
         turns.append(Turn(str(prompt["value"]), str(answer["value"])))
     if len(messages) % 2:
         raise DataError(f"sample {name} of {path} ends without an answer: remove its last message")
-    return Conversation(name, tuple(turns), tuple(name_id(str(image)) for image in images), system)
+    return Conversation(name, tuple(turns), tuple(id_of(str(image)) for image in images), system)
 
 
 def _speaker(message: Any) -> str:

@@ -30,6 +30,7 @@ from gmail_align.training.config import OptimConfig
 from gmail_align.training.loop import CHECKPOINT, FitReport, PiecewiseLoss, fit
 from gmail_align.vlm.config import LlavaConfig
 from gmail_align.vlm.conversations import (
+    CONVERSATIONS,
     Conversation,
     caption_conversations,
     read_conversations,
@@ -52,7 +53,8 @@ class ConversationSet:
     """Conversations, their images, and the route by which the images are read."""
 
     conversations: Path | Artifact
-    """A file in LLaVA's format, or an artifact of kind ``captions`` or ``pairs``."""
+    """A file in LLaVA's format, or an artifact of kind ``conversations``, ``captions`` or
+    ``pairs``."""
     images: Artifact | None = None
     """The images; None where the conversations do not have any."""
     route: Route = Route.FROZEN
@@ -65,7 +67,7 @@ class ConversationSet:
             DataError: a sample is not a conversation, or its image is missing.
         """
         known = ImageStore(self.images) if self.images else None
-        if isinstance(self.conversations, Path):
+        if isinstance(self.conversations, Path) or self.conversations.kind == CONVERSATIONS:
             stream = read_conversations(self.conversations)
         elif known is None:
             raise ConfigError(f"{self.conversations.folder} holds captions: give their images")

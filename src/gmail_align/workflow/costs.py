@@ -26,7 +26,7 @@ _TEXT: Final = {
     "vocab_size": 49408,
 }
 """Defaults of transformers' CLIP, for what a configuration leaves out."""
-_LARGE: Final = {
+_LARGE: Final[Mapping[str, Any]] = {
     "projection_dim": 768,
     "vision_config": {
         "hidden_size": 1024,
@@ -41,6 +41,10 @@ KNOWN_ENCODERS: Final[Mapping[str, Mapping[str, Any]]] = {
     "openai/clip-vit-base-patch32": {},
     "openai/clip-vit-base-patch16": {"vision_config": {"patch_size": 16}},
     "openai/clip-vit-large-patch14": _LARGE,
+    "openai/clip-vit-large-patch14-336": {
+        **_LARGE,
+        "vision_config": {**_LARGE["vision_config"], "image_size": 336},
+    },
     "google/siglip-base-patch16-224": {
         "projection_dim": 768,
         "vision_config": {"patch_size": 16},
@@ -51,6 +55,12 @@ KNOWN_ENCODERS: Final[Mapping[str, Mapping[str, Any]]] = {
 KNOWN_LANGUAGE_MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
     "gpt2": {"n_embd": 768, "n_layer": 12, "vocab_size": 50257},
     "openai-community/gpt2": {"n_embd": 768, "n_layer": 12, "vocab_size": 50257},
+    "lmsys/vicuna-7b-v1.5": {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000},
+    "meta-llama/Meta-Llama-3-8B-Instruct": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "vocab_size": 128256,
+    },
 }
 _FLOAT: Final = 4
 """Bytes of a number: towers are trained in float32 unless told otherwise."""
@@ -103,10 +113,14 @@ class EncoderShape:
         return total
 
     @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        return int(self.image_size // self.patch_size) ** 2
+
+    @property
     def image_flops(self) -> float:
         """Operations that embed one image."""
-        patches = (self.image_size // self.patch_size) ** 2
-        patch = 2.0 * 3 * self.patch_size**2 * self.vision.width * patches
+        patch = 2.0 * 3 * self.patch_size**2 * self.vision.width * self.patches
         return self.vision.flops + patch + 2.0 * self.vision.width * self.projection
 
     @property

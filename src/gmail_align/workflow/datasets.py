@@ -34,6 +34,8 @@ class ImageSet:
     """Captions whose images alone belong to the set; None is every image."""
     classes: Step | None = None
     world: World | None = None
+    questions: Step | None = None
+    """Questions about the images."""
 
 
 class DataSets:
@@ -67,7 +69,7 @@ class DataSets:
         if limit is None:
             return whole
         few = Choose(whole.captions, None, limit, self.recipe.seed)
-        return ImageSet(whole.images, few, few, whole.classes, whole.world)
+        return ImageSet(whole.images, few, few, whole.classes, whole.world, whole.questions)
 
     def read_set(self, name: str, source: Source) -> ImageSet:
         """Return the set that a table of the recipe names."""
@@ -87,11 +89,13 @@ class DataSets:
             data = self._import(source)
             parts = {part: Imported(data, part) for part in ("images", "captions", "classes")}
             has_classes = data.importer in ("folder", "cifake", "classification")
+            asked = data.importer in ("scienceqa", "mmmu")
             whole = ImageSet(
                 parts["images"],
                 parts["captions"],
                 None,
                 parts["classes"] if has_classes else None,
+                questions=Imported(data, "questions") if asked else None,
             )
         return whole if source.prompts is None else self._prompted(whole, source.prompts)
 

@@ -5,16 +5,16 @@ Nothing is made here and no model is opened, so that a plan takes no time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import Recipe
 from gmail_align.recipe_tables import Filter, Generator, Learner, Row, Source, uses_real_images
 from gmail_align.synthesis.filter_config import FilterConfig
 from gmail_align.workflow.datasets import DataSets
+from gmail_align.workflow.rows import JudgedEncoder, RowSteps
 from gmail_align.workflow.steps.data import (
     Choose,
     ChosenPairs,
@@ -34,13 +34,21 @@ from gmail_align.workflow.steps.encoders import (
     ZeroShot,
 )
 from gmail_align.workflow.steps.learners import (
-    CaptionScores,
     LearnerImages,
     Predictions,
     Probe,
     TrainedCaptioner,
 )
-from gmail_align.workflow.work import Model, Step, files_state, find_model, in_order
+from gmail_align.workflow.steps.multimodal import (
+    Answered,
+    AnswerScores,
+    Instructions,
+    LlavaCaptions,
+    TalkedImages,
+    TrainedLlava,
+    WorldQuestions,
+)
+from gmail_align.workflow.work import Model, Step, files_state, find_model
 
 Side = Literal["real", "generated"]
 _NOT_IDENTITY = {
@@ -48,78 +56,6 @@ _NOT_IDENTITY = {
     *("limit_quarantine", "judge"),
 }
 """Settings of synthesis that the weights' content stands for, or that change rounding at most."""
-
-
-@dataclass(frozen=True)
-class JudgedEncoder:
-    """An encoder and what it is judged by."""
-
-    name: str
-    label: str
-    encoder: Step | Model
-    gap: Step | None
-    retrieval: Mapping[str, Step]
-    zeroshot: Mapping[str, Step]
-
-    @property
-    def results(self) -> list[Step]:
-        """Every step that judges it."""
-        gap = [] if self.gap is None else [self.gap]
-        return [*gap, *self.retrieval.values(), *self.zeroshot.values()]
-
-
-@dataclass(frozen=True)
-class RowSteps:
-    """One row of one seed: its learner, what that says of the test images, and its encoder.
-
-    ``judged`` is the row's own aligned encoder, and ``reader`` the encoder of its generated images:
-    that one, or the one that the row starts from.
-    """
-
-    row: Row
-    seed: int
-    learner: Step | None
-    output: Step | None
-    judged: JudgedEncoder | None
-    reader: JudgedEncoder
-
-    @property
-    def results(self) -> list[Step]:
-        """The results that hold numbers of this row alone, image by image."""
-        own = [self.output] if isinstance(self.output, Probe) else []
-        return [*own, *self.reader.results]
-
-    @property
-    def targets(self) -> list[Step]:
-        """The steps at which the row is done."""
-        own = [] if self.output is None else [self.output]
-        return [*own, *(self.judged.results if self.judged else [])]
-
-
-@dataclass(frozen=True)
-class RecipeSteps:
-    """All steps of a recipe."""
-
-    rows: Mapping[str, Sequence[RowSteps]]
-    """Name of a row -> the row in every seed."""
-    frozen: Sequence[JudgedEncoder]
-    """The encoders before any alignment."""
-    checks: Sequence[Step]
-    """Leak checks."""
-    scores: Sequence[CaptionScores]
-    """Scores of the captions, one for each set of test images."""
-
-    @property
-    def targets(self) -> list[Step]:
-        """Every step that nothing else reads."""
-        rows = [step for seeds in self.rows.values() for row in seeds for step in row.targets]
-        frozen = [step for one in self.frozen for step in one.results]
-        return [*self.checks, *frozen, *rows, *self.scores]
-
-    @property
-    def shared(self) -> list[Step]:
-        """What no training changes, in order."""
-        return [step for step in in_order(self.targets) if not step.is_trained]
 
 
 class Graph:
@@ -240,6 +176,11 @@ class Graph:
         if learner.kind == "probe":
             probe = self._probe(learner, row, seed, reader)
             return RowSteps(row, seed, probe, probe, judged, judges)
+        if learner.llava is not None:
+            llava = self._llava(learner, row, seed)
+            captions = self._llava_captions(llava, learner)
+            answers = self._answers(llava, learner)
+            return RowSteps(row, seed, llava, captions, judged, judges, answers)
         if learner.settings is None:
             return RowSteps(row, seed, None, None, judged, judges)
         captioner = self._captioner(learner, row, seed)
@@ -299,6 +240,75 @@ class Graph:
         sides: tuple[Side, ...] = ("generated", "real") if row.images == "mixed" else (side,)
         images = tuple(self._learner_images("train", one, row, seed) for one in sides)
         return TrainedCaptioner(learner.settings, model, images, validation, seed)
+
+    def _llava(self, learner: Learner, row: Row, seed: int) -> TrainedLlava:
+        assert learner.llava is not None
+        if row.align is not None and self.recipe.align[row.align].method != "gmail":
+            raise ConfigError(
+                f"row {row.name!r}: a LLaVA reads patches, which align.{row.align} leaves as they "
+                'are: give the alignment method = "gmail"'
+            )
+        settings = learner.llava.model_copy(update={"reads": Route(row.reads)})
+        model = find_model(learner.model, "llama", self.home)
+        side: Side = "real" if row.images == "real" else "generated"
+        sides: tuple[Side, ...] = ("generated", "real") if row.images == "mixed" else (side,)
+        images = tuple(self._talked(learner, "train", one, row, seed) for one in sides)
+        held = self._talked(learner, "validation", side, row, seed)
+        encoder = self.aligned(row, seed) or self.encoder(row)
+        return TrainedLlava(settings, model, encoder, images, held, seed)
+
+    def _talked(
+        self, learner: Learner, split: str, side: Side, row: Row, seed: int
+    ) -> TalkedImages:
+        """Return images of one side with the conversations that the learner has about them."""
+        assert learner.llava is not None
+        own, seen = self.sets[split], self._learner_images(split, side, row, seed)
+        talks = learner.conversations if split == "train" else None
+        file = None if talks is None else self.home / talks
+        answers = "answers" in learner.says
+        if answers and own.world is None and learner.conversations is None:
+            raise ConfigError(
+                f"learn.{row.learn} says answers, and data.{split} does not have any: name a file"
+                " in LLaVA's format, conversations"
+            )
+        captions = "captions" in learner.says or (file is None and own.world is None)
+        talked = Instructions(
+            seen.pairs,
+            side,
+            learner.llava.prompt if captions else None,
+            own.world if answers else None,
+            learner.questions if answers else 0,
+            None if file is None else files_state(file),
+            None if file is None else str(file),
+        )
+        if side == "real":
+            return TalkedImages(talked, own.images, "frozen")
+        route = "frozen" if row.align is None else "generated"
+        return TalkedImages(talked, self.generated(split, row)[0], route)
+
+    def _llava_captions(self, llava: TrainedLlava, learner: Learner) -> LlavaCaptions:
+        assert learner.llava is not None
+        test = self.sets["test"]
+        how = learner.answer.model_copy(update={"prompt": learner.llava.prompt})
+        return LlavaCaptions(llava, test.images, test.of, how)
+
+    def _answers(self, llava: TrainedLlava, learner: Learner) -> dict[str, Step]:
+        """Return the scores of a LLaVA's answers, by protocol."""
+        scores: dict[str, Step] = {}
+        for protocol in self.recipe.evaluate.answers:
+            images = self.sets[protocol if protocol in self.sets else "test"]
+            if images.world is not None:
+                questions: Step = WorldQuestions(images.world, learner.questions)
+            elif images.questions is not None:
+                questions = images.questions
+            else:
+                raise ConfigError(
+                    f"evaluate.answers names {protocol!r}, and no data set of that name has"
+                    " questions: import ScienceQA or MMMU, or draw a tabletop test set"
+                )
+            said = Answered(llava, questions, images.images, learner.answer)
+            scores[protocol] = AnswerScores(said, protocol, self.recipe.evaluate.subset)
+        return scores
 
     def _learner_images(self, split: str, side: Side, row: Row, seed: int) -> LearnerImages:
         """Return one side of a set as a learner sees it; of mixed training images, its share."""

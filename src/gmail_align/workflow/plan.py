@@ -6,48 +6,34 @@ import importlib.util
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from gmail_align.errors import ModelError
 from gmail_align.extras import missing as missing_modules
 from gmail_align.synthesis.architectures import ARCHITECTURES, read_architecture
 from gmail_align.synthesis.cost import USUAL_SHARE, card_tflops, count_cost, make_plan
+from gmail_align.workflow.amounts import amount_of
 from gmail_align.workflow.costs import EncoderShape, encoder_shape, language_shape
-from gmail_align.workflow.graph import RecipeSteps
+from gmail_align.workflow.rows import RecipeSteps
 from gmail_align.workflow.steps.data import (
-    Choose,
-    ChosenPairs,
-    HeldOut,
     Imported,
-    Pairs,
     Synthesis,
-    World,
 )
-from gmail_align.workflow.steps.encoders import Aligned, Filtered, ImageFeatures, TextFeatures
+from gmail_align.workflow.steps.encoders import Aligned, ImageFeatures, TextFeatures
 from gmail_align.workflow.steps.learners import (
     CaptionScores,
-    ContinuedCaptions,
-    PhotoCaptions,
     Predictions,
     TrainedCaptioner,
 )
+from gmail_align.workflow.steps.multimodal import Answered, LlavaCaptions, TrainedLlava
 from gmail_align.workflow.work import Model, Step, Work, in_order, models_of
 
 TRAINING_SHARE: Final = 0.3
 """Share of a card's limit that features and training are expected to reach."""
 CAPTION_TOKENS: Final = 20
 """Tokens of a caption, its end included, where it is not known."""
-
-
-class Amount(NamedTuple):
-    """How many images and captions a step holds; None where nothing says it."""
-
-    images: float | None = None
-    captions: float | None = None
-
-    def scaled(self, share: float) -> Amount:
-        """Return a part of it."""
-        return Amount(*(None if value is None else round(value * share) for value in self))
+LLAVA_TOKENS: Final = 80
+"""Tokens of a conversation besides those of its image."""
 
 
 @dataclass(frozen=True)
@@ -132,57 +118,6 @@ def what_is_missing(steps: Iterable[Step]) -> list[dict[str, str]]:
     return list({need["what"]: need for need in needs}.values())
 
 
-def amount_of(step: Step, work: Work) -> Amount:
-    """Return how many images and captions a step holds or will hold."""
-    if isinstance(step, Imported):
-        parts = [Imported(step.source, part) for part in ("images", "captions")]
-        if all(work.done(part) for part in parts):
-            counts = {part.part: work.get(part).counts[part.part] for part in parts}
-            return Amount(counts["images"], counts["captions"])
-        if step.source.world is not None:
-            return Amount(step.source.world.images, 5 * step.source.world.images)
-        expected = step.source.expect
-        return Amount(expected.get("images"), expected.get("captions"))
-    if isinstance(step, World):
-        return Amount(step.images, 5 * step.images)
-    if isinstance(step, HeldOut):
-        share = step.share if step.part == "held" else 1 - step.share
-        return amount_of(step.captions, work).scaled(share)
-    if isinstance(step, Choose):
-        return _chosen(step, amount_of(step.captions, work))
-    if isinstance(step, Synthesis):
-        prompts = amount_of(step.captions, work).captions
-        images = None if prompts is None else prompts * step.config.images_per_caption
-        return Amount(images, prompts)
-    if isinstance(step, ContinuedCaptions):
-        short = amount_of(step.captions, work)
-        return Amount(short.images, None if short.captions is None else short.captions * step.each)
-    if isinstance(step, PhotoCaptions):
-        images = amount_of(step.images, work).images
-        return Amount(images, None if images is None else images * step.each)
-    if isinstance(step, Filtered):
-        return amount_of(step.images, work)
-    if isinstance(step, Pairs):
-        captions = amount_of(step.captions, work)
-        generated = amount_of(step.generated, work).images
-        return Amount(captions.images, captions.captions if step.texts else generated)
-    if isinstance(step, ChosenPairs):
-        whole = amount_of(step.pairs, work)
-        if step.images < 1:
-            return whole.scaled(step.images)
-        return whole if not whole.images else whole.scaled(min(1.0, step.images / whole.images))
-    return Amount()
-
-
-def _chosen(step: Choose, whole: Amount) -> Amount:
-    if whole.images is None or whole.captions is None:
-        return Amount()
-    images, each = whole.images, whole.captions / max(whole.images, 1)
-    if step.images is not None:
-        images = round(images * step.images) if step.images < 1 else min(images, step.images)
-    return Amount(images, round(images * (each if step.each is None else min(each, step.each))))
-
-
 @dataclass(frozen=True)
 class Rates:
     """How fast a card is."""
@@ -214,6 +149,13 @@ class Rates:
                 return self._captioner(step, work)
             if isinstance(step, Predictions):
                 return self._predictions(step, work)
+            if isinstance(step, TrainedLlava):
+                return self._llava(step, work)
+            if isinstance(step, LlavaCaptions):
+                source = step.images if step.of is None else step.of
+                return self._llava_says(step, step.captioner, amount_of(source, work).images)
+            if isinstance(step, Answered):
+                return self._llava_says(step, step.vlm, amount_of(step.images, work).images)
         except ModelError:  # of a class whose operations cannot be counted
             return StepCost(step.words, None, None, None, None, None)
         return None
@@ -282,6 +224,24 @@ class Rates:
         beams = step.settings.beam or captioner.settings.beam
         each = language_shape(captioner.model).flops(tokens) * beams
         return self._each(step, amount_of(source, work).images, each, None, 0)
+
+    def _llava(self, step: TrainedLlava, work: Work) -> StepCost:
+        """Count one pass over the conversations of captions; answers are not known before."""
+        shape, config = language_shape(step.model), step.settings
+        tower = encoder_of(step.encoder)
+        each = [amount_of(one.pairs, work).captions for one in step.images]
+        seen = None if None in each else config.optim.epochs * sum(one or 0 for one in each)
+        tokens = tower.patches + LLAVA_TOKENS
+        if config.optim.steps >= 0:
+            seen = config.optim.steps * config.batch_rows * config.row_tokens / tokens
+        passes = 3 if config.tune == "full" else 2
+        flops = passes * shape.flops(tokens) + tower.image_flops
+        return self._each(step, seen, flops, None, 0)
+
+    def _llava_says(self, step: Step, llava: TrainedLlava, images: float | None) -> StepCost:
+        shape, tower = language_shape(llava.model), encoder_of(llava.encoder)
+        each = shape.flops(tower.patches + LLAVA_TOKENS) + tower.image_flops
+        return self._each(step, images, each, None, 0)
 
     def _each(
         self, step: Step, amount: float | None, flop: float, memory: float | None, disk: float

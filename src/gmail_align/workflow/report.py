@@ -21,9 +21,10 @@ from gmail_align.report.data import (
     StageSummary,
 )
 from gmail_align.runtime import versions
-from gmail_align.workflow.graph import JudgedEncoder, RecipeSteps
+from gmail_align.workflow.rows import JudgedEncoder, RecipeSteps
 from gmail_align.workflow.steps.encoders import Aligned, Gap, ImageFeatures
 from gmail_align.workflow.steps.learners import CaptionScores, Predictions
+from gmail_align.workflow.steps.multimodal import LlavaCaptions
 from gmail_align.workflow.work import Work
 
 PAIRS_SHOWN, SAMPLES_SHOWN, POINTS_SHOWN, PANELS_SHOWN, CAPTIONS_LISTED = 8, 8, 500, 4, 200
@@ -37,6 +38,8 @@ _STAGES: Final = {
     "features": ("Extract features", "Each image once for each set of weights."),
     "encoder": ("Align", "An adapter and heads, with the guard choosing the step."),
     "captioner": ("Train captioners", "One for each row and seed."),
+    "conversations": ("Ask and answer", "Conversations about each row's images."),
+    "vlm": ("Train LLaVA", "One for each row and seed."),
     "predictions": ("Caption", "The real test images, by each captioner."),
     "result": ("Measure", "Gap, retrieval, classification and captions."),
 }
@@ -137,8 +140,11 @@ def _samples(work: Work, scores: Sequence[CaptionScores]) -> list[Sample]:
     if not scores:
         return []
     predicted = next(iter(scores[0].runs[0].values()))
-    assert isinstance(predicted, Predictions)
-    store = _images(work, predicted.features)
+    if isinstance(predicted, LlavaCaptions):
+        store = ImageStore(work.get(predicted.images))
+    else:
+        assert isinstance(predicted, Predictions)
+        store = _images(work, predicted.features)
     references, captions = _references(work, scores[0]), _row_captions(work, scores[0])
     return [
         Sample(

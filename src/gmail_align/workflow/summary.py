@@ -11,10 +11,11 @@ from gmail_align.artifacts import read_jsonl
 from gmail_align.recipe import Recipe
 from gmail_align.recipe_tables import Claim
 from gmail_align.results import estimate_table, read_result
-from gmail_align.workflow.graph import JudgedEncoder, RecipeSteps, RowSteps
+from gmail_align.workflow.rows import JudgedEncoder, RecipeSteps, RowSteps
 from gmail_align.workflow.steps.data import Pairs
 from gmail_align.workflow.steps.encoders import Aligned, Gap
 from gmail_align.workflow.steps.learners import Probe, TrainedCaptioner
+from gmail_align.workflow.steps.multimodal import TrainedLlava
 from gmail_align.workflow.work import Step, Work, in_order
 
 if TYPE_CHECKING:
@@ -82,12 +83,20 @@ def _scores(
 ) -> dict[str, Any]:
     """Return a row's metrics: means over seeds, and each seed's values."""
     name = seeds[0].row.name
+    metrics: dict[str, Any] = {}
+    per_seed: dict[str, Any] = {}
     if scored is not None:
-        return {"metrics": scored["systems"][name], "per_seed": scored["per_seed"][name]}
-    places = [work.path(row.output) for row in seeds if row.output is not None]
-    runs = [metrics_of(place) for place in places]
-    per_seed = {metric: [run[metric]["value"] for run in runs] for metric in (runs or [{}])[0]}
-    return {"metrics": _over_seeds(places) if places else {}, "per_seed": per_seed}
+        metrics, per_seed = dict(scored["systems"][name]), dict(scored["per_seed"][name])
+    alone = [] if scored is not None or seeds[0].output is None else ["output"]
+    for result in [*alone, *seeds[0].answers]:
+        steps = [row.output if result == "output" else row.answers[result] for row in seeds]
+        places = [work.path(step) for step in steps if step is not None]
+        runs = [metrics_of(place) for place in places]
+        start = f"{result} " if len(seeds[0].answers) > 1 and result != "output" else ""
+        over = _over_seeds(places)
+        metrics |= {f"{start}{metric}": value for metric, value in over.items()}
+        per_seed |= {f"{start}{m}": [run[m]["value"] for run in runs] for m in runs[0]}
+    return {"metrics": metrics, "per_seed": per_seed}
 
 
 def _over_seeds(folders: Sequence[Path]) -> dict[str, Any]:
@@ -140,7 +149,7 @@ def images_used(step: Step) -> list[tuple[str, Step]]:
     if isinstance(step, Aligned):
         real = [("real", step.pairs)] if step.uses_real else []
         return [("generated", step.pairs), *real]
-    if isinstance(step, TrainedCaptioner):
+    if isinstance(step, TrainedCaptioner | TrainedLlava):
         return [(seen.side, seen.pairs) for seen in (*step.images, step.validation)]
     if isinstance(step, Probe) and step.seen is not None:
         return [(step.seen.side, step.seen.pairs)]
