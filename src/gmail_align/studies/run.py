@@ -23,8 +23,8 @@ from gmail_align.studies.result import (
     TestedClaim,
     read_study_result,
 )
-from gmail_align.workflow.rows import RecipeSteps
 from gmail_align.workflow.plan import Rates, plan_steps
+from gmail_align.workflow.rows import RecipeSteps
 from gmail_align.workflow.summary import summarise
 from gmail_align.workflow.work import Work, in_order
 

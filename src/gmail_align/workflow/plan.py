@@ -19,7 +19,7 @@ from gmail_align.workflow.steps.data import (
     Imported,
     Synthesis,
 )
-from gmail_align.workflow.steps.encoders import Aligned, ImageFeatures, TextFeatures
+from gmail_align.workflow.steps.encoders import Aligned, Filtered, ImageFeatures, TextFeatures
 from gmail_align.workflow.steps.learners import (
     CaptionScores,
     Predictions,
