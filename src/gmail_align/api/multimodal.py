@@ -112,7 +112,8 @@ def ask(
 
     Example:
         >>> from gmail_align.data.images import ImageStore
-        >>> ImageStore(load("real/images")).read("10000000").save("photo.png")
+        >>> photos = ImageStore(load("real/images"))
+        >>> photos.read(photos.ids[0]).save("photo.png")
         >>> type(ask("llava", ["photo.png"], "How many objects are there?")).__name__
         'str'
     """
