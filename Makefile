@@ -1,5 +1,5 @@
 # make install   a virtual environment in .venv with everything
-# make demo      the whole pipeline on the tabletop world, into runs/demo
+# make demo      the whole pipeline on the tabletop world, into runs/demo; installs what that needs
 # make test      lint, types, import floors, then the tests
 # make lint      the first part of make test
 # make docs      the pages as a site with every command and key, into site/
@@ -7,6 +7,7 @@
 # make test-newest, make test-oldest   the tests on the newest and on the oldest packages we allow
 # make clean     remove caches and builds; make distclean removes .venv too
 
+.NOTPARALLEL:
 .PHONY: install demo test lint docs torture test-newest test-oldest clean distclean
 
 VENV := .venv
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 install: $(VENV)/.installed
 
-demo: install
+demo: $(VENV)/.demo
 	$(BIN)/gmail-align demo --out runs/demo
 
 lint: install
@@ -56,8 +57,19 @@ clean:
 distclean: clean
 	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest
 
+# A stamp a kind: each appears when all of its packages are there. Everything holds what the demo needs.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/.made
+	@if [ ! $(VENV)/.installed -nt pyproject.toml ] || [ ! $(VENV)/.installed -nt constraints.txt ]; then \
+	  $(PIP) install -c constraints.txt torch && $(PIP) install -c constraints.txt -e '.[demo]'; fi
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.made
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
 # The pins are tested on Python 3.11, so it comes first.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.made:
 	@set -e; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  chosen=; old=; \
@@ -76,6 +88,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  echo "making $(VENV) with $$($$chosen --version)"; \
 	  $$chosen -m venv --clear $(VENV); \
 	fi
-	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e '.[all,dev]'
 	@touch $@

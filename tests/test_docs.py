@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -96,3 +97,23 @@ def test_the_citation_names_the_paper():
     assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
     paper = citation["preferred-citation"]
     assert [author["family-names"] for author in paper["authors"]] == ["Mo", "Yun"]
+
+
+def test_every_dependency_is_listed_with_its_licence():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *(one for own in extras.values() for one in own)]
+    names = {re.split(r"[\[><=]", one)[0].lower() for one in needed} - {"gmail-align"}
+    page = (ROOT / "docs/licences.md").read_text().lower()
+    pinned = (ROOT / "constraints.txt").read_text().lower()
+    assert [n for n in names if f"| {n} |" not in page and f"\n{n}==" in pinned] == []
+
+
+def test_files_of_the_project_can_be_read():
+    for path in (*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml"):
+        assert isinstance(yaml.safe_load(path.read_text()), dict), path
+    build = (ROOT / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", build, flags=re.M)
+    named = [one for line in copied for one in line.split()]
+    allowed = (ROOT / ".dockerignore").read_text()
+    assert named and all((ROOT / one).exists() and f"!{one}" in allowed for one in named)

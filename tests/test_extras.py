@@ -37,7 +37,7 @@ def test_missing_modules_are_listed(name, monkeypatch):
 
 def test_every_extra_is_one_that_pip_knows():
     known = set(metadata("gmail-align").get_all("Provides-Extra"))
-    assert known == {*extras.EXTRAS, "all", "dev", "docs"}
+    assert known == {*extras.EXTRAS, "all", "demo", "dev", "docs"}
 
 
 def test_extras_and_the_project_file_name_the_same_packages():

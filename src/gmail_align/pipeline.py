@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gmail_align.artifacts import fingerprint, write_json
+from gmail_align.artifacts import MANIFEST, fingerprint, write_json
 from gmail_align.engine import Engine, Job, run_shards
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe, read_recipe, recipe_file, recipe_of
 from gmail_align.results import RESULT
 from gmail_align.workflow.graph import Graph
+from gmail_align.workflow.outline import Outline
 from gmail_align.workflow.rows import RecipeSteps, RowSteps
 from gmail_align.workflow.steps.data import Imported
 from gmail_align.workflow.steps.encoders import fetch_model
@@ -60,7 +61,7 @@ def run(
         return finished
     if fetch_inputs(steps):
         steps = steps_of(recipe, home)  # a model that has come is known by its content
-    work = Work(folder, engine_of(recipe, engine))
+    work = Work(folder, engine_of(recipe, engine), outline_of(steps, Work(folder)))
     write_json(folder / INDEX, index_of(steps))
     make(steps, work)
     result = {"recipe": name, **summarise(recipe, steps, work)}
@@ -68,6 +69,22 @@ def run(
     write_json(folder / RESULT, result)
     write_json(folder / RECIPE, {**tables, "steps": [step.key for step in steps.targets]})
     return {**result, "report": str(page)}
+
+
+def outline_of(steps: RecipeSteps, work: Work) -> Outline | None:
+    """Return the steps that are missing and the operations of each; None where none is missing.
+
+    Every step counts a quarter of an average one too, for what is not counted in operations.
+    """
+    from gmail_align.workflow.plan import Rates
+
+    missing = [step for step in in_order(steps.targets) if not work.done(step)]
+    rates, costs = Rates(1.0, None), {}
+    for step in missing:
+        cost = rates.of(step, work)
+        costs[work.path(step) / MANIFEST] = 0.0 if cost is None else cost.tflop or 0.0
+    base = (sum(costs.values()) or 1.0) / (4 * max(len(missing), 1))
+    return Outline({path: cost + base for path, cost in costs.items()}) if missing else None
 
 
 def make(steps: RecipeSteps, work: Work) -> None:

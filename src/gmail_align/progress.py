@@ -17,6 +17,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _quiet = False
+_brief = False  # whether a finished job leaves no line of its own
 _drawn = False  # whether a live bar stands on the terminal's last line
 _PLAIN_SECONDS = 10.0
 _CLEAR = "\r\x1b[2K"
@@ -39,6 +40,25 @@ def say(message: str) -> None:
     """Write one line to stderr unless quiet."""
     if not _quiet:
         _write(printable(message) + "\n")
+
+
+def clear_line() -> None:
+    """Remove a live bar."""
+    global _drawn
+    if _drawn:
+        sys.stderr.write(_CLEAR)
+        _drawn = False
+
+
+@contextmanager
+def brief() -> Iterator[None]:
+    """Let the jobs inside leave no lines of their own: one line will name all of them."""
+    global _brief
+    before, _brief = _brief, True
+    try:
+        yield
+    finally:
+        _brief = before
 
 
 def end_line() -> None:
@@ -77,7 +97,9 @@ class Progress:
 
     def close(self, note: str = "") -> None:
         """Write the last line of the job."""
-        if not _quiet:
+        if _brief:
+            clear_line()
+        elif not _quiet:
             _write(self._line(time.monotonic(), note) + "\n")
 
     def _line(self, now: float, note: str) -> str:
@@ -85,11 +107,12 @@ class Progress:
         rate = (self._done - self._first) / seconds
         left = (self.total - self._done) / rate if rate > 0 else float("inf")
         parts = [f"{self.label} {self._done}/{self.total} {self.unit}", f"{rate:.1f} {self.unit}/s"]
-        parts.append(f"{_clock(left)} left" if self._done < self.total else f"in {_clock(seconds)}")
+        parts.append(f"{clock(left)} left" if self._done < self.total else f"in {clock(seconds)}")
         return printable(", ".join([*parts, note] if note else parts))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return minutes and seconds."""
     if seconds == float("inf"):
         return "?"
     whole = int(seconds + 0.5)

@@ -167,3 +167,14 @@ def test_colours_of_another_profile_become_srgb(form: str) -> None:
         buffer = io.BytesIO()
         red.save(buffer, form, icc_profile=data)
         assert np.asarray(decode_rgb(buffer.getvalue()))[8, 8][0] > 200
+
+
+@pytest.mark.parametrize("form", ["jpeg", "png"])
+def test_a_generated_image_says_so_and_keeps_its_pixels(form: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    plain, said = encode(image, form), encode(image, form, generated=True)
+    assert b"trainedAlgorithmicMedia" in said and b"trainedAlgorithmicMedia" not in plain
+    assert np.array_equal(np.asarray(decode_rgb(plain)), np.asarray(decode_rgb(said)))
+    description = Image.open(io.BytesIO(said)).getxmp()["xmpmeta"]["RDF"]["Description"]
+    assert description["DigitalSourceType"].endswith("/trainedAlgorithmicMedia")

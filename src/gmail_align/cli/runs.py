@@ -11,6 +11,7 @@ from pydantic import Field
 
 from gmail_align.artifacts import load, write_bytes
 from gmail_align.cli.options import File, Folder, Model, Overrides, Settings
+from gmail_align.cli.outcome import outcome_lines
 from gmail_align.cli.shared import Shared, command
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError, UserError
@@ -43,7 +44,9 @@ def run(
     if shared.dry_run:
         shared.show_plan("run", folder, rows=pipeline.index(recipe, overrides))
         return
-    _show_run(shared, pipeline.run(recipe, folder, overrides, engine=engine))
+    result = pipeline.run(recipe, folder, overrides, engine=engine)
+    again = f"gmail-align run {recipe} --work {folder} --set seeds=5"
+    _show_run(shared, result, again, f"open {result['report']} in a browser")
 
 
 @command
@@ -103,12 +106,14 @@ def demo(
     if shared.dry_run:
         shared.show_plan("demo", out, seeds=seeds, rows=pipeline.index("demo", overrides))
         return
-    _show_run(shared, pipeline.demo(out, overrides=overrides, seeds=seeds))
+    result = pipeline.demo(out, overrides=overrides, seeds=seeds)
+    again = f"gmail-align demo --out {out} --seeds 5"
+    _show_run(shared, result, again, "gmail-align init YOUR_PHOTOS --out recipe.toml")
 
 
-def _show_run(shared: Shared, result: Mapping[str, Any]) -> None:
-    """Print the path of a run's report, or the whole result under ``--json``."""
-    shared.show(result, f"report: {result['report']}")
+def _show_run(shared: Shared, result: Mapping[str, Any], again: str, then: str) -> None:
+    """Print a run's table and what to do next, or the whole result under ``--json``."""
+    shared.show(result, "\n".join(outcome_lines(result, again, then)))
 
 
 @command

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from gmail_align.errors import DataError
 
@@ -51,6 +52,16 @@ _FOREIGN: Final = (
 _SRGB: Final = (b"sRGB", "sRGB".encode("utf-16-be"))
 _ORIENTATION: Final = 0x0112
 _MARK: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+GENERATED_XMP: Final = (
+    b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description rdf:about="" '
+    b'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+    b'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/'
+    b'trainedAlgorithmicMedia"/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+)
+"""What a generated image says about itself: IPTC's DigitalSourceType, in an XMP packet."""
 _STRIP: Final = 2**22  # pixels that are laid on white at a time
 
 
@@ -293,11 +304,18 @@ def check_size(width: int, height: int) -> None:
         raise DataError(f"{width} x {height} pixels: one side is over {MAX_ASPECT} times the other")
 
 
-def encode(image: Image.Image, form: str, quality: int = 95) -> bytes:
-    """Encode an RGB image as ``jpeg`` (with ``quality``, 1 to 100) or as lossless ``png``."""
+def encode(image: Image.Image, form: str, quality: int = 95, *, generated: bool = False) -> bytes:
+    """Encode an RGB image as ``jpeg`` (with ``quality``, 1 to 100) or as lossless ``png``.
+
+    A generated image says so in its XMP, by IPTC's DigitalSourceType. Its pixels are the same.
+    """
     buffer = io.BytesIO()
     if form == "jpeg":
-        image.save(buffer, format="JPEG", quality=quality)
+        xmp = {"xmp": GENERATED_XMP} if generated else {}
+        image.save(buffer, format="JPEG", quality=quality, **xmp)
     else:
-        image.save(buffer, format="PNG", compress_level=6)
+        words = PngInfo()
+        if generated:
+            words.add_itxt("XML:com.adobe.xmp", GENERATED_XMP.decode())
+        image.save(buffer, format="PNG", compress_level=6, pnginfo=words)
     return buffer.getvalue()

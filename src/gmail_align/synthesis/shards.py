@@ -148,7 +148,10 @@ class ShardMaker:
             except DataError as error:
                 left_out.append(Quarantined(record.id, str(error)))
         form, quality = self.config.image_format, self.config.quality
-        samples = [(record, encode(image, form, quality)) for record, image in self._judged(drawn)]
+        samples = [
+            (record, encode(image, form, quality, generated=True))
+            for record, image in self._judged(drawn)
+        ]
         if place:
             write_shard(place, samples, left_out)
         return samples, left_out

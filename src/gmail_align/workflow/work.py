@@ -30,6 +30,8 @@ from gmail_align.config import Config
 from gmail_align.encoders.shipped import model_path
 from gmail_align.engine import Engine
 from gmail_align.leases import one_at_a_time
+from gmail_align.progress import brief, say
+from gmail_align.workflow.outline import Outline
 
 _BLOB: Final = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _MODEL_FILES: Final = (".json", ".txt", ".model", ".safetensors", ".bin")
@@ -43,6 +45,8 @@ class Work:
 
     folder: Path
     engine: Engine = field(default_factory=lambda: Engine(workers=1))
+    outline: Outline | None = None
+    """All steps of the run, to number the finished ones by; None says nothing."""
 
     @property
     def cache(self) -> Path:
@@ -62,8 +66,17 @@ class Work:
         if not self.done(step):
             with one_at_a_time(self.folder / ".turns" / step.key):
                 if not self.done(step):
-                    step._make(self, self.path(step))
+                    self._make(step)
         return load(self.path(step))
+
+    def _make(self, step: Step) -> None:
+        if self.outline is None:
+            step._make(self, self.path(step))
+            return
+        with brief():
+            step._make(self, self.path(step))
+        seconds = load(self.path(step)).manifest.get("seconds", 0.0)
+        say(self.outline.line(step.words, seconds))
 
 
 @dataclass(frozen=True, eq=False)

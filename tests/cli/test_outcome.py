@@ -1,0 +1,41 @@
+"""What a finished run prints."""
+
+from __future__ import annotations
+
+from gmail_align.cli.outcome import outcome_lines
+
+CIDER = {"value": 1.25, "low": 1.0, "high": 1.5, "n": 24}
+RESULT = {
+    "rows": [
+        {"label": "raw", "real_images": 0, "metrics": {"CIDEr": CIDER, "WMD": CIDER}},
+        {"label": "real images", "real_images": 24, "metrics": {"CIDEr": CIDER | {"low": None}}},
+    ],
+    "claims": [
+        {"name": "more is better", "metric": "CIDEr", "verdict": "holds", "difference": CIDER},
+        {"name": "less is better", "metric": "SPICE", "verdict": "not tested", "difference": None},
+    ],
+    "unavailable": {"SPICE": "its jars are missing"},
+    "report": "work/report/index.html",
+    "seeds": 1,
+}
+
+
+def test_a_run_ends_with_its_table_and_the_next_command():
+    lines = outcome_lines(RESULT, "gmail-align demo --seeds 5", "gmail-align init .")
+    assert lines == [
+        "             real images  CIDEr",
+        "raw          0            1.250 [1.000, 1.500]",
+        "real images  24           1.250",
+        "more is better: holds (CIDEr +1.250 [1.000, 1.500])",
+        "less is better: not tested",
+        "SPICE is not available: its jars are missing",
+        "report: work/report/index.html",
+        "one seed decides little; five do: gmail-align demo --seeds 5",
+        "next: gmail-align init .",
+    ]
+
+
+def test_rows_without_scores_leave_the_table_out():
+    rows = [{"label": "none", "real_images": 0, "metrics": {}}]
+    lines = outcome_lines(RESULT | {"rows": rows, "claims": [], "unavailable": {}}, "a", "b")
+    assert lines == ["report: work/report/index.html", "next: b"]
