@@ -258,7 +258,7 @@ class Torturer:
     def files(self) -> dict[str, str]:
         """Return the files that a run made, and a hash of each that does not see times."""
         made = {
-            str(path.relative_to(self.case)): _digest(path)
+            str(path.relative_to(self.case)): digest(path)
             for path in sorted(self.case.rglob("*"))
             if path.is_file()
         }
@@ -361,7 +361,8 @@ def _named(texts: Iterable[str]) -> set[str]:
     return {name for text in texts for name in re.findall(r"\{world\}/(\w+)", text)}
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return a hash of a file that does not see times."""
     data = path.read_bytes()
     if path.suffix == ".json":
         with suppress(ValueError):

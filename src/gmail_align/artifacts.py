@@ -17,8 +17,8 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,10 +34,13 @@ from gmail_align.leases import (
     is_mark,
     lock,
     open_temporary,
+    remove_leftovers,
+    remove_marks,
     share,
     sweep,
     take_leases,
 )
+from gmail_align.remote import copy_artifact, url_of
 from gmail_align.runtime import versions
 
 MANIFEST = "manifest.json"
@@ -132,6 +135,8 @@ class Artifact:
 
     folder: Path
     manifest: Mapping[str, Any]
+    url: str | None = None
+    """Where its shards are, for an artifact that lies behind a URL."""
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())
@@ -200,7 +205,7 @@ class Draft:
             **({"notes": notes} if notes else {}),
         }
         write_json(self.path(MANIFEST), manifest)
-        _remove_marks(self.folder)
+        remove_marks(self.folder, DRAFT)
         if self._release is not None:
             self._release()
         return load(self.folder)
@@ -229,6 +234,8 @@ def begin(
         ArtifactError: the folder holds something else, belongs to other inputs, cannot be written,
             or another process is writing it.
     """
+    if url_of(folder):
+        raise ArtifactError(f"{folder} is a URL: write to a folder here, and name it as --mirror")
     identity = {
         "kind": kind,
         "config": json.loads(canonical_json(dict(config))),
@@ -243,8 +250,8 @@ def begin(
     if draft is not None:
         return draft
     artifact = load(folder)
-    _refuse_difference(folder, artifact.manifest, identity)
-    _remove_leftovers(folder)
+    refuse_difference(folder, artifact.manifest, identity)
+    remove_leftovers(folder, DRAFT)
     return Draft(folder, identity, complete=artifact)
 
 
@@ -295,7 +302,7 @@ def _write_draft(folder: Path, identity: Mapping[str, Any], *, alone: bool) -> N
     path, spent = folder / DRAFT, 0.0
     if path.exists() and (not alone or any(file.stat().st_size for file in _files(folder))):
         draft = _read_object(path)
-        _refuse_difference(folder, draft, identity)
+        refuse_difference(folder, draft, identity)
         if not alone:
             return
         with damage_explained(path, ArtifactError, _AGAIN):
@@ -305,11 +312,15 @@ def _write_draft(folder: Path, identity: Mapping[str, Any], *, alone: bool) -> N
 
 
 def load(folder: Path, kind: str | None = None) -> Artifact:
-    """Open a complete artifact.
+    """Open a complete artifact. One behind a URL is copied here, but for the shards of images.
 
     Raises:
         ArtifactError: the folder is missing, unfinished, damaged or of another kind.
+        DataError: a URL cannot be read.
     """
+    url = url_of(folder)
+    if url is not None:
+        return replace(load(copy_artifact(url.rstrip("/"), MANIFEST), kind), url=url.rstrip("/"))
     path = folder / MANIFEST
     if not path.exists():
         state = "is unfinished" if is_unfinished(folder) else "is not an artifact"
@@ -346,7 +357,12 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     return None if old == new else f"{path} was {old!r} and is now {new!r}"
 
 
-def _refuse_difference(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def refuse_difference(folder: Path | str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse a folder that was made from something else.
+
+    Raises:
+        ArtifactError: a field differs; it is named.
+    """
     difference = first_difference({key: old.get(key) for key in new}, new)
     if difference:
         raise ArtifactError(f"{folder} belongs to another run: {difference}; choose another folder")
@@ -381,20 +397,3 @@ def _files(folder: Path) -> Iterator[Path]:
         marked = any(map(is_mark, path.relative_to(folder).parts))
         if not marked and path.name not in _PRIVATE and path.is_file():
             yield path
-
-
-def _remove_marks(folder: Path) -> None:
-    """Remove leases and, last, the draft of a complete artifact."""
-    for lease in folder.glob(f"{LEASE}*"):
-        lease.unlink(missing_ok=True)
-    (folder / DRAFT).unlink(missing_ok=True)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Tidy a complete artifact whose process was killed right after it wrote the manifest."""
-    if not (folder / DRAFT).exists() and not any(folder.glob(f"{LEASE}*")):
-        return
-    with suppress(OSError, ArtifactError):  # read-only, or its process is about to do it
-        leases, _ = take_leases(folder)
-        _remove_marks(folder)
-        close(leases)

@@ -15,6 +15,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "cluster": ("ray",),
     "siglip": ("sentencepiece", "google.protobuf"),
     "ifcap": ("textblob", "faiss"),
+    "cloud": ("s3fs", "gcsfs"),
     "track": ("tensorboard", "wandb", "trackio"),
     "pandas": ("pandas",),
     "export": ("onnx", "onnxscript", "onnxruntime", "sentence_transformers"),

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gmail_align.errors import ArtifactError
@@ -150,6 +150,23 @@ def _take(path: Path, mode: int, patience: float = 0.0) -> int:
         if not removed and time.monotonic() >= until:
             raise ArtifactError(f"{path.parent} is being written by another process: wait for it")
         time.sleep(0.0 if removed else 0.05)
+
+
+def remove_marks(folder: Path, draft: str) -> None:
+    """Remove leases and, last, the draft of a complete artifact."""
+    for lease in folder.glob(f"{LEASE}*"):
+        lease.unlink(missing_ok=True)
+    (folder / draft).unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, draft: str) -> None:
+    """Tidy a complete artifact whose process was killed right after it wrote the manifest."""
+    if not (folder / draft).exists() and not any(folder.glob(f"{LEASE}*")):
+        return
+    with suppress(OSError, ArtifactError):  # read-only, or its process is about to do it
+        leases, _ = take_leases(folder)
+        remove_marks(folder, draft)
+        close(leases)
 
 
 @contextmanager

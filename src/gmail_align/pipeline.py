@@ -16,6 +16,7 @@ from typing import Any
 from gmail_align.artifacts import MANIFEST, fingerprint, write_json
 from gmail_align.engine import Engine, Job, run_shards
 from gmail_align.errors import ArtifactError, DataError
+from gmail_align.mirror import Mirror
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe, read_recipe, recipe_file, recipe_of
 from gmail_align.results import RESULT
@@ -38,7 +39,13 @@ def demo(out: Path, *, overrides: Sequence[str] = (), seeds: int = 1) -> dict[st
 
 
 def run(
-    name: str, folder: Path, overrides: Sequence[str] = (), *, engine: str = "local"
+    name: str,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    engine: str = "local",
+    workers: int | None = None,
+    mirror: str | None = None,
 ) -> dict[str, Any]:
     """Run a recipe into a work folder and return its result, with the report's path.
 
@@ -47,10 +54,13 @@ def run(
         folder: Work folder; it may hold what other recipes made.
         overrides: ``key=value`` changes of the recipe.
         engine: ``local``, ``ray`` or ``ray://HOST``.
+        workers: Rows and shards made at a time; None is what the recipe says.
+        mirror: URL of a folder that gets every artifact, and from where missing ones are taken.
 
     Raises:
         UserError: a setting, a model or an input cannot be used.
     """
+    copy = None if mirror is None else Mirror.at(mirror)
     recipe = read_recipe(name, overrides)
     home = home_of(name)
     steps = steps_of(recipe, home)
@@ -61,7 +71,8 @@ def run(
         return finished
     if fetch_inputs(steps):
         steps = steps_of(recipe, home)  # a model that has come is known by its content
-    work = Work(folder, engine_of(recipe, engine), outline_of(steps, Work(folder)))
+    outline = outline_of(steps, Work(folder))
+    work = Work(folder, engine_of(recipe, engine, workers), outline, copy)
     write_json(folder / INDEX, index_of(steps))
     make(steps, work)
     result = {"recipe": name, **summarise(recipe, steps, work)}
@@ -275,10 +286,10 @@ def home_of(name: str) -> Path:
     return recipe_file(name).resolve().parent if name.endswith(".toml") else Path.cwd()
 
 
-def engine_of(recipe: Recipe, place: str) -> Engine:
+def engine_of(recipe: Recipe, place: str, workers: int | None = None) -> Engine:
     """Work in one process a GPU, or without GPUs in one a core, at most eight."""
-    local = Engine(place, recipe.workers)
-    if recipe.workers is not None or local.on_ray:
+    local = Engine(place, workers or recipe.workers)
+    if local.workers is not None or local.on_ray:
         return local
     return Engine(place, local.gpus() or min(os.cpu_count() or 1, 8))
 

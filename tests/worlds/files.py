@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,13 @@ from gmail_align.artifacts import Artifact
 from gmail_align.importing.formats.coco import coco as coco_source
 from gmail_align.importing.source import ImportOptions
 from gmail_align.importing.write import write_import
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def picture(seed: int, form: str = "JPEG", size: tuple[int, int] = (24, 16)) -> bytes:

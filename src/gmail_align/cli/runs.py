@@ -27,6 +27,8 @@ def run(
     overrides: Overrides,
     work: Annotated[Folder, "--work --out"] | None = None,
     engine: Annotated[str, "WHERE"] = "local",
+    workers: Annotated[int | None, Field(ge=1)] = None,
+    mirror: Annotated[str, "URL"] | None = None,
 ) -> None:
     """Run the stages of a recipe, skip what is complete, and end with a report.
 
@@ -37,6 +39,8 @@ def run(
         recipe: Name of a shipped recipe, or a TOML file.
         work: Work folder; runs/RECIPE by default.
         engine: Where shards and rows run: local, ray or ray://HOST.
+        workers: Shards and rows made at a time; Ray is asked for so many actors.
+        mirror: Upload every artifact here, and take from here what this machine lacks.
     """
     from gmail_align import pipeline
 
@@ -44,7 +48,7 @@ def run(
     if shared.dry_run:
         shared.show_plan("run", folder, rows=pipeline.index(recipe, overrides))
         return
-    result = pipeline.run(recipe, folder, overrides, engine=engine)
+    result = pipeline.run(recipe, folder, overrides, engine=engine, workers=workers, mirror=mirror)
     again = f"gmail-align run {recipe} --work {folder} --set seeds=5"
     _show_run(shared, result, again, f"open {result['report']} in a browser")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
 from gmail_align.api.places import open_encoder
 from gmail_align.artifacts import load, read_jsonl
@@ -11,6 +12,7 @@ from gmail_align.cli.options import Device, Folder, Model, Out, Place, Settings
 from gmail_align.cli.shared import Shared, command
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
+from gmail_align.mirror import Mirror
 from gmail_align.synthesis.config import HUB_COPIES, SynthesisConfig
 from gmail_align.synthesis.filter_config import FilterConfig
 
@@ -24,6 +26,7 @@ def synthesize(
     place: Place,
     model_path: Folder | None = None,
     fast: bool = False,
+    mirror: Annotated[str, "URL"] | None = None,
 ) -> None:
     """Generate images from captions, shard by shard; a stopped run goes on where it was.
 
@@ -35,10 +38,14 @@ def synthesize(
         captions: The captions.
         model_path: Folder of a diffusers pipeline, in place of --model.
         fast: The preset's faster, lossy form: other images.
+        mirror: Upload each finished shard and, last, the manifest here; go on from what is there.
     """
     config = generator_config(settings, model_path, fast=fast)
     source = load(captions, "captions")
     engine, part = place.open()
+    copy = None if mirror is None else Mirror.at(mirror)
+    if copy is not None and part is not None:
+        raise ConfigError("--mirror is for whole runs: leave out --shard-of")
     if shared.dry_run:
         images = source.counts["captions"] * config.images_per_caption
         shared.show_plan("synthesize", out, config, captions=captions, images=images)
@@ -46,7 +53,7 @@ def synthesize(
     from gmail_align.synthesis.run import synthesize, synthesize_part
 
     if part is None:
-        shared.show_artifact(synthesize(config, source, out, engine))
+        shared.show_artifact(synthesize(config, source, out, engine, mirror=copy))
     else:
         shared.show_part(synthesize_part(config, source, out, part, engine), part, out, "images")
 

@@ -36,6 +36,7 @@ from gmail_align.data.decode import decode_rgb, extension
 from gmail_align.data.ids import safe_id
 from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError
+from gmail_align.remote import read_range
 
 INDEX: Final = "index.parquet"
 QUARANTINE: Final = "quarantine.jsonl"
@@ -133,6 +134,12 @@ Sample = tuple[ImageRecord, bytes]
 def shard_name(index: int) -> str:
     """Return the path of a shard inside its artifact."""
     return f"shards/{index:05d}.tar"
+
+
+def shard_files(index: int) -> tuple[str, str]:
+    """Return the files of a shard, the one that ends it last."""
+    name = shard_name(index)
+    return name, name.replace(".tar", ".jsonl")
 
 
 def write_shard(
@@ -296,8 +303,11 @@ class ImageStore:
         """
         row = self._row(image_id)
         shard, offset, size = (int(column[row]) for column in self._places)
-        path = self.artifact.path(shard_name(shard))
+        path, url = self.artifact.path(shard_name(shard)), self.artifact.url
         try:
+            if url is not None and not path.exists():
+                data = read_range(f"{url}/{shard_name(shard)}", offset, size)
+                return self._checked(data, row, image_id)
             with open(path, "rb", buffering=0) as file:
                 file.seek(offset)
                 data = file.read(size)
@@ -305,10 +315,11 @@ class ImageStore:
             raise ArtifactError(
                 f"{path} cannot be read ({error}): make {self.artifact.folder} again"
             ) from error
+        return self._checked(data, row, image_id)
+
+    def _checked(self, data: bytes, row: int, image_id: str) -> bytes:
         if hashlib.sha256(data).hexdigest() != self._digests[row].as_py():
-            raise ArtifactError(
-                f"image {image_id} in {path} is damaged: make {self.artifact.folder} again"
-            )
+            raise ArtifactError(f"image {image_id} is damaged: make {self.artifact.folder} again")
         return data
 
     def read(self, image_id: str) -> Image.Image:

@@ -19,14 +19,15 @@ from gmail_align.data.unique import temporary_database
 from gmail_align.errors import DataError
 from gmail_align.importing.members import (
     MAX_BYTES,
-    Folder,
     Members,
     Several,
     hidden,
     name_fault,
+    open_folder,
     spellings,
 )
 from gmail_align.importing.streams import damaged
+from gmail_align.remote import is_folder, open_url, shown, url_of
 
 MAX_HEADER: Final = 2**20
 """Most bytes of a tar's long name or extended header."""
@@ -43,12 +44,13 @@ def open_members(path: Path) -> Members:
     Raises:
         DataError: there is nothing, or something else.
     """
-    if os.path.isdir(path):  # unlike Path.is_dir, it does not raise for a name too long
-        return Folder(path)
-    if not os.path.isfile(path):
+    url = url_of(path)
+    if os.path.isdir(path) or (url is not None and is_folder(url)):
+        return open_folder(path)  # unlike Path.is_dir, isdir does not raise for a name too long
+    if url is None and not os.path.isfile(path):
         raise DataError(f"there is no folder, zip or tar at {path}: give one that holds the images")
-    with damaged(str(path)):
-        if zipfile.is_zipfile(path):
+    with damaged(shown(path)), _opened(path) as file:
+        if zipfile.is_zipfile(file):
             return Zip(path)
     try:
         open_tar(path).close()
@@ -56,7 +58,7 @@ def open_members(path: Path) -> Members:
         if not isinstance(error.__cause__, tarfile.ReadError):
             raise
         raise DataError(
-            f"{path} is neither a folder nor a zip nor a tar, or it is cut off"
+            f"{shown(path)} is neither a folder nor a zip nor a tar, or it is cut off"
         ) from error
     return Tar(path)
 
@@ -72,6 +74,12 @@ def open_several(paths: Sequence[Path]) -> Members:
         return opened[0]
     labels = [path.name.partition(".")[0] or str(number) for number, path in enumerate(paths)]
     return Several(opened, labels)
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    """Open a file, also one behind a URL."""
+    url = url_of(path)
+    return path.open("rb") if url is None else open_url(url)
 
 
 class _Index:
@@ -144,8 +152,9 @@ class Zip:
         """
         self._index = _Index()
         self._faults: list[tuple[str, str]] = []
-        with damaged(str(path)):
-            self._zip = zipfile.ZipFile(path)
+        with damaged(shown(path)):
+            url = url_of(path)
+            self._zip = zipfile.ZipFile(path if url is None else open_url(url))
         for info in self._zip.infolist():
             if not info.is_dir() and not hidden(info.filename):
                 self._take(info)
@@ -256,13 +265,15 @@ def open_tar(path: Path) -> tarfile.TarFile:
     Raises:
         DataError: it is not a tar, or its first header is damaged.
     """
-    with damaged(str(path)):
+    where, url = shown(path), url_of(path)
+    with damaged(where):
+        file = None if url is None else open_url(url)
         try:
-            return tarfile.open(path, tarinfo=_BoundedInfo)
+            return tarfile.open(path if file is None else None, fileobj=file, tarinfo=_BoundedInfo)
         except DataError as error:
-            raise DataError(f"{path} is damaged: {error}") from error
+            raise DataError(f"{where} is damaged: {error}") from error
         except tarfile.ReadError as error:  # it lists what each of five decompressors says
-            raise DataError(f"{path} is not a tar, or it is cut off") from error
+            raise DataError(f"{where} is not a tar, or it is cut off") from error
 
 
 def scan_tar(path: Path) -> Iterator[tuple[str, int, int, str]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 from gmail_align.errors import DataError
+from gmail_align.remote import names_below, read_range, url_of
 
 MAX_BYTES: Final = 256 * 2**20
 """Largest file that is read; a larger one is not a usable image."""
@@ -222,6 +223,49 @@ class Folder:
         if len(data) > MAX_BYTES:
             raise DataError(f"has more than {MAX_BYTES} bytes")
         return data
+
+
+class RemoteFolder:
+    """The files below a folder of an object store."""
+
+    serial = False
+
+    def __init__(self, url: str) -> None:
+        """List the folder."""
+        self._url = url.rstrip("/")
+        self._sizes = {name: size for name, size in names_below(url).items() if not hidden(name)}
+
+    def listing(self) -> Iterator[tuple[str, str]]:
+        """Yield every file below the folder, without hidden ones."""
+        yield from ((name, name_fault(name)) for name in self._sizes)
+
+    def find(self, name: str) -> str | None:
+        """Return the name under which the file is there: as it is, or in another Unicode form."""
+        return next((one for one in spellings(name) if one in self._sizes), None)
+
+    def stamp(self, name: str) -> list[int]:
+        """Return a file's size."""
+        if name not in self._sizes:
+            fault = name_fault(name)
+            raise DataError(f"{name} {fault}" if fault else f"there is no file {name}")
+        return [self._sizes[name]]
+
+    def place(self, name: str) -> int:
+        """Return 0: files of a folder have no order."""
+        return 0
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        (size,) = self.stamp(name)
+        if size > MAX_BYTES:
+            raise DataError(f"has more than {MAX_BYTES} bytes")
+        return read_range(f"{self._url}/{name}", 0, size)
+
+
+def open_folder(place: Path) -> Folder | RemoteFolder:
+    """Return the files below a folder, on this machine or behind a URL."""
+    url = url_of(place)
+    return Folder(place) if url is None else RemoteFolder(url)
 
 
 def name_of_folder(members: Members | None, folder: Path) -> str | None:

@@ -26,6 +26,7 @@ from gmail_align.importing.streams import (
     require_file,
     text_lines,
 )
+from gmail_align.remote import open_url, shown, url_of
 
 TABLES: Final = (
     *(".parquet", ".jsonl", ".ndjson", ".csv", ".tsv"),
@@ -195,7 +196,9 @@ def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
         DataError: it is missing or damaged.
     """
     require_file(path)
-    with damaged(str(path)), pq.ParquetFile(path, pre_buffer=False) as file:
+    url = url_of(path)
+    source = path if url is None else open_url(url)
+    with damaged(shown(path)), pq.ParquetFile(source, pre_buffer=False) as file:
         yield file
 
 

@@ -27,6 +27,7 @@ from gmail_align.importing.members import Folder
 from gmail_align.importing.source import ImportOptions, Source
 from gmail_align.importing.table import find_importer
 from gmail_align.importing.write import write_import
+from gmail_align.remote import shown, state_of, url_of
 from gmail_align.runtime import versions
 
 RECEIPT: Final = "import.json"
@@ -165,8 +166,8 @@ class ImportReceipt:
         for name, value in options.items():
             for one in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(one, Path):
-                    inputs[str(one.absolute())] = _state(one)
-            plain[name] = json.loads(json.dumps(value, default=lambda path: str(path.absolute())))
+                    inputs[_name(one)] = _state(one)
+            plain[name] = json.loads(json.dumps(value, default=_name))
         return cls(out, plain, inputs)
 
     def made(self) -> dict[str, Artifact] | None:
@@ -188,8 +189,15 @@ class ImportReceipt:
         write_json(self.out / RECEIPT, row)
 
 
+def _name(path: Path) -> str:
+    """Return the name by which an input is recorded: the whole path, or a URL without secrets."""
+    return str(path.absolute()) if url_of(path) is None else shown(path)
+
+
 def _state(path: Path) -> list[Any] | None:
     """Return what changes with a file, or with any file in a folder; None when unknown."""
+    if (url := url_of(path)) is not None:
+        return state_of(url)
     try:
         if not os.path.isdir(path):
             state = path.stat()

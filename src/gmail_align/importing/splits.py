@@ -12,8 +12,9 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from gmail_align.errors import DataError
-from gmail_align.importing.members import Folder
+from gmail_align.importing.members import open_folder
 from gmail_align.progress import say
+from gmail_align.remote import is_folder, url_of
 
 SplitChoice = Annotated[
     str | None,
@@ -93,7 +94,12 @@ def files_in(
     """
     files: list[Path] = []
     for place in places:
-        if os.path.isdir(place):  # unlike Path.is_dir, it does not raise for a name too long
+        url = url_of(place)
+        if url is not None and not is_folder(url):
+            files.append(place)
+        elif url is not None or os.path.isdir(
+            place
+        ):  # unlike Path.is_dir, it does not raise for a name too long
             files += _in_folder(place, suffixes, split)
         elif os.path.exists(place):
             files.append(place)
@@ -106,7 +112,7 @@ def files_in(
 
 def _in_folder(place: Path, suffixes: tuple[str, ...], split: str | None) -> list[Path]:
     names = []
-    for name, fault in Folder(place).listing():
+    for name, fault in open_folder(place).listing():
         if name.lower().endswith(suffixes):
             names.append(name)
         elif fault:

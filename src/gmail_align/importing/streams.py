@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import hashlib
 import io
 import json
 import re
@@ -20,8 +21,8 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Final, Protocol, cast, runtime_checkable
 
-from gmail_align.artifacts import sha256_file
 from gmail_align.errors import DataError, GmailAlignError
+from gmail_align.remote import open_url, shown, size_of, url_of
 
 MAX_LINE: Final = 16 * 2**20
 """Longest line, and longest entry of a JSON file, in bytes."""
@@ -98,7 +99,7 @@ def opened(path: TextFile) -> Iterator[ByteStream]:
     Raises:
         DataError: it is missing, damaged, or an archive.
     """
-    with _raw(path) as raw, damaged(str(path)):
+    with _raw(path) as raw, damaged(shown(str(path))):
         head = raw.read(4)
         raw.seek(0)
         _refuse_archive(path, head)
@@ -115,7 +116,8 @@ def _raw(path: TextFile) -> Iterator[BufferedIOBase]:
         yield io.BytesIO(path.data)
         return
     require_file(path)
-    with path.open("rb") as file:
+    url = url_of(path)
+    with path.open("rb") if url is None else open_url(url) as file:
         yield file
 
 
@@ -125,6 +127,9 @@ def require_file(path: Path) -> None:
     Raises:
         DataError: it is not.
     """
+    if (url := url_of(path)) is not None:
+        size_of(url)
+        return
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
@@ -158,8 +163,14 @@ def file_digest(path: Path) -> str:
         DataError: it is missing.
     """
     require_file(path)
-    with damaged(str(path)):
-        return sha256_file(path)
+    with damaged(shown(path)), _raw(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes, also of one behind a URL."""
+    url = url_of(path)
+    return path.stat().st_size if url is None else size_of(url)
 
 
 def json_value(path: TextFile) -> Any:

@@ -18,6 +18,7 @@ from gmail_align.data.images import (
 from gmail_align.encoders.folder import find_folder, folder_fingerprint
 from gmail_align.engine import Engine, Job, Part, run_shards
 from gmail_align.errors import ModelError
+from gmail_align.mirror import Mirror
 from gmail_align.progress import say
 from gmail_align.runtime import resolve_device
 from gmail_align.synthesis.card import CARD, dataset_card, survey_shards
@@ -33,7 +34,12 @@ _NOT_IDENTITY = {
 
 
 def synthesize(
-    config: SynthesisConfig, captions: Artifact, out: Path, engine: Engine | None = None
+    config: SynthesisConfig,
+    captions: Artifact,
+    out: Path,
+    engine: Engine | None = None,
+    *,
+    mirror: Mirror | None = None,
 ) -> Artifact:
     """Generate images from captions.
 
@@ -47,6 +53,7 @@ def synthesize(
         captions: The captions.
         out: Output folder; every machine of a cluster must see it under this path.
         engine: Where; None is this process.
+        mirror: Gets each finished shard and, last, the manifest; shards that it has are not made.
 
     Returns:
         The ``images`` artifact.
@@ -57,10 +64,16 @@ def synthesize(
         ArtifactError: the input does not hold captions, or the folder belongs to another run.
     """
     run = _Run(config, captions, out, engine or Engine(workers=1))
-    if run.draft.complete:
-        return run.draft.complete
-    run_shards(run.shards, run.job, run.engine)
-    return run.finish()
+    made = run.draft.complete
+    if made is None:
+        if mirror is not None:
+            mirror.begin(run.draft)
+            run.maker.mirror = mirror
+        run_shards(run.shards, run.job, run.engine)
+        made = run.finish()
+    if mirror is not None:
+        mirror.complete(made)
+    return made
 
 
 def synthesize_part(
@@ -147,6 +160,7 @@ class _Run:
 
     def _check(self, shard: CaptionShard) -> None:
         """Look at a finished shard: too many images left out end the run, cut prompts are told."""
+        self.maker.done(shard)  # takes it from the mirror where another machine made it
         records, left_out = read_shard(self.draft.path(shard_name(shard.index))) or ([], [])
         self._left_out.extend(left_out)
         check_quarantine(self._left_out, self.total, self.config.limit_quarantine)

@@ -28,6 +28,7 @@ from gmail_align.data.images import (
     Quarantined,
     Sample,
     read_shard,
+    shard_files,
     shard_name,
     write_shard,
 )
@@ -36,6 +37,7 @@ from gmail_align.encoders.folder import find_folder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import DataError, ModelError
 from gmail_align.metrics.clipscore import clip_score
+from gmail_align.mirror import Mirror
 from gmail_align.runtime import resolve_device
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.pipelines import load_pipeline, unsafe
@@ -70,6 +72,8 @@ class ShardMaker:
     """Folder of the artifact."""
     generator: Generator
     batch_size: int
+    mirror: Mirror | None = None
+    """Gets each shard, and has those that this machine lacks."""
 
     def __call__(self, shard: CaptionShard, advance: Callable[[int], None]) -> None:
         """Generate the images of one shard and write it."""
@@ -95,11 +99,16 @@ class ShardMaker:
         if self.config.best_of > 1:
             samples, left_out = best_candidates(requests, samples, left_out, self.config.best_of)
         write_shard(path, samples, left_out)
+        if self.mirror is not None:
+            self.mirror.push(self.out, shard_files(shard.index))
         shutil.rmtree(path.with_suffix(PARTS), ignore_errors=True)
 
     def done(self, shard: CaptionShard) -> bool:
-        """Tell whether a shard is written."""
-        return read_shard(self.out / shard_name(shard.index)) is not None
+        """Tell whether a shard is written, here or in the mirror, from where it is taken."""
+        path = self.out / shard_name(shard.index)
+        if read_shard(path) is None and self.mirror is not None:
+            self.mirror.pull(self.out, shard_files(shard.index))
+        return read_shard(path) is not None
 
     def size(self, shard: CaptionShard) -> int:
         """Return how many images are generated for a shard, candidates included."""

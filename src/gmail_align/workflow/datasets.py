@@ -9,6 +9,7 @@ from pathlib import Path
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import Recipe
 from gmail_align.recipe_tables import Prompts, Source
+from gmail_align.remote import url_of
 from gmail_align.workflow.steps.data import (
     Choose,
     DataImport,
@@ -128,15 +129,19 @@ class DataSets:
         state = {}
         for key, value in options.items():
             if isinstance(value, Path):
-                options[key] = self.home / value.expanduser()
+                options[key] = self._place(value)
                 state[key] = files_state(options[key])
             elif isinstance(value, list | tuple) and value and isinstance(value[0], Path):
-                options[key] = [self.home / one.expanduser() for one in value]
+                options[key] = [self._place(one) for one in value]
                 state[key] = [files_state(one) for one in options[key]]
             else:
                 state[key] = value
         expect = {str(part): count for part, count in source.expect.items()}
         return DataImport(source.importer, state, options, expect=expect)
+
+    def _place(self, path: Path) -> Path:
+        """Return a path of the recipe, which starts at its home unless it is a URL."""
+        return path if url_of(path) is not None else self.home / path.expanduser()
 
     @cached_property
     def leak_check(self) -> Step | None:

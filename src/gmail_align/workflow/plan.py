@@ -22,6 +22,7 @@ from gmail_align.workflow.steps.data import (
 from gmail_align.workflow.steps.encoders import Aligned, Filtered, ImageFeatures, TextFeatures
 from gmail_align.workflow.steps.learners import (
     CaptionScores,
+    ContinuedCaptions,
     Predictions,
     TrainedCaptioner,
 )

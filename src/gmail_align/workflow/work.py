@@ -30,7 +30,9 @@ from gmail_align.config import Config
 from gmail_align.encoders.shipped import model_path
 from gmail_align.engine import Engine
 from gmail_align.leases import one_at_a_time
+from gmail_align.mirror import Mirror
 from gmail_align.progress import brief, say
+from gmail_align.remote import state_of, url_of
 from gmail_align.workflow.outline import Outline
 
 _BLOB: Final = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
@@ -47,6 +49,8 @@ class Work:
     engine: Engine = field(default_factory=lambda: Engine(workers=1))
     outline: Outline | None = None
     """All steps of the run, to number the finished ones by; None says nothing."""
+    mirror: Mirror | None = None
+    """Gets every artifact, and has those that this machine lacks."""
 
     @property
     def cache(self) -> Path:
@@ -63,11 +67,20 @@ class Work:
 
     def get(self, step: Step) -> Artifact:
         """Return what a step makes; it is made first, by one process, where it is missing."""
+        copy = self.copy_of(step)
         if not self.done(step):
             with one_at_a_time(self.folder / ".turns" / step.key):
-                if not self.done(step):
+                if not self.done(step) and not (copy and copy.fetch(self.path(step))):
                     self._make(step)
-        return load(self.path(step))
+        made = load(self.path(step))
+        if copy is not None:
+            copy.complete(made)
+        return made
+
+    def copy_of(self, step: Step) -> Mirror | None:
+        """Return the mirror of what a step makes in this folder; None where there is none."""
+        place = step.place(Path())
+        return None if self.mirror is None or not step.kind else self.mirror.below(str(place))
 
     def _make(self, step: Step) -> None:
         if self.outline is None:
@@ -214,6 +227,8 @@ def files_state(path: Path) -> Any:
 
     Of a file that does not exist it is None.
     """
+    if (url := url_of(path)) is not None:
+        return state_of(url)
     if not path.exists():
         return None
     if path.is_file():

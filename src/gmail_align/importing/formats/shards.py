@@ -25,6 +25,7 @@ from gmail_align.importing.streams import (
     MAX_LINE,
     MAX_TEXT,
     Inside,
+    file_size,
     json_value,
     require_file,
     text_lines,
@@ -83,7 +84,7 @@ def shard_source(
             staging.refuse("images", key_id(path.name), str(error))
     config = {"format": name, "caption": caption, **({"shard_keys": True} if shard_keys else {})}
     inputs = {
-        "shards": fingerprint([[path.name, path.stat().st_size] for path in paths]),
+        "shards": fingerprint([[path.name, file_size(path)] for path in paths]),
         "listed": staging.fingerprint(),
     }
     return Source(config=config, inputs=inputs, staging=staging, members=Shards(paths))

@@ -20,6 +20,7 @@ from gmail_align.importing.rows import TABLES, ParquetImages, table_rows, value_
 from gmail_align.importing.source import Images, Source, image_places
 from gmail_align.importing.splits import SplitChoice, files_in
 from gmail_align.importing.staging import Staging
+from gmail_align.importing.streams import file_size
 
 _TEXT_FIELDS = ("raw", "text", "caption", "sentence")
 """Fields of a caption that is stored as a record, as mirrors of COCO do."""
@@ -57,7 +58,7 @@ def parquet(
     return Source(
         config={"format": "table", "columns": [image_column, caption_column, id_column]},
         inputs={
-            "tables": fingerprint([[path.name, path.stat().st_size] for path in paths]),
+            "tables": fingerprint([[path.name, file_size(path)] for path in paths]),
             "listed": reader.staging.fingerprint(),
         },
         staging=reader.staging,

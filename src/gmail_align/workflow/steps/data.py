@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gmail_align.artifacts import begin, load
 from gmail_align.errors import DataError
+from gmail_align.remote import url_of
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.workflow.work import Model, Step, Work, not_identity, plain_key
 
@@ -57,7 +58,8 @@ class DataImport:
         """The paths among the options that do not exist."""
         values = self.options.values()
         paths = [one for value in values for one in (value if _is_list(value) else [value])]
-        return [path for path in paths if isinstance(path, Path) and not path.exists()]
+        local = [path for path in paths if isinstance(path, Path) and url_of(path) is None]
+        return [path for path in local if not path.exists()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +190,8 @@ class Synthesis(Step):
 
         judge = "" if self.judge is None else self.judge.path
         config = self.config.model_copy(update={"model": self.model.path, "judge": judge})
-        synthesize(config, work.get(self.captions), out, work.engine)
+        mirror = work.copy_of(self)
+        synthesize(config, work.get(self.captions), out, work.engine, mirror=mirror)
 
 
 @dataclass(frozen=True, eq=False)

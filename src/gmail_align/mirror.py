@@ -1,0 +1,86 @@
+"""A copy of what a run makes, in an object store: files one by one, each manifest last.
+
+A machine that does not have an artifact takes it from there, and so do workers that do not share
+a disk. A file that is there is whole, because object stores show no half of one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gmail_align.artifacts import MANIFEST, Artifact, Draft, canonical_json, refuse_difference
+from gmail_align.errors import ConfigError
+from gmail_align.remote import download, exists, names_below, read_range, size_of, upload, url_of
+
+IDENTITY = "identity.json"
+"""What a mirror is of, while its manifest is not there yet."""
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A folder behind a URL."""
+
+    url: str
+
+    @classmethod
+    def at(cls, place: str) -> Mirror:
+        """Return the mirror of a URL.
+
+        Raises:
+            ConfigError: the place is no URL.
+        """
+        url = url_of(place)
+        if url is None:
+            raise ConfigError(f"{place} is not a URL: a mirror is s3://..., gs://... or hf://...")
+        return cls(url.rstrip("/"))
+
+    def below(self, name: str) -> Mirror:
+        """Return the mirror of a folder inside."""
+        return Mirror(f"{self.url}/{name}")
+
+    def begin(self, draft: Draft) -> None:
+        """Note what the mirror is of.
+
+        Raises:
+            ArtifactError: it is of something else.
+        """
+        url = f"{self.url}/{IDENTITY}"
+        if exists(url):
+            before = json.loads(read_range(url, 0, size_of(url)))
+            refuse_difference(self.url, before, draft.identity)
+        else:
+            path = draft.path(f".{IDENTITY}.tmp")
+            path.write_text(canonical_json(draft.identity), encoding="utf-8")
+            upload(path, url)
+            path.unlink()
+
+    def push(self, folder: Path, names: Sequence[str]) -> None:
+        """Upload files of a folder in this order."""
+        for name in names:
+            upload(folder / name, f"{self.url}/{name}")
+
+    def pull(self, folder: Path, names: Sequence[str]) -> bool:
+        """Download files into a folder where the last of them is there; False where it is not."""
+        if not exists(f"{self.url}/{names[-1]}"):
+            return False
+        for name in names:
+            download(f"{self.url}/{name}", folder / name)
+        return True
+
+    def complete(self, artifact: Artifact) -> None:
+        """Upload what the mirror lacks of an artifact, and its manifest last."""
+        if not exists(f"{self.url}/{MANIFEST}"):
+            there = names_below(self.url) if exists(f"{self.url}/{IDENTITY}") else {}
+            files = [name for name in artifact.manifest["files"] if name not in there]
+            self.push(artifact.folder, [*files, MANIFEST])
+
+    def fetch(self, folder: Path) -> bool:
+        """Download a whole artifact into a folder; False where the mirror does not have it."""
+        url = f"{self.url}/{MANIFEST}"
+        if not exists(url):
+            return False
+        manifest = json.loads(read_range(url, 0, size_of(url)))
+        return self.pull(folder, [*manifest["files"], MANIFEST])
