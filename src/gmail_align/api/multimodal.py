@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmail_align.api.places import Place, config_of, load, model_path, open_encoder
+from gmail_align.api.places import (
+    ModelPlace,
+    Place,
+    artifact_of,
+    config_of,
+    model_of,
+    open_encoder,
+)
 from gmail_align.artifacts import Artifact
 
 if TYPE_CHECKING:
@@ -18,8 +25,8 @@ def train_llava(
     sets: Sequence[ConversationSet],
     out: str | os.PathLike[str],
     *,
-    encoder: str = "tabletop",
-    language_model: str = "tabletop",
+    encoder: ModelPlace = "tabletop",
+    language_model: ModelPlace = "tabletop",
     validation: ConversationSet | None = None,
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -44,7 +51,7 @@ def train_llava(
 
     Example:
         >>> from gmail_align.vlm.training import ConversationSet
-        >>> talks = ConversationSet(load("pairs"), load("generated"), "frozen")
+        >>> talks = ConversationSet(load("pairs"), real["images"])
         >>> quick = {"optim.steps": 2, "batch_rows": 2}
         >>> train_llava([talks], "llava", preset="tabletop", settings=quick).kind
         'vlm'
@@ -52,7 +59,7 @@ def train_llava(
     from gmail_align.vlm.config import LlavaConfig
     from gmail_align.vlm.training import train_llava as run
 
-    config, words = config_of(LlavaConfig, preset, settings), model_path(language_model, "llama")
+    config, words = config_of(LlavaConfig, preset, settings), model_of(language_model, "llama")
     reader = open_encoder(encoder, config.device)
     return run(config, sets, reader, words, Path(out), validation=validation, seed=seed)
 
@@ -86,10 +93,10 @@ def predict_answers(
     from gmail_align.vlm.answers import predict_answers as run
     from gmail_align.vlm.config import AnswerConfig
 
-    asked = None if questions is None else load(questions, "questions")
-    shown = None if images is None else load(images, "images")
+    asked = None if questions is None else artifact_of(questions, "questions")
+    shown = None if images is None else artifact_of(images, "images")
     config = config_of(AnswerConfig, None, settings)
-    return run(load(vlm, "vlm"), asked, Path(out), config, images=shown)
+    return run(artifact_of(vlm, "vlm"), asked, Path(out), config, images=shown)
 
 
 def ask(
@@ -111,8 +118,7 @@ def ask(
         DataError: a file is missing or not an image.
 
     Example:
-        >>> from gmail_align.data.images import ImageStore
-        >>> photos = ImageStore(load("real/images"))
+        >>> photos = load("real/images")
         >>> photos.read(photos.ids[0]).save("photo.png")
         >>> type(ask("llava", ["photo.png"], "How many objects are there?")).__name__
         'str'
@@ -121,4 +127,4 @@ def ask(
     from gmail_align.vlm.config import AnswerConfig
 
     config = config_of(AnswerConfig, None, settings)
-    return run(load(vlm, "vlm"), [Path(image) for image in images], question, config)
+    return run(artifact_of(vlm, "vlm"), [Path(image) for image in images], question, config)
