@@ -272,6 +272,8 @@ class Evaluate(Config):
     """The sets are declared parts of their protocols' sets."""
     gap: bool = True
     """Measure the gap before and after every alignment, on the validation pairs."""
+    gap_texts: bool = False
+    """Measure the cosines of those images and their captions, too; the encoder reads texts."""
     leaks: Literal["looks", "ids", "off"] = "looks"
     """How training images are compared with test images before anything is trained."""
 

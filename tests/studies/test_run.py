@@ -24,6 +24,7 @@ column = [
     { name = "floor", metric = { tabletop = "tabletop_floor/accuracy", paper = "dtd/accuracy" } },
     { name = "cars", metric = { paper = "stanford_cars/accuracy" } },
     { name = "paired_cosine", unit = "plain" },
+    { name = "text", metric = "text_cosine_real", unit = "plain" },
     { name = "real", metric = "real_images", unit = "count" },
     { name = "tflop", unit = "plain" },
 ]
@@ -35,6 +36,8 @@ data.validation = { images = 8 }
 data.test = { images = 8 }
 generator = { steps = 1 }
 align.short = { like = "gmail", optim = { steps = 2 } }
+[evaluate]
+gap_texts = true
 [align.shift]
 method = "mean_shift"
 apply = "always"
@@ -98,13 +101,14 @@ def test_a_study_runs_from_its_file_to_its_tables(ran: tuple[Path, dict[str, Any
     result = read_study_result(folder / RESULT)
     assert shown["fingerprint"] == result.fingerprint
     assert [column.name for column in result.columns] == [
-        *("t2i", "floor", "paired_cosine", "real", "tflop")
+        *("t2i", "floor", "paired_cosine", "text", "real", "tflop")
     ]
     frozen, shift, short, llava = result.rows
     assert frozen.values["real"].value == 0 and shift.values["real"].value == 12
     assert short.values["tflop"].value > frozen.values["tflop"].value == 0
     assert 0 <= shift.values["t2i"].low <= shift.values["t2i"].value <= 1
     assert shift.values["paired_cosine"].value > frozen.values["paired_cosine"].value
+    assert frozen.values["text"] == shift.values["text"] and frozen.values["text"].value < 1
     assert llava.values == {} and "learner" in llava.note
     verdicts = [claim.verdict for claim in result.claims]
     assert verdicts[3] == "not tested" and "not tested" not in verdicts[:3]

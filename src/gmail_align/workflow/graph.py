@@ -337,7 +337,10 @@ class Graph:
             real = self.real_features("validation", self.encoder(row), "frozen", row)
             own = row if isinstance(encoder, Step) else row.model_copy(update={"align": None})
             generated = self.generated_features("validation", own, seed)
-            gap = Gap(self.pairs("validation", whole), real, generated)
+            texts = None
+            if evaluate.gap_texts:
+                texts = TextFeatures(self.prompts("validation"), self.encoder(row))
+            gap = Gap(self.pairs("validation", whole), real, generated, texts)
         retrieval = {n: self._retrieval(n, row, encoder, route) for n in evaluate.retrieval}
         zeroshot: dict[str, Step] = {}
         for protocol in evaluate.zeroshot:

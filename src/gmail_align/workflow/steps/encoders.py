@@ -121,14 +121,22 @@ class Gap(Step):
     pairs: Step
     real: Step
     generated: Step
+    texts: Step | None = None
+    """Features of the captions, for the cosines of images and captions."""
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.data.pairs import read_pairs
+        from gmail_align.features.store import open_features
+        from gmail_align.gap.feature_sets import Annotations
         from gmail_align.gap.run import measure_gap
 
         pairs = read_pairs(work.get(self.pairs))
+        known = None
+        if self.texts is not None:
+            texts = open_features(work.get(self.texts))
+            known = Annotations(texts=texts, captions=[row.caption_id for row in pairs])
         rows = [(row.real_image_id, row.generated_image_id) for row in pairs]
-        measure_gap(work.get(self.real), work.get(self.generated), rows, out)
+        measure_gap(work.get(self.real), work.get(self.generated), rows, out, annotations=known)
 
 
 @dataclass(frozen=True, eq=False)
