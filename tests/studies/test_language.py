@@ -106,6 +106,8 @@ def test_a_study_stands_over_its_base() -> None:
     assert longer and plain
     assert longer.optim.steps == plain.optim.steps + recipe.align["gmail"].optim.steps
     assert longer.batch_size == plain.batch_size == base["learn"]["clipcap"]["batch_size"]
+    paper = study_of("mine", tables()).recipe("paper")
+    assert paper.learn["longer"].model == paper.learn["clipcap"].model  # it is like the other
     assert recipe.align["shift"].method == "mean_shift"
 
 
