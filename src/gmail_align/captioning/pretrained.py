@@ -41,10 +41,9 @@ class Captioner:
     Args:
         artifact: The captioner.
         encoder: The encoder that it was trained on, on the device where it runs.
+        how: How captions are searched for, and where the captioner runs.
         route: Which of the encoder's weights images go through.
         retrieval: The encoder that an IFCap looks captions up with, when it is another.
-        any_encoder: Accept another encoder than the captioner's.
-        device: Where the captioner runs; ``auto`` takes a GPU if there is one.
 
     Raises:
         DataError: an encoder is not the captioner's.
@@ -64,12 +63,12 @@ class Captioner:
         self,
         artifact: Artifact,
         encoder: GmailEncoder,
+        how: PredictConfig | None = None,
         *,
         route: Route = Route.FROZEN,
         retrieval: GmailEncoder | None = None,
-        any_encoder: bool = False,
-        device: str = "auto",
     ) -> None:
+        self.how = how or PredictConfig()
         config = read_config(artifact)
         trained_on = config["trained_on"]
         looks_up = trained_on.get("retrieval", "")
@@ -81,10 +80,12 @@ class Captioner:
         own = [(trained_on["encoder"], encoder)]
         own += [(looks_up, retrieval)] if retrieval is not None else []
         for name, one in own:
-            require_captioners_encoder(name, one.base_fingerprint, any_encoder, "the encoder")
+            require_captioners_encoder(
+                name, one.base_fingerprint, self.how.any_encoder, "the encoder"
+            )
         self.artifact, self.kind = artifact, str(config["kind"])
         self.encoder, self.route, self.retrieval = encoder, route, retrieval
-        self._model = load_captioner(artifact, resolve_device(device))
+        self._model = load_captioner(artifact, resolve_device(self.how.device))
 
     @classmethod
     def from_pretrained(
@@ -118,7 +119,7 @@ class Captioner:
         names = [chosen] if retrieval_encoder is None else [chosen, retrieval_encoder]
         reader, *others = [GmailEncoder.from_pretrained(Path(name)).to(place) for name in names]
         way, by = parse_route(route), others[0] if others else None
-        return cls(artifact, reader, route=way, retrieval=by, device=device)
+        return cls(artifact, reader, PredictConfig(device=device), route=way, retrieval=by)
 
     def __repr__(self) -> str:
         """Say its kind, its encoder and how images are read."""
@@ -137,7 +138,7 @@ class Captioner:
             ConfigError: a key or a value is wrong.
             DataError: a file is missing or not an image.
         """
-        how = build(PredictConfig, settings or {}, "settings")
+        how = build(PredictConfig, settings, "settings") if settings else self.how
         return [str(row["text"]) for row in self.describe(images, how)]
 
     def describe(
@@ -149,10 +150,10 @@ class Captioner:
             DataError: a file is missing or not an image.
         """
         names = [_name(number, image) for number, image in enumerate(images)]
-        return [row for rows in self._batches(images, names, how) for row in rows]
+        return [row for rows in self._batches(images, names, how or self.how) for row in rows]
 
     def _batches(
-        self, images: Sequence[ImageOrFile], names: Sequence[str], how: PredictConfig | None
+        self, images: Sequence[ImageOrFile], names: Sequence[str], how: PredictConfig
     ) -> Iterator[list[dict[str, object]]]:
         for start in range(0, len(images), _BATCH):
             part = [_opened(image) for image in images[start : start + _BATCH]]
@@ -161,7 +162,7 @@ class Captioner:
             if self.retrieval is not None:
                 keys = _features(self.retrieval, part, Route.FROZEN)
             features = _features(self.encoder, part, self.route)
-            captions = caption_batch(self._model, ids, features, keys, how or PredictConfig())
+            captions = caption_batch(self._model, ids, features, keys, how)
             yield [
                 {"file": name, "text": caption.text, "log_prob": caption.log_prob}
                 for name, caption in zip(ids, captions, strict=True)

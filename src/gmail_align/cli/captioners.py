@@ -254,15 +254,7 @@ def caption(
 
     reader = open_encoder(encoder, config.device)
     by = None if retrieval_encoder is None else open_encoder(retrieval_encoder, config.device)
-    model = Captioner(
-        artifact,
-        reader,
-        route=route,
-        retrieval=by,
-        any_encoder=config.any_encoder,
-        device=config.device,
-    )
-    rows = model.describe(images, config)
+    rows = Captioner(artifact, reader, config, route=route, retrieval=by).describe(images)
     lines = "\n".join(f"{row['file']}\t{row['text']}" for row in rows)
     shared.show({"captions": rows}, lines)
 

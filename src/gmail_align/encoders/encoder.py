@@ -142,10 +142,7 @@ class GmailEncoder(nn.Module):
         return encoder
 
     def save(self, folder: str | Path) -> None:
-        """Write adapter, heads, ``config.json`` and the base model to ``folder``.
-
-        A large base model from the hub is not copied: its id and commit are noted instead.
-        """
+        """Write adapter, heads, ``config.json`` and the base model, or a large one's hub id."""
         folder = Path(folder)
         source = keep_base(self.base_folder, folder / BASE, self.backbone.state())
         for part in (self._trunk, self._texts, self.heads):
