@@ -15,6 +15,7 @@ from gmail_align.studies import real
 from gmail_align.studies.result import RESULT, Number, ShownRow, StudyResult, read_study_result
 from gmail_align.studies.run import StudyOptions, numbers_of
 from gmail_align.studies.tables import claims_table, files_of, render, study_table
+from worlds.browser import CHROMIUM, browser
 
 TINY = """
 title = "A tiny study"
@@ -263,3 +264,14 @@ def test_numbers_have_the_names_that_columns_use() -> None:
     assert numbers["flickr/t2i_r1"]["value"] == 0.7
     assert {"CIDEr", "margin", "dtd/accuracy"} <= set(numbers)
     assert Number(**numbers["tflop"]).value == 7.0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_a_book_opens_and_fits_the_screen(tmp_path: Path) -> None:
+    path = tmp_path / "book.html"
+    path.write_text(render([made_result(), made_result(study="other")], "All", "Both."))
+    with browser(tmp_path / "profile") as page:
+        page.open(path.as_uri(), width=390)
+        assert page.console == []
+        assert page.value("document.documentElement.scrollWidth") <= 390
+        assert page.value("document.querySelectorAll('table').length") == 5

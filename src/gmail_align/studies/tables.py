@@ -138,7 +138,7 @@ def _summary(results: Sequence[StudyResult]) -> Table:
         for claim in result.claims
     ]
     columns = [Column("Difference", DIFFERENCE), Column("Verdict at this scale", text=True)]
-    return Table("verdicts", "Verdicts", "Claim", columns, lines)
+    return Table("verdicts", "The verdict of every claim", "Claim", columns, lines)
 
 
 def _unit_of(claim: TestedClaim) -> Unit:
