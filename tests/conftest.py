@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 from gmail_align import progress
+from worlds.runs import smoke
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("repeatable")
@@ -26,6 +28,14 @@ def loud():
     progress.set_quiet(False)
     yield
     progress.set_quiet(False)
+
+
+@pytest.fixture(scope="session")
+def smoke_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work folder of the finished smoke run; tests copy it before they change it."""
+    work = tmp_path_factory.mktemp("runs") / "smoke"
+    subprocess.run([*smoke(work), "--json"], check=True, stdout=subprocess.DEVNULL)
+    return work
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,10 @@ from gmail_align.encoders.shipped import shipped_models
 from gmail_align.recipe import read_recipe, recipe_file, recipe_of
 from gmail_align.workflow.steps.encoders import Aligned
 from gmail_align.workflow.work import in_order
+from worlds.runs import smoke
 
 UNTIMED = ("report", "seconds")
 MEASURED = ("seconds", "memory_gb")
-
-
-def smoke(work: Path) -> list[str]:
-    """Return the command; runs that are compared are processes of their own, alike in threads."""
-    return [sys.executable, "-m", "gmail_align", "run", "smoke", "--work", str(work), "--quiet"]
 
 
 def manifests(work: Path, kind: str = "*") -> set[Path]:
@@ -40,10 +35,8 @@ def untimed(result: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    work = tmp_path_factory.mktemp("runs") / "smoke"
-    subprocess.run([*smoke(work), "--json"], check=True, stdout=subprocess.DEVNULL)
-    return work, pipeline.run("smoke", work)
+def finished(smoke_folder: Path) -> tuple[Path, dict[str, Any]]:
+    return smoke_folder, pipeline.run("smoke", smoke_folder)
 
 
 def test_result_keeps_the_contract(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -269,8 +269,18 @@ def report_again(folder: Path, out: Path | None = None) -> Path:
     Raises:
         ArtifactError: the folder does not hold a finished run.
     """
+    recipe, steps = read_run(folder)
+    return write_run_report(recipe, steps, Work(folder), read_json(folder / RESULT), out)
+
+
+def read_run(folder: Path) -> tuple[Recipe, RecipeSteps]:
+    """Return the recipe of the run that a work folder holds, and its steps, which are all made.
+
+    Raises:
+        ArtifactError: the folder does not hold a finished run, or today's steps are others.
+    """
     try:
-        before, result = (read_json(folder / name) for name in (RECIPE, RESULT))
+        before, _ = (read_json(folder / name) for name in (RECIPE, RESULT))
         recipe, home = recipe_of(before["recipe"]), Path(before["home"])
     except FileNotFoundError as error:
         raise ArtifactError(
@@ -278,7 +288,13 @@ def report_again(folder: Path, out: Path | None = None) -> Path:
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"the run in {folder} is damaged ({error}): run it again") from error
-    return write_run_report(recipe, steps_of(recipe, home), Work(folder), result, out)
+    steps = steps_of(recipe, home)
+    if before.get("steps") != [step.key for step in steps.targets]:
+        raise ArtifactError(
+            f"the run in {folder} is of other inputs, or of another version of gmail-align: run "
+            f"gmail-align run {before.get('name')} --work {folder} again"
+        )
+    return recipe, steps
 
 
 def home_of(name: str) -> Path:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,19 @@ class Page:
         x, y = self._middle(selector)
         for kind in ("mousePressed", "mouseReleased"):
             self._mouse(kind, x, y, button="left", clickCount=1)
+
+    def choose_file(self, selector: str, file: Path) -> None:
+        """Give a file to an input of files."""
+        root = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+    def until(self, script: str, seconds: float = 60) -> None:
+        """Wait until a script's value is true."""
+        end = time.monotonic() + seconds
+        while not self.value(script):
+            assert time.monotonic() < end, script
+            time.sleep(0.1)
 
     def write(self, text: str) -> None:
         """Type into the element that has the focus."""

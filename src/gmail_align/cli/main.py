@@ -104,6 +104,7 @@ COMMANDS: dict[str, Entry | Group] = {
     "compare": Entry("predictions:compare", "Say how much better one result is than another."),
     "track": Entry("tools:track", "Show a training in TensorBoard, W&B or trackio."),
     "report": Entry("runs:report", "Write a run's tables, figures and page again."),
+    "app": Entry("runs:app", "Look at images of your own through a finished run."),
     "tabletop": Group(
         "Draw the small world, and train its models.",
         {

@@ -138,6 +138,34 @@ def report(shared: Shared, work: Folder, /, out: Folder | None = None) -> None:
 
 
 @command
+def app(
+    shared: Shared,
+    work: Folder,
+    /,
+    port: Annotated[int, Field(ge=0, le=65535)] = 8321,
+) -> None:
+    """Serve a page on this machine that shows what a finished run makes of an image.
+
+    It shows the caption of every captioner, and the nearest real and generated images by every
+    route. The server listens to this machine alone, and ends with Ctrl-C.
+
+    Args:
+        work: Folder of a finished run.
+        port: Port of the page; 0 takes a free one.
+    """
+    if shared.dry_run:
+        shared.show_plan("serve a page", None, work=work)
+        return
+    from gmail_align.app.looking import FinishedRun
+    from gmail_align.app.server import make_server
+
+    with make_server(FinishedRun(work), port) as server:
+        address = f"http://{server.server_address[0]!s}:{server.server_address[1]}"
+        shared.show({"address": address}, f"open {address} in a browser; Ctrl-C ends it")
+        server.serve_forever()
+
+
+@command
 def list_recipes(shared: Shared) -> None:
     """List the shipped recipes, each with the first line of its runbook."""
     titles = {name: _first_line(_recipe_text(name)) for name in recipe_names()}
