@@ -190,8 +190,8 @@ class Learner(Config):
         if table.get("kind") == "llava":
             own = {key: table[key] for key in _OF_LLAVA if key in table}
             data = {key: value for key, value in table.items() if key not in own}
-            settings = build(LlavaConfig, with_preset(place, data, LlavaConfig), place)
-            return build(cls, {**own, "llava": settings}, place)
+            llava = build(LlavaConfig, with_preset(place, data, LlavaConfig), place)
+            return build(cls, {**own, "llava": llava}, place)
         own = {key: table[key] for key in ("kind", "model", "predict") if key in table}
         data = {key: value for key, value in table.items() if key not in own}
         kind = CAPTIONERS.get(str(own.get("kind")))

@@ -22,7 +22,7 @@ from gmail_align.errors import ArtifactError, DataError
 from gmail_align.features.store import Features, open_features
 from gmail_align.pipeline import read_run
 from gmail_align.runtime import resolve_device
-from gmail_align.workflow.graph import JudgedEncoder
+from gmail_align.workflow.rows import JudgedEncoder
 from gmail_align.workflow.steps.encoders import Gap, ImageFeatures, open_encoder
 from gmail_align.workflow.steps.learners import Predictions
 from gmail_align.workflow.work import Work

@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, kind, body)
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-        here = f"{HOST}:{self.server.socket.getsockname()[1]}"
+        here = f"{HOST}:{self.connection.getsockname()[1]}"
         if self.headers.get("Host") not in (here, here.replace(HOST, "localhost")):
             # Another site's name that points to this machine must not read the run.
             status, kind = HTTPStatus.FORBIDDEN, "text/plain"

@@ -26,7 +26,7 @@ def asked_of(
     for one in (*questions(scene), *existence(scene)):
         if facts is None or answered_by(one, scene, facts):
             offered.setdefault(one.subject, []).append(one)
-    drawn = []
+    drawn: list[Question] = []
     while offered and len(drawn) < most:
         subject = rng.choice(sorted(offered))
         drawn.append(offered[subject].pop(rng.randrange(len(offered[subject]))))

@@ -45,7 +45,7 @@ def write_instructions(
     draft = begin(out, CONVERSATIONS, identity, {"pairs": pairs, **(inputs or {})})
     if draft.complete is not None:
         return draft.complete
-    rows = []
+    rows: list[dict[str, Any]] = []
     for pair in iter_pairs(pairs):
         turns = list(asked(pair)) if asked else []
         if prompt is not None:
@@ -61,7 +61,7 @@ def write_instructions(
 
 
 def _row(image: str, number: int, turns: Iterable[Turn]) -> dict[str, Any]:
-    said = []
+    said: list[dict[str, str]] = []
     for turn in turns:
         start = "" if said else f"{IMAGE}\n"
         said.append({"from": "human", "value": start + turn.prompt})
