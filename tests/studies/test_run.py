@@ -228,6 +228,7 @@ def test_a_book_counts_verdicts_and_lists_its_studies() -> None:
     page = render([made_result(), made_result(study="other", title="Other")], "All", "Both.")
     assert 'href="#mine"' in page and 'id="other"' in page
     assert "<b>2</b> reversed" in page
+    assert page.count('<figure class="intervals') == 2 and "100.0–150.0" in page
     assert len(page) < 100_000
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from gmail_align.artifacts import write_bytes
 from gmail_align.metrics.bootstrap import Estimate
+from gmail_align.report.charts import interval_plot
 from gmail_align.report.names import DIFFERENCE, PERCENT, PLAIN, Unit
 from gmail_align.report.numbers import duration, number
 from gmail_align.report.tables import Cell, Column, Row, Table
@@ -161,10 +162,34 @@ def _view(result: StudyResult) -> dict[str, Any]:
         "name": result.study,
         "heading": heading(result),
         "about": result.about,
+        "plot": interval_plot(_as_run(result)),
         "tables": tables(result),
         "notes": [*notes, *result.notes],
         "provenance": {name: value for name, value in provenance.items() if value},
     }
+
+
+def _as_run(result: StudyResult) -> dict[str, Any]:
+    """Return a study as the figure of rows with intervals reads a run: by its first claim."""
+    columns = [column for column in result.columns if column.unit == "percent"]
+    labels = {column.metric: column.label for column in columns}
+    rows = [
+        {
+            **row.model_dump(include={"name", "label", "detail", "mark"}),
+            "metrics": {
+                column.label: row.values[column.name].model_dump()
+                for column in columns
+                if column.name in row.values
+            },
+        }
+        for row in result.rows
+    ]
+    claims = [
+        {**claim.model_dump(include={"name", "better", "worse", "verdict"}), "metric": metric}
+        for claim in result.claims
+        if (metric := labels.get(claim.metric))
+    ]
+    return {"rows": rows, "claims": claims} if claims else {}
 
 
 def _cells(result: StudyResult, row: ShownRow) -> list[Cell]:
