@@ -187,6 +187,12 @@ def test_the_control_has_its_own_settings() -> None:
     assert not control(plain).uses_real
 
 
+def test_a_row_is_named_in_messages_without_its_steps() -> None:
+    """An error names the shard that it comes from, and a row is one."""
+    (row,) = pipeline.steps_of(read_recipe("smoke"), Path()).rows["generated_gmail"]
+    assert "generated_gmail" in str(row) and len(str(row)) < 50
+
+
 def test_killed_run_ends_with_the_same_result(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -22,6 +22,8 @@ from transformers import (
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
+    ViTConfig,
+    ViTModel,
 )
 
 from gmail_align.artifacts import Artifact, begin
@@ -35,7 +37,15 @@ WORDS = (*COLOURS, "a", "image", "of", "tone", *map(str, range(40)))
 BuildClip = Callable[..., Path]
 
 
-def write_clip(folder: Path, *, eos_last: bool = True, config_eos: int | None = None) -> Path:
+def write_clip(
+    folder: Path,
+    *,
+    eos_last: bool = True,
+    config_eos: int | None = None,
+    image_size: int = 32,
+    patch_size: int = 8,
+    positions: int = 12,
+) -> Path:
     """Write a tiny random CLIP with tokenizer and image processor, in Hugging Face's format."""
     special = ["<pad>", "<start>", "<unk>"]
     order = [*special, *WORDS, "<end>"] if eos_last else ["<end>", *special, *WORDS]
@@ -46,12 +56,12 @@ def write_clip(folder: Path, *, eos_last: bool = True, config_eos: int | None = 
     text = CLIPTextConfig(
         **shape,
         vocab_size=len(order),
-        max_position_embeddings=12,
+        max_position_embeddings=positions,
         bos_token_id=start,
         eos_token_id=end if config_eos is None else config_eos,
         pad_token_id=order.index("<pad>"),
     )
-    vision = CLIPVisionConfig(**shape, image_size=32, patch_size=8)
+    vision = CLIPVisionConfig(**shape, image_size=image_size, patch_size=patch_size)
     towers = {"text_config": text.to_dict(), "vision_config": vision.to_dict()}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -60,7 +70,8 @@ def write_clip(folder: Path, *, eos_last: bool = True, config_eos: int | None = 
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    side = image_size
+    sides = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     CLIPImageProcessorPil(**sides).save_pretrained(folder)
     return folder
 
@@ -84,6 +95,18 @@ def write_siglip(folder: Path) -> Path:
             model.logit_bias.fill_(-10.0)
     model.save_pretrained(folder)
     SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def write_vit(folder: Path) -> Path:
+    """Write a tiny random ViT with its image processor, as a converted SynCLR is stored."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    config = ViTConfig(**shape, num_hidden_layers=2, image_size=32, patch_size=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessorPil(**sides).save_pretrained(folder)
     return folder
 
 

@@ -188,11 +188,8 @@ def _write_prompts(
     """
     if len(sources) != 1:
         raise ConfigError("--for-prompts reads one folder of imported images or captions")
-    if prompts.language_model is None and (reader.captioner is None or reader.encoder is None):
-        raise ConfigError(
-            "--for-prompts needs --captioner and --encoder for photos, or --language-model for "
-            "captions of classes"
-        )
+    if prompts.language_model is None and None in (reader.captioner, reader.encoder):
+        raise ConfigError("--for-prompts needs --captioner and --encoder, or --language-model")
     drawn = {} if "method" in settings.given else {"method": "nucleus"}
     config = settings.build(changes=drawn)
     source = load(sources[0], "images" if prompts.language_model is None else "captions")
@@ -230,9 +227,8 @@ def caption(
 
     One line is printed for each file: its path, a tab, its caption.
 
-    With --for-prompts, captions to generate images from are written instead. They are of imported
-    photos, by a captioner and its encoder. Or they go on from imported captions of classes, by a
-    --language-model.
+    --for-prompts writes captions to generate images from: of imported photos by a captioner, or
+    going on from imported captions of classes by a --language-model.
 
     Args:
         images: Image files; with --for-prompts one folder of imported images or captions.

@@ -45,6 +45,10 @@ class RowSteps:
     reader: JudgedEncoder
     answers: Mapping[str, Step] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """Name the row in messages, where its steps would fill pages."""
+        return f"of row {self.row.name!r}, seed {self.seed}"
+
     @property
     def results(self) -> list[Step]:
         """The results that hold numbers of this row alone, image by image."""

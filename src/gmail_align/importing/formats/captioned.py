@@ -20,6 +20,7 @@ from gmail_align.importing.source import Images, Source, image_places
 from gmail_align.importing.splits import SplitChoice
 from gmail_align.importing.staging import Staging
 from gmail_align.importing.streams import file_digest, json_items, text_lines
+from gmail_align.remote import is_folder, url_of
 
 SHAREGPT4V_TEST: Final = 1000
 """The first so many entries of ShareGPT4V are its test split, as in Long-CLIP."""
@@ -144,7 +145,8 @@ def cc(
     A line's number, from 0, is its image's id. Images are looked for as ``{number}``, with or
     without leading zeros and a suffix, or as ``{number}_{crc32 of the url}``.
     """
-    if os.path.isdir(source) or source.suffix == ".tar":
+    url = url_of(source)
+    if os.path.isdir(source) or source.suffix == ".tar" or (url and is_folder(url)):
         if images:
             raise DataError("shards of img2dataset hold their images: leave out --images")
         return shard_source([source], "cc", split=split)
