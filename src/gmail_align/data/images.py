@@ -307,19 +307,18 @@ class ImageStore:
         try:
             if url is not None and not path.exists():
                 data = read_range(f"{url}/{shard_name(shard)}", offset, size)
-                return self._checked(data, row, image_id)
-            with open(path, "rb", buffering=0) as file:
-                file.seek(offset)
-                data = file.read(size)
+            else:
+                with open(path, "rb", buffering=0) as file:
+                    file.seek(offset)
+                    data = file.read(size)
         except OSError as error:
             raise ArtifactError(
                 f"{path} cannot be read ({error}): make {self.artifact.folder} again"
             ) from error
-        return self._checked(data, row, image_id)
-
-    def _checked(self, data: bytes, row: int, image_id: str) -> bytes:
         if hashlib.sha256(data).hexdigest() != self._digests[row].as_py():
-            raise ArtifactError(f"image {image_id} is damaged: make {self.artifact.folder} again")
+            raise ArtifactError(
+                f"image {image_id} in {path} is damaged: make {self.artifact.folder} again"
+            )
         return data
 
     def read(self, image_id: str) -> Image.Image:
