@@ -184,10 +184,13 @@ def tabletop_train(
     shared: Shared,
     out: Out,
     work: Folder = Path("runs/tabletop"),
-    only: Literal["clip", "gpt2", "diffusion", "long_clip", "siglip", "llama"] | None = None,
+    only: Literal["clip", "gpt2", "diffusion", "long_clip", "siglip", "llama", "flow"]
+    | None = None,
     seed: Seed = 0,
 ) -> None:
     """Train the shipped models in the tabletop world from scratch: hours on a CPU.
+
+    ``flow`` is a second generator, by flow matching; it is not shipped.
 
     Args:
         work: Corpus and checkpoints, from which it goes on.

@@ -71,11 +71,11 @@ def all_figures(data: ReportData, maps: Mapping[str, Projection]) -> dict[str, b
     files: dict[str, bytes] = {}
     for name, job in jobs.items():
         if job is not None:
-            files |= _drawn(name, *job)
+            files |= drawn(name, *job)
     return files
 
 
-def _drawn(name: str, size: tuple[float, float], paint: Painter) -> dict[str, bytes]:
+def drawn(name: str, size: tuple[float, float], paint: Painter) -> dict[str, bytes]:
     """Paint one figure and return it in both formats, whatever style the user has set."""
     require("matplotlib", "report")
     style = require("matplotlib.style", "report")

@@ -76,6 +76,17 @@ class StudyRow(Config):
         return self.status.get(column, "no match found")
 
 
+class Plot(Config):
+    """A plot beside the table: a line for each list of rows."""
+
+    x: str
+    """Column of the places."""
+    y: str
+    """Column of the values, which are drawn with their intervals."""
+    lines: dict[str, tuple[str, ...]] = Field(min_length=1)
+    """Name of a line -> its rows."""
+
+
 class Base(Config):
     """What a study stands on at one scale."""
 
@@ -97,6 +108,7 @@ class Study(Config):
     column: tuple[Column, ...] = Field(min_length=1)
     row: tuple[StudyRow, ...] = Field(min_length=1)
     claim: tuple[Claim, ...] = ()
+    plot: tuple[Plot, ...] = ()
     scale: dict[Scale, Base] = Field(min_length=1)
     recipe_rows: tuple[dict[str, Any], ...]
     """Rows as the recipe reads them."""
@@ -199,7 +211,7 @@ def study_file(name: str) -> Path:
     return path
 
 
-_OWN: Final = ("title", "number", "about", "column", "row", "claim", "scale")
+_OWN: Final = ("title", "number", "about", "column", "row", "claim", "plot", "scale")
 _ROW_ONLY: Final = ("paper", "status", "note", "missing")
 _SHARED: Final = ("name", "label", "detail", "mark")
 
@@ -258,12 +270,22 @@ def _require_names(study: Study) -> None:
                     f"study {study.name}: row {row.name!r} has a number in the column {name!r}; "
                     f"{nearest(name, columns)}"
                 )
-    for claim in study.claim:
-        for name in (claim.better, claim.worse):
+    named: list[tuple[str, tuple[str, ...]]] = [
+        (f"claim {one.name!r}", (one.better, one.worse)) for one in study.claim
+    ]
+    for plot in study.plot:
+        named += [(f"the line {line!r} of a plot", own) for line, own in plot.lines.items()]
+        for name in (plot.x, plot.y):
+            if name not in columns:
+                raise ConfigError(
+                    f"study {study.name}: a plot names the column {name!r}; "
+                    f"{nearest(name, columns)}"
+                )
+    for what, names in named:
+        for name in names:
             if name not in rows:
                 raise ConfigError(
-                    f"study {study.name}: claim {claim.name!r} names the row {name!r}; "
-                    f"{nearest(name, rows)}"
+                    f"study {study.name}: {what} names the row {name!r}; {nearest(name, rows)}"
                 )
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from gmail_align.artifacts import fingerprint, write_json
 from gmail_align.config import Config
 from gmail_align.errors import ArtifactError, first_line
-from gmail_align.studies.language import Status
+from gmail_align.studies.language import Plot, Status
 
 RESULT = "result.json"
 
@@ -83,6 +83,7 @@ class StudyResult(Config):
     columns: tuple[ShownColumn, ...]
     rows: tuple[ShownRow, ...]
     claims: tuple[TestedClaim, ...] = ()
+    plots: tuple[Plot, ...] = Field((), exclude_if=lambda plots: not plots)
     counts: dict[str, int] = Field(default_factory=dict)
     seconds: float | None = None
     """Wall time of every step behind it, shared ones included."""

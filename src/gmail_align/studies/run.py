@@ -136,6 +136,7 @@ def collect(
         ),
         rows=tuple(_row(row, scale, columns, rows, numbers) for row in study.row),
         claims=_claims(study, scale, summary),
+        plots=study.plot,
         counts=summary["counts"],
         seconds=round(sum(summary["seconds"].values()), 1),
         notes=(*summary["limits"], *_unavailable(columns, scale, summary["unavailable"])),

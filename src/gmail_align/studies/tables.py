@@ -10,10 +10,12 @@ from typing import Any, Final
 from gmail_align.artifacts import write_bytes
 from gmail_align.metrics.bootstrap import Estimate
 from gmail_align.report.charts import interval_plot
+from gmail_align.report.images import data_uri
 from gmail_align.report.names import DIFFERENCE, PERCENT, PLAIN, Unit
 from gmail_align.report.numbers import duration, number
 from gmail_align.report.tables import Cell, Column, Row, Table
 from gmail_align.report.templating import environment
+from gmail_align.studies.plots import plot_files
 from gmail_align.studies.result import Number, ShownColumn, ShownRow, StudyResult, TestedClaim
 
 PAGE: Final = "index.html"
@@ -23,6 +25,7 @@ _DIFFERENCES: Final = {"percent": DIFFERENCE, "plain": Unit(1.0, 3, signed=True)
 _SHOWN: Final = Unit(1.0, 2)
 _SHOWN_DIFFERENCE: Final = Unit(1.0, 2, signed=True)
 """The paper's numbers stand as they are printed."""
+_PLOT_PIXELS: Final = 1280
 _OTHER_WORLD: Final = (
     "The paper's numbers are single runs on other data. Compare directions with them, not values."
 )
@@ -97,7 +100,7 @@ def files_of(result: StudyResult) -> dict[str, bytes]:
     """Return every file of a study besides its result, by name."""
     files = {name: file for table in tables(result) for name, file in table.files().items()}
     page = render([result], heading(result), result.about)
-    return {**files, PAGE: page.encode("utf-8", "replace")}
+    return {**files, **plot_files(result), PAGE: page.encode("utf-8", "replace")}
 
 
 def write_tables(result: StudyResult, folder: Path) -> Path:
@@ -164,6 +167,11 @@ def _view(result: StudyResult) -> dict[str, Any]:
         "about": result.about,
         "plot": interval_plot(_as_run(result)),
         "tables": tables(result),
+        "plots": [
+            data_uri(file, name, _PLOT_PIXELS)
+            for name, file in plot_files(result).items()
+            if name.endswith(".png")
+        ],
         "notes": [*notes, *result.notes],
         "provenance": {name: value for name, value in provenance.items() if value},
     }

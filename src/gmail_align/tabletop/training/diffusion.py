@@ -27,7 +27,7 @@ from gmail_align.training.loop import FitReport, fit
 
 BATCH = 64
 _WIDTH = 128
-_DROP = 0.1
+DROP = 0.1
 
 
 def build_unet() -> Any:
@@ -98,14 +98,14 @@ def train_diffusion(
     """Train (unet, text encoder) on (latents, captions) in phases, each with noise of its own."""
     (unet, text_encoder), (latents, captions) = models, data
     scheduler = build_scheduler()
-    ids = _padded_ids(tokenizer, [text for row in captions for text in row])
-    nothing = _padded_ids(tokenizer, [""])
+    ids = padded_ids(tokenizer, [text for row in captions for text in row])
+    nothing = padded_ids(tokenizer, [""])
 
     def loss(step: int) -> dict[str, Tensor]:
         generator = np.random.default_rng(stable_seed(seed + len(reports), "diffusion", step))
         rows = generator.integers(0, len(latents), BATCH)
         prompts = ids[rows * 5 + generator.integers(0, 5, BATCH)]
-        dropped = torch.from_numpy(generator.random(BATCH) < _DROP)
+        dropped = torch.from_numpy(generator.random(BATCH) < DROP)
         prompts = torch.where(dropped[:, None], nothing, prompts)
         times = torch.from_numpy(generator.integers(0, 1000, BATCH))
         clean, noise = latents[rows], torch.randn(BATCH, *latents.shape[1:])
@@ -141,6 +141,7 @@ def assemble_pipeline(vae: Any, models: tuple[Any, CLIPTextModel], tokenizer: CL
     )
 
 
-def _padded_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+def padded_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Return the token ids of texts, padded to the tokenizer's length."""
     encoded = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
     return torch.as_tensor(encoded["input_ids"])
