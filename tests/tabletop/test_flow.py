@@ -38,6 +38,7 @@ def test_the_scheduler_walks_the_path_back_to_the_image() -> None:
     assert torch.allclose(latents, clean, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_a_pipeline_with_its_own_scheduler(tmp_path: Path) -> None:
     config = OptimConfig(steps=1, lr=1e-4)
     pipeline, report = train_flow(SHIPPED, held_out("train", 4), config, tmp_path / "work")
