@@ -31,6 +31,7 @@ from gmail_align.artifacts import (
 )
 from gmail_align.errors import ArtifactError, DiskFullError
 from gmail_align.leases import one_at_a_time
+from gmail_align.progress import LOG, say, set_quiet
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -56,7 +57,7 @@ def test_a_finished_artifact_says_what_it_is(tmp_path):
     assert manifest["inputs"] == {"source": "0123"}
     assert manifest["files"] == {"rows.txt": sha256_file(artifact.path("rows.txt"))}
     assert manifest["versions"]["python"]
-    assert sorted(path.name for path in artifact.folder.iterdir()) == [MANIFEST, "rows.txt"]
+    assert {path.name for path in artifact.folder.iterdir()} == {MANIFEST, LOG, "rows.txt"}
 
 
 def test_a_finished_artifact_is_not_made_again(tmp_path):
@@ -158,7 +159,12 @@ def test_parts_write_at_once_and_the_last_one_finishes(tmp_path):
     del first  # its process ends
     assert second.claim()
     assert sorted(second.finish({}).manifest["files"]) == ["1.txt", "2.txt"]
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["1.txt", "2.txt", MANIFEST]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "1.txt",
+        "2.txt",
+        MANIFEST,
+        LOG,
+    ]
 
 
 def test_only_one_of_the_parts_that_end_together_finishes(tmp_path):
@@ -239,7 +245,7 @@ def test_a_run_killed_at_any_write_goes_on_to_the_same_artifact(tmp_path):
     assert len({load(folder).fingerprint for folder in folders}) == 1
     for folder in folders:
         names = {path.name for path in folder.rglob("*")}
-        assert names == {MANIFEST, "a", "0.txt", "1.txt"}, f"killed at call {folder.name}"
+        assert names == {MANIFEST, LOG, "a", "0.txt", "1.txt"}, f"killed at call {folder.name}"
 
 
 def test_a_failing_block_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -355,7 +361,7 @@ def test_a_folder_that_another_process_finishes_meanwhile_is_complete(tmp_path, 
     monkeypatch.setattr(artifacts, "take_leases", late)
     draft = begin(tmp_path / "a", "captions", {}, {"source": "0123"})
     assert draft.complete is not None
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [MANIFEST, "rows.txt"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [MANIFEST, "rows.txt", LOG]
 
 
 @pytest.mark.parametrize("left", [[DRAFT], [".lease"], [DRAFT, ".lease", ".lease-1-2"]])
@@ -366,7 +372,7 @@ def test_what_a_run_left_that_was_killed_after_its_manifest_is_removed(tmp_path,
     assert load(artifact.folder).fingerprint == artifact.fingerprint
     assert not is_unfinished(artifact.folder)
     make(tmp_path / "a")
-    assert sorted(path.name for path in artifact.folder.iterdir()) == [MANIFEST, "rows.txt"]
+    assert sorted(path.name for path in artifact.folder.iterdir()) == [MANIFEST, "rows.txt", LOG]
 
 
 def test_temporaries_of_killed_processes_are_removed_and_those_of_live_ones_stay(tmp_path):
@@ -404,7 +410,7 @@ def test_nothing_is_written_into_a_finished_artifact(tmp_path):
     artifact = make(tmp_path / "a")
     with pytest.raises(ArtifactError, match=re.escape(str(artifact.folder))):
         write_bytes(artifact.path("more.txt"), b"x")
-    assert sorted(path.name for path in artifact.folder.iterdir()) == [MANIFEST, "rows.txt"]
+    assert sorted(path.name for path in artifact.folder.iterdir()) == [MANIFEST, "rows.txt", LOG]
 
 
 def test_the_seconds_of_a_killed_attempt_count(tmp_path):
@@ -509,7 +515,7 @@ def test_the_same_stage_in_several_processes_is_made_once(tmp_path):
     ]
     assert [run.communicate()[1] for run in runs] == [b"", b"", b""]
     for folder in tmp_path.iterdir():
-        assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "rows"]
+        assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "rows", LOG]
 
 
 @pytest.mark.parametrize(
@@ -530,3 +536,18 @@ def test_a_manifest_with_values_of_other_types_is_refused(tmp_path, key, value):
     (tmp_path / "a" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=MANIFEST):
         load(tmp_path / "a")
+
+
+def test_a_log_keeps_what_was_said_and_is_no_content(tmp_path):
+    plain = begin(tmp_path / "plain", "captions", {"a": 1}).finish({"rows": 0})
+    draft = begin(tmp_path / "told", "captions", {"a": 1})
+    set_quiet(True)
+    try:
+        say("the first of two lines")
+    finally:
+        set_quiet(False)
+    told = draft.finish({"rows": 0})
+    say("after the end")
+    log = told.path(LOG).read_text()
+    assert "the first of two lines" in log and "after the end" not in log
+    assert told.fingerprint == plain.fingerprint and LOG not in told.manifest["files"]

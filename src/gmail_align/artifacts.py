@@ -31,6 +31,7 @@ from gmail_align.errors import (
 from gmail_align.leases import (
     LEASE,
     close,
+    end,
     is_mark,
     lock,
     open_temporary,
@@ -40,12 +41,13 @@ from gmail_align.leases import (
     sweep,
     take_leases,
 )
+from gmail_align.progress import LOG, open_log
 from gmail_align.remote import copy_artifact, url_of
 from gmail_align.runtime import versions
 
 MANIFEST = "manifest.json"
 DRAFT = "draft.json"
-_PRIVATE = {MANIFEST, DRAFT}
+_PRIVATE = {MANIFEST, DRAFT, LOG}
 _IDENTITY = ("kind", "config", "seed", "inputs", "files")
 _AGAIN = "delete the folder and run again"
 _MANIFEST_FIELDS = {"kind": str, "seed": int} | dict.fromkeys(
@@ -289,7 +291,7 @@ def _open_draft(folder: Path, identity: Mapping[str, Any], part: str) -> Draft |
         close(leases)
         raise
     draft = Draft(folder, identity, _lease=leases[-1])
-    draft._release = weakref.finalize(draft, close, leases)
+    draft._release = weakref.finalize(draft, end, leases, open_log(folder / LOG))
     return draft
 
 
@@ -345,8 +347,7 @@ def load(folder: Path, kind: str | None = None) -> Artifact:
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     """Name the first field in which two JSON values differ, with both values; None when equal.
 
-    A key that is absent counts as null, so a field that is added later with
-    null as default does not differ.
+    An absent key counts as null, so a field that is added later with that default is no difference.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gmail_align.errors import ArtifactError
+from gmail_align.progress import close_log
 
 TEMPORARY = ".tmp"
 """Ending of files and folders that are not finished; their names begin with a dot."""
@@ -137,6 +138,12 @@ def close(leases: list[int]) -> None:
     """End locks."""
     for lease in leases:
         os.close(lease)
+
+
+def end(leases: list[int], log: int) -> None:
+    """End locks, and the log of what was made under them."""
+    close(leases)
+    close_log(log)
 
 
 def _take(path: Path, mode: int, patience: float = 0.0) -> int:

@@ -6,16 +6,23 @@ that no data set can steer a terminal.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
+LOG: Final = "stage.log"
+"""File of an artifact's folder that keeps what was said while it was made; it is no content."""
+_logs: set[int] = set()
+_verbose = False
 _quiet = False
 _brief = False  # whether a finished job leaves no line of its own
 _drawn = False  # whether a live bar stands on the terminal's last line
@@ -36,10 +43,48 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def set_verbose(verbose: bool) -> None:
+    """Show the time of every line, and the traceback of every error (``--verbose``), or not."""
+    global _verbose
+    _verbose = verbose
+
+
+def is_verbose() -> bool:
+    """Tell whether everything is to be shown."""
+    return _verbose
+
+
+def open_log(path: Path) -> int:
+    """Keep what is said from now on in a file too; :func:`close_log` ends it."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    _logs.add(handle)
+    write_to_logs(shlex.join(sys.argv))
+    return handle
+
+
+def close_log(handle: int) -> None:
+    """End a log."""
+    _logs.discard(handle)
+    os.close(handle)
+
+
+def write_to_logs(message: str) -> None:
+    """Write one line into the open logs alone."""
+    line = f"{_now()} {printable(message)}\n".encode(errors="replace")
+    for handle in _logs:
+        with suppress(OSError):  # a full disk stops the stage itself
+            os.write(handle, line)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
 def say(message: str) -> None:
-    """Write one line to stderr unless quiet."""
+    """Write one line to stderr unless quiet, and into the logs."""
+    write_to_logs(message)
     if not _quiet:
-        _write(printable(message) + "\n")
+        _write((f"{_now()} " if _verbose else "") + printable(message) + "\n")
 
 
 def clear_line() -> None:
@@ -97,10 +142,12 @@ class Progress:
 
     def close(self, note: str = "") -> None:
         """Write the last line of the job."""
-        if _brief:
+        line = self._line(time.monotonic(), note)
+        write_to_logs(line)
+        if _brief and not _verbose:
             clear_line()
         elif not _quiet:
-            _write(self._line(time.monotonic(), note) + "\n")
+            _write(line + "\n")
 
     def _line(self, now: float, note: str) -> str:
         seconds = max(now - self._start, 1e-9)

@@ -13,6 +13,7 @@ from typing import Any
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.alignment.run import Sources, align
+from gmail_align.progress import LOG
 from gmail_align.training.config import OptimConfig
 
 KILLS = int(os.environ.get("GMAIL_ALIGN_KILLS", "3"))
@@ -59,8 +60,12 @@ def _kill_at(child: int, folder: Path, step: int) -> int:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in found
+        if path.name not in ("manifest.json", LOG)
+    }
 
 
 def test_killed_at_random_steps_it_ends_with_the_same_bytes(

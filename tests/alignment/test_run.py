@@ -26,6 +26,7 @@ from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, TrainingError
 from gmail_align.features import run as features_run
 from gmail_align.features.cache import Cache
+from gmail_align.progress import LOG
 from gmail_align.training.config import OptimConfig
 
 OPTIM = OptimConfig(steps=12, lr=2e-3, schedule="constant", checkpoint_every=5, evaluate_every=4)
@@ -52,7 +53,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in names
-        if path.name != "manifest.json"
+        if path.name not in ("manifest.json", LOG)
     }
 
 

@@ -18,7 +18,7 @@ from gmail_align.errors import DataError, ModelError, Terminated, TrainingError
 
 GMAIL_ALIGN = [sys.executable, "-m", "gmail_align"]
 REFUSALS = (errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
-SHARED = {"--config", "--set", "--dry-run", "--json", "--quiet", "--help"}
+SHARED = {"--config", "--set", "--dry-run", "--json", "--quiet", "--verbose", "--help"}
 WORDS = [
     *chain.from_iterable(
         [[name]] if isinstance(row, Entry) else [[name, inner] for inner in row.commands]

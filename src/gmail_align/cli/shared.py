@@ -51,6 +51,7 @@ class Shared:
         dry_run: Check the inputs and print the plan.
         json: Print the result as JSON on stdout.
         quiet: Print nothing but errors and JSON.
+        verbose: Print the time of every line, every finished job, and the traceback of any error.
     """
 
     config: File | None = None
@@ -58,6 +59,7 @@ class Shared:
     dry_run: bool = False
     json: bool = False
     quiet: bool = False
+    verbose: bool = False
 
     def dotted_overrides(self) -> list[str]:
         """Return ``--config`` and then ``--set``, each as ``a.b=value``."""
@@ -159,6 +161,7 @@ def make_command(
         with exit_codes(), termination_raised():
             shared = Shared(**{option.name: values[option.name] for option in shared_options})
             progress.set_quiet(shared.quiet)
+            progress.set_verbose(shared.verbose)
             if not configurable and (shared.config or shared.set):
                 raise UserError(
                     "this command does not have a configuration: leave out --config and --set"
@@ -197,6 +200,9 @@ def exit_codes() -> Iterator[None]:
 
 def _report(error: Exception) -> int:
     """Write what went wrong to stderr, and return the exit code."""
+    if progress.is_verbose():
+        progress.end_line()
+        sys.stderr.write(printable("".join(traceback.format_exception(error))))
     if isinstance(error, UserError) or _names_a_path(error):
         _complain(_sentence(error))
         return 2
@@ -305,4 +311,5 @@ def _sentence(error: BaseException) -> str:
 
 def _complain(sentence: str) -> None:
     progress.end_line()
+    progress.write_to_logs(f"error: {sentence}")
     sys.stderr.write(printable(f"gmail-align: {sentence}\n"))
