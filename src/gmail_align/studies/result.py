@@ -83,7 +83,7 @@ class StudyResult(Config):
     columns: tuple[ShownColumn, ...]
     rows: tuple[ShownRow, ...]
     claims: tuple[TestedClaim, ...] = ()
-    plots: tuple[Plot, ...] = Field((), exclude_if=lambda plots: not plots)
+    plots: tuple[Plot, ...] = ()
     counts: dict[str, int] = Field(default_factory=dict)
     seconds: float | None = None
     """Wall time of every step behind it, shared ones included."""
@@ -96,12 +96,16 @@ class StudyResult(Config):
     @property
     def fingerprint(self) -> str:
         """Identity of the whole result: what a table in a text refers to."""
-        return fingerprint(self.model_dump(mode="json"))
+        return fingerprint(self._body)
+
+    @property
+    def _body(self) -> dict[str, Any]:
+        """What is written: a field that is added later changes no result that lacks it."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
     def write(self, path: Path) -> None:
         """Write the result with its fingerprint."""
-        body: dict[str, Any] = {"fingerprint": self.fingerprint}
-        write_json(path, body | self.model_dump(mode="json", exclude_defaults=True))
+        write_json(path, {"fingerprint": self.fingerprint, **self._body})
 
 
 def read_study_result(path: Path) -> StudyResult:
