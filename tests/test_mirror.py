@@ -19,7 +19,7 @@ from gmail_align.artifacts import Artifact, begin, load
 from gmail_align.data.captions import Caption, read_captions, write_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.encoders.shipped import shipped_models
-from gmail_align.errors import ArtifactError, ConfigError, DataError
+from gmail_align.errors import ArtifactError, ConfigError, RemoteError
 from gmail_align.mirror import Mirror
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.run import synthesize
@@ -126,7 +126,7 @@ def test_an_artifact_is_read_where_it_lies(
     assert read_captions(load(Path(f"{home}/captions"))) == read_captions(captions)
     again = synthesize(CONFIG, load(Path(f"{home}/captions")), tmp_path / "again")
     assert again.fingerprint == images.fingerprint
-    with pytest.raises(DataError, match="nothing"):
+    with pytest.raises(RemoteError, match="nothing"):
         load(Path(f"{home}/none"))
 
 

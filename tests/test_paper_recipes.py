@@ -27,7 +27,7 @@ from worlds.pipelines import write_flux, write_sd
 from worlds.tabletop import write_karpathy
 
 RECIPES = [name for name in recipe_names() if name.startswith("paper-") and "llava" not in name]
-QUICK = ("paper-retrieval-b16", "paper-synclr-b16", "paper-siglip-b16")
+QUICK = ("paper-cc3m", "paper-retrieval-b16", "paper-synclr-b16")
 IMAGES = {"train": 12, "val": 6, "test": 6}
 MODELS: dict[str, Callable[[Path], Path]] = {
     "openai/clip-vit-base-patch32": lambda f: write_clip(f, image_size=64, patch_size=32),

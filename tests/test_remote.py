@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from gmail_align import remote
-from gmail_align.errors import DataError, MissingExtraError
+from gmail_align.errors import MissingExtraError, RemoteError
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_path_may_stand_for_a_url(place: Path | str, url: str | None) -> None:
 def test_passwords_and_queries_are_not_shown() -> None:
     url = "https://me:secret@host/a.json?X-Amz-Signature=secret2"
     assert remote.shown(Path(url)) == remote.shown(url) == "https://***@host/a.json?***"
-    with pytest.raises(DataError) as error, remote.explained(url):
+    with pytest.raises(RemoteError) as error, remote.explained(url):
         raise OSError(f"cannot connect to {url}")
     assert "secret" not in str(error.value) and "host" in str(error.value)
 
@@ -43,7 +43,7 @@ def test_passwords_and_queries_are_not_shown() -> None:
     ],
 )
 def test_each_failure_is_one_sentence(raised: Exception, says: str) -> None:
-    with pytest.raises(DataError, match=says), remote.explained("s3://bucket/key"):
+    with pytest.raises(RemoteError, match=says), remote.explained("s3://bucket/key"):
         raise raised
 
 
@@ -68,5 +68,5 @@ def test_files_are_read_by_ranges_and_copied_whole(tmp_path: Path) -> None:
     remote.upload(tmp_path / "b.bin", "memory://ranges/c.bin")
     assert remote.exists("memory://ranges/c.bin") and not remote.exists("memory://ranges/d.bin")
     assert remote.state_of("memory://ranges") != before
-    with pytest.raises(DataError, match="memory://ranges/none"):
+    with pytest.raises(RemoteError, match="memory://ranges/none"):
         remote.size_of("memory://ranges/none")

@@ -318,7 +318,7 @@ def load(folder: Path, kind: str | None = None) -> Artifact:
 
     Raises:
         ArtifactError: the folder is missing, unfinished, damaged or of another kind.
-        DataError: a URL cannot be read.
+        RemoteError: a URL cannot be read.
     """
     url = url_of(folder)
     if url is not None:

@@ -7,6 +7,7 @@
     │   ├── ArtifactError           a folder that is not the artifact it should be
     │   ├── ModelError              a model folder that cannot be used
     │   ├── MissingExtraError       an optional dependency that is not installed
+    │   ├── RemoteError             a URL that is not there, not allowed or not reached
     │   ├── DiskFullError           no space left where output is written
     │   └── TrainingError           a loss or a gradient that is not finite
     Terminated                      the system asked the process to end (SIGTERM)
@@ -57,6 +58,10 @@ class ModelError(UserError):
 
 class MissingExtraError(UserError):
     """An optional dependency that is needed and not installed."""
+
+
+class RemoteError(UserError):
+    """A URL that cannot be used now; unlike damaged data, it is never left out and gone on from."""
 
 
 class DiskFullError(UserError):

@@ -19,9 +19,9 @@ from typing import Any, Final
 
 from gmail_align.errors import (
     ArtifactError,
-    DataError,
     GmailAlignError,
     MissingExtraError,
+    RemoteError,
     damage_explained,
     first_line,
     unwritable_explained,
@@ -60,12 +60,39 @@ def open_url(url: str) -> io.BufferedReader:
     """Open a file of a URL for reading; it reads the ranges that are asked for, some ahead.
 
     Raises:
-        DataError: it is not there, may not be read, or the connection fails.
+        RemoteError: it is not there, may not be read, or the connection fails.
         MissingExtraError: what reads such URLs is not installed.
     """
     with explained(url):
         files, path = _system(url)
-        return io.BufferedReader(files.open(path, "rb"), 2**16)
+        return io.BufferedReader(_File(url, files.open(path, "rb")), 2**16)
+
+
+class _File(io.RawIOBase):
+    """A file of a file system whose failures are not taken for damage by those who parse it."""
+
+    def __init__(self, url: str, file: Any) -> None:
+        self._url, self._file = url, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with explained(self._url):
+            return int(self._file.readinto(buffer))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def read_range(url: str, start: int, size: int) -> bytes:
@@ -148,7 +175,7 @@ def copy_artifact(url: str, manifest: str) -> Path:
 
     Raises:
         ArtifactError: a file is damaged.
-        DataError: see :func:`open_url`.
+        RemoteError: see :func:`open_url`.
     """
     place = f"{url}/{manifest}"
     data = read_range(place, 0, size_of(place))
@@ -177,7 +204,7 @@ def explained(url: str) -> Iterator[None]:
     """Turn whatever a file system raises inside into one sentence without credentials.
 
     Raises:
-        DataError: it is not there, may not be read, or the connection fails.
+        RemoteError: it is not there, may not be read, or the connection fails.
         MissingExtraError: what reads such URLs is not installed.
     """
     where = shown(url)
@@ -185,20 +212,20 @@ def explained(url: str) -> Iterator[None]:
         yield
     except (GmailAlignError, MemoryError):
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"there is nothing at {where}: correct the URL") from error
-    except PermissionError as error:
-        raise DataError(f"{where} may not be used: check your credentials for it") from error
     except ImportError as error:
         raise MissingExtraError(
             f"{where} needs a module that is not installed: run pip install 'gmail-align[cloud]'"
         ) from error
     except Exception as error:
-        status = getattr(error, "status", None)
-        if status in (401, 403):
-            raise DataError(f"{where} may not be used: check your credentials for it") from error
-        reason = _SECRET.sub(_hidden, first_line(error))
-        raise DataError(
+        causes = [error, error.__cause__, error.__context__]  # fsspec takes all web errors for 404
+        refused = {getattr(cause, "status", None) for cause in causes} & {401, 403}
+        if refused or isinstance(error, PermissionError):
+            raise RemoteError(f"{where} may not be used: check your credentials for it") from error
+        unreached = next((one for one in causes if "Connect" in type(one).__name__), None)
+        if isinstance(error, FileNotFoundError) and unreached is None:
+            raise RemoteError(f"there is nothing at {where}: correct the URL") from error
+        reason = _SECRET.sub(_hidden, first_line(unreached or error))
+        raise RemoteError(
             f"{where} cannot be reached ({reason}): check the network, and run it again"
         ) from error
 

@@ -13,7 +13,7 @@ import pytest
 
 from gmail_align import remote
 from gmail_align.artifacts import Artifact
-from gmail_align.errors import DataError
+from gmail_align.errors import RemoteError
 from gmail_align.importing.run import import_data
 from gmail_align.tabletop.world import write_coco
 
@@ -121,5 +121,30 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         {"source": "memory://imports/none.json"},
         {"source": "memory://imports/captions_train.json", "images": ["memory://imports/none"]},
     ):
-        with pytest.raises(DataError, match="memory://imports/none"):
+        with pytest.raises(RemoteError, match="memory://imports/none"):
             import_data("coco", options, tmp_path / "out")
+
+
+@pytest.mark.parametrize("images", ["images", "images.zip", "images.tar"])
+def test_a_connection_that_breaks_ends_the_import_and_leaves_nothing_out(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: str
+) -> None:
+    """What is not reached is not damaged: no image may be missing because the network was."""
+    options = {"source": f"{HOME}/captions_train.json", "images": [f"{HOME}/{images}"]}
+    files = type(fsspec.filesystem("memory"))
+    real, reads = remote._File.readinto, [0]
+
+    def broken(self: object, *_: object, **__: object) -> bytes:
+        with remote.explained(HOME):
+            raise ConnectionResetError("cut")
+
+    def cut(self: remote._File, buffer: bytearray) -> int:
+        reads[0] += "images" in self._url
+        return broken(self) if reads[0] > 6 else real(self, buffer)
+
+    monkeypatch.setattr(remote._File, "readinto", cut)
+    monkeypatch.setattr(files, "cat_file", broken)
+    with pytest.raises(RemoteError, match="network"):
+        import_data("coco", options, tmp_path / "out")
+    monkeypatch.undo()
+    assert import_data("coco", options, tmp_path / "out")["images"].counts["images"] == 6
