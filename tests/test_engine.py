@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -229,3 +231,48 @@ def _ends(pid, seconds=20):
             return True
         time.sleep(0.05)
     return False
+
+
+class _Actors:
+    """As much of Ray as the engine uses: actors that work at once, and a count of them."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.exceptions = SimpleNamespace(RayTaskError=KeyError, RayActorError=IndexError)
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0}
+
+    def remote(self, **_: object) -> Any:
+        def actor_of(kind: Any) -> Any:
+            def begin(work: Any) -> Any:
+                self.asked += 1
+                worker = kind(work)
+                run = SimpleNamespace(remote=lambda shard: (worker.run(shard), object())[1])
+                return SimpleNamespace(run=run)
+
+            return SimpleNamespace(remote=begin)
+
+        return actor_of
+
+    def wait(self, flying: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return flying[:num_returns], flying[num_returns:]
+
+    def get(self, _: object) -> None:
+        return None
+
+    def kill(self, _: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize(("workers", "asked"), [(7, 7), (None, 1), (50, 20)])
+def test_ray_is_asked_for_as_many_actors_as_there_shall_be_workers(
+    workers: int | None, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Actors that wait for a place are what an autoscaler sees; shards bound their number."""
+    ray, done = _Actors(), set[int]()
+    monkeypatch.setattr(engine_module, "_connect", lambda _: ray)
+    monkeypatch.setattr(engine_module, "set_quiet", lambda _: None)
+    job = Job(lambda shard, _: done.add(shard), done.__contains__)
+    run_shards(range(20), job, Engine("ray", workers))
+    assert ray.asked == asked and done == set(range(20))
