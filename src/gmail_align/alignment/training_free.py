@@ -1,6 +1,7 @@
 """Training-free alignment: affine maps of generated features that need statistics alone, no pairs.
 
-They cost nothing, so an alignment that is trained has to beat them. Every map is fitted in float64.
+They cost nothing, so an alignment that is trained has to beat them. A map is fitted in float64 from
+sums that are taken a block at a time, so memory does not grow with the number of features.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from gmail_align.encoders.config import EncoderLayout
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import DataError
+from gmail_align.training.losses import wide
 
-_BLOCK: Final = 8_192
-"""Rows that are converted to float64 at a time."""
+_BLOCK: Final = 4_096
+"""Rows that are read at a time."""
 _RIDGE: Final = 1e-3
 """What CORAL adds to the diagonal of both covariances, as a share of their mean variance."""
 LAYOUT: Final = EncoderLayout(tune="none", trunk="frozen_real", head="affine")
@@ -51,6 +53,9 @@ class Moments:
     def of(cls, features: Float[Tensor, "n d"], rows: Int64[Tensor, " k"] | None = None) -> Moments:
         """Compute the moments of some rows, or of all of them, a block at a time.
 
+        Products within a block keep the features' own precision, float32 or better: their rounding
+        is far below that of the features. Sums over blocks are float64.
+
         Raises:
             DataError: there are fewer than two rows, or a feature is not finite.
         """
@@ -62,8 +67,10 @@ class Moments:
         for part in places.split(_BLOCK):
             mean += features[part].double().sum(dim=0) / len(places)
         for part in places.split(_BLOCK):
-            centred = features[part].double() - mean
-            covariance += centred.T @ centred / len(places)
+            block = wide(features[part])
+            centred = block - mean.to(block)
+            covariance += centred.T @ centred
+        covariance /= len(places)
         if not torch.isfinite(covariance).all():
             raise DataError("a feature is not finite: extract the features again")
         return cls(mean, covariance)

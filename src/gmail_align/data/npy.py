@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor
 from gmail_align.errors import DataError
 
 _MAGIC = (b"\x93NUMPY", b"PK")
+_BLOCK = 8_192
 
 
 def read_floats(path: Path, axes: tuple[int, ...] = (2,)) -> Tensor:
-    """Read finite numbers as float32.
+    """Read finite numbers as float32; a file that holds these is mapped, not copied.
 
     Args:
         path: The file.
@@ -32,14 +34,24 @@ def read_floats(path: Path, axes: tuple[int, ...] = (2,)) -> Tensor:
         )
     if array.size == 0:
         raise DataError(f"{path} is empty, of shape {array.shape}: at least one row is needed")
-    bad = int((~np.isfinite(array)).any(axis=tuple(range(1, array.ndim))).sum())
+    bad = sum(_broken_rows(block) for block in _blocks(array))
     if bad:
         raise DataError(f"{bad} of {len(array)} rows of {path} hold NaN or infinity: extract again")
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(rows).all():
+    if rows is not array and any(_broken_rows(block) for block in _blocks(rows)):
         raise DataError(f"{path} holds numbers that float32 cannot hold: scale them down")
-    return torch.from_numpy(rows)
+    return torch.from_numpy(np.asarray(rows))
+
+
+def _blocks(array: np.ndarray[Any, np.dtype[Any]]) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+    """Yield some rows at a time, so that a check does not hold as much as the array."""
+    for start in range(0, len(array), _BLOCK):
+        yield array[start : start + _BLOCK]
+
+
+def _broken_rows(rows: np.ndarray[Any, np.dtype[Any]]) -> int:
+    return int((~np.isfinite(rows)).any(axis=tuple(range(1, rows.ndim))).sum())
 
 
 def read_integers(path: Path) -> list[int]:
@@ -48,12 +60,23 @@ def read_integers(path: Path) -> list[int]:
     Raises:
         DataError: the file cannot be read or holds something else.
     """
+    return [int(number) for number in _integers(path, 1, "a vector of integers is")]
+
+
+def read_integer_rows(path: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Read a table of integers, shape (rows, columns).
+
+    Raises:
+        DataError: the file cannot be read or holds something else.
+    """
+    return _integers(path, 2, "integers (rows, columns) are").astype(np.int64)
+
+
+def _integers(path: Path, axes: int, what: str) -> np.ndarray[Any, np.dtype[Any]]:
     array = _load(path)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise DataError(
-            f"{path} holds {array.dtype} of shape {array.shape}: a vector of integers is needed"
-        )
-    return [int(number) for number in array]
+    if array.ndim != axes or array.dtype.kind not in "iu":
+        raise DataError(f"{path} holds {array.dtype} of shape {array.shape}: {what} needed")
+    return array
 
 
 def _load(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
@@ -70,7 +93,8 @@ def _load(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
         if start.startswith(b"PK"):
             raise DataError(f"{path} is an archive of arrays: save the one array with numpy.save")
         # Mapping the file checks its length, so a header cannot ask for more memory than it has.
-        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+        # Pages are read when rows are, and may be written to: the file stays as it is.
+        return np.load(path, mmap_mode="c", allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except DataError:
