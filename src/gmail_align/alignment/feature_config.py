@@ -50,7 +50,7 @@ class FeatureAlignConfig(Config):
     """Which side gives the rows of Eq. 1; ``g2r`` is the paper's."""
     batch_size: int = Field(default=256, ge=2)
     """Generated images a step."""
-    optim: OptimConfig = OptimConfig(lr=1e-2, steps=200, schedule="constant", evaluate_every=50)
+    optim: OptimConfig = OptimConfig(lr=0.02, steps=100, schedule="constant", evaluate_every=50)
     """Optimisation; the guard may keep any step that is evaluated."""
     select: Literal["transfer", "align"] = "transfer"
     """What the guard compares on held-out real images: what is learnt from generated images and
