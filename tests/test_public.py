@@ -16,6 +16,7 @@ PUBLIC = [
     "synthesize",
     "pair",
     "align",
+    "align_features",
     "extract",
     "measure_gap",
     "train_captioner",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from gmail_align.api.stages import (
         align,
+        align_features,
         choose_captions,
         export,
         extract,
@@ -55,6 +56,7 @@ __all__ = [
     "synthesize",
     "pair",
     "align",
+    "align_features",
     "extract",
     "measure_gap",
     "train_captioner",

@@ -71,6 +71,7 @@ def test_the_commands_are_these():
         "gap",
         "convert",
         "align",
+        "align features",
         "export",
         "train clip",
         "train clipcap",

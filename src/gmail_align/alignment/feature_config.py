@@ -26,6 +26,19 @@ class FeatureWeights(Config):
     It keeps the head gentle: without it, training soon harms what it is meant to help."""
 
 
+class FeatureOptim(OptimConfig):
+    """Few steps at a constant rate: a head of features is small, and long training harms."""
+
+    steps: int = Field(default=100, ge=0)
+    """Optimiser steps."""
+    lr: float = Field(default=0.02, gt=0)
+    """Learning rate."""
+    schedule: Literal["cosine", "cosine_restarts", "linear", "constant"] = "constant"
+    """Shape of the learning rate after warm-up."""
+    evaluate_every: int = Field(default=50, ge=1)
+    """Steps between evaluations of the guard, which may keep any of them."""
+
+
 class FeatureAlignConfig(Config):
     """Alignment of generated features to real ones of the same encoder (GMAIL Eq. 1)."""
 
@@ -50,7 +63,7 @@ class FeatureAlignConfig(Config):
     """Which side gives the rows of Eq. 1; ``g2r`` is the paper's."""
     batch_size: int = Field(default=256, ge=2)
     """Generated images a step."""
-    optim: OptimConfig = OptimConfig(lr=0.02, steps=100, schedule="constant", evaluate_every=50)
+    optim: FeatureOptim = FeatureOptim()
     """Optimisation; the guard may keep any step that is evaluated."""
     select: Literal["transfer", "align"] = "transfer"
     """What the guard compares on held-out real images: what is learnt from generated images and

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from gmail_align.artifacts import Artifact
+from gmail_align.artifacts import Artifact, load
 from gmail_align.data.json_files import file_fingerprint
 from gmail_align.data.labels import class_order, open_labels
 from gmail_align.data.npy import read_integer_rows
@@ -45,11 +45,8 @@ class FeatureSources:
 
     def inputs(self) -> dict[str, Artifact | str]:
         """Return the fingerprint of each source, by its role."""
-        return {
-            role: one if isinstance(one, Artifact) else file_fingerprint(one)
-            for role, one in vars(self).items()
-            if one is not None
-        }
+        given = {role: one for role, one in vars(self).items() if one is not None}
+        return {role: _identity(one) for role, one in given.items()}
 
 
 @dataclass(frozen=True)
@@ -220,6 +217,12 @@ def _require_texts(texts: Features | None, count: int, each: str) -> None:
     """Check that there is one text for each pair or class."""
     if texts is not None and len(texts.ids) != count:
         raise DataError(f"{texts.name} holds {len(texts.ids)} texts: give {count}, one a {each}")
+
+
+def _identity(source: Path | Artifact) -> Artifact | str:
+    if isinstance(source, Path):
+        return load(source) if source.is_dir() else file_fingerprint(source)
+    return source
 
 
 def _places(values: Int64[Tensor, " n"], known: Int64[Tensor, " g"]) -> Int64[Tensor, " n"]:

@@ -135,7 +135,7 @@ def _fitted(learner: Learner, choice: Choice, out: Path) -> FeatureMap:
         residual,
         start,
         real,
-        lambda step: {"score": -abs(step - choice.step)},
+        lambda step: {"score": -float(abs(step - choice.step))},
         steps=choice.step,
         folder=out,
     )

@@ -123,7 +123,7 @@ class Learner:
         head = base + residual(rows)
         inside = {
             "generated": head - centre,
-            "frozen": self.rows.real[real] - centre,
+            "target": self.rows.real[real] - centre,
             "start": base - centre,
         }
         terms, how = self.terms, self._comparison(generated, real)

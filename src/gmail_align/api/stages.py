@@ -183,6 +183,53 @@ def align(
     return run(config, sources, model_of(base, "clip"), Path(out), seed=seed)
 
 
+def align_features(
+    real: Place,
+    generated: Place,
+    out: str | os.PathLike[str],
+    *,
+    pairs: str | os.PathLike[str] | None = None,
+    classes: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Artifact:
+    """Learn the generated head alone, on features of any encoder.
+
+    ``generated.npy`` in the artifact holds the aligned rows. Held-out real images decide whether
+    the head, the mean shift or nothing is applied; ``manifest["notes"]["message"]`` says why.
+
+    Args:
+        real: Features of real images: an artifact, or a ``.npy`` file of shape (n, d).
+        generated: Features of generated images by the same encoder.
+        out: Folder of the head.
+        pairs: A ``.npy`` file of integers (pairs, 2): the real and the generated row of each.
+        classes: In place of pairs: files with the class of each real and each generated row.
+        settings: Keys of ``FeatureAlignConfig``.
+        seed: Seed of the held-out parts, the head and the batches.
+
+    Raises:
+        ConfigError: a key is wrong, or neither pairs nor classes are given.
+        DataError: a file cannot be used, or there is too little to hold out.
+
+    Example:
+        >>> import numpy as np
+        >>> np.save("rows.npy", [[row, row] for row in range(24)])
+        >>> quick = {"optim.steps": 2, "batch_size": 8, "folds": 2}
+        >>> made = align_features(
+        ...     "features/real", "features/raw", "head", pairs="rows.npy", settings=quick
+        ... )
+        >>> made.counts["generated"]
+        24
+    """
+    from gmail_align.alignment.feature_config import FeatureAlignConfig
+    from gmail_align.alignment.feature_data import FeatureSources
+    from gmail_align.alignment.feature_run import align_features as run
+
+    joined = [None if one is None else Path(one) for one in (pairs, *(classes or (None, None)))]
+    sources = FeatureSources(place_of(real), place_of(generated), *joined)
+    return run(config_of(FeatureAlignConfig, None, settings), sources, Path(out), seed=seed)
+
+
 def extract(
     source: Place,
     out: str | os.PathLike[str],

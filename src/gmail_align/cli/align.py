@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from gmail_align.alignment.config import AlignConfig, ScratchConfig
+from gmail_align.alignment.feature_config import FeatureAlignConfig
 from gmail_align.api.places import open_encoder
 from gmail_align.artifacts import load
-from gmail_align.cli.options import Device, EncoderName, Folder, Model, Out, Place, Seed
+from gmail_align.cli.options import Device, EncoderName, File, Folder, Model, Out, Place, Seed
 from gmail_align.cli.shared import Shared, command
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
@@ -33,6 +35,23 @@ class Pairs:
     real: Folder
     generated: Folder
     classes: Folder | None = None
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """What joins the rows of two files of features.
+
+    Attributes:
+        pairs: Integers (pairs, 2): the real row and the generated row of each pair.
+        real_classes: The class of each real row, one a line.
+        generated_classes: The class of each generated row, one a line.
+        texts: Features of texts: one a pair, or one a class by name.
+    """
+
+    pairs: Annotated[Path | None, "P.npy"] = None
+    real_classes: File | None = None
+    generated_classes: File | None = None
+    texts: Annotated[Path | None, "T.npy"] = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,42 @@ def align(
     made = align(config, sources, model_path(base, "clip"), out, seed=seed, cache=cache)
     if ranks().first:
         shared.show_artifact(made)
+
+
+@command
+def align_features(
+    shared: Shared,
+    real: Annotated[Path, "R.npy"],
+    generated: Annotated[Path, "G.npy"],
+    rows: RowFiles,
+    out: Out,
+    config: FeatureAlignConfig,
+    apply: list[Annotated[Path, "FILE.npy"]] | None = None,
+    seed: Seed = 0,
+) -> None:
+    """Align features of any encoder: learn the generated head alone, and map generated features.
+
+    Say what joins the two sides: --pairs, or --real-classes and --generated-classes. Real images
+    that are held out in turn decide whether the head, the mean shift or nothing is applied.
+    OUT/generated.npy holds the aligned rows of G, and export writes the head for other libraries.
+
+    Args:
+        real: Features of real images, or an artifact of features.
+        generated: Features of generated images by the same encoder.
+        apply: Map these generated features too, into OUT-applied; repeatable.
+    """
+    if shared.dry_run:
+        shared.show_plan("align features", out, config, real=real, generated=generated, seed=seed)
+        return
+    from gmail_align.alignment.feature_data import FeatureSources
+    from gmail_align.alignment.feature_run import align_features as run
+
+    classes = rows.real_classes, rows.generated_classes
+    sources = FeatureSources(real, generated, rows.pairs, *classes, rows.texts)
+    made = run(config, sources, out, seed=seed, apply=apply or ())
+    notes = made.manifest["notes"]
+    described = {"folder": str(made.folder), "counts": made.counts, **notes}
+    shared.show(described, f"{made.folder}: {notes['message']}")
 
 
 @command

@@ -28,7 +28,7 @@ def export(
     The library of that format then loads it, and its features are compared with the encoder's.
 
     Args:
-        encoder: An aligned encoder, or a plain CLIP.
+        encoder: An aligned encoder, a plain CLIP, or a head of features.
         data: Training images or pairs, for the model card; repeatable.
         result: A result for the model card; repeatable.
     """

@@ -70,6 +70,7 @@ COMMANDS: dict[str, Entry | Group] = {
     "gap": Entry("gap:gap", "Measure the gap between real and generated images."),
     "convert": Entry("exchange:convert", "Convert a CLIP's weights to Hugging Face's format."),
     "align": Entry("align:align", "Align an encoder to generated images."),
+    "align features": Entry("align:align_features", "Align features of any encoder."),
     "export": Entry("exchange:export", "Write an encoder for other libraries."),
     "train": Group(
         "Train a captioner, LLaVA, or a CLIP.",
@@ -207,8 +208,14 @@ class _LazyGroup(TyperGroup):
         return self
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that ``args`` names; import it when it is a placeholder."""
-        if self.of_paths and args[0] not in self.commands and os.path.exists(args[0]):
+        """Find the command that ``args`` names; import it when it is a placeholder.
+
+        A command's name may be two words, of which the first is a command too.
+        """
+        both = " ".join(args[:2])
+        if both in self.commands:
+            args = [both, *args[2:]]
+        elif self.of_paths and args[0] not in self.commands and os.path.exists(args[0]):
             args = [self.of_paths, *args]
         name, command, rest = super().resolve_command(ctx, args)
         return name, command.load() if isinstance(command, _Placeholder) else command, rest

@@ -7,10 +7,11 @@ from typing import Literal
 from gmail_align.config import Config
 from gmail_align.encoders.route import Route
 
-Format = Literal["hf", "peft", "open_clip", "llava", "sentence-transformers", "onnx"]
+Format = Literal["hf", "peft", "open_clip", "llava", "sentence-transformers", "onnx", "safetensors"]
 """``hf``: a plain ``CLIPModel``. ``peft``: an adapter with its head. ``open_clip``: its tensors
 and their description. ``llava``: a vision tower. ``sentence-transformers``: a folder of its own.
-``onnx``: the image tower as one graph."""
+``onnx``: the image tower, or a head of features, as one graph. ``safetensors``: the matrix of a
+head of features."""
 
 
 class ExportConfig(Config):

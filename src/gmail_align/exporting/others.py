@@ -196,7 +196,7 @@ def export_sentence_transformers(source: ExportSource, out: Path) -> dict[str, f
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def quiet(name: str) -> Iterator[None]:
     """Keep a library from logging what is not an error."""
     logger = logging.getLogger(name)
     level = logger.level
@@ -229,7 +229,7 @@ def export_onnx(source: ExportSource, out: Path) -> dict[str, float]:
     tower = _ImageTower(source.encoder, source.route).eval()
     pixels = source.probe["pixels"]
     large = sum(p.numel() * p.element_size() for p in tower.parameters()) > _EXTERNAL_BYTES
-    with warnings.catch_warnings(), _quiet("torch.onnx"):
+    with warnings.catch_warnings(), quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # of the exporter about itself
         torch.onnx.export(
             tower,

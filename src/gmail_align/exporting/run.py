@@ -8,11 +8,13 @@ from pathlib import Path
 
 from gmail_align.artifacts import MANIFEST, Artifact, begin, load
 from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.feature_map import KIND
 from gmail_align.encoders.folder import find_folder, folder_fingerprint, read_card
 from gmail_align.encoders.probe import write_probe
 from gmail_align.errors import DataError, ModelError
 from gmail_align.exporting.card import Card
 from gmail_align.exporting.config import ExportConfig
+from gmail_align.exporting.feature_heads import export_feature_head
 from gmail_align.exporting.hugging_face import export_hf, export_llava, export_peft
 from gmail_align.exporting.others import (
     export_onnx,
@@ -49,7 +51,9 @@ def export(
     data: Sequence[Artifact] = (),
     results: Sequence[Artifact] = (),
 ) -> Artifact:
-    """Write one route of an encoder for other people's code; an artifact of kind ``export``.
+    """Write one route of an encoder, or a head of features, for other people's code.
+
+    The result is an artifact of kind ``export``.
 
     That code loads what is written, and has to give the features that the encoder gives: on a probe
     that is stored with the export, on a photo and on texts, through its own image transform and
@@ -67,6 +71,8 @@ def export(
         DataError: an artifact of ``data`` was no input of the encoder.
         MissingExtraError: a library that the format takes is not installed.
     """
+    if (source / MANIFEST).exists() and load(source).kind == KIND:
+        return export_feature_head(config, load(source), out)
     folder = find_folder(source)
     artifact = load(folder) if (folder / MANIFEST).exists() else None
     aligned = artifact if artifact is not None and artifact.kind == "encoder" else None
