@@ -102,7 +102,9 @@ def test_what_is_applied_beats_both_beyond_noise(
 ) -> None:
     rng = np.random.default_rng(0)
     shares = {"raw": raw, "shift": shift, "step 5": head}
-    values = {name: (rng.random(200) < share).astype(float).tolist() for name, share in shares.items()}
+    values = {
+        name: (rng.random(200) < share).astype(float).tolist() for name, share in shares.items()
+    }
     choice = choose(values, 0, "hits")
     assert choice.kept == kept
     assert choice.step == (5 if kept == "step 5" else 0)

@@ -246,6 +246,21 @@ def test_both_sides_are_read_by_their_texts() -> None:
     assert told["text_recall_generated"].value < 0.1
 
 
+def test_transfer_is_what_generated_images_teach_about_real_ones() -> None:
+    real, generated = classes_of(noise=0.3)
+    told = measure(real, generated, paired=False, config=QUICK).metrics
+    assert told["transfer"].value > 0.9 and told["transfer_real"].value > 0.9
+    names = sorted(set(generated.classes or ()))
+    turned = [names[(names.index(name) + 1) % 3] for name in generated.classes or ()]
+    wrong = FeatureSet(generated.features, turned)
+    told = measure(real, wrong, paired=False, config=QUICK).metrics
+    assert told["transfer"].value < 0.1 < 0.9 < told["transfer_real"].value
+    assert told["transfer"].low <= told["transfer"].value <= told["transfer"].high
+    near, _ = pairs_of(40, noise=0, shift=0)
+    assert values_of(paired_gap(near, near))["transfer_captions"] == 1
+    assert values_of(paired_gap(near, near.flip(0)))["transfer_captions"] < 0.1
+
+
 def test_classes_that_are_not_shared_are_told() -> None:
     real, generated = classes_of(noise=0.3)
     strange = FeatureSet(generated.features, ["x"] * len(generated))

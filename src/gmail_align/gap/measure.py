@@ -17,7 +17,12 @@ from gmail_align.gap.advice import THRESHOLDS, advise
 from gmail_align.gap.config import GapConfig
 from gmail_align.gap.feature_sets import FeatureSet, class_numbers, sampled
 from gmail_align.gap.groups import measure_groups
-from gmail_align.metrics.bootstrap import Estimate, bootstrap_mean, cluster_index
+from gmail_align.metrics.bootstrap import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_means,
+    cluster_index,
+)
 from gmail_align.metrics.class_gap import class_gap, text_recall
 from gmail_align.metrics.distances import (
     cmmd,
@@ -29,6 +34,7 @@ from gmail_align.metrics.distances import (
 from gmail_align.metrics.diversity import NEIGHBOURS, diversity
 from gmail_align.metrics.pair_gap import gap_metrics
 from gmail_align.metrics.ranks import require_features, require_pairs, unit_rows
+from gmail_align.metrics.transfer import caption_transfer, class_transfer
 
 UNPAIRED = ("unpaired_cosine", "probe_auc", "centroid_distance", "norm_ratio")
 """Metrics of pairs that keep their meaning when rows are matched at random."""
@@ -106,6 +112,7 @@ def measure(
     found |= _distances(real, generated, owner if paired else None)
     found |= _by_class(real, generated, unavailable, how)
     found |= _diversity(real, generated, unavailable, how)
+    found |= _transfer(real, generated, owner if paired else None, how)
     chance = None
     if texts is not None:
         understood, count = _understood((real, generated), texts, rows, unavailable, how)
@@ -176,6 +183,40 @@ def _diversity(
         unavailable["coverage"] = f"it needs more than {NEIGHBOURS} images of each kind"
         return {}
     return diversity(unit_rows(real.features), unit_rows(generated.features), **how)
+
+
+def _transfer(
+    real: FeatureSet, generated: FeatureSet, owner: np.ndarray | None, how: dict[str, Any]
+) -> dict[str, Estimate]:
+    """Estimate what generated images teach about real ones.
+
+    By classes: accuracy on half the real images of a probe that was trained on as many generated
+    ones (``transfer``), and on the other half of the real ones (``transfer_real``). By pairs:
+    ``transfer_captions``, retrieval of the real image of a caption and of its generated ones.
+    """
+    found: dict[str, Estimate] = {}
+    numbered = class_numbers(real, generated)
+    if numbered is not None:
+        ours, theirs, _ = numbered
+        order = torch.from_numpy(np.random.default_rng([how["seed"], 5]).permutation(len(real)))
+        train, test = order[: len(real) // 2], order[len(real) // 2 :]
+        test = test[torch.isin(ours[test], ours[train]) & torch.isin(ours[test], theirs[train])]
+        if len(test) and min(len(ours[train].unique()), len(theirs[train].unique())) > 1:
+            judged = real.features[test], ours[test]
+            sides = {"transfer": (generated, theirs), "transfer_real": (real, ours)}
+            hits = {
+                name: class_transfer(side.features[train], labels[train], *judged).numpy()
+                for name, (side, labels) in sides.items()
+            }
+            found |= bootstrap_means(hits, **how)
+    if owner is not None:
+        first = torch.from_numpy(np.unique(owner, return_index=True)[1])
+        captions = torch.from_numpy(owner)
+        values = caption_transfer(
+            generated.features, captions, real.features[first], captions[first]
+        )
+        found["transfer_captions"] = bootstrap_mean(values.numpy(), **how)
+    return found
 
 
 def _understood(

@@ -57,6 +57,24 @@ GAP_MEASURES: Final[dict[str, Measure]] = {
         "reference",
         "The same of generated images.",
     ),
+    "transfer": Measure(
+        "Transfer, %",
+        "higher",
+        "Accuracy on real images of a probe trained on generated ones.",
+        PERCENT,
+    ),
+    "transfer_real": Measure(
+        "The same, trained on real images, %",
+        "reference",
+        "Accuracy on the same real images of a probe trained on as many other real ones.",
+        PERCENT,
+    ),
+    "transfer_captions": Measure(
+        "Transfer of captions, %",
+        "higher",
+        "How often a real image and its generated ones find each other first, both ways.",
+        PERCENT,
+    ),
     "precision": Measure(
         "Precision, %",
         "higher",
