@@ -154,7 +154,8 @@ class Draw:
         start = rows.start("identity", every, every)
         residual = new_residual(config, rows.real.shape[1], self.seed)
         learner = Learner(task, space, rows, config, self.seed)
-        learner.train(residual, start, every, lambda step: {"score": float(step)}, steps=config.optim.steps)
+        steps = config.optim.steps
+        learner.train(residual, start, every, lambda step: {"score": float(step)}, steps=steps)
         return space.lift(start, residual, moved=False)(task.generated.array).detach()
 
     def accuracy(self, generated: Tensor | None, real: Tensor | None = None) -> float:
