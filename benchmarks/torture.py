@@ -52,6 +52,9 @@ WORLD = {
     "captioner": "train clipcap --features {world}/real_features --captions {world}/train/captions"
     " --language-model tabletop --set optim.steps=2 --batch-size 4 --max-tokens 20"
     " --out {world}/captioner",
+    "vlm": "train llava --encoder tabletop --language-model {world}/llama"
+    " --conversations {world}/train/captions --images {world}/train/images --set optim.steps=1"
+    " --row-tokens 512 --batch-rows 2 --out {world}/vlm",
     "said": "predict captions --captioner {world}/captioner --features {world}/features --beam 1"
     " --out {world}/said",
 }
@@ -86,6 +89,13 @@ STAGES = {
     "train clipcap": "train clipcap --features {world}/real_features"
     " --captions {world}/train/captions --language-model tabletop --set optim.steps=4"
     " --set optim.checkpoint_every=1 --batch-size 4 --max-tokens 20 --out {out}",
+    "train llava": "train llava --encoder tabletop --language-model {world}/llama"
+    " --conversations {world}/train/captions --images {world}/train/images --route frozen"
+    " --validation-conversations {world}/test/captions --validation-images {world}/test/images"
+    " --tune lora --row-tokens 512 --batch-rows 2 --set lora.rank=2 --set optim.steps=4"
+    " --set optim.checkpoint_every=1 --set optim.evaluate_every=2 --out {out}",
+    "predict answers": "predict answers --vlm {world}/vlm --images {world}/test/images"
+    " --prompt Describe --max-tokens 3 --batch-size 3 --out {out}",
     "predict": "predict captions --captioner {world}/captioner --features {world}/features"
     " --beam 1 --batch-size 2 --out {out}",
     "evaluate captions": "evaluate captions {world}/said --references {world}/test/captions"
@@ -156,6 +166,8 @@ class Torturer:
         needed = {"coco", "test_coco", "train"} | _named(texts)
         for name, text in reversed(WORLD.items()):
             needed |= _named([text]) if name in needed else set()
+        if "llama" in needed:
+            write_llama(self.world / "llama")
         for name, text in WORLD.items():
             if name not in needed:
                 continue
@@ -344,6 +356,28 @@ class Torturer:
             if not set(codes) <= {0, 2} or 0 not in codes or "Traceback" in self.stderr():
                 tally.told.append(f"two at once: exits {codes}: {self.stderr()[-300:]}")
             self._end(words, expected, tally, "two at once")
+
+
+def write_llama(folder: Path) -> None:
+    """Write a small random Llama, with the tokenizer of the shipped GPT-2."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from gmail_align.encoders.shipped import model_path
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path("tabletop", "gpt2"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    end = tokenizer.eos_token_id
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        num_attention_heads=4,
+        eos_token_id=end,
+        bos_token_id=end,
+        **sizes,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.language import load_language_model
 from gmail_align.encoders.route import Route
+from gmail_align.vlm.config import LlavaConfig
 from gmail_align.vlm.model import Llava, build_llava
 from worlds.captioning import byte_tokenizer, save_language_model
 from worlds.encoders import World, clip_folder, siglip_folder, world
@@ -56,3 +58,20 @@ def llava(encoder: GmailEncoder, llama: Path) -> Llava:
     built = build_llava(encoder, language, "vicuna_v1", Route.FROZEN, 0)
     built.model.eval()
     return built
+
+
+def quick(steps: int, **changes: object) -> LlavaConfig:
+    """A few steps on the processor."""
+    optim = {"steps": steps, "lr": 3e-3, "schedule": "constant", "checkpoint_every": 2}
+    settings = {"row_tokens": 256, "batch_rows": 4, "device": "cpu", "tune": "full", **changes}
+    return LlavaConfig(optim={**optim, "evaluate_every": 2}, **settings)
+
+
+def aligned(folder: Path) -> GmailEncoder:
+    """An encoder whose generated route differs from the frozen one."""
+    encoder = GmailEncoder.from_clip(folder)
+    with torch.no_grad():
+        for number, parameter in enumerate(encoder.trainable().values()):
+            generator = torch.Generator().manual_seed(number)
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return encoder

@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from gmail_align.encoders.route import Route
 from gmail_align.errors import DataError
+from gmail_align.vlm.connector import Connector, Seen
 from gmail_align.vlm.conversations import Conversation, Turn
-from gmail_align.vlm.loss import labelled_loss
+from gmail_align.vlm.fitting import piecewise_loss
+from gmail_align.vlm.loss import Objective
 from gmail_align.vlm.model import Llava
 from gmail_align.vlm.packing import PackedRows, Plan, Sample, pack
-from gmail_align.vlm.training import piecewise_loss
 
 TALKS = (
     Conversation("a", (Turn("<image>\nWhat?", "a red ball"), Turn("More?", "nothing.")), ("x",)),
@@ -26,6 +28,10 @@ PATCHES = torch.randn(3, 16, 32, generator=torch.Generator().manual_seed(0))
 @pytest.fixture
 def samples(llava: Llava) -> list[Sample]:
     return [Sample.make(talk, llava.layout, 400) for talk in TALKS]
+
+
+def seen(tokens: torch.Tensor) -> Seen:
+    return Seen(tokens, (Route.FROZEN,) * len(tokens))
 
 
 def logits(llava: Llava, rows: PackedRows, patches: torch.Tensor) -> torch.Tensor:
@@ -86,7 +92,7 @@ def test_the_loss_is_that_of_an_independent_computation_in_float64(
     rows = [[samples[0], samples[2]], [samples[1]]]
     order = torch.tensor([0, 1, 2])
     with torch.no_grad():
-        found = labelled_loss(llava.model, pack(rows), PATCHES[order])
+        found = Objective(llava.model, Connector())(pack(rows), seen(PATCHES[order]))
         double = llava.model.double()
         expected, image = 0.0, 0
         for sample in (samples[0], samples[2], samples[1]):
@@ -106,10 +112,12 @@ def test_a_batch_in_pieces_has_the_loss_and_the_gradient_of_the_whole(
     llava: Llava, samples: list[Sample]
 ) -> None:
     patches = {"x": PATCHES[0], "y": PATCHES[1]}
+    objective = Objective(llava.model, Connector())
 
     def summed(rows: PackedRows) -> torch.Tensor:
         images = [patches[name] for sample in rows.samples for name in sample.image_ids]
-        return labelled_loss(llava.model, rows, torch.stack(images) if images else None)
+        tokens = torch.stack(images) if images else torch.zeros(0, 16, 32)
+        return objective(rows, seen(tokens))
 
     gradients, totals = [], []
     for at_once in (3, 1):

@@ -27,23 +27,20 @@ from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.vlm import training
 from gmail_align.vlm.answers import answer, ask, predict_answers
-from gmail_align.vlm.config import AnswerConfig, LlavaConfig
-from gmail_align.vlm.model import load_llava, patches_of
-from gmail_align.vlm.training import ConversationSet, PatchReader, train_llava
+from gmail_align.vlm.config import AnswerConfig
+from gmail_align.vlm.folder import load_llava
+from gmail_align.vlm.loss import Objective
+from gmail_align.vlm.packing import Sample
+from gmail_align.vlm.patches import PatchReader
+from gmail_align.vlm.sets import ConversationSet
+from gmail_align.vlm.training import train_llava
 from worlds.captioning import build_gpt2, byte_tokenizer
 from worlds.encoders import World
 
-from .conftest import write_llama
+from .conftest import aligned, quick, write_llama
 
 CPU = torch.device("cpu")
 COLOURS = ("red", "green", "blue", "grey")
-
-
-def quick(steps: int, **changes: object) -> LlavaConfig:
-    """A few steps on the processor."""
-    optim = {"steps": steps, "lr": 3e-3, "schedule": "constant", "checkpoint_every": 2}
-    settings = {"row_tokens": 256, "batch_rows": 4, "device": "cpu", "tune": "full", **changes}
-    return LlavaConfig(optim={**optim, "evaluate_every": 2}, **settings)
 
 
 def colours(path: Path, world: World) -> Path:
@@ -62,16 +59,6 @@ def colours(path: Path, world: World) -> Path:
     talk = [{"from": "human", "value": "Say a word."}, {"from": "gpt", "value": "word"}]
     path.write_text(json.dumps([*samples, {"id": "text", "conversations": talk}]))
     return path
-
-
-def aligned(folder: Path) -> GmailEncoder:
-    """An encoder whose generated route differs from the frozen one."""
-    encoder = GmailEncoder.from_clip(folder)
-    with torch.no_grad():
-        for number, parameter in enumerate(encoder.trainable().values()):
-            generator = torch.Generator().manual_seed(number)
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return encoder
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +103,21 @@ def test_plain_transformers_reads_the_folder(trained: Artifact, world: World) ->
     assert int((inputs["input_ids"] == plain.config.image_token_id).sum()) == 16
 
 
+def test_padded_images_are_what_the_saved_processor_makes(
+    clip_folder: Path, llama: Path, world: World, tmp_path: Path
+) -> None:
+    encoder = GmailEncoder.from_pretrained(clip_folder)
+    sets = [ConversationSet(world.captions, world.generated)]
+    out = train_llava(quick(0, square="pad"), sets, encoder, llama, tmp_path / "out")
+    llava, processor = load_llava(out, CPU), AutoProcessor.from_pretrained(out.folder)
+    noise = torch.randint(0, 256, (40, 90, 3), generator=torch.Generator().manual_seed(0))
+    for image in (Image.fromarray(noise.byte().numpy()), ImageStore(world.real).read("r3")):
+        inputs = processor(images=image, text="<image>", return_tensors="pt")
+        assert torch.allclose(inputs["pixel_values"], llava.preprocess(image), atol=1e-5)
+    wide = llava.preprocess(Image.new("RGB", (64, 32), "white"))
+    assert torch.allclose(wide[0, :, 0], torch.zeros(3, 32), atol=0.02)  # the mean, normalised
+
+
 def test_training_reads_the_patches_that_the_saved_model_reads(
     clip_folder: Path, llama: Path, world: World, tmp_path: Path
 ) -> None:
@@ -127,8 +129,8 @@ def test_training_reads_the_patches_that_the_saved_model_reads(
     pixels = encoder.preprocess(ImageStore(world.real).read("r1"))
     with torch.no_grad():
         read = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    assert torch.allclose(read, patches_of(merge(encoder, Route.GENERATED), pixels), atol=1e-5)
-    assert not torch.allclose(read, patches_of(merge(encoder, Route.FROZEN), pixels), atol=1e-3)
+    assert torch.allclose(read, merge(encoder, Route.GENERATED).patches(pixels), atol=1e-5)
+    assert not torch.allclose(read, merge(encoder, Route.FROZEN).patches(pixels), atol=1e-3)
 
 
 def test_every_set_is_read_by_its_own_route(
@@ -146,13 +148,16 @@ def test_every_set_is_read_by_its_own_route(
         [(world.generated, "c0-0-0", Route.GENERATED), (world.real, "r0", Route.FROZEN)]
     ):
         pixels = encoder.preprocess(ImageStore(store).read(name))
-        assert torch.equal(found[row], patches_of(merge(encoder, route), pixels)[0])
-    assert torch.equal(found[2], found[0])
+        assert found.routes[row] == route
+        with torch.no_grad():
+            expected = merge(encoder, route).patches(pixels)[0]
+        assert torch.allclose(found.tokens[row], expected, atol=1e-6)
+    assert torch.equal(found.tokens[2], found.tokens[0])
 
 
-def _sample(image: str, source: int) -> training.Sample:
+def _sample(image: str, source: int) -> Sample:
     one = torch.ones(1, dtype=torch.int32)
-    return training.Sample("s", one, one.bool(), (image,), source)
+    return Sample("s", one, one.bool(), (image,), source)
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -172,7 +177,7 @@ def test_a_killed_training_ends_with_the_same_bytes(
     def run(name: str) -> Artifact:
         return train_llava(config, sets, encoder, llama, tmp_path / name, validation=held, seed=2)
 
-    whole, losses, calls = run("whole"), training.labelled_loss, []
+    whole, losses, calls = run("whole"), Objective.forward, []
 
     def killed(*args: object) -> torch.Tensor:
         calls.append(args)
@@ -180,7 +185,7 @@ def test_a_killed_training_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         return losses(*args)
 
-    monkeypatch.setattr(training, "labelled_loss", killed)
+    monkeypatch.setattr(Objective, "forward", killed)
     with pytest.raises(KeyboardInterrupt):
         run("resumed")
     monkeypatch.undo()

@@ -39,7 +39,7 @@ from gmail_align.progress import say, set_quiet
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.distributed import ranks
-from gmail_align.training.loop import CHECKPOINT, FitReport, PiecewiseLoss, fit
+from gmail_align.training.loop import CHECKPOINT, FitReport, PiecewiseLoss, fit, pairs_rate
 
 LOG_SCALE = "log_scale"
 """Name of the learned ``ln(1 / temperature)`` in checkpoints; the encoder does not have it."""
@@ -361,7 +361,7 @@ class _Training:
                     folder=folder,
                     evaluate=self.guard.metrics,
                     label="alignment",
-                    batch_size=self.config.batch_size,
+                    rate=pairs_rate(self.config.batch_size),
                 )
             except TrainingError as error:
                 raise self._with_batch(error, folder) from error

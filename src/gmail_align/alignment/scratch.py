@@ -42,7 +42,7 @@ from gmail_align.features.prefetch import prefetch
 from gmail_align.progress import set_quiet
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.distributed import ranks
-from gmail_align.training.loop import CHECKPOINT, fit
+from gmail_align.training.loop import CHECKPOINT, fit, pairs_rate
 from gmail_align.training.losses import contrastive_text_losses
 
 _WORK = "work"
@@ -213,7 +213,7 @@ class _Training:
                 folder=folder,
                 evaluate=self.measure,
                 label="CLIP",
-                batch_size=config.batch_size,
+                rate=pairs_rate(config.batch_size),
             )
         scores = {row["step"]: row for row in report.scores}
         guard = {"start": report.scores[0], "kept": scores[report.best_step]}

@@ -78,18 +78,18 @@ COMMANDS: dict[str, Entry | Group] = {
             "clip": Entry("align:train_clip", "Train a CLIP from scratch on images and captions."),
             "clipcap": Entry("captioners:train_clipcap", "Train a ClipCap captioner."),
             "ifcap": Entry("captioners:train_ifcap", "Train an IFCap captioner on captions."),
-            "llava": Entry("captioners:train_llava", "Train LLaVA on conversations about images."),
+            "llava": Entry("llava:train_llava", "Train LLaVA on conversations about images."),
         },
     ),
     "predict": Group(
         "Predict captions or answers with a trained model.",
         {
             "captions": Entry("captioners:predict_captions", "Caption images with a captioner."),
-            "answers": Entry("captioners:predict_answers", "Answer questions with LLaVA."),
+            "answers": Entry("llava:predict_answers", "Answer questions with LLaVA."),
         },
     ),
     "caption": Entry("captioners:caption", "Caption image files with a trained captioner."),
-    "ask": Entry("captioners:ask", "Ask LLaVA a question about image files."),
+    "ask": Entry("llava:ask", "Ask LLaVA a question about image files."),
     "convert-clipcap": Entry("exchange:convert_clipcap", "Convert ClipCap's released weights."),
     "evaluate": Group(
         "Score encoders and predictions, with intervals.",

@@ -49,6 +49,8 @@ class Preprocess:
     std: tuple[float, float, float] = _STD
     interpolation: Interpolation = "bicubic"
     resize_to: int | None = None
+    pad: bool = False
+    """Whether an image is first put on a square of the mean colour, as LLaVA-1.5 does."""
 
     @classmethod
     def from_folder(cls, path: Path) -> Preprocess:
@@ -69,7 +71,8 @@ class Preprocess:
         side = {"height": self.size, "width": self.size}
         square = self.resize == "square"
         return {
-            "image_processor_type": "CLIPImageProcessor",
+            "image_processor_type": "LlavaImageProcessor" if self.pad else "CLIPImageProcessor",
+            **({"do_pad": True} if self.pad else {}),
             "do_resize": True,
             "size": side if square else {"shortest_edge": self.resize_to or self.size},
             "resample": int(_RESAMPLING[self.interpolation]),
@@ -86,7 +89,8 @@ class Preprocess:
     @property
     def fingerprint(self) -> str:
         """Identity of the steps and their parameters."""
-        return fingerprint(asdict(self))
+        steps = asdict(self)
+        return fingerprint(steps if self.pad else {n: steps[n] for n in steps if n != "pad"})
 
     def __call__(self, images: Image.Image | Iterable[Image.Image]) -> Float[Tensor, "b 3 s s"]:
         """Return model input, float32; a single image gives a batch of one."""
@@ -136,6 +140,11 @@ class Preprocess:
 
     def _fit(self, image: Image.Image) -> Image.Image:
         method = _RESAMPLING[self.interpolation]
+        if self.pad:
+            side, (width, height) = max(image.size), image.size
+            square = Image.new("RGB", (side, side), tuple(int(255 * one) for one in self.mean))
+            square.paste(image, ((side - width) // 2, (side - height) // 2))
+            image = square
         if self.resize == "square":
             return image.resize((self.size, self.size), resample=method)
         target = self.resize_to or self.size
@@ -176,7 +185,8 @@ def _parse(config: dict[str, Any], path: Path) -> Preprocess:
         )
     if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-12:
         raise ModelError(f"{where} rescales by {config['rescale_factor']}; only 1/255 is supported")
-    if config.get("do_pad"):
+    pad = bool(config.get("do_pad"))
+    if pad and not str(config.get("image_processor_type")).startswith("LlavaImageProcessor"):
         raise ModelError(f"{where} pads, which is not supported")
     resample = config.get("resample", Image.Resampling.BICUBIC)
     names = {int(value): name for name, value in _RESAMPLING.items()}
@@ -190,7 +200,7 @@ def _parse(config: dict[str, Any], path: Path) -> Preprocess:
             raise ModelError(
                 f"{where} resizes to a square and then crops it, which is not supported"
             )
-        return Preprocess(side, "square", False, mean, std, names[resample])
+        return Preprocess(side, "square", False, mean, std, names[resample], pad=pad)
     shortest = _side(size, "size", where)
     if not crop:
         raise ModelError(
@@ -198,7 +208,7 @@ def _parse(config: dict[str, Any], path: Path) -> Preprocess:
         )
     side = _side(config.get("crop_size", shortest), "crop_size", where)
     resize_to = None if side == shortest else shortest
-    return Preprocess(side, "shortest", True, mean, std, names[resample], resize_to)
+    return Preprocess(side, "shortest", True, mean, std, names[resample], resize_to, pad)
 
 
 def _side(value: Any, key: str, where: str) -> int:

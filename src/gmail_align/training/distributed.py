@@ -79,6 +79,17 @@ class Ranks:
         for gradient, part in zip(found, flat.split([g.numel() for g in found]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def total(self, value: Tensor) -> Tensor:
+        """Return the sum of all processes' values."""
+        if self.count > 1:
+            value = value.to(_device(), copy=True)
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether any process says so; all are told the same."""
+        return flag if self.count == 1 else bool(self.total(torch.tensor(int(flag))) > 0)
+
     def from_first(self, make: Callable[[], Mapping[str, float]]) -> dict[str, float]:
         """Let the first process compute values, and return them to all, so that all decide alike.
 
@@ -86,7 +97,7 @@ class Ranks:
         """
         if self.count == 1:
             return dict(make())
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        device = _device()
         data = json.dumps(dict(make())).encode() if self.first else b""
         size = torch.tensor([len(data)], device=device)
         dist.broadcast(size, src=0)
@@ -96,6 +107,11 @@ class Ranks:
         dist.broadcast(sent, src=0)
         values: dict[str, float] = json.loads(bytes(sent.tolist()))
         return values
+
+
+def _device() -> str:
+    """Return where what is sent between processes has to be."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 @cache

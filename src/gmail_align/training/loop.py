@@ -11,33 +11,27 @@ first process's guard decides, and it alone writes.
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from gmail_align.artifacts import write_bytes
-from gmail_align.errors import ArtifactError, Terminated, TrainingError
+from gmail_align.errors import Terminated, TrainingError
 from gmail_align.progress import Progress
 from gmail_align.runtime import stable_seed, termination_deferred
+from gmail_align.training.checkpoints import CHECKPOINT as CHECKPOINT
+from gmail_align.training.checkpoints import is_sharded, load_checkpoint, save_checkpoint, whole
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.distributed import ranks
 from gmail_align.training.events import EVENTS as EVENTS
 from gmail_align.training.events import EventLog
 from gmail_align.training.optim import learning_rate, parameter_groups
-
-CHECKPOINT = "checkpoint.safetensors"
 
 LossTerms = Mapping[str, Tensor]
 """Scalar terms by name; ``total`` is what is minimised."""
@@ -88,7 +82,7 @@ def fit(
     folder: Path | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     label: str = "training",
-    batch_size: int = 0,
+    rate: Callable[[int, float], str] | None = None,
 ) -> FitReport:
     """Minimise ``loss`` over ``parameters`` with AdamW.
 
@@ -102,7 +96,7 @@ def fit(
             ``config.evaluate_every`` steps and at the end, and the parameters of the highest
             ``score`` are kept; those that are not ``eligible`` (0) never are.
         label: Name shown with the progress.
-        batch_size: Items a step, for the rate that is shown; 0 shows steps alone.
+        rate: Steps and the seconds that they took -> what is shown with the progress.
 
     Raises:
         Terminated: the system asked the process to end; the last step is saved.
@@ -113,8 +107,16 @@ def fit(
     optimizer = torch.optim.AdamW(group, lr=config.lr, betas=config.betas)
     best: dict[str, Tensor] = {}
     here = ranks()
-    state = _restore(folder, parameters, optimizer, best)
+    state = _State()
+    if folder is not None:
+        state = load_checkpoint(folder, parameters, optimizer, best, _State) or state
     here.wait()
+
+    def keep() -> None:
+        if folder is not None:
+            log.sync()  # the events up to a checkpoint are safe before it is
+            save_checkpoint(folder, parameters, optimizer, best, vars(state))
+
     with (
         EventLog(folder if here.first else None, state.step) as log,
         termination_deferred() as ends,
@@ -129,7 +131,7 @@ def fit(
             if evaluate is None:
                 return
             with torch.no_grad():
-                measured = here.from_first(evaluate)
+                measured = evaluate() if is_sharded(parameters) else here.from_first(evaluate)
             scores = {"step": float(state.step), **measured}
             if not math.isfinite(scores["score"]):
                 raise TrainingError(
@@ -152,24 +154,24 @@ def fit(
             log.add("loss", report.losses[-1])
             if state.step % config.evaluate_every == 0 or state.step == config.steps:
                 guard()
-            if folder is not None and (state.step % config.checkpoint_every == 0 or ends()):
-                _save(folder, parameters, optimizer, best, state, log)
-            if ends():
+            ending = here.any(ends())
+            if state.step % config.checkpoint_every == 0 or ending:
+                keep()
+            if ending:
                 raise Terminated
             if here.first:
-                bar.advance(note=_note(terms, began, state.step, batch_size))
+                bar.advance(note=_note(terms, began, state.step, rate))
         if here.first:
             bar.close()
-        if folder is not None:
-            _save(folder, parameters, optimizer, best, state, log)
+        keep()
     if best:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(best[name])
     report.best_step = state.best_step if best else state.step
     report.stopped_early = state.step < config.steps
-    rate = (state.step - began[1]) / max(time.monotonic() - began[0], 1e-9)
-    report.speed = {"steps_per_second": rate, "peak_memory_gb": peak_memory()}
+    per_second = (state.step - began[1]) / max(time.monotonic() - began[0], 1e-9)
+    report.speed = {"steps_per_second": per_second, "peak_memory_gb": peak_memory()}
     return report
 
 
@@ -185,12 +187,23 @@ def _out_of_patience(state: _State, config: OptimConfig) -> bool:
     return 0 < config.patience <= state.stale
 
 
-def _note(terms: Mapping[str, float], began: tuple[float, int], step: int, size: int) -> str:
-    """Lay out the last step's terms, the rate in items and the memory for the progress line."""
+def pairs_rate(batch_size: int) -> Callable[[int, float], str]:
+    """Return what shows the pairs a second of a training with so many pairs a step."""
+    return lambda steps, seconds: f"{steps * batch_size / seconds:.0f} pairs/s"
+
+
+def _note(
+    terms: Mapping[str, float],
+    began: tuple[float, int],
+    step: int,
+    rate: Callable[[int, float], str] | None,
+) -> str:
+    """Lay out the last step's terms, the rate and the memory for the progress line."""
     rest = ", ".join(f"{name} {value:.3f}" for name, value in terms.items() if name != "total")
     shown = f"loss {terms['total']:.3f}" + (f" ({rest})" if rest else "")
-    rate = (step - began[1]) * size / max(time.monotonic() - began[0], 1e-9)
-    return ", ".join([shown, *([f"{rate:.0f} pairs/s"] if size else []), f"{peak_memory():.1f} GB"])
+    seconds = max(time.monotonic() - began[0], 1e-9)
+    fast = [rate(step - began[1], seconds)] if rate else []
+    return ", ".join([shown, *fast, f"{peak_memory():.1f} GB"])
 
 
 def _descend(
@@ -207,8 +220,9 @@ def _descend(
     optimizer.zero_grad(set_to_none=True)
     for piece in pieces:
         piece.backward()
-    ranks().average_gradients(parameters.values())
-    norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm)
+    if not is_sharded(parameters):  # sharded ones are averaged as they are made
+        ranks().average_gradients(parameters.values())
+    norm = whole(nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm))
     # A GPU is waited for once a step: everything that is read of it comes in one tensor.
     numbers = [norm, *(term.detach() for term in terms.values())]
     values = torch.stack([number.to(norm.device, torch.float64) for number in numbers]).tolist()
@@ -222,69 +236,6 @@ def _descend(
         group["lr"] = learning_rate(step, config) * group["share"]
     optimizer.step()
     return found
-
-
-def _save(
-    folder: Path,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    best: Mapping[str, Tensor],
-    state: _State,
-    log: EventLog,
-) -> None:
-    """Write one checkpoint file that holds everything, when the events up to it are safe."""
-    if not ranks().first:
-        return
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        tensors[f"parameter.{name}"] = parameter.detach().contiguous()
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}.{name}"] = value.contiguous()
-    tensors |= {f"best.{name}": value.contiguous() for name, value in best.items()}
-    log.sync()
-    write_bytes(folder / CHECKPOINT, save(tensors, {"state": json.dumps(vars(state))}))
-
-
-@contextmanager
-def _checkpoint(path: Path) -> Iterator[Any]:
-    """Open a checkpoint; a failure inside the block says that it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): delete it, and the same command"
-            " starts from step 0"
-        ) from error
-
-
-def _restore(
-    folder: Path | None,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-) -> _State:
-    """Load the last checkpoint of ``folder`` into everything; a fresh state when there is none.
-
-    Raises:
-        ArtifactError: the checkpoint is damaged.
-    """
-    if folder is None or not (folder / CHECKPOINT).exists():
-        return _State()
-    with _checkpoint(folder / CHECKPOINT) as file, torch.no_grad():
-        keys = set(file.keys())
-        for name, parameter in parameters.items():
-            parameter.copy_(file.get_tensor(f"parameter.{name}"))
-            if f"exp_avg.{name}" in keys:
-                optimizer.state[parameter] = {
-                    key: file.get_tensor(f"{key}.{name}").to(
-                        "cpu" if key == "step" else parameter.device, copy=True
-                    )
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
-            if f"best.{name}" in keys:
-                best[name] = file.get_tensor(f"best.{name}").to(parameter.device, copy=True)
-        return _State(**json.loads(file.metadata()["state"]))
 
 
 def _reread(log: EventLog, state: _State) -> FitReport:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from PIL import Image
+from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_jsonl
 from gmail_align.data.images import ImageStore
@@ -25,23 +28,51 @@ from gmail_align.errors import ConfigError, DataError
 from gmail_align.progress import progress
 from gmail_align.runtime import resolve_device
 from gmail_align.vlm.config import AnswerConfig
+from gmail_align.vlm.connector import Seen, project_tokens
 from gmail_align.vlm.conversations import IMAGE, Conversation, Turn
-from gmail_align.vlm.model import Llava, load_llava
+from gmail_align.vlm.folder import load_llava
+from gmail_align.vlm.model import Llava
 
+_NAMED = re.compile(r"<image (\d)>")
 _PARTS = "parts"
 
 
-def question_prompt(question: Question) -> str:
-    """Lay a question out as LLaVA-1.5's protocols do.
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, and the images that its places stand for."""
 
-    Images, hint, question and choices are followed by how to answer: by a letter where there are
+    text: str
+    image_ids: tuple[str, ...]
+
+
+def question_prompt(question: Question) -> str:
+    """Lay a question out as LLaVA-1.5's protocol for ScienceQA does.
+
+    Images, context, question and choices are followed by how to answer: by a letter where there are
     choices, else by a word or a phrase.
     """
     lines = [IMAGE] * len(question.image_ids)
-    lines += [question.hint] if question.hint else []
+    lines += [f"Context: {question.hint}"] if question.hint else []
     lines.append(question.question.replace(IMAGE, ""))
     lines += [f"{letter(number)}. {choice}" for number, choice in enumerate(question.choices)]
     return "\n".join([*lines, ANSWER_BY_LETTER if question.choices else ANSWER_BY_PHRASE])
+
+
+def mmmu_prompt(question: Question) -> Prompt:
+    """Lay a question out as MMMU's configuration for LLaVA-1.5 does.
+
+    An image stands where the question or a choice names it (``<image 2>``), as often as it is
+    named. Images that are not named come first.
+    """
+    choices = [f"({letter(number)}) {one}\n" for number, one in enumerate(question.choices)]
+    parts = [question.question, *(["".join(choices)] if choices else [])]
+    how = ANSWER_BY_LETTER if choices else ANSWER_BY_PHRASE
+    text = "\n\n".join([*parts, how]).replace(IMAGE, "")
+    numbered = {name.rpartition("-")[2]: name for name in question.image_ids}
+    named = [number for number in _NAMED.findall(text) if number in numbered]
+    first = [name for number, name in numbered.items() if number not in named]
+    text = _NAMED.sub(lambda found: IMAGE if found[1] in numbered else "", text)
+    return Prompt(f"{IMAGE}\n" * len(first) + text, (*first, *(numbered[n] for n in named)))
 
 
 @torch.inference_mode()
@@ -67,22 +98,37 @@ def answer(
     width, end = max(map(len, rows)), layout.end_id()
     ids = torch.tensor([[end] * (width - len(row)) + row for row in rows])
     mask = torch.arange(width) >= width - torch.tensor([[len(row)] for row in rows])
-    given: dict[str, Any] = {}
     shown = [image for own in images for image in own]
-    if shown:
-        given["pixel_values"] = llava.preprocess(shown).to(model.device)
+    pixels = llava.preprocess(shown).to(model.device) if shown else None
+    given = _asked_with(llava, ids.to(model.device), pixels)
     generated = model.generate(
-        input_ids=ids.to(model.device),
+        **given,
         attention_mask=mask.long().to(model.device),
         max_new_tokens=most,
         do_sample=False,
         num_beams=1,
         eos_token_id=end,
         pad_token_id=end,
-        **given,
     )
-    texts = llava.tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
+    begun = width if "input_ids" in given else 0
+    texts = llava.tokenizer.batch_decode(generated[:, begun:], skip_special_tokens=True)
     return [text.strip() for text in texts]
+
+
+def _asked_with(
+    llava: Llava, ids: Int[Tensor, "b t"], pixels: Float[Tensor, "i 3 h w"] | None
+) -> dict[str, Tensor]:
+    """Return what a model is asked with: tokens and pixels, or embeddings for designs of ours."""
+    if pixels is None:
+        return {"input_ids": ids}
+    if llava.head is None:
+        return {"input_ids": ids, "pixel_values": pixels}
+    inner, design = llava.model.model, llava.connector.design
+    tokens = project_tokens(inner.vision_tower, llava.head, pixels, design)
+    seen = llava.connector(inner.multi_modal_projector, Seen(tokens, ()))
+    words = inner.get_input_embeddings()(ids)
+    places = (ids == llava.layout.image_id())[..., None]
+    return {"inputs_embeds": words.masked_scatter(places, seen.to(words.dtype))}
 
 
 def predict_answers(
@@ -126,22 +172,19 @@ def predict_answers(
     store = ImageStore(images) if images else None
     asked, key = _asked(questions, store, of), "question_id" if questions else "image_id"
     llava = load_llava(vlm, resolve_device(how.device))
-    parts = []
+    lay_out, parts = _layout(questions, how.prompt), []
     with progress("answers", len(asked), "questions") as bar:
         for start in range(0, len(asked), how.batch_size):
             batch = asked[start : start + how.batch_size]
             parts.append(draft.path(f"{_PARTS}/{start:08d}.jsonl"))
             if not parts[-1].exists():
-                prompts = [
-                    question_prompt(question) if questions else f"{IMAGE}\n{how.prompt}"
-                    for question in batch
-                ]
-                shown = [[store.read(n) for n in q.image_ids] if store else [] for q in batch]
-                texts = answer(llava, prompts, shown, how.max_tokens)
+                prompts = [lay_out(question) for question in batch]
+                shown = [[store.read(n) for n in p.image_ids] if store else [] for p in prompts]
+                texts = answer(llava, [p.text for p in prompts], shown, how.max_tokens)
                 write_jsonl(
                     parts[-1],
                     [
-                        {key: question.question_id, "text": text, "prompt": prompt}
+                        {key: question.question_id, "text": text, "prompt": prompt.text}
                         for question, text, prompt in zip(batch, texts, prompts, strict=True)
                     ],
                 )
@@ -149,6 +192,15 @@ def predict_answers(
     write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
     shutil.rmtree(draft.path(_PARTS), ignore_errors=True)
     return draft.finish({"questions" if questions else "images": len(asked)})
+
+
+def _layout(questions: Artifact | None, prompt: str | None) -> Callable[[Question], Prompt]:
+    """Return how questions are laid out: by the protocol of their data set, or as one prompt."""
+    if questions is None:
+        return lambda question: Prompt(f"{IMAGE}\n{prompt}", question.image_ids)
+    if questions.manifest["config"].get("format") == "mmmu":
+        return mmmu_prompt
+    return lambda question: Prompt(question_prompt(question), question.image_ids)
 
 
 def _asked(

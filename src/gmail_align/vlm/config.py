@@ -12,6 +12,7 @@ from gmail_align.encoders.route import Route
 from gmail_align.training.config import OptimConfig
 
 TemplateName = Literal["plain", "vicuna_v1", "llama3", "chatml"]
+VisualTokens = Literal["patches", "pooled", "dense", "residual"]
 
 
 class LlavaOptim(OptimConfig):
@@ -51,16 +52,19 @@ class LlavaConfig(Config):
         "llava15_second": {
             "template": "vicuna_v1",
             "tune": "full",
+            "square": "pad",
             "optim": {"lr": 2e-5, "warmup": 156},
         },
         "llava15_lora": {
             "template": "vicuna_v1",
             "tune": "lora",
+            "square": "pad",
             "optim": {"lr": 2e-4, "warmup": 156},
         },
         "llava_llama3_second": {
             "template": "llama3",
             "tune": "full",
+            "square": "pad",
             "optim": {"lr": 2e-5, "warmup": 156},
         },
         "tabletop": {
@@ -83,6 +87,16 @@ class LlavaConfig(Config):
     """The adapter of ``tune = "lora"``."""
     reads: Route = Route.FROZEN
     """Route whose vision tower the saved model reads images with."""
+    square: Literal["crop", "pad"] = "crop"
+    """How an image becomes a square: as the encoder's preprocessor does, or by putting it on a
+    square of the mean colour first, as LLaVA-1.5's second stage does."""
+    visual_tokens: VisualTokens = "patches"
+    """What the language model sees of an image: the tower's ``patches``; ``pooled``: the feature
+    behind the route's head, and then the patches; ``dense``: every patch of the last layer behind
+    the route's head; ``residual``: patches plus a matrix of them for each adapted route, which
+    begins as zero."""
+    pooled_tokens: int = Field(default=1, ge=1)
+    """Tokens that ``visual_tokens = "pooled"`` makes of the feature."""
     prompt: str = "Describe the image."
     """What is asked about an image where the data are captions."""
     row_tokens: int = Field(default=2048, ge=16)
@@ -93,7 +107,17 @@ class LlavaConfig(Config):
     rows_at_once: int | None = Field(default=None, ge=1)
     """Rows that go through the model together; all of a step when None. The result is the same."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward pass in training; weights and the loss stay in float32."""
+    """Arithmetic of the forward pass in training. What is trained and the loss stay in float32.
+    Under ``bfloat16``, what is frozen is held in it meanwhile, and saved as it was."""
+    recompute_layers: bool = False
+    """Keep the input of every layer alone, and compute the layer again for its gradient (gradient
+    checkpointing): less memory, about a third more work."""
+    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    """Kernel of the language model; ``auto`` takes flash-attention where it is installed and can
+    be used (a GPU, bfloat16)."""
+    parallel: Literal["replicate", "shard"] = "replicate"
+    """What each process under torchrun holds: the whole model, or its part of every layer
+    (FSDP2)."""
     keep_patches: bool | None = None
     """Compute each image's patches once and keep them on disk until the training is complete; when
     None, if the vision tower's work is more than a tenth of the language model's."""
@@ -104,7 +128,8 @@ class LlavaConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that two equal models share."""
-        return self.model_dump(mode="json", exclude={"device", "keep_patches"})
+        same = {"device", "keep_patches", "recompute_layers", "attention", "parallel"}
+        return self.model_dump(mode="json", exclude=same)
 
 
 class AnswerConfig(Config):

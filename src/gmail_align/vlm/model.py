@@ -1,33 +1,21 @@
-"""LLaVA put together from an encoder and a language model, and its folder.
-
-The folder is one that transformers reads: ``LlavaForConditionalGeneration.from_pretrained`` and
-``AutoProcessor.from_pretrained``. ``gmail_align.json`` beside it names the template and what the
-model was trained on.
-"""
+"""LLaVA put together from an encoder and a language model, or from another LLaVA."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
-    AutoImageProcessor,
     AutoModel,
-    AutoTokenizer,
-    GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from gmail_align.artifacts import Artifact, write_json
 from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import no_bars
@@ -35,12 +23,12 @@ from gmail_align.encoders.language import LanguageModel, load_tokenizer
 from gmail_align.encoders.merge import merge
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
-from gmail_align.errors import ArtifactError, ConfigError, ModelError, damage_explained
+from gmail_align.errors import ConfigError, ModelError, damage_explained
 from gmail_align.runtime import stable_seed
+from gmail_align.vlm.connector import PLAIN, Connector, projection
 from gmail_align.vlm.conversations import IMAGE
 from gmail_align.vlm.templates import TEMPLATES, Layout
 
-OWN = "gmail_align.json"
 PATCH_LAYER = -2
 """The hidden states whose patches LLaVA reads: those before the last layer."""
 
@@ -54,13 +42,28 @@ class Llava:
     preprocess: Preprocess
     template: str
     """Name of its template."""
+    connector: Connector = field(default_factory=Connector)
+    """What stands before its projector."""
+    head: Tensor | None = None
+    """The padded head that the connector's design reads images by; None where it reads patches."""
 
     @property
     def layout(self) -> Layout:
         """The template with the tokenizer, for prompts and labels."""
         vision = self.model.config.vision_config
-        tokens = (vision.image_size // vision.patch_size) ** 2
+        tokens = (vision.image_size // vision.patch_size) ** 2 + self.connector.extra
         return Layout(TEMPLATES[self.template], self.tokenizer, tokens)
+
+    @property
+    def first(self) -> nn.Linear:
+        """The first layer of the projector."""
+        layer: nn.Linear = self.model.model.multi_modal_projector.linear_1
+        return layer
+
+    def with_connector(self, connector: Connector, merged: Backbone) -> Llava:
+        """Return the model with a connector, which reads images by a merged encoder."""
+        head = None if connector.design in PLAIN else projection(merged)
+        return replace(self, connector=connector, head=head)
 
 
 def build_llava(
@@ -125,9 +128,12 @@ def continue_llava(folder: Path, encoder: GmailEncoder, template: str, reads: Ro
     """
     tokenizer = load_tokenizer(folder)
     with damage_explained(folder, ModelError, "download the model again"), no_bars():
-        model = LlavaForConditionalGeneration.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32
+        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
+    model, report = loaded
+    if report["missing_keys"]:
+        raise ModelError(f"{folder} lacks weights, such as {min(report['missing_keys'])}")
     config = model.config
     tower = vision_tower(merge(encoder, reads))
     width = model.model.multi_modal_projector.linear_1.in_features
@@ -148,8 +154,11 @@ def continue_llava(folder: Path, encoder: GmailEncoder, template: str, reads: Ro
     model.model.vision_tower, config.vision_config = tower, tower.config
     config.image_seq_length = (tower.config.image_size // tower.config.patch_size) ** 2
     opened = Llava(model, tokenizer, encoder.preprocess, template)
-    if opened.layout.image_id() != config.image_token_id:
-        raise ConfigError(f"{folder} has another token for images than {IMAGE}: choose another")
+    if tokenizer.convert_tokens_to_ids(IMAGE) != config.image_token_id:
+        raise ConfigError(
+            f"the tokenizer of {folder} does not have {IMAGE} as the token of images that its model"
+            " reads: use the tokenizer that belongs to it"
+        )
     opened.layout.end_id()
     return opened
 
@@ -185,49 +194,3 @@ def add_image_token(language: LanguageModel) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             language.model.resize_token_embeddings(len(language.tokenizer), mean_resizing=False)
-
-
-@torch.no_grad()
-def patches_of(tower: Backbone, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p width"]:
-    """Return the patch tokens that LLaVA reads."""
-    return tower.trunk_and_patches(pixels)[1]
-
-
-def save_llava(folder: Path, llava: Llava, trained_on: dict[str, Any]) -> None:
-    """Write the model, its processor, its template and what it was trained on."""
-    end = llava.layout.end_id()
-    llava.model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
-    with no_bars():
-        llava.model.save_pretrained(folder)
-    write_json(folder / "preprocessor_config.json", llava.preprocess.to_config())
-    processor = LlavaProcessor(
-        image_processor=AutoImageProcessor.from_pretrained(folder, local_files_only=True),
-        tokenizer=llava.tokenizer,
-        patch_size=llava.model.config.vision_config.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    processor.save_pretrained(folder)
-    write_json(folder / OWN, {"template": llava.template, "trained_on": trained_on})
-
-
-def load_llava(artifact: Artifact, device: torch.device) -> Llava:
-    """Open what :func:`save_llava` wrote.
-
-    Raises:
-        ArtifactError: the artifact is not a multimodal language model, or is damaged.
-        ConfigError: the template in it is not known here.
-    """
-    if artifact.kind != "vlm":
-        raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, and a vlm is needed here")
-    folder = artifact.folder
-    with damage_explained(folder, ArtifactError, "train the model again"), no_bars():
-        own = json.loads((folder / OWN).read_text(encoding="utf-8"))
-        if own["template"] not in TEMPLATES:
-            raise ConfigError(f"{folder} has the unknown template {own['template']!r}")
-        model = LlavaForConditionalGeneration.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    preprocess = Preprocess.from_folder(folder)
-    return Llava(model.to(device).eval(), tokenizer, preprocess, own["template"])

@@ -3,84 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from peft import LoraConfig, LoraModel
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 
-from gmail_align.artifacts import Artifact, begin, sha256_file
-from gmail_align.data.images import ImageStore
-from gmail_align.encoders.backbones.backbone import Backbone
+from gmail_align.artifacts import MANIFEST, Artifact, begin, load
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.language import language_model_fingerprint, load_language_model
+from gmail_align.encoders.language import load_language_model
 from gmail_align.encoders.merge import merge
 from gmail_align.encoders.route import Route
-from gmail_align.errors import ConfigError, DataError
-from gmail_align.features.rows import RowFile, fill_rows
-from gmail_align.progress import say
-from gmail_align.runtime import resolve_device, stable_seed
-from gmail_align.training.config import OptimConfig
-from gmail_align.training.loop import CHECKPOINT, FitReport, PiecewiseLoss, fit
+from gmail_align.errors import ConfigError
+from gmail_align.progress import say, set_quiet
+from gmail_align.runtime import resolve_device
+from gmail_align.training.checkpoints import remove_checkpoint, whole
+from gmail_align.training.distributed import ranks
 from gmail_align.vlm.config import LlavaConfig
-from gmail_align.vlm.conversations import (
-    CONVERSATIONS,
-    Conversation,
-    caption_conversations,
-    read_conversations,
+from gmail_align.vlm.costs import LlavaShape, Meter, known_peak
+from gmail_align.vlm.fitting import (
+    TrainingData,
+    choose_trained,
+    fit_llava,
+    prepare,
+    require_shares,
+    trained_parameters,
 )
-from gmail_align.vlm.loss import labelled_loss
-from gmail_align.vlm.model import (
-    Llava,
-    build_llava,
-    continue_llava,
-    patches_of,
+from gmail_align.vlm.folder import (
+    connector_for,
+    continue_connector,
     save_llava,
+    start_fingerprint,
+    weights_folder,
 )
-from gmail_align.vlm.packing import PackedRows, Plan, Sample, pack
-
-_IMAGES_AT_ONCE = 32
-
-
-@dataclass(frozen=True)
-class ConversationSet:
-    """Conversations, their images, and the route by which the images are read."""
-
-    conversations: Path | Artifact
-    """A file in LLaVA's format, or an artifact of kind ``conversations``, ``captions`` or
-    ``pairs``."""
-    images: Artifact | None = None
-    """The images; None where the conversations do not have any."""
-    route: Route = Route.FROZEN
-    """Weights of the encoder that the images go through: ``generated`` for generated images."""
-
-    def read(self, prompt: str) -> Iterator[Conversation]:
-        """Yield the conversations; ``prompt`` asks for captions.
-
-        Raises:
-            DataError: a sample is not a conversation, or its image is missing.
-        """
-        known = ImageStore(self.images) if self.images else None
-        if isinstance(self.conversations, Path) or self.conversations.kind == CONVERSATIONS:
-            stream = read_conversations(self.conversations)
-        elif known is None:
-            raise ConfigError(f"{self.conversations.folder} holds captions: give their images")
-        else:
-            stream = caption_conversations(tuple(known.ids), self.conversations, prompt)
-        for conversation in stream:
-            for name in conversation.image_ids:
-                if known is None or name not in known:
-                    raise DataError(
-                        f"sample {conversation.sample_id} has the image {name}, which is not among"
-                        f" the images of {self.images.folder if self.images else 'this training'}"
-                    )
-            yield conversation
+from gmail_align.vlm.loss import Objective
+from gmail_align.vlm.model import Llava, build_llava, continue_llava
+from gmail_align.vlm.packing import Sample
+from gmail_align.vlm.patches import PatchReader
+from gmail_align.vlm.sets import ConversationSet as ConversationSet
+from gmail_align.vlm.sets import inputs_of
 
 
 def train_llava(
@@ -111,7 +73,8 @@ def train_llava(
     Raises:
         DataError: a sample cannot be trained on; the message names it.
         ModelError: the encoder or the language model cannot be used.
-        ConfigError: there are no conversations, or the tokenizer lacks a control token.
+        ConfigError: there are no conversations, nothing is trained, or the tokenizer lacks a
+            control token.
     """
     if not sets:
         raise ConfigError("LLaVA is trained on conversations: give at least one set")
@@ -119,49 +82,132 @@ def train_llava(
     names = [*(f"train{number + 1}" for number in range(len(sets))), "validation"]
     named = dict(zip(names, parts, strict=False))
     routes = {name: str(part.route) for name, part in named.items()}
-    start = {
-        "language_model": language_model_fingerprint(language_model),
-        "encoder": encoder.fingerprint,
-    }
-    identity = {"vlm": "llava", "routes": routes, **config.identity()}
-    draft = begin(out, "vlm", identity, {**start, **_inputs(named)}, seed)
-    if draft.complete is not None:
-        return draft.complete
-    llava = _start(config, encoder, language_model, seed)
+    here, draft = ranks(), None
+    if not here.first:
+        set_quiet(True)  # one process speaks for all
+    if here.first or (out / MANIFEST).exists():
+        identity = {"vlm": "llava", "routes": routes, **config.identity()}
+        start = {
+            "language_model": start_fingerprint(language_model),
+            "encoder": encoder.fingerprint,
+        }
+        draft = begin(out, "vlm", identity, {**start, **inputs_of(named)}, seed)
+        if draft.complete is not None:
+            return draft.complete
+    here.wait()
+    require_shares(config)
+    opening = _Opening(config, encoder, language_model, parts, seed)
+    llava = opening.llava()
     samples = [
         Sample.make(conversation, llava.layout, config.row_tokens, number)
         for number, part in enumerate(parts)
         for conversation in part.read(config.prompt)
     ]
-    llava.model.to(resolve_device(config.device)).train()
-    reader = PatchReader(parts, encoder, samples, out)
-    reader.keep_where_it_pays(config.keep_patches, llava)
-    report = _fit(llava, config, samples, len(sets), reader, seed, out)
-    trained_on = {"encoder": encoder.base_fingerprint, "routes": routes}
-    save_llava(out, llava, trained_on)
-    for file in (draft.path(CHECKPOINT), *reader.files):
-        file.unlink(missing_ok=True)
-    notes = {"best_step": report.best_step, "validation": report.scores, "trained_on": trained_on}
-    return draft.finish(_counts([s for s in samples if s.source < len(sets)]), **notes)
+    train = [sample for sample in samples if sample.source < len(sets)]
+    held = [sample for sample in samples if sample.source == len(sets)]
+    _require_training(config, sets, train)
+    reader = PatchReader(parts, encoder, samples, out, config.visual_tokens)
+    reader.preprocess = llava.preprocess
+    shape = LlavaShape.of(llava.model.config.to_dict())
+    device = resolve_device(config.device)
+    choose_trained(llava.model, config, seed)
+    objective = prepare(llava, config, device)
+    del llava
+    reader.half = config.precision == "bfloat16"
+    reader.keep_where_it_pays(config.keep_patches, shape.tower_share(config))
+    say(shape.memory(config, guarded=bool(held), processes=here.count).sentence())
+    meter = Meter(shape, config, _peak(config, device), reads=reader.kept is None)
+    report = fit_llava(objective, config, TrainingData(train, held, reader), meter, seed, out)
+    trained = {n: whole(p.detach()).cpu() for n, p in trained_parameters(objective).items()}
+    del objective
+    reader.remove_kept() if here.first else None
+    if draft is not None:
+        trained_on = {"encoder": encoder.base_fingerprint, "routes": routes}
+        save_llava(out, opening.finished(trained), trained_on, config.reads)
+        remove_checkpoint(out)
+        notes = {"best_step": report.best_step, "validation": report.scores}
+        draft.finish(_counts(train), **notes, speed=report.speed, trained_on=trained_on)
+    here.wait()
+    return load(out)
 
 
-def _start(config: LlavaConfig, encoder: GmailEncoder, folder: Path, seed: int) -> Llava:
-    """Open a LLaVA, or put a projector before a language model."""
-    if json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "llava":
-        return continue_llava(folder, encoder, config.template, config.reads)
-    language = load_language_model(folder)
-    return build_llava(encoder, language, config.template, config.reads, seed)
+class _Opening:
+    """Opens the model that a training begins with: to train it, and again to put the result in.
+
+    What is trained may be sharded over processes, and what is frozen rounded. So the folder is
+    written from the model as it was, with what was trained in it.
+    """
+
+    def __init__(
+        self,
+        config: LlavaConfig,
+        encoder: GmailEncoder,
+        folder: Path,
+        sets: Sequence[ConversationSet],
+        seed: int,
+    ) -> None:
+        self.config, self.encoder, self.folder, self.seed = config, encoder, folder, seed
+        self.routes = frozenset(part.route for part in sets if part.route.adapted)
+
+    def llava(self) -> Llava:
+        """Open a LLaVA, or put a projector before a language model."""
+        config, place = self.config, weights_folder(self.folder)
+        known = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        go_on = known["model_type"] == "llava"
+        if go_on:
+            llava = continue_llava(place, self.encoder, config.template, config.reads)
+        else:
+            language = load_language_model(place)
+            llava = build_llava(self.encoder, language, config.template, config.reads, self.seed)
+        connector = connector_for(
+            llava, config.visual_tokens, config.pooled_tokens, self.routes, self.seed
+        )
+        if go_on:
+            continue_connector(self.folder, connector)
+        llava = llava.with_connector(connector, merge(self.encoder, config.reads))
+        steps = replace(self.encoder.preprocess, pad=config.square == "pad")
+        return replace(llava, preprocess=steps)
+
+    def finished(self, trained: dict[str, Tensor]) -> Llava:
+        """Open the model again, with what was trained in it."""
+        llava = self.llava()
+        adapted = choose_trained(llava.model, self.config, self.seed)
+        own = trained_parameters(Objective(llava.model, llava.connector))
+        with torch.no_grad():
+            for name, value in trained.items():
+                own[name].copy_(value)
+        if adapted is not None:
+            adapted.merge_and_unload()
+        return llava
 
 
-def _inputs(parts: Mapping[str, ConversationSet]) -> dict[str, Artifact | str]:
-    """Name what the model is made from, by role."""
-    inputs: dict[str, Artifact | str] = {}
-    for name, part in parts.items():
-        source = part.conversations
-        content = sha256_file(source) if isinstance(source, Path) else source
-        inputs[f"{name}_conversations"] = content
-        inputs |= {f"{name}_images": part.images} if part.images else {}
-    return inputs
+def _require_training(
+    config: LlavaConfig, sets: Sequence[ConversationSet], train: Sequence[Sample]
+) -> None:
+    """Refuse a combination in which what should be trained never would be.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if config.tune == "projector" and not any(sample.image_ids for sample in train):
+        raise ConfigError(
+            "nothing is trained: tune=projector trains what reads images, and no sample has one;"
+            " use tune=lora or full"
+        )
+    adapted = [part for part in sets if part.route.adapted and part.images is not None]
+    if config.visual_tokens == "residual" and not adapted:
+        raise ConfigError(
+            "visual_tokens=residual trains a matrix for each adapted route, and no set is read by"
+            f" one: read generated images by the route {Route.GENERATED}"
+        )
+
+
+def _peak(config: LlavaConfig, device: torch.device) -> float | None:
+    """Return the operations a second of all processes' cards; None where that is not known."""
+    if device.type != "cuda" or config.precision != "bfloat16":
+        return None
+    one = known_peak(torch.cuda.get_device_name(device))
+    return None if one is None else one * ranks().count
 
 
 def _counts(trained: Sequence[Sample]) -> dict[str, int]:
@@ -172,190 +218,3 @@ def _counts(trained: Sequence[Sample]) -> dict[str, int]:
         "tokens": sum(len(sample.ids) for sample in trained),
         "learnt_tokens": sum(int(sample.learnt.sum()) for sample in trained),
     }
-
-
-class PatchReader:
-    """Reads the patches of images, each set's by its own route.
-
-    Args:
-        sets: The sets of images.
-        encoder: The encoder.
-        samples: The samples whose images will be read.
-        out: Folder where patches may be kept until the training is complete.
-    """
-
-    def __init__(
-        self,
-        sets: Sequence[ConversationSet],
-        encoder: GmailEncoder,
-        samples: Sequence[Sample],
-        out: Path,
-    ) -> None:
-        self.encoder, self.out = encoder, out
-        self.stores = [ImageStore(part.images) if part.images else None for part in sets]
-        self.routes = [part.route for part in sets]
-        self.towers: dict[Route, Backbone] = {
-            route: merge(encoder, route) for route in dict.fromkeys(self.routes)
-        }
-        for tower in self.towers.values():
-            tower.module.to(encoder.device)
-        wanted = ((sample.source, name) for sample in samples for name in sample.image_ids)
-        self.place = {image: row for row, image in enumerate(dict.fromkeys(wanted))}
-        self.kept: np.ndarray[Any, np.dtype[np.float32]] | None = None
-        self.files: list[Path] = []
-
-    def read(self, samples: Sequence[Sample]) -> Float[Tensor, "i p w"] | None:
-        """Return the patches of the samples' images in order; None without images."""
-        images = [(sample.source, name) for sample in samples for name in sample.image_ids]
-        if not images:
-            return None
-        if self.kept is not None:
-            rows = [self.place[image] for image in images]
-            return torch.from_numpy(np.stack([self.kept[row] for row in rows]))
-        return self._compute(images)
-
-    def _compute(self, images: Sequence[tuple[int, str]]) -> Float[Tensor, "i p w"]:
-        patches: list[Tensor] = []
-        for source, name in images:
-            store = self.stores[source]
-            assert store is not None  # reading the conversations refuses that
-            pixels = self.encoder.preprocess(store.read(name)).to(self.encoder.device)
-            patches.append(patches_of(self.towers[self.routes[source]], pixels))
-        return torch.cat(patches).float()
-
-    def keep_where_it_pays(self, chosen: bool | None, llava: Llava) -> None:
-        """Compute all patches once, if that is chosen or saves at least a tenth of the work."""
-        if not self.place:
-            return
-        tokens = llava.layout.image_tokens
-        tower = sum(p.numel() for p in llava.model.model.vision_tower.parameters())
-        words = sum(p.numel() for p in llava.model.model.language_model.parameters())
-        share = tower / (3 * words)  # both see about as many tokens; gradients triple the latter
-        if not (share > 0.1 if chosen is None else chosen):
-            say(f"the vision tower is {share:.0%} of the work: images are read at every step")
-            return
-        say(f"the vision tower is {share:.0%} of the work: patches are computed once and kept")
-        images, width = list(self.place), self.encoder.width
-        path = self.out / "patches.bin"
-        target = RowFile(path, len(images), 4 * tokens * width)
-
-        def make(rows: object) -> np.ndarray[Any, np.dtype[np.float32]]:
-            assert isinstance(rows, range)
-            return self._compute([images[row] for row in rows]).cpu().numpy()
-
-        fill_rows(target, _IMAGES_AT_ONCE, lambda rows: rows, make, label="patches", unit="images")
-        self.kept = np.memmap(path, np.float32, "r", shape=(len(images), tokens, width))
-        self.files = [path]
-
-
-def _fit(
-    llava: Llava,
-    config: LlavaConfig,
-    samples: Sequence[Sample],
-    sets: int,
-    reader: PatchReader,
-    seed: int,
-    out: Path,
-) -> FitReport:
-    """Train the projector, and the language model where that is asked for."""
-    model = llava.model
-    adapted = choose_trained(model, config, seed)
-    train = [sample for sample in samples if sample.source < sets]
-    held = [sample for sample in samples if sample.source == sets]
-    plan = Plan([len(sample.ids) for sample in train], config.row_tokens, seed)
-    settled = {name: getattr(config.optim, name) for name in OptimConfig.model_fields}
-    if config.optim.steps < 0:
-        settled["steps"] = plan.steps(config.optim.epochs, config.batch_rows)
-    rows, tokens = len(plan.epoch(0)), sum(plan.lengths)
-    learnt = sum(int(sample.learnt.sum()) for sample in train)
-    say(
-        f"{len(train)} samples of {tokens} tokens in {rows} rows: {learnt / tokens:.1%} of the"
-        f" tokens are learnt, {1 - tokens / (rows * config.row_tokens):.1%} of the rows is padding"
-    )
-    half = torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-
-    def loss(step: int) -> PiecewiseLoss:
-        rows = [[train[index] for index in row] for row in plan.batch(step, config.batch_rows)]
-        return piecewise_loss(rows, config.rows_at_once or len(rows), summed)
-
-    def summed(rows: PackedRows) -> Tensor:
-        with half:
-            return labelled_loss(model, rows, reader.read(rows.samples))
-
-    def guard() -> Mapping[str, float]:
-        mean = validation_loss(llava, held, config.row_tokens, summed)
-        return {"score": -mean, "loss": mean}
-
-    report = fit(
-        {name: p for name, p in model.named_parameters() if p.requires_grad},
-        loss,
-        OptimConfig(**settled),
-        seed=seed,
-        folder=out,
-        evaluate=guard if held else None,
-        label="llava",
-    )
-    if adapted is not None:
-        adapted.merge_and_unload()
-    return report
-
-
-def choose_trained(
-    model: LlavaForConditionalGeneration, config: LlavaConfig, seed: int
-) -> LoraModel | None:
-    """Let the projector be trained, and the language model where the configuration says so.
-
-    Returns:
-        The adapted language model, whose adapter has to be merged in the end; None without one.
-    """
-    model.requires_grad_(False)
-    adapted = None
-    if config.tune == "full":
-        for module in (model.model.language_model, model.lm_head):
-            module.requires_grad_(True)
-    if config.tune == "lora":
-        settings = LoraConfig(
-            r=config.lora.rank,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules="all-linear",
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable_seed(seed, "lora"))
-            adapted = LoraModel(model.model.language_model, {"default": settings}, "default")
-    model.model.multi_modal_projector.requires_grad_(True)
-    return adapted
-
-
-def piecewise_loss(
-    rows: Sequence[Sequence[Sample]], at_once: int, summed: Callable[[PackedRows], Tensor]
-) -> PiecewiseLoss:
-    """Return the mean loss of a step's learnt tokens, ``at_once`` rows at a time.
-
-    Every piece is divided by the learnt tokens of all rows, so pieces add up to the whole.
-    """
-    learnt = sum(int(sample.learnt.sum()) for row in rows for sample in row)
-    total = torch.zeros((), dtype=torch.float64)
-
-    def pieces() -> Iterator[Tensor]:
-        for start in range(0, len(rows), at_once):
-            piece = summed(pack(rows[start : start + at_once])) / learnt
-            total.add_(piece.detach().cpu().double())
-            yield piece
-
-    return PiecewiseLoss({"total": total}, pieces())
-
-
-@torch.no_grad()
-def validation_loss(
-    llava: Llava, samples: Sequence[Sample], budget: int, summed: Callable[[PackedRows], Tensor]
-) -> float:
-    """Return the mean cross-entropy of the learnt tokens of held-out samples, without dropout."""
-    plan = Plan([len(sample.ids) for sample in samples], budget, 0)
-    training = llava.model.training
-    llava.model.eval()
-    try:
-        losses = [float(summed(pack([[samples[index] for index in row]]))) for row in plan.epoch(0)]
-    finally:
-        llava.model.train(training)
-    return sum(losses) / sum(int(sample.learnt.sum()) for sample in samples)

@@ -193,6 +193,10 @@ class Backbone:
         outputs = self.module.vision_model(pixel_values=pixels, output_hidden_states=True)
         return outputs.pooler_output, outputs.hidden_states[-2]
 
+    def patches(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b tokens width"]:
+        """Return the patch tokens that go into the last layer."""
+        return self.trunk_and_patches(pixels)[1]
+
     def image_features(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b dim"]:
         """Return the model's own image features."""
         features: Tensor = self.module.get_image_features(pixels).pooler_output

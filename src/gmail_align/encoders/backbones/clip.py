@@ -49,6 +49,10 @@ class ClipBackbone(Backbone):
         """Return :meth:`lean_trunk` and the patch tokens that LLaVA reads."""
         return _class_token_and_patches(self.module.vision_model, pixels)
 
+    def patches(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b tokens width"]:
+        """Return the patch tokens that LLaVA reads, without running the last layer."""
+        return _before_last(self.module.vision_model, pixels)[:, 1:]
+
     def tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
 
@@ -136,15 +140,20 @@ def _class_token_and_patches(
     attention outputs and feed-forward passes there are left out: a fifth of a 4-layer tower, a
     fifteenth of ViT-B. The modules are those of ``vision`` itself, so adapters inside take part.
     """
-    *layers, last = vision.encoder.layers
-    hidden = vision.pre_layrnorm(vision.embeddings(pixels))
-    for layer in layers:
-        hidden = hidden + layer.self_attn(layer.layer_norm1(hidden), attention_mask=None)[0]
-        hidden = hidden + _mlp(layer.mlp, layer.layer_norm2(hidden))
+    hidden, last = _before_last(vision, pixels), vision.encoder.layers[-1]
     token = hidden[:, :1] + _attend_first(last.self_attn, last.layer_norm1(hidden))
     token = token + _mlp(last.mlp, last.layer_norm2(token))
     pooled: Tensor = vision.post_layernorm(token[:, 0])
     return pooled, hidden[:, 1:]
+
+
+def _before_last(vision: Any, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b t width"]:
+    """Return the tokens that go into the last layer."""
+    hidden: Tensor = vision.pre_layrnorm(vision.embeddings(pixels))
+    for layer in vision.encoder.layers[:-1]:
+        hidden = hidden + layer.self_attn(layer.layer_norm1(hidden), attention_mask=None)[0]
+        hidden = hidden + _mlp(layer.mlp, layer.layer_norm2(hidden))
+    return hidden
 
 
 def _mlp(mlp: Any, tokens: Float[Tensor, "b t width"]) -> Float[Tensor, "b t width"]:
