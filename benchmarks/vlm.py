@@ -152,7 +152,7 @@ class PlainTrainer(Trainer):
     def compute_loss(self, *values: Any, **named: Any) -> Any:
         """Compute the loss, and keep it."""
         loss = super().compute_loss(*values, **named)
-        self.losses.append(float(loss))
+        self.losses.append(float((loss[0] if isinstance(loss, tuple) else loss).detach()))
         return loss
 
 
