@@ -93,15 +93,14 @@ def train_llava(
         shared.show_plan("train llava", out, config, **inputs)
         return
     from gmail_align.encoders.encoder import GmailEncoder
-    from gmail_align.runtime import resolve_device
+    from gmail_align.training.distributed import ranks
     from gmail_align.vlm import training
 
     model = GmailEncoder.from_pretrained(model_path(encoder, "clip"))
-    model.to(resolve_device(config.device))
     words = model_path(language_model, "llama")
-    shared.show_artifact(
-        training.train_llava(config, sets, model, words, out, validation=validation, seed=seed)
-    )
+    made = training.train_llava(config, sets, model, words, out, validation=validation, seed=seed)
+    if ranks().first:
+        shared.show_artifact(made)
 
 
 @command

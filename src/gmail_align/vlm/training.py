@@ -63,7 +63,7 @@ def train_llava(
     Args:
         config: Template, packing and optimisation.
         sets: What is trained on.
-        encoder: A CLIP, aligned or not, on the device where it runs.
+        encoder: A CLIP, aligned or not; it is moved to the device.
         language_model: Folder of a language model of Llama's format, or of a LLaVA to train on.
         out: Folder of the model.
         validation: Held-out conversations; the step with their lowest loss is kept, step 0
@@ -106,10 +106,11 @@ def train_llava(
     train = [sample for sample in samples if sample.source < len(sets)]
     held = [sample for sample in samples if sample.source == len(sets)]
     _require_training(config, sets, train)
+    device = resolve_device(config.device)
+    encoder.to(device)  # the processes' groups decide which device that is
     reader = PatchReader(parts, encoder, samples, out, config.visual_tokens)
     reader.preprocess = llava.preprocess
     shape = LlavaShape.of(llava.model.config.to_dict())
-    device = resolve_device(config.device)
     choose_trained(llava.model, config, seed)
     objective = prepare(llava, config, device)
     del llava
