@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from gmail_align.artifacts import read_jsonl
+from gmail_align.data.images import ImageStore
 from gmail_align.errors import DataError
+from gmail_align.importing.run import import_data
 from gmail_align.tabletop.scenes import Scene, sample_scene
 from gmail_align.tabletop.text import captions
-from gmail_align.tabletop.world import write_coco, write_scienceqa
+from gmail_align.tabletop.world import write_coco, write_scienceqa, write_talks
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -119,3 +122,21 @@ world.Picture.draw = killed
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "lost").exists()
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_conversations_and_open_questions_are_about_the_drawn_images(tmp_path):
+    path = write_coco(tmp_path, "test", 3, size=16)
+    talks, questions = write_talks(tmp_path, "test", 3)
+    options = {"annotations": path, "images": [tmp_path / "images"]}
+    real = import_data("coco", options, tmp_path / "real")["images"]
+    said = json.loads(talks.read_text())
+    assert [talk["image"] for talk in said] == list(ImageStore(real).ids)
+    for talk in said:
+        values = [turn["value"] for turn in talk["conversations"]]
+        assert values[0].startswith("<image>\n") and "<image>" not in "".join(values[1:])
+        assert sum("Describe the image." in value for value in values) == 1
+    asked = list(read_jsonl(questions))
+    assert len(asked) == 6
+    options = {"source": questions, "images": [tmp_path / "images"], "split": "test"}
+    made = import_data("mmmu", options, tmp_path / "asked")
+    assert made["questions"].counts["questions"] == made["images"].counts["images"] == 6

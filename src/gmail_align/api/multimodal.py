@@ -18,7 +18,7 @@ from gmail_align.api.places import (
 from gmail_align.artifacts import Artifact
 
 if TYPE_CHECKING:
-    from gmail_align.vlm.training import ConversationSet
+    from gmail_align.vlm.sets import ConversationSet
 
 
 def train_llava(
@@ -50,7 +50,7 @@ def train_llava(
         ModelError: the encoder or the language model cannot be used.
 
     Example:
-        >>> from gmail_align.vlm.training import ConversationSet
+        >>> from gmail_align.vlm.sets import ConversationSet
         >>> talks = ConversationSet(load("pairs"), real["images"])
         >>> quick = {"optim.steps": 2, "batch_rows": 2}
         >>> train_llava([talks], "llava", preset="tabletop", settings=quick).kind

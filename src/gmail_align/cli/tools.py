@@ -154,6 +154,8 @@ def tabletop_write(
 ) -> None:
     """Draw scenes with captions (COCO's format) or with questions (ScienceQA's), for import.
 
+    Captions come with conversations in LLaVA's format and open questions in MMMU's.
+
     Args:
         out: Folder; it may hold other splits.
         count: Number of images.
@@ -166,12 +168,13 @@ def tabletop_write(
     if shared.dry_run:
         shared.show_plan("tabletop write", out, split=split, images=count)
         return
-    from gmail_align.tabletop.world import write_coco, write_scienceqa
+    from gmail_align.tabletop.world import write_coco, write_scienceqa, write_talks
 
     if questions:
         path = write_scienceqa(out, {split: count}, start, size, workers)
     else:
         path = write_coco(out, split, count, start, size, workers)
+        write_talks(out, split, count, start)
     what = "questions" if questions else "captions"
     shared.show(
         {"annotations": str(path), "images": str(out / "images"), "count": count},

@@ -54,7 +54,7 @@ def caption_questions(
         scene, rng = scenes[image], random.Random(f"asked:{image}:{caption}")
         facts = dict(zip(captions(scene), caption_facts(scene), strict=True)).get(caption)
         asked = [] if facts is None else asked_of(scene, rng, most, facts)
-        return [(f"{one.question}\n{ANSWER_BY_PHRASE}", one.right) for one in asked]
+        return [(f"{one.question}\n\n{ANSWER_BY_PHRASE}", one.right) for one in asked]
 
     return draw
 

@@ -12,10 +12,12 @@ from typing import Any, Final
 
 from PIL import Image
 
-from gmail_align.artifacts import write_bytes
+from gmail_align.artifacts import write_bytes, write_jsonl
+from gmail_align.data.questions import ANSWER_BY_PHRASE
 from gmail_align.engine import Engine, Job, run_shards
 from gmail_align.errors import DataError
-from gmail_align.tabletop.questions import questions
+from gmail_align.tabletop.conversations import asked_of
+from gmail_align.tabletop.questions import Question, questions
 from gmail_align.tabletop.render import render
 from gmail_align.tabletop.scenes import SPLITS, Scene, sample_scene
 from gmail_align.tabletop.text import captions, long_caption
@@ -84,7 +86,7 @@ def write_coco(
     scenes = {
         image_id(split, seed): sample_scene(seed, split) for seed in range(start, start + count)
     }
-    names = {number: f"tabletop_{split}_{number:012d}.jpg" for number in scenes}
+    names = {number: _file_name(split, number) for number in scenes}
     _draw(
         [Picture(scene, folder / "images" / names[k], size) for k, scene in scenes.items()], workers
     )
@@ -103,6 +105,56 @@ def write_coco(
     }
     _write_json(folder / f"scenes_{split}.json", truth)
     return path
+
+
+def write_talks(folder: Path, split: str, count: int, start: int = 0) -> tuple[Path, Path]:
+    """Write conversations in LLaVA's format and open questions in MMMU's, about drawn scenes.
+
+    The folder gets ``talks_{split}.json`` (a caption and five questions about each scene) and
+    ``questions_{split}.jsonl`` (two of its questions, each to be asked alone). The images are those
+    of :func:`write_coco`.
+
+    Returns:
+        The paths of both files.
+    """
+    talks, asked = [], []
+    for seed in range(start, start + count):
+        scene, number = sample_scene(seed, split), image_id(split, seed)
+        name, rng = _file_name(split, number), random.Random(f"talks:{number}")
+        drawn = asked_of(scene, rng, 5)
+        turns = [(f"{one.question}\n\n{ANSWER_BY_PHRASE}", one.right) for one in drawn]
+        turns.insert(rng.randrange(6), ("Describe the image.", rng.choice(captions(scene))))
+        said = [
+            {"from": speaker, "value": text}
+            for turn in turns
+            for speaker, text in zip(("human", "gpt"), turn, strict=True)
+        ]
+        said[0]["value"] = f"<image>\n{said[0]['value']}"
+        # An import of COCO's layout names an image by its number.
+        talks.append({"id": str(number), "image": str(number), "conversations": said})
+        asked += [
+            _mmmu_row(f"{split}_{q.subject}_{number}{k}", q, name) for k, q in enumerate(drawn[:2])
+        ]
+    paths = folder / f"talks_{split}.json", folder / f"questions_{split}.jsonl"
+    _write_json(paths[0], talks)
+    write_jsonl(paths[1], asked)
+    return paths
+
+
+def _mmmu_row(name: str, question: Question, image: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "question": question.question,
+        "options": [],
+        "answer": question.right,
+        "question_type": "open",
+        "subfield": question.subject,
+        "image_1": image,
+    }
+
+
+def _file_name(split: str, number: int) -> str:
+    return f"tabletop_{split}_{number:012d}.jpg"
 
 
 def write_scienceqa(

@@ -101,7 +101,8 @@ class TrainedLlava(Step):
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.encoders.route import Route
-        from gmail_align.vlm.training import ConversationSet, train_llava
+        from gmail_align.vlm.sets import ConversationSet
+        from gmail_align.vlm.training import train_llava
 
         *sets, held = (
             ConversationSet(work.get(one.conversations), work.get(one.images), Route(one.route))
