@@ -69,7 +69,8 @@ class Groups:
     def shared(self) -> Int64[Tensor, " g"]:
         """Groups that both sides have."""
         ours = self.real.unique()
-        return ours[torch.isin(ours, self.generated) & (ours >= 0)]
+        both: Int64[Tensor, " g"] = ours[torch.isin(ours, self.generated) & (ours >= 0)]
+        return both
 
     @property
     def generated_alone(self) -> list[str]:

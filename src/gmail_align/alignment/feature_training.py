@@ -19,7 +19,7 @@ from gmail_align.alignment.terms import TERMS, Comparison, Features, Term
 from gmail_align.alignment.training_free import AffineMap
 from gmail_align.data.batches import batch_indices
 from gmail_align.runtime import stable_seed
-from gmail_align.training.loop import FitReport, fit
+from gmail_align.training.loop import FitReport, fit, pairs_rate
 
 Evaluate = Callable[[int], Mapping[str, float]]
 """Step -> figures of the present head, with the ``score`` that is maximised."""
@@ -106,7 +106,7 @@ class Learner:
             folder=folder,
             evaluate=lambda: evaluate(done[0]),
             label=label,
-            batch_size=config.batch_size,
+            rate=pairs_rate(config.batch_size),
         )
 
     def _losses(

@@ -94,7 +94,8 @@ def _load(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
             raise DataError(f"{path} is an archive of arrays: save the one array with numpy.save")
         # Mapping the file checks its length, so a header cannot ask for more memory than it has.
         # Pages are read when rows are, and may be written to: the file stays as it is.
-        return np.load(path, mmap_mode="c", allow_pickle=False)
+        rows: np.ndarray[Any, Any] = np.load(path, mmap_mode="c", allow_pickle=False)
+        return rows
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except DataError:

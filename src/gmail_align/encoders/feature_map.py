@@ -87,9 +87,9 @@ class FeatureMap:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path} is missing or damaged: align the features again") from error
-        if set(tensors) == _AFFINE:
-            return cls(**tensors)
-        if set(tensors) == _AFFINE | _BENT:
-            bend = Bend(**{name: tensors.pop(name) for name in sorted(_BENT)})
-            return cls(**tensors, bend=bend)
+        affine = {name: tensors.pop(name) for name in sorted(_AFFINE & set(tensors))}
+        if set(affine) == _AFFINE and not tensors:
+            return cls(affine["matrix"], affine["shift"])
+        if set(affine) == _AFFINE and set(tensors) == _BENT:
+            return cls(affine["matrix"], affine["shift"], Bend(**tensors))
         raise ModelError(f"{path} does not hold a head of features: align the features again")

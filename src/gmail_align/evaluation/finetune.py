@@ -38,7 +38,7 @@ from gmail_align.metrics.bootstrap import Values
 from gmail_align.metrics.linear_probe import held_out, mean_hit
 from gmail_align.results import Input, Result, ResultDraft, begin_result
 from gmail_align.runtime import resolve_device, stable_seed
-from gmail_align.training.loop import CHECKPOINT, FitReport, fit
+from gmail_align.training.loop import CHECKPOINT, FitReport, fit, pairs_rate
 
 _WORK = "work"
 _BATCH = 64
@@ -265,5 +265,5 @@ def _fit(
         folder=out,
         evaluate=guard,
         label="fine-tuning",
-        batch_size=config.batch_size,
+        rate=pairs_rate(config.batch_size),
     )

@@ -61,7 +61,8 @@ def class_transfer(
     scale = (train - centre).square().mean().sqrt().clamp(min=torch.finfo(train.dtype).tiny)
     weights = _logistic((train - centre) / scale, labels, len(known), decay)
     scores = (test - centre) / scale @ weights[:-1] + weights[-1]
-    return (known[scores.argmax(1)] == test_classes).double()
+    hits: Tensor = (known[scores.argmax(1)] == test_classes).double()
+    return hits
 
 
 def caption_transfer(
