@@ -20,6 +20,7 @@ from worlds.browser import CHROMIUM, browser
 TINY = """
 title = "A tiny study"
 number = "Table 0"
+report = true
 column = [
     { name = "t2i", label = "Retrieval", metric = "t2i_r1" },
     { name = "floor", metric = { tabletop = "tabletop_floor/accuracy", paper = "dtd/accuracy" } },
@@ -101,6 +102,7 @@ def test_a_study_runs_from_its_file_to_its_tables(ran: tuple[Path, dict[str, Any
     folder, shown = ran
     result = read_study_result(folder / RESULT)
     assert shown["fingerprint"] == result.fingerprint
+    assert "t-SNE" in (folder / "report" / "index.html").read_text()
     assert [column.name for column in result.columns] == [
         *("t2i", "floor", "paired_cosine", "text", "real", "tflop")
     ]

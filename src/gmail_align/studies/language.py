@@ -109,6 +109,9 @@ class Study(Config):
     row: tuple[StudyRow, ...] = Field(min_length=1)
     claim: tuple[Claim, ...] = ()
     plot: tuple[Plot, ...] = ()
+    report: bool = False
+    """Whether the report of the run is written beside the table: maps of features, galleries of
+    pairs, captions and curves."""
     scale: dict[Scale, Base] = Field(min_length=1)
     recipe_rows: tuple[dict[str, Any], ...]
     """Rows as the recipe reads them."""
@@ -211,7 +214,7 @@ def study_file(name: str) -> Path:
     return path
 
 
-_OWN: Final = ("title", "number", "about", "column", "row", "claim", "plot", "scale")
+_OWN: Final = ("title", "number", "about", "column", "row", "claim", "plot", "report", "scale")
 _ROW_ONLY: Final = ("paper", "status", "note", "missing")
 _SHARED: Final = ("name", "label", "detail", "mark")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 from gmail_align.artifacts import fingerprint
 from gmail_align.errors import ArtifactError
-from gmail_align.pipeline import engine_of, fetch_inputs, make, steps_of
+from gmail_align.pipeline import REPORT, engine_of, fetch_inputs, make, steps_of, write_run_report
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe
 from gmail_align.runtime import versions
@@ -91,6 +91,9 @@ def run_study(name: str, options: StudyOptions) -> StudyResult:
     work = Work(options.work, engine_of(recipe, options.engine))
     make(steps, work)
     result = collect(study, options.scale, recipe, steps, work)
+    if study.report:
+        summary = {"recipe": study.name, **summarise(recipe, steps, work)}
+        write_run_report(recipe, steps, work, summary, options.place(study.name) / REPORT)
     result.write(options.place(study.name) / RESULT)
     return result
 

@@ -65,9 +65,9 @@ def gather_report(
             for name, judged in aligned.items()
             if isinstance(judged.encoder, Aligned) and judged.encoder.settings.method == "gmail"
         },
-        pairs=_pairs(work, steps.frozen, PAIRS_SHOWN),
+        pairs=_pairs(work, steps.frozen, captions=PAIRS_SHOWN),
         embeddings=_embeddings(work, [*steps.frozen[:1], *aligned.values()][:PANELS_SHOWN]),
-        embedded=_pairs(work, steps.frozen, POINTS_SHOWN),
+        embedded=_pairs(work, steps.frozen, most=POINTS_SHOWN),
         captioned=_captioned(work, steps.scores),
         samples=_samples(work, steps.scores),
         provenance=_provenance(result),
@@ -91,19 +91,28 @@ def _curve(work: Work, step: Aligned) -> Curve:
     return Curve(points["loss"], points["score"], encoder.manifest["notes"]["best_step"])
 
 
-def _pairs(work: Work, frozen: Sequence[JudgedEncoder], most: int) -> list[PairFigure]:
-    """Return the first pairs that no training saw."""
+def _pairs(
+    work: Work,
+    frozen: Sequence[JudgedEncoder],
+    *,
+    most: int | None = None,
+    captions: int | None = None,
+) -> list[PairFigure]:
+    """Return the first pairs that no training saw, or all of those of the first captions."""
     gap = next((one.gap for one in frozen if isinstance(one.gap, Gap)), None)
     if gap is None:
         return []
     real, generated = _images(work, gap.real), _images(work, gap.generated)
+    rows = read_pairs(work.get(gap.pairs))[:most]
+    first = set(list(dict.fromkeys(row.caption_id for row in rows))[:captions])
     return [
         PairFigure(
             row.text,
             real.read_bytes(row.real_image_id),
             generated.read_bytes(row.generated_image_id),
         )
-        for row in read_pairs(work.get(gap.pairs))[:most]
+        for row in rows
+        if row.caption_id in first
     ]
 
 
