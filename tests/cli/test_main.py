@@ -12,6 +12,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from gmail_align import __version__
+from gmail_align.artifacts import begin
 from gmail_align.cli import runs
 from gmail_align.cli.main import COMMANDS, Entry, app
 from gmail_align.errors import DataError, ModelError, Terminated, TrainingError
@@ -283,3 +284,13 @@ def test_a_command_without_configuration_refuses_one():
 def test_quiet_leaves_nothing_but_errors(tmp_path):
     assert call("recipes", "list", "--quiet").output == ""
     assert call("recipes", "show", "dmo", "--quiet").stderr != ""
+
+
+def test_a_place_that_cannot_be_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    begin(tmp_path / "images", "images", {}).finish({"images": 0})
+    monkeypatch.setattr("gmail_align.cli.align.open_encoder", None)
+    out = tmp_path / "file" / "features"
+    ran = call("extract", tmp_path / "images", "--encoder", "tabletop", "--out", out)
+    assert ran.exit_code == 2
+    assert f"{tmp_path}/file is a file" in ran.stderr

@@ -166,6 +166,7 @@ def make_command(
                 raise UserError(
                     "this command does not have a configuration: leave out --config and --set"
                 )
+            _require_place(values.get("out"))
             given = {name: part.read(values, shared) for name, part in parts.items()}
             function(shared, *(given.pop(name) for name in positional), **given)
 
@@ -175,6 +176,21 @@ def make_command(
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run
+
+
+def _require_place(out: Path | None) -> None:
+    """Refuse a place that cannot be written, before a model is loaded.
+
+    Raises:
+        UserError: its folder is a file, or may not be written.
+    """
+    if out is None or out.exists():
+        return
+    there = next(above for above in out.absolute().parents if above.exists())
+    if not there.is_dir():
+        raise UserError(f"{out} cannot be made: {there} is a file; choose another folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{out} cannot be made: {there} may not be written; choose another folder")
 
 
 @contextmanager

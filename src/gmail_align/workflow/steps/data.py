@@ -116,11 +116,16 @@ class Choose(Step):
     """Some captions of each image, or the captions of some images."""
 
     kind = "captions"
-    what = "captions of {images} images, {each} of each (None is all)"
     captions: Step
     each: int | None
     images: float | None
     seed: int
+
+    @property
+    def words(self) -> str:
+        """What is made, in words."""
+        whose = "every image" if self.images is None else f"{self.images:g} of the images"
+        return f"{'all' if self.each is None else self.each} captions of {whose}"
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.data.subsets import choose_captions
