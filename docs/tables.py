@@ -1,0 +1,41 @@
+"""Tables of results inside pages, each traced to its result by a fingerprint.
+
+A block of a page names a result and its fingerprint:
+
+    <!-- result: studies/table-6/result.json 0123456789abcdef -->
+    ...
+    <!-- end of result -->
+
+``python docs/tables.py`` writes the tables of every block again, from the result beside the page.
+Nobody types a number between the two lines, and a test checks it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from gmail_align.report.tables import markdown
+from gmail_align.studies.result import read_study_result
+from gmail_align.studies.tables import tables
+
+DOCS = Path(__file__).resolve().parent
+PAGES = (DOCS.parent / "README.md", DOCS / "evidence.md")
+BLOCK = re.compile(r"<!-- result: (\S+)(?: (\w+))? -->\n.*?<!-- end of result -->", re.S)
+
+
+def filled(text: str) -> str:
+    """Return a page's text with the tables of every block as their results say."""
+    return BLOCK.sub(lambda block: _block(block[1]), text)
+
+
+def _block(name: str) -> str:
+    result = read_study_result(DOCS / name)
+    body = "\n".join(markdown(table) for table in tables(result))
+    return f"<!-- result: {name} {result.fingerprint} -->\n\n{body}\n<!-- end of result -->"
+
+
+if __name__ == "__main__":
+    for page in [Path(name) for name in sys.argv[1:]] or PAGES:
+        page.write_text(filled(page.read_text()))
