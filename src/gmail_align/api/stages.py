@@ -183,6 +183,44 @@ def align(
     return run(config, sources, model_of(base, "clip"), Path(out), seed=seed)
 
 
+def extract(
+    source: Place,
+    out: str | os.PathLike[str],
+    *,
+    encoder: ModelPlace = "tabletop",
+    route: str = "frozen",
+) -> Artifact:
+    """Compute the features of images or captions, and keep them.
+
+    Args:
+        source: Images, captions or pairs (of which the captions are read).
+        out: Folder of the features.
+        encoder: An aligned encoder or a plain base.
+        route: The weights that images pass through. Captions take the route of the images that
+            they are compared with.
+
+    Raises:
+        ConfigError: there is no such route.
+        ModelError: the encoder cannot be loaded.
+
+    Example:
+        >>> extract("real/images", "features/real").counts["rows"]
+        24
+        >>> extract("generated", "features/raw").counts["rows"]
+        24
+        >>> aligned = extract("generated", "features/aligned", encoder="encoder", route="generated")
+        >>> aligned.counts["rows"], extract("real/captions", "features/texts").counts["rows"]
+        (24, 120)
+    """
+    from gmail_align.encoders.route import parse_route
+    from gmail_align.features.run import extract_images, extract_texts
+
+    opened, model, way = artifact_of(source), open_encoder(encoder), parse_route(route)
+    if opened.kind == "images":
+        return extract_images(opened, model, way, Path(out))
+    return extract_texts(opened, model, Path(out), route=way)
+
+
 def align_features(
     real: Place,
     generated: Place,
@@ -228,44 +266,6 @@ def align_features(
     joined = [None if one is None else Path(one) for one in (pairs, *(classes or (None, None)))]
     sources = FeatureSources(place_of(real), place_of(generated), *joined)
     return run(config_of(FeatureAlignConfig, None, settings), sources, Path(out), seed=seed)
-
-
-def extract(
-    source: Place,
-    out: str | os.PathLike[str],
-    *,
-    encoder: ModelPlace = "tabletop",
-    route: str = "frozen",
-) -> Artifact:
-    """Compute the features of images or captions, and keep them.
-
-    Args:
-        source: Images, captions or pairs (of which the captions are read).
-        out: Folder of the features.
-        encoder: An aligned encoder or a plain base.
-        route: The weights that images pass through. Captions take the route of the images that
-            they are compared with.
-
-    Raises:
-        ConfigError: there is no such route.
-        ModelError: the encoder cannot be loaded.
-
-    Example:
-        >>> extract("real/images", "features/real").counts["rows"]
-        24
-        >>> extract("generated", "features/raw").counts["rows"]
-        24
-        >>> aligned = extract("generated", "features/aligned", encoder="encoder", route="generated")
-        >>> aligned.counts["rows"], extract("real/captions", "features/texts").counts["rows"]
-        (24, 120)
-    """
-    from gmail_align.encoders.route import parse_route
-    from gmail_align.features.run import extract_images, extract_texts
-
-    opened, model, way = artifact_of(source), open_encoder(encoder), parse_route(route)
-    if opened.kind == "images":
-        return extract_images(opened, model, way, Path(out))
-    return extract_texts(opened, model, Path(out), route=way)
 
 
 def measure_gap(
