@@ -181,13 +181,9 @@ def predict_answers(
                 prompts = [lay_out(question) for question in batch]
                 shown = [[store.read(n) for n in p.image_ids] if store else [] for p in prompts]
                 texts = answer(llava, [p.text for p in prompts], shown, how.max_tokens)
-                write_jsonl(
-                    parts[-1],
-                    [
-                        {key: question.question_id, "text": text, "prompt": prompt.text}
-                        for question, text, prompt in zip(batch, texts, prompts, strict=True)
-                    ],
-                )
+                told = zip(batch, texts, prompts, strict=True)
+                rows = [{key: q.question_id, "text": t, "prompt": p.text} for q, t, p in told]
+                write_jsonl(parts[-1], rows)
             bar.advance(len(batch))
     write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
     shutil.rmtree(draft.path(_PARTS), ignore_errors=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from gmail_align.progress import say, set_quiet
 from gmail_align.runtime import resolve_device
 from gmail_align.training.checkpoints import remove_checkpoint, whole
 from gmail_align.training.distributed import ranks
+from gmail_align.training.loop import FitReport
 from gmail_align.vlm.config import LlavaConfig
 from gmail_align.vlm.costs import LlavaShape, Meter, known_peak
 from gmail_align.vlm.fitting import (
@@ -81,12 +82,11 @@ def train_llava(
     parts = [*sets, *([validation] if validation else [])]
     names = [*(f"train{number + 1}" for number in range(len(sets))), "validation"]
     named = dict(zip(names, parts, strict=False))
-    routes = {name: str(part.route) for name, part in named.items()}
     here, draft = ranks(), None
     if not here.first:
         set_quiet(True)  # one process speaks for all
     if here.first or (out / MANIFEST).exists():
-        identity = {"vlm": "llava", "routes": routes, **config.identity()}
+        identity = {"vlm": "llava", "routes": _routes(named), **config.identity()}
         start = {
             "language_model": start_fingerprint(language_model),
             "encoder": encoder.fingerprint,
@@ -95,41 +95,65 @@ def train_llava(
         if draft.complete is not None:
             return draft.complete
     here.wait()
-    require_shares(config)
     opening = _Opening(config, encoder, language_model, parts, seed)
+    done = _train(opening, len(sets), out)
+    if draft is not None:
+        trained_on = {"encoder": encoder.base_fingerprint, "routes": _routes(named)}
+        save_llava(out, opening.finished(done.weights), trained_on, config.reads)
+        remove_checkpoint(out)
+        notes = {"best_step": done.report.best_step, "validation": done.report.scores}
+        notes |= {"speed": done.report.speed, "trained_on": trained_on}
+        draft.finish(_counts(done.samples), **notes)
+    here.wait()
+    return load(out)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a training ended with."""
+
+    report: FitReport
+    weights: dict[str, Tensor]
+    """What was trained, by name, whole."""
+    samples: Sequence[Sample]
+    """What it was trained on."""
+
+
+def _train(opening: _Opening, sets: int, out: Path) -> _Done:
+    """Train on the first ``sets`` of the sets; what follows is held out."""
+    config, here = opening.config, ranks()
+    require_shares(config)
     llava = opening.llava()
     samples = [
         Sample.make(conversation, llava.layout, config.row_tokens, number)
-        for number, part in enumerate(parts)
+        for number, part in enumerate(opening.sets)
         for conversation in part.read(config.prompt)
     ]
-    train = [sample for sample in samples if sample.source < len(sets)]
-    held = [sample for sample in samples if sample.source == len(sets)]
-    _require_training(config, sets, train)
+    train = [sample for sample in samples if sample.source < sets]
+    held = [sample for sample in samples if sample.source == sets]
+    _require_training(config, opening.sets[:sets], train)
     device = resolve_device(config.device)
-    encoder.to(device)  # the processes' groups decide which device that is
-    reader = PatchReader(parts, encoder, samples, out, config.visual_tokens)
+    opening.encoder.to(device)  # the processes' groups decide which device that is
+    reader = PatchReader(opening.sets, opening.encoder, samples, out, config.visual_tokens)
     reader.preprocess = llava.preprocess
     shape = LlavaShape.of(llava.model.config.to_dict())
-    choose_trained(llava.model, config, seed)
+    choose_trained(llava.model, config, opening.seed)
     objective = prepare(llava, config, device)
     del llava
     reader.half = config.precision == "bfloat16"
     reader.keep_where_it_pays(config.keep_patches, shape.tower_share(config))
     say(shape.memory(config, guarded=bool(held), processes=here.count).sentence())
     meter = Meter(shape, config, _peak(config, device), reads=reader.kept is None)
-    report = fit_llava(objective, config, TrainingData(train, held, reader), meter, seed, out)
-    trained = {n: whole(p.detach()).cpu() for n, p in trained_parameters(objective).items()}
-    del objective
-    reader.remove_kept() if here.first else None
-    if draft is not None:
-        trained_on = {"encoder": encoder.base_fingerprint, "routes": routes}
-        save_llava(out, opening.finished(trained), trained_on, config.reads)
-        remove_checkpoint(out)
-        notes = {"best_step": report.best_step, "validation": report.scores}
-        draft.finish(_counts(train), **notes, speed=report.speed, trained_on=trained_on)
-    here.wait()
-    return load(out)
+    data = TrainingData(train, held, reader)
+    report = fit_llava(objective, config, data, meter, opening.seed, out)
+    weights = {n: whole(p.detach()).cpu() for n, p in trained_parameters(objective).items()}
+    if here.first:
+        reader.remove_kept()
+    return _Done(report, weights, train)
+
+
+def _routes(named: Mapping[str, ConversationSet]) -> dict[str, str]:
+    return {name: str(part.route) for name, part in named.items()}
 
 
 class _Opening:
@@ -148,6 +172,7 @@ class _Opening:
         seed: int,
     ) -> None:
         self.config, self.encoder, self.folder, self.seed = config, encoder, folder, seed
+        self.sets = sets
         self.routes = frozenset(part.route for part in sets if part.route.adapted)
 
     def llava(self) -> Llava:
