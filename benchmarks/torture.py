@@ -268,11 +268,14 @@ class Torturer:
         self.case.mkdir()
 
     def files(self) -> dict[str, str]:
-        """Return the files that a run made, and a hash of each that does not see times."""
+        """Return the files that a run made, and a hash of each that does not see times.
+
+        Logs of stages are no part of their content: they tell what each attempt did.
+        """
         made = {
             str(path.relative_to(self.case)): digest(path)
             for path in sorted(self.case.rglob("*"))
-            if path.is_file()
+            if path.is_file() and path.name != "stage.log"
         }
         return made | {f"TMPDIR/{path.name}": "" for path in self.temporary.iterdir()}
 
