@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from gmail_align.encoders.language import load_language_model
-from gmail_align.recipe import shipped_models
+from gmail_align.encoders.shipped import shipped_models
 from gmail_align.tabletop.training.llama import losses_on_test, scene_turns, tokens_of
 from gmail_align.tabletop.training.train import store_in_8_bits
 from gmail_align.vlm.conversations import Conversation, Turn
