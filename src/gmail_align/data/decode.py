@@ -109,21 +109,23 @@ def decode_rgb(data: bytes) -> Image.Image:
     Raises:
         DataError: the reason why the bytes cannot be used.
     """
-    return decode_upright(data)[0]
-
-
-def decode_upright(data: bytes) -> tuple[Image.Image, bool]:
-    """Return what :func:`decode_rgb` returns, and whether a tag said to turn the image.
-
-    Raises:
-        DataError: the reason why the bytes cannot be used.
-    """
     with opened(data) as image:
         image.load()
-        profile = image.info.get("icc_profile")
-        turned = upright(image)
-        managed = _in_srgb(turned, profile) if isinstance(profile, bytes) else None
-        return to_rgb(turned) if managed is None else managed, turned is not image
+        return finished(image)
+
+
+def finished(image: Image.Image) -> Image.Image:
+    """Turn a decoded image upright, in place, and return it in sRGB."""
+    profile = image.info.get("icc_profile")
+    if is_turned(image):
+        ImageOps.exif_transpose(image, in_place=True)
+    managed = _in_srgb(image, profile) if isinstance(profile, bytes) else None
+    return to_rgb(image) if managed is None else managed
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Tell whether an EXIF tag says to turn the image."""
+    return image.getexif().get(_ORIENTATION, 1) != 1
 
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
@@ -152,9 +154,7 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
 
 def upright(image: Image.Image) -> Image.Image:
     """Turn an image as its EXIF orientation tag says; the result does not have the tag."""
-    if image.getexif().get(_ORIENTATION, 1) == 1:
-        return image
-    return ImageOps.exif_transpose(image)
+    return ImageOps.exif_transpose(image) if is_turned(image) else image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -186,7 +186,7 @@ class Header:
     Attributes:
         form: Its format, as Pillow names it.
         mode: Pillow's mode of its pixels.
-        decoded_bytes: Bytes of its pixels when it is decoded, with their RGB copy.
+        decoded_bytes: Bytes that Pillow holds of its pixels, with those of their RGB copy.
         several: Whether it has several frames; the second picture of an MPO is none.
         deep: Whether it has more than 8 bits a channel.
     """
@@ -207,13 +207,14 @@ def read_header(data: bytes) -> Header:
     """
     with opened(data) as image:
         form, mode = image.format or "", image.mode
-        bands, pixels = len(image.getbands()), image.width * image.height
+        one = len(image.getbands()) == 1
+        stored = 4 if not one or mode in ("I", "F") else 2 if mode.startswith("I") else 1
+        decoded = image.width * image.height * (stored + 4)
         several = form != "MPO" and bool(getattr(image, "is_animated", False))
     if mode == "F" or (mode == "I" and form not in ("PNG", "PPM")):
         raise DataError("has more than 8 bits a channel, and 32 cannot be converted: scale to 8")
     deep = data[24:25] == b"\x10" if form == "PNG" else mode not in _SHALLOW
-    width = 4 if mode == "I" else 2 if deep else 1
-    return Header(form, mode, pixels * (bands * width + 3), several, deep)
+    return Header(form, mode, decoded, several, deep)
 
 
 def check_plain(header: Header, name: str = "") -> None:

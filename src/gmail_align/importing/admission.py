@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from gmail_align.data.decode import (
     check_plain,
-    decode_upright,
     encode,
     extension,
+    finished,
+    is_turned,
+    opened,
     read_header,
     whole_image,
 )
@@ -33,13 +35,14 @@ def admit(image_id: str, data: bytes, *, name: str = "", convert: bool = False) 
     header = read_header(data)
     if not convert:
         check_plain(header, name)
-    image, turned = decode_upright(data)
     kept = whole_image(data)
-    if header.deep or extension(kept) is None:
-        kept = encode(image, "png")
-    elif turned:
-        kept = encode(image, "jpeg" if extension(kept) == "jpg" else "png")
-    return ImageRecord(id=image_id, width=image.width, height=image.height), kept
+    form = "jpeg" if extension(kept) == "jpg" else "png"
+    with opened(data) as image:
+        image.load()
+        if not (header.deep or extension(kept) is None or is_turned(image)):
+            return ImageRecord(id=image_id, width=image.width, height=image.height), kept
+        image = finished(image)  # the decoded original is let go before the copy is encoded
+    return ImageRecord(id=image_id, width=image.width, height=image.height), encode(image, form)
 
 
 def change_of(encoded: bytes, kept: bytes) -> str:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from gmail_align.artifacts import Artifact, atomic_file, begin, read_jsonl, write_json, write_jsonl
 from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.classes import fill
-from gmail_align.data.decode import read_header
 from gmail_align.data.images import (
     QUARANTINE,
     Changed,
@@ -31,20 +28,12 @@ from gmail_align.data.images import (
 from gmail_align.data.protocols import checked_name, find_protocol
 from gmail_align.data.questions import QUESTIONS, Question
 from gmail_align.errors import DataError
-from gmail_align.importing.admission import admit, change_of
-from gmail_align.importing.members import Members
+from gmail_align.importing.ahead import read_ahead
 from gmail_align.importing.source import ImportOptions, Source
 from gmail_align.importing.staging import StagedImage, Staging
 from gmail_align.progress import progress, say
 
 LABELS, CLASSES = "labels.json", "classes.json"
-
-Loaded = tuple[Sample | Quarantined, str]
-"""An image that was read, or why it is left out; and what was changed in it."""
-
-_WINDOW: Final = 32  # images that are read ahead of the one that is written
-_IN_FLIGHT: Final = 256 * 2**20  # bytes of them
-_LARGE: Final = 64 * 2**20  # bytes of decoded pixels
 
 
 def write_import(source: Source, out: Path, options: ImportOptions) -> dict[str, Artifact]:
@@ -173,7 +162,7 @@ def _write_shard(
     left_out, changed = list(faults), list[Changed]()
 
     def samples() -> Iterator[Sample]:
-        for read, change in _read_ahead(images, source, bool(options.convert)):
+        for read, change in read_ahead(images, source, bool(options.convert)):
             if isinstance(read, Quarantined):
                 left_out.append(read)
             else:
@@ -183,56 +172,6 @@ def _write_shard(
 
     write_shard(path, samples(), left_out, changed)
     return left_out
-
-
-def _read_ahead(images: Sequence[StagedImage], source: Source, convert: bool) -> Iterator[Loaded]:
-    """Yield the images in order, and what was changed; some are read and decoded ahead in threads.
-
-    How many depends on their number and on their bytes, so that large files do not fill memory.
-    Images with many pixels are decoded by one thread of their own, one at a time.
-    """
-    members = source.members
-    assert members is not None
-
-    def load(image: StagedImage, data: bytes | DataError | None) -> Loaded:
-        try:
-            if isinstance(data, DataError):
-                raise data
-            encoded = members.read(image.place) if data is None else data
-            if read_header(encoded).decoded_bytes > _LARGE:
-                return large.submit(keep, image, encoded).result()
-            return keep(image, encoded)
-        except DataError as error:
-            return Quarantined(image.image_id, str(error)), ""
-
-    def keep(image: StagedImage, encoded: bytes) -> Loaded:
-        record, kept = admit(image.image_id, encoded, name=image.place, convert=convert)
-        change = change_of(encoded, kept) if convert or kept is not encoded else ""
-        record = replace(record, prompt=image.prompt, **dict(source.record))  # type: ignore[arg-type]
-        return (record, kept), change
-
-    waiting: deque[tuple[Future[Loaded], int]] = deque()
-    held = 0
-    workers = min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(1) as large, ThreadPoolExecutor(workers) as pool:
-        for image in images:
-            data = _read_now(members, image) if members.serial else None
-            size = len(data) if isinstance(data, bytes) else members.stamp(image.place)[0]
-            while waiting and (len(waiting) == _WINDOW or held + size > _IN_FLIGHT):
-                future, freed = waiting.popleft()
-                held -= freed
-                yield future.result()
-            waiting.append((pool.submit(load, image, data), size))
-            held += size
-        while waiting:
-            yield waiting.popleft()[0].result()
-
-
-def _read_now(members: Members, image: StagedImage) -> bytes | DataError:
-    try:
-        return members.read(image.place)
-    except DataError as error:
-        return error
 
 
 def _write_captions(
