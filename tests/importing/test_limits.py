@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -21,6 +23,7 @@ from gmail_align.artifacts import Artifact, read_jsonl
 from gmail_align.data.decode import whole_image
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import DataError
+from gmail_align.importing import rows
 from gmail_align.importing.archives import MAX_HEADER, open_members
 from gmail_align.importing.formats.matlab import struct_rows
 from gmail_align.importing.members import MAX_DEPTH, Folder
@@ -162,6 +165,35 @@ def test_a_table_that_is_not_parquet(tmp_path: Path, importer: str, content: byt
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"t\.parquet is damaged"):
         import_data(importer, {"source": path}, tmp_path / "out")
+
+
+def test_a_parquet_column_that_unpacks_to_far_more_is_refused(
+    tmp_path: Path, make_picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "_UNPACKED", 2**20)
+    path, picture = tmp_path / "t.parquet", make_picture(1)
+    short = [f"a picture {number}" for number in range(4)]
+    for column, values in (("image", [picture + bytes(2**20)] * 4), ("caption", ["a" * 2**20] * 4)):
+        table = {"image": [picture] * 4, "caption": short, column: values}
+        pq.write_table(pa.table(table), path, compression="zstd", use_dictionary=False)
+        with pytest.raises(DataError, match=rf"'{column}' of .*t\.parquet unpacks"):
+            import_data("parquet", {"source": [path]}, tmp_path / column, ALL)
+
+
+def test_a_value_that_many_rows_of_parquet_share_is_unpacked_for_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = np.random.default_rng(0).bytes(2**20)
+    table = pa.table({"image": [value] * 64, "caption": ["a"] * 64})
+    pq.write_table(table, tmp_path / "t.parquet", dictionary_pagesize_limit=2**30)
+    del table
+    monkeypatch.setattr(rows, "_IN_MEMORY", 2**21)
+    before, most = pa.total_allocated_bytes(), 0
+    with rows.parquet_file(tmp_path / "t.parquet") as file:
+        for row in rows.parquet_values(tmp_path / "t.parquet", file, ["image"]):
+            assert row["image"] == value
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 2**23
 
 
 def test_struct_arrays_of_matlab_files_are_read_as_scipy_reads_them() -> None:

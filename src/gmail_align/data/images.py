@@ -237,7 +237,10 @@ def finish_images(draft: Draft, *, limit_quarantine: float = 0.01, **notes: Any)
         raise DataError(f"{draft.folder} would not hold an image: the source lists none")
     check_quarantine(left_out, count + len(left_out), limit_quarantine)
     if not count:
-        raise DataError(f"{draft.folder} would not hold an image: all of them were left out")
+        raise DataError(
+            f"{draft.folder} would not hold an image: all of them were left out (the first is "
+            f"{left_out[0].id}: {left_out[0].reason})"
+        )
     write_jsonl(draft.path(QUARANTINE), [asdict(entry) for entry in left_out])
     counts = {"images": count, "quarantined": len(left_out), "shards": len(paths)}
     return draft.finish(counts, **notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +37,9 @@ TABLES: Final = (
 _SIGNS: Final = (",", ";", "|", "\t")
 _LONGEST_RECORD: Final = 200  # lines of one quoted CSV record
 _BATCH: Final = 64  # rows that are decoded at a time where images are inside
+_IN_MEMORY: Final = 64 * 2**20  # bytes of the rows that are decoded at a time
+_UNPACKED: Final = 128 * 2**20  # bytes of a column of a row group that may unpack at any rate
+_RATIO: Final = 16  # times the bytes in the file to which larger columns may unpack
 
 
 def table_rows(path: TextFile, columns: Sequence[str] = ()) -> Iterator[tuple[int, Any]]:
@@ -207,11 +210,50 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any
         kinds = {field.name: field.type for field in file.schema_arrow}
         require_columns(path, columns, list(kinds))
         wanted = [part for name, kind in kinds.items() for part in _without_bytes(name, kind)]
-        row = 0
-        for batch in file.iter_batches(batch_size=1024, columns=wanted):
-            for values in batch.to_pylist():
-                yield row, values
-                row += 1
+        yield from enumerate(parquet_values(path, file, wanted, 1024))
+
+
+def parquet_values(
+    path: Path,
+    file: pq.ParquetFile,
+    columns: Sequence[str],
+    most: int = _BATCH,
+    groups: Iterable[int] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of row groups, ``most`` at a time or as few as fit in memory.
+
+    Raises:
+        DataError: a column unpacks to far more than it takes in the file.
+    """
+    for number in range(file.num_row_groups) if groups is None else groups:
+        group = file.metadata.row_group(number)
+        size = max((_row_size(path, group, name) for name in columns), default=0)
+        rows = max(1, min(most, _IN_MEMORY // max(1, size)))
+        for batch in file.iter_batches(batch_size=rows, columns=columns, row_groups=[number]):
+            yield from batch.to_pylist()
+
+
+def _row_size(path: Path, group: pq.RowGroupMetaData, name: str) -> int:
+    """Return about how many bytes a row of a column takes: a mean, or the most with a dictionary.
+
+    A value of a dictionary stands in the file once, and unpacked in every row that has it.
+    """
+    largest = 0
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if f"{column.path_in_schema}.".startswith(f"{name}."):
+            whole, packed = column.total_uncompressed_size, max(1, column.total_compressed_size)
+            if whole > _UNPACKED and whole > _RATIO * packed:
+                raise DataError(
+                    f"column {name!r} of {path} unpacks from {packed} to {whole} bytes at once: "
+                    "write it in smaller row groups"
+                )
+            size = whole // max(1, group.num_rows)
+            if column.has_dictionary_page:
+                kept = column.data_page_offset - column.dictionary_page_offset
+                size = max(size, min(whole, kept * whole // packed))
+            largest = max(largest, size)
+    return largest
 
 
 def _without_bytes(name: str, kind: pa.DataType) -> list[str]:
@@ -324,7 +366,4 @@ def _image_rows(path: Path, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
         row, groups = 0, list(range(file.metadata.num_row_groups))
         while groups and row + file.metadata.row_group(groups[0]).num_rows <= start:
             row += file.metadata.row_group(groups.pop(0)).num_rows
-        for batch in file.iter_batches(batch_size=_BATCH, columns=columns, row_groups=groups):
-            for values in batch.to_pylist():
-                yield row, values
-                row += 1
+        yield from enumerate(parquet_values(path, file, columns, groups=groups), row)

@@ -17,7 +17,7 @@ from gmail_align.data.questions import Question, letter
 from gmail_align.errors import DataError
 from gmail_align.importing.archives import open_several
 from gmail_align.importing.members import Members
-from gmail_align.importing.rows import ParquetImages, parquet_file, table_rows
+from gmail_align.importing.rows import ParquetImages, parquet_file, parquet_values, table_rows
 from gmail_align.importing.source import Images, Source, image_places
 from gmail_align.importing.splits import files_in, files_of_split
 from gmail_align.importing.staging import Staging
@@ -175,10 +175,8 @@ def _rows_with(path: Path, columns: Sequence[str]) -> list[bool]:
     """Tell of every row of a Parquet file whether one of the columns is filled."""
     with parquet_file(path) as file:
         have = [name for name in columns if name in file.schema_arrow.names]
-        filled: list[bool] = []
-        for batch in file.iter_batches(batch_size=64, columns=have):
-            masks = [batch.column(name).is_valid().to_pylist() for name in have]
-            filled += [any(row) for row in zip(*masks, strict=True)] if masks else []
+        rows = parquet_values(path, file, have) if have else ()
+        filled = [any(value is not None for value in row.values()) for row in rows]
         return filled or [False] * file.metadata.num_rows
 
 
