@@ -350,6 +350,22 @@ def test_what_several_need_is_made_by_one_while_the_others_wait(tmp_path):
     assert len(made) == 8 and len(set(made)) == 1
 
 
+def test_who_has_the_turn_does_not_wait_for_itself(tmp_path):
+    inside = []
+
+    def work(here):
+        with one_at_a_time(tmp_path / "cache"):
+            with one_at_a_time(tmp_path / "." / "cache"):
+                inside.append(here)
+            assert list((tmp_path / "cache").glob(".lease*"))  # the turn is not over yet
+        assert not list((tmp_path / "cache").glob(".lease*"))
+
+    thread = threading.Thread(target=work, args=(1,), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert inside == [1]
+
+
 def test_a_folder_that_another_process_finishes_meanwhile_is_complete(tmp_path, monkeypatch):
     take = artifacts.take_leases
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ LEASE = ".lease"
 """Beginning of the names of lock files in a folder that is being written."""
 _PATIENCE = 5.0
 """Seconds that one part of a job waits while another one begins."""
+_turns = threading.local()
 
 
 def open_temporary(path: Path) -> tuple[int, Path]:
@@ -178,19 +180,26 @@ def remove_leftovers(folder: Path, draft: str) -> None:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait until no other process is inside this block for ``folder``, then enter it.
+    """Wait until no other process or thread is inside this block for ``folder``, then enter it.
 
-    For what several processes need and one of them should make, such as a cache.
+    For what several processes need and one of them should make, such as a cache. A thread that is
+    inside already goes on, as it would wait for itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{LEASE}-turn"
+    path = (folder / f"{LEASE}-turn").resolve()
+    inside: set[Path] = _turns.__dict__.setdefault("inside", set())
+    if path in inside:
+        yield
+        return
     while True:
         turn = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         if lock(turn, path, fcntl.LOCK_EX):
             break
         os.close(turn)  # the process before this one removed it
+    inside.add(path)
     try:
         yield
     finally:
+        inside.remove(path)
         path.unlink(missing_ok=True)
         os.close(turn)

@@ -220,6 +220,15 @@ def test_open_clip_describes_its_activation_and_pixels(tmp_path: Path) -> None:
     assert made.manifest["notes"]["activation"] == "gelu"
 
 
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_a_folder_in_the_layout_of_open_clip_is_told_the_command(name: str, tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    (tmp_path / name).write_bytes(b"weights")
+    with pytest.raises(ModelError, match=rf"gmail-align convert .*{name}"):
+        convert(tmp_path, tmp_path / "out", ConvertConfig())
+    assert not (tmp_path / "out").exists()
+
+
 def test_heads_of_another_width_are_read_from_open_clips_description(tmp_path: Path) -> None:
     """The tabletop CLIP has heads of 32 channels; without its description it would have half."""
     weights = Path(__file__).parents[2] / "src/gmail_align/tabletop/weights/clip"

@@ -14,6 +14,7 @@ import pytest
 from gmail_align.artifacts import Artifact
 from gmail_align.data.captions import read_captions
 from gmail_align.data.images import ImageStore
+from gmail_align.data.questions import read_questions
 from gmail_align.errors import DataError
 from gmail_align.importing.run import import_data
 
@@ -155,3 +156,72 @@ def test_paths_that_begin_again_in_every_parquet_file(tmp_path: Path, make_pictu
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{file}.parquet", row_group_size=4)
     made = import_data("parquet", {"source": tmp_path}, tmp_path / "out")
     assert bytes_by_caption(made) == expected
+
+
+@pytest.mark.parametrize("stem", ["x" * 120, "dir/name.v1", "ключ"])
+@pytest.mark.parametrize("kind", ["coco", "karpathy", "scienceqa", "mmmu", "folder"])
+def test_an_id_that_cannot_name_a_file_is_shortened_and_stays_apart(
+    tmp_path: Path, make_picture: Make, kind: str, stem: str
+) -> None:
+    keys = [f"{stem}-{k}" for k in range(3)] + ["plain"]
+    files = [tmp_path / f"images/{k}.png" for k in range(4)]
+    if kind == "folder":
+        files = [tmp_path / "images" / key.replace("/", ":") / "a.png" for key in keys]
+    if kind == "scienceqa":
+        files = [tmp_path / "images/test" / key / "image.png" for key in keys]
+    for k, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(make_picture(k, "PNG"))
+    names = [file.name for file in files]
+    lists: dict[str, Any] = {
+        "coco": {
+            "images": [{"id": key, "file_name": n} for key, n in zip(keys, names, strict=True)],
+            "annotations": [{"id": f"{key}#0", "image_id": key, "caption": key} for key in keys],
+        },
+        "karpathy": {
+            "images": [
+                {
+                    "cocoid": key,
+                    "filename": n,
+                    "split": "test",
+                    "sentences": [{"raw": key, "sentid": key}],
+                }
+                for key, n in zip(keys, names, strict=True)
+            ]
+        },
+        "scienceqa": {
+            key: {
+                "question": key,
+                "choices": ["a", "b"],
+                "answer": 0,
+                "split": "test",
+                "image": "image.png",
+            }
+            for key in keys
+        },
+        "mmmu": [
+            {"id": key, "question": key, "options": ["a", "b"], "answer": "A", "image_1": n}
+            for key, n in zip(keys, names, strict=True)
+        ],
+    }
+    path = tmp_path / {"scienceqa": "problems.json", "mmmu": "validation.json"}.get(kind, "a.json")
+    path.write_text(json.dumps(lists.get(kind)))
+    option = {"coco": "annotations", "karpathy": "annotations"}.get(kind, "source")
+    options: dict[str, Any] = {option: path, "images": [tmp_path / "images"]}
+    if kind == "folder":
+        options = {"source": [tmp_path / "images"]}
+    if kind == "scienceqa":
+        options["images"] = [tmp_path]
+    made = import_data(kind, options, tmp_path / "out")
+    store = ImageStore(made["images"])
+    assert len(store) == 4
+    if "questions" in made:
+        stored = {
+            one.question: store.read_bytes(one.image_ids[0])
+            for one in read_questions(made["questions"])
+        }
+    else:
+        stored = bytes_by_caption(made)
+    assert sorted(stored.values()) == sorted(make_picture(k, "PNG") for k in range(4))
+    if kind != "folder":
+        assert stored == {key: make_picture(k, "PNG") for k, key in enumerate(keys)}

@@ -28,7 +28,7 @@ from gmail_align.encoders.backbones import load_backbone
 from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.backbones.clip import KEPT, ClipBackbone, stretch_positions
 from gmail_align.encoders.backbones.vit import VitBackbone
-from gmail_align.encoders.folder import find_folder, folder_fingerprint, no_bars
+from gmail_align.encoders.folder import find_folder, folder_fingerprint, no_bars, read_config
 from gmail_align.encoders.preprocess import PREPROCESSOR, Preprocess
 from gmail_align.encoders.probe import compare, probe_ids, write_probe
 from gmail_align.errors import ModelError
@@ -172,6 +172,7 @@ def _syn_clr(path: Path, state: dict[str, Tensor], config: ConvertConfig) -> Con
 
 def _stretched(folder: Path, config: ConvertConfig) -> Converted:
     """Stretch a CLIP in Hugging Face's format; texts within the kept positions stay the same."""
+    read_config(folder)
     if config.stretch is None or config.activation is not None:
         raise ModelError(
             f"{folder} is in Hugging Face's format already: all that can be done is to --stretch it"

@@ -58,6 +58,11 @@ def key_id(key: str) -> str:
     return name_id(f"{key}.x")
 
 
+def fit_id(value: str) -> str:
+    """Return an id that a source gives as it is where it can be one, else by :func:`key_id`."""
+    return value if _SAFE_ID.fullmatch(value) else key_id(value)
+
+
 def numbered(stem: str, k: int) -> str:
     """Return the id of an image's ``k``-th caption, or of a caption's ``k``-th generated image."""
     return f"{stem}-{k}"

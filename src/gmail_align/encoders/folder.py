@@ -37,6 +37,7 @@ COPY_BELOW_BYTES = 100_000_000
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin")
 _TABLES = ("*.jsonl",)  # a captioner looks captions up in one
 _WEIGHTS = (".safetensors", ".bin")
+_LOOSE = (*_WEIGHTS, ".pt", ".pth")
 
 
 def find_folder(path_or_id: str | Path) -> Path:
@@ -81,8 +82,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     if is_unfinished(folder):
         raise ModelError(f"{folder} is unfinished: run the stage that makes it again")
     if not (folder / CONFIG).exists():
-        raise ModelError(f"{folder} is not a model folder: it does not hold {CONFIG}")
+        advice = _advice(folder)
+        raise ModelError(f"{folder} is not a model folder: it does not hold {CONFIG}{advice}")
     return read_json(folder / CONFIG)
+
+
+def _advice(folder: Path) -> str:
+    """Say what to do with a folder that holds weights alone, as open_clip's do."""
+    weights = sorted(path for path in folder.glob("*.*") if path.suffix in _LOOSE)
+    return f"; run gmail-align convert {weights[0]} --out FOLDER" if weights else ""
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What a source lists, in a temporary database: sorted, unique and counted at any size.
 
 An importer puts every image and caption in; what cannot be used goes in as a fault with its
-reason. Then it is read back in order, as often as needed, one row at a time.
+reason. An id that cannot name a file is shortened, with a hash of the whole. Then everything is
+read back in order, as often as needed, one row at a time.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import json
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from gmail_align.artifacts import canonical_json
 from gmail_align.data.captions import Caption, tidy
 from gmail_align.data.decode import SUFFIXES
-from gmail_align.data.ids import key_id, name_id, safe_id
+from gmail_align.data.ids import fit_id, key_id, name_id
 from gmail_align.data.images import Quarantined
 from gmail_align.data.questions import Question
 from gmail_align.data.unique import temporary_database
@@ -71,15 +72,13 @@ class Staging:
         """List an image; False (and nothing done) when its id was listed before.
 
         One whose name is not UTF-8 is left out.
-
-        Raises:
-            DataError: the id cannot name a file.
         """
+        image_id = fit_id(image_id)
         if not is_text(place + label):
             self.refuse("images", image_id, "has a name that is not UTF-8")
             return True
         sql = "INSERT OR IGNORE INTO images (id, place, label, prompt) VALUES (?, ?, ?, ?)"
-        row = (safe_id(image_id, "an image"), place, label, prompt)
+        row = (image_id, place, label, prompt)
         return self._database.execute(sql, row).rowcount > 0
 
     def add(self, image_id: str, place: str, captions: Sequence[tuple[str, Any]]) -> None:
@@ -88,6 +87,7 @@ class Staging:
         Where the id belongs to another place, the image and its captions are left out: they would
         be bound to the wrong image.
         """
+        image_id = fit_id(image_id)
         if self.place(image_id) not in (None, place):
             reason = f"the id {image_id} comes twice, with another file; the first is kept"
             self.refuse("images", image_id, reason)
@@ -148,14 +148,10 @@ class Staging:
 
         Returns:
             False (and nothing done) when a caption of that id was listed before.
-
-        Raises:
-            DataError: an id cannot name a file.
         """
-        safe_id(caption_id, "a caption")
-        safe_id(image_id, f"the image of caption {caption_id}")
+        caption_id = fit_id(caption_id)
         try:
-            row = (caption_id, image_id, tidy(text))
+            row = (caption_id, fit_id(image_id), tidy(text))
         except DataError as error:
             self.refuse("captions", caption_id, str(error))
             return True
@@ -173,13 +169,11 @@ class Staging:
         self.passed_over.update(kind if kind.isalnum() and len(kind) < 12 else "" for kind in kinds)
 
     def add_question(self, question: Question) -> bool:
-        """List a question; False (and nothing done) when its id was listed before.
-
-        Raises:
-            DataError: the id cannot name a file.
-        """
+        """List a question; False (and nothing done) when its id was listed before."""
+        one_id, images = fit_id(question.question_id), tuple(map(fit_id, question.image_ids))
+        question = replace(question, question_id=one_id, image_ids=images)
         sql = "INSERT OR IGNORE INTO questions (id, row) VALUES (?, ?)"
-        row = (safe_id(question.question_id, "a question"), canonical_json(asdict(question)))
+        row = (one_id, canonical_json(asdict(question)))
         return self._database.execute(sql, row).rowcount > 0
 
     def refuse(self, kind: str, one_id: str, reason: str) -> None:

@@ -57,7 +57,6 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, text: str | None, mes
     [
         (lambda d: change(d, "annotations", 3, image_id=5), "31 belongs to image 5, which is not"),
         (lambda d: change(d, "annotations", 3, id=True), "'id'"),
-        (lambda d: change(d, "annotations", 3, id="../x"), r"has the id '\.\./x'"),
         (lambda d: change(d, "annotations", 3, id=1001), "annotation id 1001 comes twice"),
         (lambda d: change(d, "images", 1, id=100), "image id 100 comes twice"),
         (lambda d: change(d, "images", 1, file_name=None), "image 9 .*'file_name'"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from gmail_align.data.ids import safe_id
+from gmail_align.data.ids import fit_id
 from gmail_align.data.protocols import Protocol, require_dataset
 from gmail_align.errors import DataError
 from gmail_align.importing.members import is_text
@@ -110,4 +110,4 @@ def _id(entry: dict[str, Any], key: str, what: str, where: str) -> str:
         raise DataError(
             f"{where}: {what} does not have {key!r}, or one that is neither a number nor a string"
         )
-    return safe_id(str(value), where)
+    return fit_id(str(value))
