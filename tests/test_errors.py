@@ -1,5 +1,7 @@
+import ast
 import errno
 import inspect
+import os
 import pickle
 import sqlite3
 from pathlib import Path
@@ -49,7 +51,8 @@ def test_whatever_a_parser_raises_is_damage_in_one_line(cause):
     [
         errors.ConfigError("mine"),
         MemoryError("no room"),
-        PermissionError(errno.EACCES, "Permission denied"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
         KeyboardInterrupt(),
     ],
 )
@@ -57,6 +60,35 @@ def test_what_is_not_damage_passes(cause):
     with pytest.raises(type(cause)) as caught, errors.damage_explained("a file"):
         raise cause
     assert caught.value is cause
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP])
+def test_what_the_system_refuses_is_never_called_damage(number):
+    told = OSError(number, "words of a library")
+    wrapped = ValueError("cannot parse")
+    wrapped.__cause__ = OSError(number, os.strerror(number))
+    foreign = RuntimeError(f"I/O error: {os.strerror(number)} (os error {number})")
+    for cause in (told, wrapped, foreign):
+        explained = errors.damage_explained("a file", errors.ModelError)
+        with pytest.raises(errors.ModelError) as caught, explained:
+            raise cause
+        assert str(caught.value) == f"a file cannot be read: {os.strerror(number)}"
+
+
+def reads_with_their_own_word():
+    """Yield the places that call something damaged though they do not use the one wrapper."""
+    for path in sorted(Path(errors.__file__).parent.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        for handler in ast.walk(tree):
+            if isinstance(handler, ast.ExceptHandler) and handler.type is not None:
+                names = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
+                body = ast.unparse(handler)
+                if names & {"OSError", "Exception"} and "damaged" in body:
+                    yield f"{path.name}:{handler.lineno}"
+
+
+def test_only_the_wrapper_turns_an_error_of_the_system_into_damage():
+    assert {place.partition(":")[0] for place in reads_with_their_own_word()} == {"errors.py"}
 
 
 def test_a_file_that_is_not_there_is_missing_not_damaged():

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_ROOM = {*_FULL, errno.ENOMEM}
+_ABSENT = {errno.ENOENT, errno.ENOTDIR}
 _UNWRITABLE = {
     *(errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
@@ -83,28 +86,49 @@ class Terminated(BaseException):
 
 @contextmanager
 def damage_explained(
-    path: Path | str, error: type[UserError] = DataError, advice: str = "get it again"
+    path: object, error: type[UserError] = DataError, advice: str = ""
 ) -> Iterator[None]:
     """Turn whatever a parser raises about ``path`` into "PATH is damaged: REASON; ADVICE".
 
-    Errors of this package pass, and so do a lack of memory and the operating system's errors: a
-    file that may not be read is not damaged, and one that is not there is missing.
+    What the operating system refuses is not damage: the file is missing, or it cannot be read.
+    Errors of this package, a full disk and a lack of memory pass.
 
     Raises:
-        UserError: of class ``error``, when the file cannot be parsed.
+        UserError: of class ``error``, when the file cannot be read or parsed.
     """
+    advice = advice and f"; {advice}"
     try:
         yield
     except (GmailAlignError, MemoryError):
         raise
-    except FileNotFoundError as cause:
-        raise error(f"{path} is missing; {advice}") from cause
-    except ImportError as cause:
-        raise error(f"{path} cannot be read here: {first_line(cause)}") from cause
     except Exception as cause:
-        if isinstance(cause, OSError) and cause.errno is not None:
+        if type(cause).__name__ == "OutOfMemoryError":
             raise
-        raise error(f"{path} is damaged: {first_line(cause)}; {advice}") from cause
+        refusal = _refusal(cause)
+        if refusal in _NO_ROOM:
+            raise
+        if refusal in _ABSENT or isinstance(cause, FileNotFoundError):
+            raise error(f"{path} is missing{advice}") from cause
+        if refusal is not None:
+            raise error(f"{path} cannot be read: {os.strerror(refusal)}") from cause
+        if isinstance(cause, ImportError):
+            raise error(f"{path} cannot be read here: {first_line(cause)}") from cause
+        raise error(f"{path} is damaged: {first_line(cause)}{advice}") from cause
+
+
+def _refusal(error: BaseException | None) -> int | None:
+    """Return the number by which the operating system refused something; None where it did not.
+
+    Libraries of other languages keep the number in their message alone.
+    """
+    while error is not None:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if number:
+            return int(number[1])
+        error = error.__cause__
+    return None
 
 
 def first_line(error: BaseException) -> str:

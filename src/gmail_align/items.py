@@ -11,11 +11,11 @@ from typing import Final
 from urllib.parse import quote
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from gmail_align.artifacts import write_bytes
-from gmail_align.errors import DataError
+from gmail_align.errors import DataError, damage_explained
 from gmail_align.metrics.bootstrap import Values
 from gmail_align.metrics.statistics import STATISTICS, Column
 
@@ -99,7 +99,7 @@ def read_items(path: Path) -> Items:
         raise DataError(
             f"{path} keeps no items to compare: evaluate again with --out, or give predictions"
         )
-    try:
+    with damage_explained(file, DataError, "evaluate again"):
         with safe_open(str(file), framework="numpy") as opened:
             about = json.loads((opened.metadata() or {})[_ABOUT])
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -110,8 +110,6 @@ def read_items(path: Path) -> Items:
         sound = all(
             one.kind in STATISTICS and len(one.values) == len(items.ids) for one in columns.values()
         )
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{file} is damaged or holds no items: evaluate again") from error
-    if not sound:
-        raise DataError(f"{file} is damaged or of another version: evaluate again")
-    return items
+        if not sound:
+            raise ValueError("a column is of another kind or length")
+        return items

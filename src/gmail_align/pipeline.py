@@ -15,7 +15,7 @@ from typing import Any
 
 from gmail_align.artifacts import MANIFEST, fingerprint, write_json
 from gmail_align.engine import Engine, Job, run_shards
-from gmail_align.errors import ArtifactError, DataError
+from gmail_align.errors import ArtifactError, DataError, damage_explained
 from gmail_align.mirror import Mirror
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe, read_recipe, recipe_file, recipe_of
@@ -279,15 +279,13 @@ def read_run(folder: Path) -> tuple[Recipe, RecipeSteps]:
     Raises:
         ArtifactError: the folder does not hold a finished run, or today's steps are others.
     """
-    try:
-        before, _ = (read_json(folder / name) for name in (RECIPE, RESULT))
-        recipe, home = recipe_of(before["recipe"]), Path(before["home"])
-    except FileNotFoundError as error:
+    if not (folder / RESULT).is_file():
         raise ArtifactError(
             f"{folder} does not hold a finished run: make one with gmail-align run or demo"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"the run in {folder} is damaged ({error}): run it again") from error
+        )
+    with damage_explained(f"the run in {folder}", ArtifactError, "run it again"):
+        before, _ = (read_json(folder / name) for name in (RECIPE, RESULT))
+        recipe, home = recipe_of(before["recipe"]), Path(before["home"])
     steps = steps_of(recipe, home)
     if before.get("steps") != [step.key for step in steps.targets]:
         raise ArtifactError(

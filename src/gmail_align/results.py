@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from gmail_align.artifacts import Artifact, Draft, begin, load, write_json
 from gmail_align.data.protocols import Task, result_name
-from gmail_align.errors import ArtifactError, DataError
+from gmail_align.errors import ArtifactError, DataError, damage_explained
 from gmail_align.extras import require
 from gmail_align.items import Items, items_name, write_items
 from gmail_align.metrics.bootstrap import Estimate
@@ -151,7 +151,8 @@ def read_result(source: Path | Artifact) -> Result:
     artifact = source if isinstance(source, Artifact) else load(source)
     if artifact.kind != "result":
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, but a result is needed here")
-    try:
+    advice = f"delete {artifact.folder} and evaluate again"
+    with damage_explained(artifact.path(RESULT), ArtifactError, advice):
         body = json.loads(artifact.path(RESULT).read_text(encoding="utf-8"))
         intervals, units = body["intervals"], body["units"]
         metrics = {
@@ -175,11 +176,6 @@ def read_result(source: Path | Artifact) -> Result:
             artifact=artifact,
             seconds=artifact.manifest.get("seconds", 0.0),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"{artifact.path(RESULT)} is damaged or of another version ({error!r}): delete "
-            f"{artifact.folder} and evaluate again"
-        ) from error
 
 
 @dataclass

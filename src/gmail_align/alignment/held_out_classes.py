@@ -14,7 +14,7 @@ from torch import Tensor
 from gmail_align.artifacts import Artifact
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
-from gmail_align.errors import ArtifactError
+from gmail_align.errors import ArtifactError, damage_explained
 from gmail_align.metrics.class_accuracy import class_weights, zeroshot_hits
 
 _IMAGES_A_CLASS = 2
@@ -124,13 +124,11 @@ def _read(artifact: Artifact, wanted: set[str]) -> tuple[dict[str, str], dict[st
     Raises:
         ArtifactError: a file is missing or damaged, or a class does not have a prompt.
     """
-    try:
+    with damage_explained(artifact.folder, ArtifactError, "import it again"):
         labels = json.loads(artifact.path("labels.json").read_text(encoding="utf-8"))
         prompts = json.loads(artifact.path("classes.json").read_text(encoding="utf-8"))
         kept = {name: str(label) for name, label in labels.items() if name in wanted}
         lines = {str(name): [str(text) for text in own] for name, own in prompts.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ArtifactError(f"{artifact.folder} is damaged ({error}): import it again") from error
     for name, own in lines.items():
         if not own:
             raise ArtifactError(

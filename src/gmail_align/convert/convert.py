@@ -31,7 +31,7 @@ from gmail_align.encoders.backbones.vit import VitBackbone
 from gmail_align.encoders.folder import find_folder, folder_fingerprint, no_bars, read_config
 from gmail_align.encoders.preprocess import PREPROCESSOR, Preprocess
 from gmail_align.encoders.probe import compare, probe_ids, write_probe
-from gmail_align.errors import ModelError
+from gmail_align.errors import ModelError, damage_explained
 from gmail_align.progress import say
 
 KIND = "backbone"
@@ -253,10 +253,8 @@ def _write_tokenizer(source: Path | None, out: Path, positions: int | None) -> b
     if source.is_file():
         tokenizer: Any = _open_ai_tokenizer(source)
     else:
-        try:
+        with damage_explained(f"the tokenizer of {source}", ModelError):
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{source} does not hold a tokenizer that can be read") from error
     tokenizer.model_max_length = positions
     tokenizer.save_pretrained(out)
     return True
@@ -264,11 +262,9 @@ def _write_tokenizer(source: Path | None, out: Path, positions: int | None) -> b
 
 def _open_ai_tokenizer(path: Path) -> CLIPTokenizer:
     """Build CLIP's tokenizer of OpenAI's list of merges."""
-    try:
+    with damage_explained(path, ModelError, "give OpenAI's list of merges, compressed by gzip"):
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
         merges = [(left, right) for left, right in (x.split() for x in lines[1 : _MERGES + 1])]
-    except (OSError, EOFError, ValueError) as error:
-        raise ModelError(f"{path} is not OpenAI's list of merges, compressed by gzip") from error
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     tokens += [left + right for left, right in merges]

@@ -15,7 +15,7 @@ from pydantic import Field
 from gmail_align.config import Config, build
 from gmail_align.convert.openai_format import ClipOptions, Shape, TowerOptions
 from gmail_align.encoders.preprocess import Preprocess
-from gmail_align.errors import ConfigError, ModelError
+from gmail_align.errors import ConfigError, ModelError, damage_explained
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _ARGMAX = 2
@@ -167,13 +167,12 @@ class OpenClipConfig(Config):
         path = folder / OPEN_CLIP_CONFIG
         if not path.exists():
             return None
-        try:
+        with damage_explained(path, ModelError):
             described = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(described, dict):
                 raise ValueError("it does not hold an object")
+        try:
             return build(cls, described, str(path))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} is damaged: {error}") from error
         except ConfigError as error:
             raise ModelError(f"this model cannot be converted: {error}") from error
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gmail_align.errors import ModelError
+from gmail_align.errors import ModelError, damage_explained
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -36,10 +35,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ModelError(f"there is no file of weights at {path}")
-    try:
+    with damage_explained(path, ModelError, "give a file of weights"):
         content = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except (OSError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{path} is damaged or no file of weights: {_line(error)}") from error
     state = _unwrap(content)
     if not state:
         raise ModelError(f"{path} does not hold tensors by name: it is not a state dict")

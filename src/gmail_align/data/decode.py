@@ -125,7 +125,7 @@ def finished(image: Image.Image) -> Image.Image:
 
 def is_turned(image: Image.Image) -> bool:
     """Tell whether an EXIF tag says to turn the image."""
-    return image.getexif().get(_ORIENTATION, 1) != 1
+    return bool(image.getexif().get(_ORIENTATION, 1) != 1)
 
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:

@@ -35,7 +35,7 @@ from gmail_align.artifacts import (
 from gmail_align.data.decode import decode_rgb, extension
 from gmail_align.data.ids import safe_id
 from gmail_align.data.unique import UniqueIds
-from gmail_align.errors import ArtifactError, DataError
+from gmail_align.errors import ArtifactError, DataError, damage_explained
 from gmail_align.remote import read_range
 
 INDEX: Final = "index.parquet"
@@ -260,13 +260,9 @@ class ImageStore:
                 f"{artifact.folder} holds {artifact.kind}, but images are needed here"
             )
         self.artifact = artifact
-        try:
+        advice = f"delete {artifact.folder} and make it again"
+        with damage_explained(artifact.path(INDEX), ArtifactError, advice):
             table = pq.read_table(artifact.path(INDEX), schema=_SCHEMA)
-        except (OSError, pa.ArrowException) as error:
-            raise ArtifactError(
-                f"{artifact.path(INDEX)} is damaged ({error}): delete {artifact.folder} and make "
-                "it again"
-            ) from error
         self._table = table.combine_chunks()
         self._places = [self._table.column(n).to_numpy() for n in ("shard", "offset", "size")]
         self._digests = self._table.column("sha256")
@@ -307,17 +303,13 @@ class ImageStore:
         row = self._row(image_id)
         shard, offset, size = (int(column[row]) for column in self._places)
         path, url = self.artifact.path(shard_name(shard)), self.artifact.url
-        try:
+        with damage_explained(path, ArtifactError, f"make {self.artifact.folder} again"):
             if url is not None and not path.exists():
                 data = read_range(f"{url}/{shard_name(shard)}", offset, size)
             else:
                 with open(path, "rb", buffering=0) as file:
                     file.seek(offset)
                     data = file.read(size)
-        except OSError as error:
-            raise ArtifactError(
-                f"{path} cannot be read ({error}): make {self.artifact.folder} again"
-            ) from error
         if hashlib.sha256(data).hexdigest() != self._digests[row].as_py():
             raise ArtifactError(
                 f"image {image_id} in {path} is damaged: make {self.artifact.folder} again"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gmail_align.errors import DataError
+from gmail_align.artifacts import sha256_file
+from gmail_align.errors import DataError, damage_explained
 
 LARGEST = 2 << 30
 """Bytes of the largest file that is read: eight times the largest set of captions in use."""
@@ -38,11 +38,8 @@ def file_fingerprint(path: Path) -> str:
     Raises:
         DataError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    with damage_explained(path):
+        return sha256_file(path)[:16]
 
 
 def first_of(record: Any, keys: tuple[str, ...]) -> Any:
@@ -54,15 +51,11 @@ def first_of(record: Any, keys: tuple[str, ...]) -> Any:
 
 def _read_text(path: Path) -> str:
     """Read a UTF-8 file, with or without a byte-order mark."""
-    try:
+    with damage_explained(path):
         size = path.stat().st_size
         if size > LARGEST:
             raise DataError(f"{path} has {size / 1e9:.1f} GB: files of at most 2 GB are read")
         return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} cannot be read as text: {error}") from error
 
 
 def _is_lines(path: Path, text: str) -> bool:

@@ -12,7 +12,7 @@ from gmail_align.data.classes import CLASS_SETS, class_set
 from gmail_align.data.json_files import read_json
 from gmail_align.data.npy import read_integers
 from gmail_align.data.protocols import PROTOCOLS
-from gmail_align.errors import ConfigError, DataError
+from gmail_align.errors import ConfigError, DataError, damage_explained
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,8 @@ def _read(source: Path) -> tuple[Mapping[str, Any], bool]:
 
 
 def _begins_with_brace(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    with damage_explained(path), path.open("rb") as file:
+        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -182,10 +179,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    try:
+    with damage_explained(path):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as text: {error}") from error
     empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
     if empty:
         raise DataError(f"line {empty[0]} of {path} is empty: every row needs a name")

@@ -11,7 +11,7 @@ from typing import Any, Final
 from gmail_align.artifacts import Artifact, read_jsonl
 from gmail_align.data.json_files import file_fingerprint, first_of, read_json
 from gmail_align.data.references import caption_entries, opened
-from gmail_align.errors import ArtifactError, DataError
+from gmail_align.errors import ArtifactError, DataError, damage_explained
 
 PREDICTIONS: Final = "predictions.jsonl"
 QUESTION_IDS: Final = ("question_id", "id", "image_id")
@@ -97,14 +97,10 @@ def listed(names: Iterable[str], what: str) -> str:
 
 
 def _rows_of(artifact: Artifact) -> Iterable[tuple[str, str]]:
-    try:
+    advice = f"delete {artifact.folder} and predict again"
+    with damage_explained(artifact.path(PREDICTIONS), ArtifactError, advice):
         rows = list(read_jsonl(artifact.path(PREDICTIONS)))
         return [(row["image_id"], row["text"].strip()) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"{artifact.path(PREDICTIONS)} is damaged ({error}): delete {artifact.folder} and "
-            "predict again"
-        ) from error
 
 
 def _caption_table(path: Path, body: Any) -> dict[str, str]:

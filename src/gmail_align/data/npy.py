@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmail_align.errors import DataError
+from gmail_align.errors import DataError, damage_explained
 
 _MAGIC = (b"\x93NUMPY", b"PK")
 _BLOCK = 8_192
@@ -85,7 +85,7 @@ def _load(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
     Raises:
         DataError: the file cannot be read, is damaged, or holds something else.
     """
-    try:
+    with damage_explained(path):
         with path.open("rb") as file:
             start = file.read(6)
         if not start.startswith(_MAGIC):
@@ -96,9 +96,3 @@ def _load(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
         # Pages are read when rows are, and may be written to: the file stays as it is.
         rows: np.ndarray[Any, Any] = np.load(path, mmap_mode="c", allow_pickle=False)
         return rows
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except DataError:
-        raise
-    except Exception as error:  # numpy's parser of headers raises errors of many kinds
-        raise DataError(f"{path} is damaged, or not a .npy array: {error}") from error

@@ -12,7 +12,7 @@ from gmail_align.artifacts import Artifact, Draft, begin, read_jsonl, write_json
 from gmail_align.data.captions import Caption, iter_captions
 from gmail_align.data.ids import generated_by_caption
 from gmail_align.data.images import ImageStore
-from gmail_align.errors import ArtifactError, DataError
+from gmail_align.errors import ArtifactError, DataError, damage_explained
 from gmail_align.runtime import stable_seed
 
 PAIRS: Final = "pairs.jsonl"
@@ -181,15 +181,12 @@ def iter_pairs(artifact: Artifact) -> Iterator[Pair]:
     """
     if artifact.kind != "pairs":
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, but pairs are needed here")
-    try:
+    advice = f"delete {artifact.folder} and pair again"
+    with damage_explained(artifact.path(PAIRS), ArtifactError, advice):
         for row in read_jsonl(artifact.path(PAIRS)):
             if not all(isinstance(value, str) for value in row.values()):
                 raise ValueError("a value is not text")
             yield Pair(**row)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"{artifact.path(PAIRS)} is damaged ({error}): delete {artifact.folder} and pair again"
-        ) from error
 
 
 def _check_prompt(store: ImageStore, image_id: str, caption: Caption) -> None:

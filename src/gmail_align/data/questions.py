@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gmail_align.artifacts import Artifact, read_jsonl
-from gmail_align.errors import ArtifactError
+from gmail_align.errors import ArtifactError, damage_explained
 
 QUESTIONS: Final = "questions.jsonl"
 ANSWER_BY_LETTER: Final = "Answer with the option's letter from the given choices directly."
@@ -69,11 +69,7 @@ def read_questions(artifact: Artifact) -> Iterator[Question]:
         raise ArtifactError(
             f"{artifact.folder} holds {artifact.kind}, but questions are needed here"
         )
-    try:
+    advice = f"delete {artifact.folder} and import again"
+    with damage_explained(artifact.path(QUESTIONS), ArtifactError, advice):
         for row in read_jsonl(artifact.path(QUESTIONS)):
             yield Question.from_row(row)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{artifact.path(QUESTIONS)} is damaged ({error}): delete {artifact.folder} and import "
-            "again"
-        ) from error

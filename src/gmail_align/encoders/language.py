@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoModelForCausalLM,
@@ -30,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from gmail_align.artifacts import fingerprint, sha256_file
 from gmail_align.encoders.folder import no_bars
-from gmail_align.errors import ModelError, damage_explained, first_line
+from gmail_align.errors import ModelError, damage_explained
 
 _FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
 _NEEDED = ("inputs_embeds", "logits_to_keep")
@@ -113,25 +111,15 @@ def load_language_model(folder: Path) -> LanguageModel:
             or the tokenizer has no end-of-text token.
     """
     tokenizer = load_tokenizer(folder)
-    try:
-        with no_bars(), _no_report():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except (RuntimeError, pickle.UnpicklingError) as error:
-        pickled = isinstance(error, pickle.UnpicklingError)
-        reason = "hold more than tensors" if pickled else "do not fit the shapes in its config.json"
-        raise ModelError(
-            f"the weights in {folder} {reason}, or are damaged: download the model as safetensors"
-        ) from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            f"{folder} cannot be loaded as a language model: {first_line(error)}"
-        ) from error
+    advice = "download the model again, as safetensors"
+    with damage_explained(folder, ModelError, advice), no_bars(), _no_report():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{folder} lacks {len(missing)} weights, the first is {missing[0]}")

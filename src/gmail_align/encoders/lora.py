@@ -13,13 +13,12 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gmail_align.artifacts import write_bytes, write_json
 from gmail_align.encoders.config import LoraSettings
-from gmail_align.errors import ModelError
+from gmail_align.errors import ModelError, damage_explained
 from gmail_align.runtime import stable_seed
 
 WEIGHTS = "adapter_model.safetensors"
@@ -153,10 +152,8 @@ def read_tensors(path: Path, names: set[str]) -> dict[str, Tensor]:
     Raises:
         ModelError: the file is missing, damaged or holds other tensors.
     """
-    try:
+    with damage_explained(path, ModelError, "make the encoder again"):
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} is missing or damaged: make the encoder again") from error
     if set(tensors) != names:
         odd = sorted(set(tensors) ^ names)[0]
         raise ModelError(f"{path} does not fit its config.json (first difference: {odd})")

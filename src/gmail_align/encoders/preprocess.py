@@ -163,10 +163,12 @@ def open_image(image: Image.Image | str | Path) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return to_rgb(upright(image))
+    with damage_explained(image):
+        data = Path(image).read_bytes()
     try:
-        return decode_rgb(Path(image).read_bytes())
-    except (OSError, DataError) as error:
-        raise DataError(f"{image} cannot be read as an image: {error}") from error
+        return decode_rgb(data)
+    except DataError as error:
+        raise DataError(f"{image}: {error}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from gmail_align.artifacts import write_bytes
-from gmail_align.errors import ModelError
+from gmail_align.errors import ModelError, damage_explained
 from gmail_align.runtime import stable_seed, versions
 
 PROBE = "probe.safetensors"
@@ -54,13 +54,10 @@ def read_probe(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ModelError: there is none, or it is damaged.
     """
     path = folder / PROBE
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            made = json.loads((file.metadata() or {}).get("versions", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ModelError(f"{path} is missing or damaged: make the folder again") from error
-    return tensors, made
+    advice = "make the folder again"
+    with damage_explained(path, ModelError, advice), safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads((file.metadata() or {}).get("versions", "{}"))
 
 
 def compare(features: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> float:

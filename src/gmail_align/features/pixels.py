@@ -17,7 +17,7 @@ from torch import Tensor
 from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_jsonl
 from gmail_align.data.images import ImageStore
 from gmail_align.encoders.preprocess import Preprocess
-from gmail_align.errors import ArtifactError, DataError
+from gmail_align.errors import ArtifactError, DataError, damage_explained
 from gmail_align.features.rows import RowFile, fill_rows
 from gmail_align.features.store import IDS
 
@@ -96,15 +96,13 @@ def read_pixels(artifact: Artifact) -> Pixels:
     """
     if artifact.kind != "pixels":
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, but pixels are needed here")
-    try:
+    with damage_explained(artifact.folder, ArtifactError, "delete it and run again"):
         ids = [str(name) for name in read_jsonl(artifact.path(IDS))]
         size = int(artifact.manifest["notes"]["size"])
         file = pixel_file(artifact.folder, len(ids), size)
         if file.path.stat().st_size != file.size:
             raise ValueError("the file has another size")
         flat = torch.from_file(str(file.path), shared=False, size=file.size, dtype=torch.uint8)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ArtifactError(f"{artifact.folder} is damaged: delete it and run again") from error
     return Pixels(ids, flat.reshape(len(ids), 3, size, size))
 
 

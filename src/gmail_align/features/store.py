@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact, load, read_jsonl
 from gmail_align.data.json_files import file_fingerprint
 from gmail_align.data.npy import read_floats
-from gmail_align.errors import ArtifactError, DataError
+from gmail_align.errors import ArtifactError, DataError, damage_explained
 from gmail_align.features.rows import RowFile
 
 FEATURES = "features.safetensors"
@@ -92,12 +92,10 @@ def open_features(source: Path | Artifact) -> Features:
         raise ArtifactError(
             f"{artifact.folder} holds {artifact.kind}, but features are needed here"
         )
-    try:
+    with damage_explained(artifact.folder, ArtifactError, "delete it and extract again"):
         with safe_open(artifact.path(FEATURES), framework="pt") as file:
             array = file.get_tensor(_KEY)
         ids = [str(name) for name in read_jsonl(artifact.path(IDS))]
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ArtifactError(f"{artifact.folder} is damaged: delete it and extract again") from error
     if array.ndim != 2 or len(ids) != len(array):
         raise ArtifactError(
             f"{artifact.folder} is damaged: it holds {len(array)} rows for {len(ids)} ids; delete "

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeVar
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import try_to_load_from_cache
 
@@ -19,7 +18,7 @@ from gmail_align.data.images import INDEX, ImageStore
 from gmail_align.data.pairs import read_pairs
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
-from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
+from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError, damage_explained
 from gmail_align.features.run import extract_images, extract_texts
 from gmail_align.features.store import Features, open_features
 from gmail_align.gap.config import GapConfig
@@ -295,10 +294,8 @@ def _generators(side: Artifact) -> dict[str, str]:
     """Return what made each image by the index, where there are several."""
     if side.kind != "images":
         return {}
-    try:
+    with damage_explained(side.path(INDEX), ArtifactError, f"make {side.folder} again"):
         table = pq.read_table(side.path(INDEX), columns=["id", "generator"])
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{side.folder} is damaged: make it again") from error
     names, makers = (table.column(name).to_pylist() for name in ("id", "generator"))
     return dict(zip(names, makers, strict=True)) if len(set(makers)) > 1 else {}
 

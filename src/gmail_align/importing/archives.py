@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from gmail_align.data.unique import temporary_database
-from gmail_align.errors import DataError
+from gmail_align.errors import DataError, damage_explained
 from gmail_align.importing.members import (
     MAX_BYTES,
     Members,
@@ -26,7 +26,6 @@ from gmail_align.importing.members import (
     open_folder,
     spellings,
 )
-from gmail_align.importing.streams import damaged
 from gmail_align.remote import is_folder, open_url, shown, url_of
 
 MAX_HEADER: Final = 2**20
@@ -49,7 +48,7 @@ def open_members(path: Path) -> Members:
         return open_folder(path)  # unlike Path.is_dir, isdir does not raise for a name too long
     if url is None and not os.path.isfile(path):
         raise DataError(f"there is no folder, zip or tar at {path}: give one that holds the images")
-    with damaged(shown(path)), _opened(path) as file:
+    with damage_explained(shown(path)), _opened(path) as file:
         if zipfile.is_zipfile(file):
             return Zip(path)
     try:
@@ -152,7 +151,7 @@ class Zip:
         """
         self._index = _Index()
         self._faults: list[tuple[str, str]] = []
-        with damaged(shown(path)):
+        with damage_explained(shown(path)):
             url = url_of(path)
             self._zip = zipfile.ZipFile(path if url is None else open_url(url))
         for info in self._zip.infolist():
@@ -193,7 +192,7 @@ class Zip:
         size = self._index.row(name)[1]
         if size > MAX_BYTES:
             raise DataError(f"has {size} bytes, more than {MAX_BYTES}")
-        with damaged("the member"):
+        with damage_explained("the member"):
             return self._zip.read(self._first(name))
 
     def _first(self, name: str) -> zipfile.ZipInfo:
@@ -266,7 +265,7 @@ def open_tar(path: Path) -> tarfile.TarFile:
         DataError: it is not a tar, or its first header is damaged.
     """
     where, url = shown(path), url_of(path)
-    with damaged(where):
+    with damage_explained(where):
         file = None if url is None else open_url(url)
         try:
             return tarfile.open(path if file is None else None, fileobj=file, tarinfo=_BoundedInfo)
@@ -288,7 +287,7 @@ def scan_tar(path: Path) -> Iterator[tuple[str, int, int, str]]:
     with open_tar(path) as tar:
         while True:
             try:
-                with damaged("the archive"):
+                with damage_explained("the archive"):
                     info = tar.next()
                 if info is None and not _ends_well(tar):
                     raise DataError("it is cut off")
@@ -319,7 +318,7 @@ def read_part(file: io.BufferedIOBase, start: int, size: int) -> bytes:
     Raises:
         DataError: there are fewer, or it cannot be read.
     """
-    with damaged("the archive"):
+    with damage_explained("the archive"):
         file.seek(start)
         data: bytes = file.read(size)
     if len(data) < size:

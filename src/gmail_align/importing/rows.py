@@ -12,13 +12,12 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gmail_align.errors import DataError
+from gmail_align.errors import DataError, damage_explained
 from gmail_align.importing.streams import (
     MAX_LINE,
     ByteStream,
     Inside,
     TextFile,
-    damaged,
     json_items,
     json_lines,
     json_pairs,
@@ -201,7 +200,7 @@ def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
     require_file(path)
     url = url_of(path)
     source = path if url is None else open_url(url)
-    with damaged(shown(path)), pq.ParquetFile(source, pre_buffer=False) as file:
+    with damage_explained(shown(path)), pq.ParquetFile(source, pre_buffer=False) as file:
         yield file
 
 

@@ -21,7 +21,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Final, Protocol, cast, runtime_checkable
 
-from gmail_align.errors import DataError, GmailAlignError
+from gmail_align.errors import DataError, damage_explained
 from gmail_align.remote import open_url, shown, size_of, url_of
 
 MAX_LINE: Final = 16 * 2**20
@@ -75,31 +75,13 @@ class ByteStream(Protocol):
 
 
 @contextmanager
-def damaged(what: str) -> Iterator[None]:
-    """Turn whatever a foreign parser raises inside into one sentence about ``what``.
-
-    Raises:
-        DataError: ``what`` is damaged, or the system cannot read it.
-    """
-    try:
-        yield
-    except (GmailAlignError, MemoryError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno:
-            raise DataError(f"{what} cannot be read: {error.strerror}") from error
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise DataError(f"{what} is damaged: {reason}") from error
-
-
-@contextmanager
 def opened(path: TextFile) -> Iterator[ByteStream]:
     """Open a file of text as a stream of UTF-8 without a byte-order mark, unpacked if gzipped.
 
     Raises:
         DataError: it is missing, damaged, or an archive.
     """
-    with _raw(path) as raw, damaged(shown(str(path))):
+    with _raw(path) as raw, damage_explained(shown(str(path))):
         head = raw.read(4)
         raw.seek(0)
         _refuse_archive(path, head)
@@ -163,7 +145,7 @@ def file_digest(path: Path) -> str:
         DataError: it is missing.
     """
     require_file(path)
-    with damaged(shown(path)), _raw(path) as file:
+    with damage_explained(shown(path)), _raw(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

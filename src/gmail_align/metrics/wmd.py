@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gmail_align.errors import DataError
+from gmail_align.errors import DataError, damage_explained
 from gmail_align.extras import require
 from gmail_align.metrics.bootstrap import Values
 
@@ -50,15 +50,11 @@ def load_word_vectors(path: Path) -> Any:
     if not path.is_file():
         raise DataError(f"there are no word vectors at {path}: give a word2vec or GloVe file")
     binary = ".bin" in path.suffixes
-    try:
+    with damage_explained(path, DataError, "give word vectors of word2vec or GloVe"):
         headless = not binary and _is_headless(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # gensim reads a headless file twice
             return vectors.load_word2vec_format(str(path), binary=binary, no_header=headless)
-    except (ValueError, OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} cannot be read as word vectors of word2vec or GloVe: {error}"
-        ) from error
 
 
 def train_word_vectors(captions: Sequence[str]) -> Any:

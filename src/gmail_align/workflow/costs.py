@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gmail_align.errors import ModelError
+from gmail_align.errors import ModelError, damage_explained
 from gmail_align.workflow.work import Model
 
 _VISION: Final = {
@@ -237,10 +237,8 @@ def read_config(path: Path) -> Mapping[str, Any]:
     Raises:
         ModelError: it is missing or damaged.
     """
-    try:
+    with damage_explained(path, ModelError, "get the model again"):
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is missing or damaged: get the model again") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} does not hold an object: get the model again")
-    return config
+        if not isinstance(config, dict):
+            raise ValueError("it does not hold an object")
+        return config

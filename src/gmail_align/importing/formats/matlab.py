@@ -14,8 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from gmail_align.errors import DataError
-from gmail_align.importing.streams import damaged
+from gmail_align.errors import DataError, damage_explained
 
 MAX_UNPACKED: Final = 64 * 2**20
 """Most bytes of a compressed element."""
@@ -55,7 +54,7 @@ def struct_rows(data: bytes, name: str) -> Iterator[dict[str, Value]]:
     Raises:
         DataError: the file is damaged, of another version, or does not have the array.
     """
-    with damaged("the .mat file"):
+    with damage_explained("the .mat file"):
         rows = _struct_array(data, name)
     yield from rows
 
