@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-from gmail_align.artifacts import Artifact
+from gmail_align.artifacts import Artifact, load
+
+Folder = Annotated[Path, "DIR"]
 
 
 @dataclass(frozen=True)
@@ -57,3 +61,8 @@ class CaptionerData:
             for role, artifact in vars(part).items()
             if artifact is not None
         }
+
+
+def load_features(folder: Path | None) -> Artifact | None:
+    """Open the features of a folder, if there is one."""
+    return None if folder is None else load(folder, "features")

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from gmail_align.api.places import open_encoder
-from gmail_align.artifacts import MANIFEST, Artifact, load
-from gmail_align.captioning.clipcap.config import ClipCapConfig
+from gmail_align.artifacts import MANIFEST, load
 from gmail_align.captioning.config import CaptionerConfig, PredictConfig
-from gmail_align.captioning.ifcap.config import IFCapConfig
-from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
-from gmail_align.cli.options import EncoderName, Folder, Model, Out, Seed, Settings
-from gmail_align.cli.shared import Shared, command
+from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, load_features
+from gmail_align.captioning.kinds import CAPTIONERS
+from gmail_align.cli.options import (
+    EncoderName,
+    Folder,
+    Model,
+    Out,
+    Seed,
+    Settings,
+    described_parameters,
+    expand,
+    option_names,
+)
+from gmail_align.cli.shared import Shared, command, make_command
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
@@ -38,14 +49,14 @@ class Training:
     validation_captions: Folder | None = None
     seed: Seed = 0
 
-    def held_out(self, retrieval: Path | None = None) -> CaptionedImages | None:
+    def held_out(self) -> CaptionedImages | None:
         """Open the held-out images and their captions, if there are any."""
         features, captions = self.validation_features, self.validation_captions
         if features is None and captions is None:
             return None
         if features is None or captions is None:
             raise ConfigError("--validation-features and --validation-captions are given together")
-        return CaptionedImages(load(features, "features"), load(captions), _features(retrieval))
+        return CaptionedImages(load(features, "features"), load(captions))
 
     def run(self, shared: Shared, config: CaptionerConfig, data: CaptionerData) -> None:
         """Train, and print what was made."""
@@ -61,59 +72,19 @@ class Training:
         shared.show_artifact(train_captioner(config, data, start, self.out, seed=self.seed))
 
 
-@command
-def train_clipcap(
-    shared: Shared,
-    features: list[Folder],
-    captions: list[Folder],
-    training: Training,
-    config: ClipCapConfig,
-) -> None:
-    """Train ClipCap on features and their captions.
+def train_command(name: str) -> Callable[..., None]:
+    """Make the command that trains one kind of captioner, from its inputs and its settings."""
+    kind = CAPTIONERS[name]
+    _, *own = described_parameters(kind.inputs)
 
-    Features are matched with captions by image: real images by their own id, generated images by
-    the caption that they were generated from.
+    def run(shared: Shared, training: Training, config: CaptionerConfig, **given: Any) -> None:
+        training.run(shared, config, kind.inputs(training.held_out(), **given))
 
-    Args:
-        features: Features of real or generated images; repeat it to train on several sets.
-        captions: Their captions; one for each --features.
-    """
-    if len(features) != len(captions):
-        raise ConfigError("--features and --captions come in pairs: give one for the other")
-    images = tuple(
-        CaptionedImages(load(folder, "features"), load(texts))
-        for folder, texts in zip(features, captions, strict=True)
-    )
-    training.run(shared, config, CaptionerData(images, validation=training.held_out()))
-
-
-@command
-def train_ifcap(
-    shared: Shared,
-    captions: Folder,
-    texts: Folder,
-    training: Training,
-    config: IFCapConfig,
-    retrieval_texts: Folder | None = None,
-    generated: Folder | None = None,
-    validation_retrieval: Folder | None = None,
-) -> None:
-    """Train IFCap on captions alone, or with generated images (--set mode=gen_embed or mix).
-
-    Args:
-        captions: The captions, or their pairs.
-        texts: Their text features, by the encoder it will read.
-        retrieval_texts: Their text features by the encoder that looks captions up.
-        generated: Features of images generated from the captions.
-        validation_retrieval: Held-out features by the encoder that looks captions up.
-    """
-    words, images = load(captions), _features(generated)
-    data = CaptionerData(
-        (CaptionedImages(images, words),) if images else (),
-        EmbeddedCaptions(words, load(texts, "features"), _features(retrieval_texts)),
-        training.held_out(validation_retrieval),
-    )
-    training.run(shared, config, data)
+    run.__doc__ = kind.inputs.__doc__
+    for part, hint in (("training", Training), ("config", kind.config)):
+        own.append(inspect.Parameter(part, inspect.Parameter.KEYWORD_ONLY, annotation=hint))
+    taken = frozenset(option for p in own for option in option_names(p.name, p.annotation))
+    return make_command(run, {p.name: expand(p, taken) for p in own})
 
 
 @command
@@ -133,7 +104,7 @@ def predict_captions(
         retrieval: Features by which an IFCap looks captions up, if another encoder made them.
     """
     model, source = load(captioner, "captioner"), load(features, "features")
-    keys = _features(retrieval)
+    keys = load_features(retrieval)
     if shared.dry_run:
         shared.show_plan("predict captions", out, config, captioner=captioner, features=features)
         return
@@ -246,7 +217,3 @@ def caption(
     rows = Captioner(artifact, reader, config, route=route, retrieval=by).describe(images)
     lines = "\n".join(f"{row['file']}\t{row['text']}" for row in rows)
     shared.show({"captions": rows}, lines)
-
-
-def _features(folder: Path | None) -> Artifact | None:
-    return None if folder is None else load(folder, "features")

@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from gmail_align import __version__
+from gmail_align.captioning.kinds import CAPTIONERS
 from gmail_align.importing.table import IMPORTERS
 
 
@@ -76,8 +77,9 @@ COMMANDS: dict[str, Entry | Group] = {
         "Train a captioner, LLaVA, or a CLIP.",
         {
             "clip": Entry("align:train_clip", "Train a CLIP from scratch on images and captions."),
-            "clipcap": Entry("captioners:train_clipcap", "Train a ClipCap captioner."),
-            "ifcap": Entry("captioners:train_ifcap", "Train an IFCap captioner on captions."),
+            **{
+                n: Entry("captioners:train_command", kind.help, n) for n, kind in CAPTIONERS.items()
+            },
             "llava": Entry("llava:train_llava", "Train LLaVA on conversations about images."),
         },
     ),

@@ -8,8 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gmail_align.artifacts import load
 from gmail_align.captioning.config import CaptionerConfig
+from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, Folder
 from gmail_align.config import Config
+from gmail_align.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -120,3 +123,28 @@ class ClipCapConfig(CaptionerConfig):
         """Whether the language model is trained too."""
         chosen = self.tune_language_model
         return self.mapper == "mlp" if chosen is None else chosen
+
+
+CONFIG = ClipCapConfig
+
+
+def inputs(
+    held: CaptionedImages | None, /, features: list[Folder], captions: list[Folder]
+) -> CaptionerData:
+    """Train ClipCap on features and their captions.
+
+    Features are matched with captions by image: real images by their own id, generated images by
+    the caption that they were generated from.
+
+    Args:
+        held: Held-out images, if there are any.
+        features: Features of real or generated images; repeat it to train on several sets.
+        captions: Their captions; one for each --features.
+    """
+    if len(features) != len(captions):
+        raise ConfigError("--features and --captions come in pairs: give one for the other")
+    images = (
+        CaptionedImages(load(folder, "features"), load(texts))
+        for folder, texts in zip(features, captions, strict=True)
+    )
+    return CaptionerData(tuple(images), validation=held)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from gmail_align.artifacts import fingerprint
+from gmail_align.artifacts import fingerprint, load
 from gmail_align.captioning.config import CaptionerConfig, CaptionerOptim
 from gmail_align.captioning.ifcap.entities import read_vocabulary
+from gmail_align.captioning.inputs import (
+    CaptionedImages,
+    CaptionerData,
+    EmbeddedCaptions,
+    Folder,
+    load_features,
+)
 
 
 class IFCapConfig(CaptionerConfig):
@@ -83,3 +91,33 @@ class IFCapConfig(CaptionerConfig):
         """Return the settings that two equal captioners share, with the vocabulary's words."""
         words = self.vocabulary and fingerprint(sorted(read_vocabulary(self.vocabulary)))
         return {**super().identity(), "vocabulary": words}
+
+
+CONFIG = IFCapConfig
+
+
+def inputs(
+    held: CaptionedImages | None,
+    /,
+    captions: Folder,
+    texts: Folder,
+    retrieval_texts: Folder | None = None,
+    generated: Folder | None = None,
+    validation_retrieval: Folder | None = None,
+) -> CaptionerData:
+    """Train IFCap on captions alone, or with generated images (--set mode=gen_embed or mix).
+
+    Args:
+        held: Held-out images, if there are any.
+        captions: The captions, or their pairs.
+        texts: Their text features, by the encoder it will read.
+        retrieval_texts: Their text features by the encoder that looks captions up.
+        generated: Features of images generated from the captions.
+        validation_retrieval: Held-out features by the encoder that looks captions up.
+    """
+    words, images = load(captions), load_features(generated)
+    return CaptionerData(
+        (CaptionedImages(images, words),) if images else (),
+        EmbeddedCaptions(words, load(texts, "features"), load_features(retrieval_texts)),
+        held and replace(held, retrieval=load_features(validation_retrieval)),
+    )
