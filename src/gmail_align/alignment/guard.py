@@ -90,9 +90,9 @@ class Guard:
         ``eligible`` is 0 where the deployed route has lost more retrieval than
         ``config.keep_real`` allows.
         """
-        found = self.measure()
-        eligible = float(self._keeps_real(found))
-        return {"score": total(found.score), "eligible": eligible, **found.metrics}
+        measured = self.measure()
+        eligible = float(self._keeps_real(measured))
+        return {"score": total(measured.score), "eligible": eligible, **measured.metrics}
 
     def gain(self) -> Estimate:
         """Estimate by how much the present encoder's score exceeds the plain model's."""
@@ -152,12 +152,12 @@ class Guard:
         """Retrieval of the plain model; there are texts."""
         return self._retrieval(self._frozen["frozen"], self._frozen_texts["texts"])
 
-    def _keeps_real(self, found: Measurement) -> bool:
+    def _keeps_real(self, measured: Measurement) -> bool:
         """Whether the deployed route keeps enough of the plain model's retrieval."""
         allowed = self.config.keep_real
-        if allowed is None or not found.retrieval:
+        if allowed is None or not measured.retrieval:
             return True
-        change = gain(self._plain_retrieval, found.retrieval, len(self.held.first))
+        change = gain(self._plain_retrieval, measured.retrieval, len(self.held.first))
         return change.high >= 0 if allowed == "noise" else change.value >= -allowed
 
     def _features(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -63,8 +63,8 @@ class PairIndex:
         if len(numbers) == self.count(column) and np.array_equal(numbers, np.arange(len(numbers))):
             return list(self.names(column))
         wanted = set(numbers.tolist())
-        found = {n: name for n, name in enumerate(self.names(column)) if n in wanted}
-        return [found[number] for number in numbers.tolist()]
+        names = {n: name for n, name in enumerate(self.names(column)) if n in wanted}
+        return [names[number] for number in numbers.tolist()]
 
     def texts(self, column: str, out: Path) -> Artifact:
         """Write the distinct texts of a column as captions whose ids are their numbers.

@@ -181,16 +181,16 @@ class Splits:
             "validation": (self.validation, self.validation_labels),
             "test": (self.test, self.test_labels),
         }
-        found: dict[str, LabelledFeatures | None] = {}
+        parts: dict[str, LabelledFeatures | None] = {}
         for name, (path, own) in given.items():
             if path is None and own is None:
-                found[name] = None
+                parts[name] = None
                 continue
             labels = every if own is None else open_labels(own)
             if path is None or labels is None:
                 raise ConfigError(f"--{name} and --{name}-labels go together (or give --labels)")
-            found[name] = LabelledFeatures(path, labels)
-        return found
+            parts[name] = LabelledFeatures(path, labels)
+        return parts
 
 
 @command

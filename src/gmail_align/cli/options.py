@@ -371,12 +371,12 @@ def _default_text(value: Any) -> str:
 
 def _bounds(field: FieldInfo) -> dict[str, Any]:
     """Return the inclusive bounds of a field, as typer names them."""
-    found = {}
+    bounds = {}
     for limit in field.metadata:
         for ours, theirs in (("ge", "min"), ("le", "max")):
             if getattr(limit, ours, None) is not None:
-                found[theirs] = getattr(limit, ours)
-    return found
+                bounds[theirs] = getattr(limit, ours)
+    return bounds
 
 
 def _plain(description: str | None) -> str:

@@ -106,14 +106,14 @@ def _of_file(path: Path, body: Any) -> tuple[str, list[AnswerKey]]:
 
 
 def _by_id(path: Path, records: Sequence[Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    records_by_id: dict[str, Any] = {}
     for number, record in enumerate(records):
         name = first_of(record, QUESTION_IDS)
         if name is None:
             raise DataError(f"record {number} of {path} does not have an id: add it")
-        if found.setdefault(str(name), record) is not record:
+        if records_by_id.setdefault(str(name), record) is not record:
             raise DataError(f"{path} holds more than one answer to {name}: keep one")
-    return found
+    return records_by_id
 
 
 def _is_tested(entry: Any) -> bool:

@@ -166,7 +166,7 @@ def _clashes(
 
     Some batches are looked at at a time, so that memory does not grow with their number.
     """
-    held, found = len(before), []
+    held, clashes = len(before), []
     step = max(1, _BLOCK // size) * size
     for start in range(0, held + len(order), step):
         stop = min(start + step, held + len(order))
@@ -177,8 +177,8 @@ def _clashes(
         ranks = np.lexsort((keys, batches))
         again = (keys[ranks][1:] == keys[ranks][:-1]) & (batches[ranks][1:] == batches[ranks][:-1])
         positions = ranks[1:][again] + start - held
-        found.append(np.sort(positions[positions >= 0]))
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+        clashes.append(np.sort(positions[positions >= 0]))
+    return np.concatenate(clashes) if clashes else np.empty(0, dtype=np.int64)
 
 
 def _columns(groups: IntArray, batch: IntArray, rng: np.random.Generator) -> IntArray:

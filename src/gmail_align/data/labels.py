@@ -103,7 +103,7 @@ def class_numbers(labels: Labels, classes: Sequence[str], known: str | None = No
         DataError: a class is not one of them.
     """
     listed = set(classes)
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     for image, said in labels.classes.items():
         name = said
         if known is not None and said not in listed:
@@ -113,8 +113,8 @@ def class_numbers(labels: Labels, classes: Sequence[str], known: str | None = No
                 f"image {image} is of class {said!r}, which is not one of the {len(classes)} "
                 "classes: check the labels"
             )
-        found[image] = name
-    return Labels(found, labels.by_row)
+        named[image] = name
+    return Labels(named, labels.by_row)
 
 
 def known_set(protocol: str, classes: Sequence[str]) -> str | None:

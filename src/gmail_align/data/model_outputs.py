@@ -129,14 +129,14 @@ def _indexed(path: Path, rows: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _response_records(path: Path, records: list[Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    responses: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for number, record in enumerate(records):
         name, text = first_of(record, QUESTION_IDS), first_of(record, _RESPONSES)
         if name is None and isinstance(record, dict) and len(record) == 1:
             name, text = next(iter(record.items()))
         if name is None or not isinstance(text, str):
             raise DataError(f"record {number} of {path} does not have an id or a response: add it")
-        if str(name) in found:
+        if str(name) in responses:
             raise DataError(f"{path} holds more than one response to {name}: keep one")
-        found[str(name)] = text, record
-    return found
+        responses[str(name)] = text, record
+    return responses

@@ -104,10 +104,12 @@ def clip_features(
 
 
 def _rows_of(path: Path, count: int, what: str) -> Values:
-    found: Values = open_features(path).array.double().numpy()
-    if len(found) != count:
-        raise DataError(f"{path} has {len(found)} rows for {count} {what}: give one each, in order")
-    return found
+    features: Values = open_features(path).array.double().numpy()
+    if len(features) != count:
+        raise DataError(
+            f"{path} has {len(features)} rows for {count} {what}: give one each, in order"
+        )
+    return features
 
 
 def _of_encoder(

@@ -133,10 +133,10 @@ def compare_items(
     )
     if result.complete is not None:
         return result.complete
-    found = score(a, b, wanted, seed=seed)
+    differences = score(a, b, wanted, seed=seed)
     details = {
-        side: {name: items.columns[name].value for name in found}
+        side: {name: items.columns[name].value for name in differences}
         for side, items in (("a", a), ("b", b))
     }
-    verdicts = {name: verdict(one) for name, one in found.items()}
-    return result.finish(found, unavailable=lost, details={**details, "verdicts": verdicts})
+    verdicts = {name: verdict(one) for name, one in differences.items()}
+    return result.finish(differences, unavailable=lost, details={**details, "verdicts": verdicts})

@@ -217,9 +217,9 @@ def layer_shares(names: list[str], decay: float) -> dict[str, float]:
     The head and what stands behind the last layer have the whole; each layer ``decay`` of what is
     above it, the embeddings the least (Clark et al. 2020; BEiT's for towers).
     """
-    found = {name: re.search(r"(?:^|\.)layers?\.(\d+)\.", name) for name in names}
-    top = 2 + max((int(match[1]) for match in found.values() if match), default=-1)
-    depths = {name: int(match[1]) + 1 if match else top for name, match in found.items()}
+    layers = {name: re.search(r"(?:^|\.)layers?\.(\d+)\.", name) for name in names}
+    top = 2 + max((int(match[1]) for match in layers.values() if match), default=-1)
+    depths = {name: int(match[1]) + 1 if match else top for name, match in layers.items()}
     first = re.compile(r"^tower\.(embeddings|pre_layrnorm)\.")
     depths |= {name: 0 for name in names if first.match(name)}
     return {name: decay ** (top - depth) for name, depth in depths.items()}

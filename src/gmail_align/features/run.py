@@ -284,13 +284,13 @@ def read_texts(source: Artifact) -> Mapping[str, str]:
         rows = ((pair.caption_id, pair.text) for pair in read_pairs(source))
     else:
         raise ArtifactError(f"{source.folder} holds {source.kind}, but captions are needed here")
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for name, text in rows:
-        if found.setdefault(name, text) != text:
+        if texts.setdefault(name, text) != text:
             raise DataError(f"caption id {name} of {source.folder} has two texts: make ids unique")
-    if not found:
+    if not texts:
         raise DataError(f"{source.folder} does not have any caption: import captions first")
-    return found
+    return texts
 
 
 def finish_rows(draft: Draft, names: Sequence[str], unit: str) -> Artifact:

@@ -40,7 +40,7 @@ def measure_groups(
         ``metrics`` (empty where images are too few). A part without labels, or with one generator
         only, is left out.
     """
-    found = {}
+    measures = {}
     hits = _class_hits(real, generated)
     for what in ("classes", "generators"):
         names = sorted(set(getattr(generated, what) or ()))
@@ -48,11 +48,11 @@ def measure_groups(
             continue
         if what == "classes" and not paired and real.classes is None:
             continue
-        found[what] = {
+        measures[what] = {
             name: _measure(real, generated, (what, name), hits, paired, config, seed)
             for name in names[: config.max_groups]
         }
-    return found
+    return measures
 
 
 def _measure(

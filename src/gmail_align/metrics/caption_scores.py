@@ -245,9 +245,9 @@ def compare_captioners(
     results = {}
     for name, columns in table.items():
         late = {metric: column for metric, column in columns.items() if metric not in early[name]}
-        found = early[name] | estimates(late, **how)  # one seed: the same resamples
+        estimated = early[name] | estimates(late, **how)  # one seed: the same resamples
         ordered = [metric for metric in wanted if metric in columns]
-        scores = {metric: found[metric] for metric in ordered}
+        scores = {metric: estimated[metric] for metric in ordered}
         kept = {metric: columns[metric] for metric in ordered}
         results[name] = CaptionScores(tuple(references), scores, kept, dict(unavailable))
     return results
@@ -313,16 +313,16 @@ def _started(
     wanted: Sequence[str], running: ExitStack, unavailable: dict[str, str]
 ) -> dict[str, Scorer]:
     """Start the processes of the slow metrics; say which cannot be started."""
-    found = {}
+    scorers = {}
     for name in wanted:
         start = CAPTION_METRICS[name].process
         if start is None:
             continue
         try:
-            found[name] = running.enter_context(start())
+            scorers[name] = running.enter_context(start())
         except GmailAlignError as error:
             unavailable[name] = str(error)
-    return found
+    return scorers
 
 
 def _computed(
@@ -350,11 +350,11 @@ def _collect(
     """Wait for the processes, and put their columns into ``table``; say what failed."""
     for metric, future in futures.items():
         try:
-            found = future.result()
+            columns = future.result()
         except GmailAlignError as error:
             unavailable[metric] = str(error)
             continue
-        for name, values in found.items():
+        for name, values in columns.items():
             table[name][metric] = CAPTION_METRICS[metric].column(values)
 
 

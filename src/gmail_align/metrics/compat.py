@@ -75,15 +75,15 @@ def _hits(
     ks: tuple[int, ...],
 ) -> Hits:
     """Look for a match among the first k of each row; every k is a search of its own, as there."""
-    found: dict[int, list[Tensor]] = {k: [] for k in ks}
+    hits: dict[int, list[Tensor]] = {k: [] for k in ks}
     start = 0
     for scores in blocks:
         labels = query_labels[start : start + len(scores)]
         for k in ks:
             first = scores.topk(min(k, scores.shape[1]), dim=1).indices
-            found[k].append((candidate_labels[first] == labels[:, None]).any(dim=1))
+            hits[k].append((candidate_labels[first] == labels[:, None]).any(dim=1))
         start += len(scores)
-    return {k: torch.cat(parts).double() for k, parts in found.items()}
+    return {k: torch.cat(parts).double() for k, parts in hits.items()}
 
 
 def _cosines(images: Tensor, texts: Tensor, *, by_text: bool) -> Iterator[Tensor]:

@@ -104,21 +104,21 @@ def cmmd_influence(
     return Distance(CMMD_SCALE * value, *(side - side.mean() for side in sides))
 
 
-def distance_estimate(found: Distance, owner: NDArray[np.int64] | None = None) -> Estimate:
+def distance_estimate(distance: Distance, owner: NDArray[np.int64] | None = None) -> Estimate:
     """Return the distance with a 95% interval.
 
     Args:
-        found: the distance.
+        distance: the distance.
         owner: one group a pair, where row i of both sets is a pair; None when they are unrelated.
     """
-    first, second = (side.cpu().numpy() / len(side) for side in (found.first, found.second))
+    first, second = (side.cpu().numpy() / len(side) for side in (distance.first, distance.second))
     if owner is None:
         variance, n = float((first**2).sum() + (second**2).sum()), min(len(first), len(second))
     else:
         sums = np.bincount(owner, first + second)
         variance, n = float((sums**2).sum()), len(sums)
     half = _TWO_SIDED * math.sqrt(variance)
-    return Estimate(found.value, max(0.0, found.value - half), found.value + half, n)
+    return Estimate(distance.value, max(0.0, distance.value - half), distance.value + half, n)
 
 
 class _Gaussians:

@@ -69,11 +69,11 @@ def diversity(
             in_generated[part] = (apart < of_generated[None]).any(1)
     made = {"precision": (in_real > 0).double(), "density": in_real / k}
     seen = {"recall": in_generated.double(), "coverage": covered.double()}
-    found: dict[str, Estimate] = {}
+    means: dict[str, Estimate] = {}
     for columns in (made, seen):
         values = {name: column.cpu().numpy() for name, column in columns.items()}
-        found |= bootstrap_means(values, resamples=resamples, seed=seed)
-    return {name: found[name] for name in ("precision", "recall", "density", "coverage")}
+        means |= bootstrap_means(values, resamples=resamples, seed=seed)
+    return {name: means[name] for name in ("precision", "recall", "density", "coverage")}
 
 
 def _radii(rows: Float64[Tensor, "n d"], k: int) -> Float64[Tensor, " n"]:

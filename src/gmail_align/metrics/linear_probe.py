@@ -123,8 +123,8 @@ class _Model:
         return self
 
     def predict(self, data: Labelled) -> NDArray[np.int64]:
-        found: NDArray[np.int64] = self.model.predict(self._standard(data.arrays()[0]))
-        return found
+        classes: NDArray[np.int64] = self.model.predict(self._standard(data.arrays()[0]))
+        return classes
 
     def _standard(self, rows: Values) -> Values:
         standard: Values = (rows - self.centre) / self.scale

@@ -77,9 +77,9 @@ def read_choice(response: str, choices: Mapping[str, str | None]) -> str | None:
         response = response.strip(sign)
     padded = f" {response} "
     for form in ("({})", " {} "):
-        found = _last(choices, padded.rfind, form.format)
-        if found is not None:
-            return found
+        chosen = _last(choices, padded.rfind, form.format)
+        if chosen is not None:
+            return chosen
     if len(padded.split()) < _FROM_LENGTH:
         return None
     texts = {letter: text.lower() for letter, text in choices.items() if text is not None}
@@ -108,12 +108,12 @@ def read_last_answer(response: str, choices: Mapping[str, str | None]) -> str | 
         if begun and begun[1] in choices and len(_listed_letters(line, choices)) < 2:
             return str(begun[1])
     texts = {letter: text.lower() for letter, text in choices.items() if text}
-    for found in (
+    for named in (
         _listed_letters(plain, choices),
         {letter for letter, text in texts.items() if text in plain.lower()},
     ):
-        if len(found) == 1:
-            return found.pop()
+        if len(named) == 1:
+            return named.pop()
     return None
 
 
@@ -178,11 +178,11 @@ def normalised(text: str) -> list[str | float]:
         return [f" {lowered}", f"{lowered} "] if len(lowered) == 1 else [lowered]
 
 
-def is_right_open(found: Iterable[str | float], gold: Sequence[str]) -> bool:
-    """Whether a text of ``found`` contains a right one, or a number equals one."""
+def is_right_open(answers: Iterable[str | float], gold: Sequence[str]) -> bool:
+    """Whether a text of ``answers`` contains a right one, or a number equals one."""
     right = [value for answer in gold for value in normalised(answer)]
     texts = [value for value in right if isinstance(value, str)]
     return any(
         any(text in value for text in texts) if isinstance(value, str) else value in right
-        for value in found
+        for value in answers
     )

@@ -87,7 +87,7 @@ def gap_metrics(
     require_pairs(real, generated, groups=groups, least=2)
     owner = cluster_index(None if groups is None else groups.cpu().numpy(), len(real))
     recalls = gen_to_real_recall(generated, real, groups=groups)
-    found = {
+    distances = {
         f"gen_to_real_r{k}": bootstrap_mean(
             hits.cpu().numpy(), clusters=owner, resamples=resamples, seed=seed
         )
@@ -96,7 +96,7 @@ def gap_metrics(
     probe = probe_auc(real, generated, groups=groups, resamples=resamples, seed=seed)
     table = _moment_estimates(real, generated, owner, resamples=resamples, seed=seed)
     apart = {name: table.pop(name) for name in ("centroid_distance", "norm_ratio")}
-    return table | found | {"probe_auc": probe} | apart
+    return table | distances | {"probe_auc": probe} | apart
 
 
 def pair_columns(

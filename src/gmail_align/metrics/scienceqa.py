@@ -47,8 +47,8 @@ def _finetuned(response: str) -> str | None:
         return response
     if len(response) >= 3 and response[0] in LETTERS and response[1:3] == ". ":
         return response[0]
-    found = _SENTENCE.findall(response)
-    return found[0] if len(found) == 1 else None
+    letters = _SENTENCE.findall(response)
+    return letters[0] if len(letters) == 1 else None
 
 
 def groups_of(problem: Mapping[str, Any]) -> tuple[str, ...]:

@@ -47,8 +47,8 @@ def probe_auc(
     fold = _folds(owner, seed=seed, folds=folds)
     sides = [unit_rows(side).double().cpu().numpy() for side in (real, generated)]
     scores = _held_out_scores(sides[0], sides[1], fold)
-    found = _fold_aucs(scores, fold, owner, resamples=resamples, seed=seed)
-    return _widened(found, refit_factor(len(np.unique(fold))))
+    auc = _fold_aucs(scores, fold, owner, resamples=resamples, seed=seed)
+    return _widened(auc, refit_factor(len(np.unique(fold))))
 
 
 def _fold_aucs(
@@ -111,11 +111,11 @@ def _binned(weights: Values, place: NDArray[np.intp], bins: int) -> Values:
     return sums
 
 
-def _widened(found: Estimate, factor: float) -> Estimate:
+def _widened(auc: Estimate, factor: float) -> Estimate:
     """Stretch both sides of the interval of an AUC by ``factor``, within 0..1."""
-    low = found.value - factor * (found.value - found.low)
-    high = found.value + factor * (found.high - found.value)
-    return Estimate(found.value, max(low, 0.0), min(high, 1.0), found.n)
+    low = auc.value - factor * (auc.value - auc.low)
+    high = auc.value + factor * (auc.high - auc.value)
+    return Estimate(auc.value, max(low, 0.0), min(high, 1.0), auc.n)
 
 
 class _FoldAuc:

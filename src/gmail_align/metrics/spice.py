@@ -105,11 +105,11 @@ class Spice:
         }
         rows = [{"image_id": key} | pair for key, pair in pairs.items()]
         with tempfile.TemporaryDirectory() as folder:
-            given, found = Path(folder, "captions.json"), Path(folder, "scores.json")
+            given, output = Path(folder, "captions.json"), Path(folder, "scores.json")
             given.write_text(json.dumps(rows), encoding="utf-8")
             seconds = 1800.0 + 2 * len(rows) if self.timeout is None else self.timeout
-            self._run(command(given, found), folder, seconds)
-            scores = _read(found, pairs)
+            self._run(command(given, output), folder, seconds)
+            scores = _read(output, pairs)
         return {
             name: np.array([scores[f"{name} {at}"] for at in range(len(captions))])
             for name, captions in systems.items()
@@ -148,8 +148,8 @@ class Spice:
             raise GmailAlignError(f"SPICE failed: {_cause(stderr)}")
 
 
-def command(given: Path, found: Path) -> list[str]:
-    """Return the command line that scores the captions in ``given`` into ``found``.
+def command(given: Path, scores: Path) -> list[str]:
+    """Return the command line that scores the captions in ``given`` into ``scores``.
 
     No cache is asked for: it breaks on Java 17 and on long captions, and writes beside the jar.
 
@@ -161,7 +161,7 @@ def command(given: Path, found: Path) -> list[str]:
     heap = f"-Xmx{_heap()}G"
     classes = os.pathsep.join(map(str, dict.fromkeys(path)))
     start = java_command(heap, "-cp", classes, "edu.anu.spice.SpiceScorer")
-    return [*start, str(given), "-out", str(found), "-silent"]
+    return [*start, str(given), "-out", str(scores), "-silent"]
 
 
 def _heap() -> int:
@@ -177,9 +177,9 @@ def _home() -> Path:
     return jar("spice/spice-1.0.jar").parent
 
 
-def _read(found: Path, wanted: Collection[str]) -> dict[str, float]:
+def _read(file: Path, wanted: Collection[str]) -> dict[str, float]:
     try:
-        rows = json.loads(found.read_text(encoding="utf-8"))
+        rows = json.loads(file.read_text(encoding="utf-8"))
         scores = {row["image_id"]: _number(row["scores"]["All"]["f"]) for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GmailAlignError(f"SPICE wrote no scores that can be read: {error}") from error

@@ -133,15 +133,15 @@ def over_runs(
     rng = np.random.default_rng(seed)
     of_items = resample_weights(rng, resamples, items)
     of_runs = resample_weights(rng, resamples, runs) / runs
-    found = {}
+    estimates = {}
     for name in names:
         value = float(np.mean([run[name].value for run in first]))
         columns = np.stack([run[name].on(of_items) for run in first], axis=1)
         if second is not None:
             value -= float(np.mean([run[name].value for run in second]))
             columns -= np.stack([run[name].on(of_items) for run in second], axis=1)
-        found[name] = interval(value, (columns * of_runs).sum(axis=1), items)
-    return found
+        estimates[name] = interval(value, (columns * of_runs).sum(axis=1), items)
+    return estimates
 
 
 def _estimates(

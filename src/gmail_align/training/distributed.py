@@ -70,13 +70,14 @@ class Ranks:
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Average gradients over the processes, all in one message."""
-        found = [p.grad for p in parameters if p.grad is not None]
-        if self.count == 1 or not found:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.count == 1 or not gradients:
             return
-        flat = torch.cat([gradient.reshape(-1) for gradient in found])
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
         flat /= self.count
-        for gradient, part in zip(found, flat.split([g.numel() for g in found]), strict=True):
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def total(self, value: Tensor) -> Tensor:

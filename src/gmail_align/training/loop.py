@@ -226,8 +226,8 @@ def _descend(
     # A GPU is waited for once a step: everything that is read of it comes in one tensor.
     numbers = [norm, *(term.detach() for term in terms.values())]
     values = torch.stack([number.to(norm.device, torch.float64) for number in numbers]).tolist()
-    found = dict(zip(terms, values[1:], strict=True))
-    for name, value in (("loss", found["total"]), ("gradient", values[0])):
+    shown = dict(zip(terms, values[1:], strict=True))
+    for name, value in (("loss", shown["total"]), ("gradient", values[0])):
         if not math.isfinite(value):
             raise TrainingError(
                 f"the {name} is {value} at step {step}: lower the learning rate", step
@@ -235,7 +235,7 @@ def _descend(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config) * group["share"]
     optimizer.step()
-    return found
+    return shown
 
 
 def _reread(log: EventLog, state: _State) -> FitReport:

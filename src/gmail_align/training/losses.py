@@ -58,8 +58,8 @@ def contrastive_losses(
         if alike is None:
             return logits.logsumexp(dim=-1) - logits.diagonal(start)
         if positives == "sum":
-            found = logits.masked_fill(~(alike | own), -torch.inf).logsumexp(dim=-1)
-            return logits.logsumexp(dim=-1) - found
+            negatives = logits.masked_fill(~(alike | own), -torch.inf).logsumexp(dim=-1)
+            return logits.logsumexp(dim=-1) - negatives
         kept = logits.masked_fill(alike & ~own, -torch.inf)
         return kept.logsumexp(dim=-1) - logits.diagonal(start)
 

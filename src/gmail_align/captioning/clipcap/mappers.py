@@ -49,10 +49,10 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b n h"]:
         """Let ``states`` look at ``others``."""
         keys, values = self.to_keys_values(others).chunk(2, dim=-1)
-        found = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             self._split(self.to_queries(states)), self._split(keys), self._split(values)
         )
-        projected: Tensor = self.project(found.transpose(1, 2).reshape(states.shape))
+        projected: Tensor = self.project(attended.transpose(1, 2).reshape(states.shape))
         return projected
 
     def _split(self, states: Tensor) -> Tensor:

@@ -156,13 +156,13 @@ class PhraseTargets:
     """Which frequent one- and two-word phrases stand in the captions of each image."""
 
     def __init__(self, captions: Sequence[Sequence[str]]) -> None:
-        found = [set().union(*(phrases_of(text) for text in row)) for row in captions]
-        counts = Counter(phrase for row in found for phrase in row)
+        phrases = [set().union(*(phrases_of(text) for text in row)) for row in captions]
+        counts = Counter(phrase for row in phrases for phrase in row)
         least = _PHRASE_SHARE * len(captions)
         self.names = sorted(phrase for phrase, count in counts.items() if count >= least)
         number = {name: index for index, name in enumerate(self.names)}
         self._rows = [
-            np.array([number[p] for p in sorted(row) if p in number], np.int64) for row in found
+            np.array([number[p] for p in sorted(row) if p in number], np.int64) for row in phrases
         ]
 
     def rows(self, indices: NDArray[np.int64]) -> Float[Tensor, "b phrases"]:

@@ -214,12 +214,12 @@ def long_scores(
         corpus,
     )
     flat = [text for row in corpus.captions for text in row]
-    found: dict[str, float] = {}
+    recalls: dict[str, float] = {}
     for name, texts in (("long", long_texts), ("short", flat)):
         ids = tokenise_to(tokenizer, texts, LONG_LENGTH)
         embedded = _in_parts(lambda part: _clip_texts(model, part), ids)
-        found |= {f"{name}_{key}": value for key, value in recall(images, embedded).items()}
-    return {**found, "score": sum(found.values()) / len(found)}
+        recalls |= {f"{name}_{key}": value for key, value in recall(images, embedded).items()}
+    return {**recalls, "score": sum(recalls.values()) / len(recalls)}
 
 
 def recall(images: Float[Tensor, "n d"], texts: Float[Tensor, "m d"]) -> dict[str, float]:
