@@ -27,8 +27,9 @@ from gmail_align.artifacts import load, write_json
 from gmail_align.captioning.clipcap.config import ClipCapConfig
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData
-from gmail_align.captioning.predict import predict_captions, read_predictions
+from gmail_align.captioning.predict import predict_captions
 from gmail_align.captioning.training import train_captioner
+from gmail_align.data.model_outputs import open_predictions
 from gmail_align.encoders.shipped import model_path
 from gmail_align.metrics.caption_scores import compare_captioners
 
@@ -169,7 +170,7 @@ def main() -> None:
         predictions = folder / "predictions"
         how = PredictConfig(device="cpu")
         said = predict_captions(ours, load(frozen / "real-test"), predictions, how)
-        systems[f"gmail-align {seed}"] = read_predictions(said)
+        systems[f"gmail-align {seed}"] = open_predictions(said).texts
         kept = folder / f"plain-{given.steps}.json"
         if not kept.exists():
             write_json(kept, plain_loop(gpt2, train, rows, test, given.steps, seed))

@@ -34,11 +34,12 @@ from gmail_align.artifacts import Artifact, begin, write_bytes, write_json, writ
 from gmail_align.captioning.clipcap.config import ClipCapConfig
 from gmail_align.captioning.config import CaptionerOptim, PredictConfig
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData
-from gmail_align.captioning.predict import predict_captions, read_predictions
+from gmail_align.captioning.predict import predict_captions
 from gmail_align.captioning.tokens import tokenise
 from gmail_align.captioning.training import train_captioner
 from gmail_align.data.batches import batch_indices
 from gmail_align.data.captions import Caption, write_captions
+from gmail_align.data.model_outputs import open_predictions
 from gmail_align.features.store import open_features
 from gmail_align.metrics.caption_scores import compare_captioners, paired_caption_difference
 from gmail_align.results import estimate_table
@@ -191,7 +192,10 @@ def main() -> None:
     predicted = predict_captions(
         captioner, val.features, given.work / "predictions", PredictConfig(device="cpu")
     )
-    systems = {"clipcap": read_predictions(predicted), "nearest": nearest_captions(train, val)}
+    systems = {
+        "clipcap": open_predictions(predicted).texts,
+        "nearest": nearest_captions(train, val),
+    }
     scores = compare_captioners(systems, val.raw, metrics=METRICS)
     gain = estimate_table(
         {

@@ -15,10 +15,11 @@ from gmail_align.captioning.clipcap.config import ClipCapConfig, ReleasedFaults
 from gmail_align.captioning.clipcap.model import ClipCap, Scaling
 from gmail_align.captioning.clipcap.training import CaptionSet
 from gmail_align.captioning.config import PredictConfig
-from gmail_align.captioning.predict import predict_captions, read_predictions
+from gmail_align.captioning.predict import predict_captions
 from gmail_align.captioning.prompt import Prompt
 from gmail_align.captioning.tokens import tokenise
 from gmail_align.config import build
+from gmail_align.data.model_outputs import open_predictions
 from gmail_align.encoders.language import load_language_model
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.store import open_features
@@ -47,7 +48,7 @@ def test_clipcap_stands_for_every_fault() -> None:
 def test_without_its_end_a_caption_goes_on(four: Artifact, gpt2: Path, tmp_path: Path) -> None:
     out = train_clipcap(with_faults(120, untrained_end=True), four, ROWS, gpt2, tmp_path / "out")
     how = PredictConfig(device="cpu", method="greedy")
-    said = read_predictions(predict_captions(out, four, tmp_path / "said", how))
+    said = open_predictions(predict_captions(out, four, tmp_path / "said", how)).texts
     assert all(said[name].startswith(text) for name, text in ROWS)
     assert any(len(said[name]) > len(text) for name, text in ROWS)
 
@@ -61,7 +62,7 @@ def test_a_full_stop_ends_a_caption_where_it_is_asked_to(
         config = with_faults(60, end_at_full_stop=stops)
         out = train_clipcap(config, four, rows, gpt2, tmp_path / f"out{stops}")
         said = predict_captions(out, four, tmp_path / f"said{stops}", how)
-        assert set(read_predictions(said).values()) == {expected}
+        assert set(open_predictions(said).texts.values()) == {expected}
 
 
 def test_token_0_counts_unless_it_is_taken_for_padding(
@@ -191,7 +192,7 @@ def test_a_training_goes_on_with_a_captioner(
 ) -> None:
     out = train_clipcap(quick(0), four, ROWS, captioner, tmp_path / "out")
     how = PredictConfig(device="cpu", method="greedy")
-    assert read_predictions(predict_captions(out, four, tmp_path / "said", how)) == dict(ROWS)
+    assert open_predictions(predict_captions(out, four, tmp_path / "said", how)).texts == dict(ROWS)
     other = quick(0).model_copy(update={"prefix_length": 4})
     with pytest.raises(ConfigError, match="prefix_length"):
         train_clipcap(other, four, ROWS, captioner, tmp_path / "other")

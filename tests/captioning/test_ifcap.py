@@ -16,10 +16,11 @@ from gmail_align.captioning.ifcap import datastore
 from gmail_align.captioning.ifcap.config import IFCapConfig
 from gmail_align.captioning.ifcap.training import IFCapTraining
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, EmbeddedCaptions
-from gmail_align.captioning.predict import predict_captions, read_predictions
+from gmail_align.captioning.predict import predict_captions
 from gmail_align.captioning.prompt import token_losses
 from gmail_align.captioning.training import train_captioner
 from gmail_align.config import build
+from gmail_align.data.model_outputs import open_predictions
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.features.store import open_features
 from gmail_align.training.config import OptimConfig
@@ -106,7 +107,7 @@ def ifcap(gpt2: Path, texts: Artifact, tmp_path_factory: pytest.TempPathFactory)
 def test_trained_on_text_alone_it_names_what_images_show(
     ifcap: Artifact, images: Artifact, tmp_path: Path
 ) -> None:
-    said = read_predictions(predict_captions(ifcap, images, tmp_path / "out", CPU))
+    said = open_predictions(predict_captions(ifcap, images, tmp_path / "out", CPU)).texts
     assert [WORDS[i].split()[1] in said[name] for i, name in enumerate("wxyz")] == [True] * 4
     assert ifcap.counts == {"captions": 24, "generated": 0}
     assert not ifcap.path("retrieved.safetensors").exists()
@@ -120,7 +121,7 @@ def test_captions_predicted_together_are_those_predicted_alone(
     together = PredictConfig(device="cpu", beam=3)
     one = predict_captions(ifcap, images, tmp_path / "one", alone)
     all_ = predict_captions(ifcap, images, tmp_path / "all", together)
-    assert read_predictions(one) == read_predictions(all_)
+    assert open_predictions(one).texts == open_predictions(all_).texts
     scores = [
         [row["log_prob"] for row in read_jsonl(part.path("predictions.jsonl"))]
         for part in (one, all_)
@@ -237,7 +238,7 @@ def test_another_encoder_can_look_captions_up(
     assert config["trained_on"]["encoder"] == "clip"
     assert config["trained_on"]["retrieval"] == "large"
     said = predict_captions(out, images, tmp_path / "said", CPU, retrieval=seen)
-    assert set(read_predictions(said)) == set("wxyz")
+    assert set(open_predictions(said).texts) == set("wxyz")
     with pytest.raises(DataError, match="large"):
         predict_captions(out, images, tmp_path / "no", CPU)
 

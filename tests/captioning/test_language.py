@@ -17,8 +17,9 @@ from gmail_align.captioning.captioner import load_captioner
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.decode import prefill
 from gmail_align.captioning.ifcap.retrieval import nearest
-from gmail_align.captioning.predict import predict_captions, read_predictions
+from gmail_align.captioning.predict import predict_captions
 from gmail_align.captioning.prompt import Prompt, mean_log_prob
+from gmail_align.data.model_outputs import open_predictions
 from gmail_align.encoders.language import load_language_model
 from gmail_align.errors import DataError, ModelError
 from worlds.captioning import LANGUAGE_MODELS, byte_tokenizer
@@ -51,9 +52,9 @@ def with_a_pickle(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (narrow, "shapes"),
+        (narrow, "gpt2 is damaged"),
         (without_tokenizer, "tokenizer.json"),
-        (cut, "cannot be loaded"),
+        (cut, "gpt2 is damaged"),
         (with_a_pickle, "safetensors"),
     ],
 )
@@ -111,7 +112,7 @@ def test_any_architecture_learns_captions_by_heart(
     for method in ("beam", "greedy"):
         how = PredictConfig(device="cpu", method=method)
         predictions = predict_captions(out, four, tmp_path / method, how)
-        assert read_predictions(predictions) == dict(ROWS)
+        assert open_predictions(predictions).texts == dict(ROWS)
     plain = AutoModelForCausalLM.from_pretrained(out.path("language_model"))
     assert plain.generation_config.eos_token_id == 0
     kept = load_captioner(out, torch.device("cpu")).language_model

@@ -13,9 +13,10 @@ from gmail_align.captioning.captioner import load_captioner
 from gmail_align.captioning.clipcap.config import ClipCapConfig
 from gmail_align.captioning.clipcap.training import CaptionSet, ClipCapTraining
 from gmail_align.captioning.config import PredictConfig
-from gmail_align.captioning.predict import predict_captions, read_predictions
+from gmail_align.captioning.predict import predict_captions
 from gmail_align.captioning.training import validation_loss
 from gmail_align.config import build
+from gmail_align.data.model_outputs import open_predictions
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.features.store import open_features
 from worlds.captioning import build_gpt2, captioned, write_features
@@ -33,14 +34,14 @@ def test_it_learns_captions_by_heart_and_where_they_end(
     captioner: Artifact, four: Artifact, tmp_path: Path
 ) -> None:
     predictions = predict_captions(captioner, four, tmp_path / "out", CPU)
-    assert read_predictions(predictions) == dict(ROWS)
+    assert open_predictions(predictions).texts == dict(ROWS)
     rows = list(read_jsonl(predictions.path("predictions.jsonl")))
     assert [row["route"] for row in rows] == ["frozen"] * 4
     assert all(-0.1 < row["log_prob"] < 0 for row in rows)
     greedy = predict_captions(
         captioner, four, tmp_path / "greedy", PredictConfig(method="greedy", device="cpu")
     )
-    assert read_predictions(greedy) == dict(ROWS)
+    assert open_predictions(greedy).texts == dict(ROWS)
 
 
 def test_the_captioner_is_a_folder_that_transformers_reads(captioner: Artifact) -> None:
@@ -146,7 +147,7 @@ def test_images_can_be_chosen_and_ordered(
     captioner: Artifact, four: Artifact, tmp_path: Path
 ) -> None:
     chosen = predict_captions(captioner, four, tmp_path / "a", CPU, ids=["c", "a"])
-    assert list(read_predictions(chosen)) == ["c", "a"]
+    assert list(open_predictions(chosen).texts) == ["c", "a"]
     with pytest.raises(DataError, match="1 of 2 ids"):
         predict_captions(captioner, four, tmp_path / "b", CPU, ids=["a", "x"])
     with pytest.raises(DataError, match="more than once"):
@@ -238,7 +239,7 @@ def test_another_encoder_is_refused_unless_it_is_meant(
         predict_captions(captioner, other, tmp_path / "out", CPU)
     meant = PredictConfig(device="cpu", any_encoder=True, method="greedy")
     said = predict_captions(captioner, other, tmp_path / "out", meant)
-    assert read_predictions(said) == dict(ROWS)
+    assert open_predictions(said).texts == dict(ROWS)
     texts = make_features("texts", list("abcd"), array, what="text")
     with pytest.raises(DataError, match="texts"):
         predict_captions(captioner, texts, tmp_path / "texts-out", meant)

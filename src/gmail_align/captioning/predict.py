@@ -179,8 +179,3 @@ def _rows(ids: Sequence[str], captions: Sequence[Decoded], route: str) -> list[d
         {"image_id": name, "text": caption.text, "log_prob": caption.log_prob, "route": route}
         for name, caption in zip(ids, captions, strict=True)
     ]
-
-
-def read_predictions(artifact: Artifact) -> dict[str, str]:
-    """Return image id -> caption of an artifact of predictions."""
-    return {row["image_id"]: row["text"] for row in read_jsonl(artifact.path(PREDICTIONS))}
