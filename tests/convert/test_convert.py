@@ -175,7 +175,13 @@ def test_syn_clr_is_aligned_without_texts(world: Any, tmp_path: Path) -> None:
     assert all("clip.vision_model.layers." in name for name in adapter)
     assert len(adapter) == 2 * 2 * 2
     with pytest.raises(UserError, match=r"weights\.text_generated"):
-        align(AlignConfig(batch_size=6, optim=optim), Sources(*sources), base, tmp_path / "texts", seed=3)
+        align(
+            AlignConfig(batch_size=6, optim=optim),
+            Sources(*sources),
+            base,
+            tmp_path / "texts",
+            seed=3,
+        )
 
 
 def test_openai_merges_make_the_tokenizer(tmp_path: Path) -> None:
