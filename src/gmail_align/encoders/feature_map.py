@@ -8,13 +8,12 @@ from typing import Final
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import gelu, linear
 
 from gmail_align.artifacts import write_bytes
-from gmail_align.errors import DataError, ModelError
+from gmail_align.errors import DataError, ModelError, damage_explained
 
 HEAD: Final = "head.safetensors"
 KIND: Final = "feature_head"
@@ -83,10 +82,8 @@ class FeatureMap:
             ModelError: the file is missing or damaged.
         """
         path = folder / HEAD
-        try:
+        with damage_explained(path, ModelError, "align the features again"):
             tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path} is missing or damaged: align the features again") from error
         affine = {name: tensors.pop(name) for name in sorted(_AFFINE & set(tensors))}
         if set(affine) == _AFFINE and not tensors:
             return cls(affine["matrix"], affine["shift"])

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from gmail_align.artifacts import write_bytes
-from gmail_align.errors import ArtifactError
+from gmail_align.errors import ArtifactError, damage_explained
 from gmail_align.training.distributed import ranks
 
 StateT = TypeVar("StateT")
@@ -148,11 +148,6 @@ def _load_shards(
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open a checkpoint; a failure inside the block says that it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): delete it, and the same command"
-            " starts from step 0"
-        ) from error
+    advice = "delete it, and the same command starts from step 0"
+    with damage_explained(path, ArtifactError, advice), safe_open(path, framework="pt") as file:
+        yield file
