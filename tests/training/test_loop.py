@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, harm: Callable[[bytes], b
         _run(victim, tmp_path)
     path = tmp_path / CHECKPOINT
     path.write_bytes(harm(path.read_bytes()))
-    with pytest.raises(ArtifactError, match="checkpoint.safetensors is damaged .* delete it"):
+    with pytest.raises(ArtifactError, match="checkpoint.safetensors is damaged: .*delete it"):
         _run(Toy(), tmp_path)
     path.unlink()
     whole = _run(Toy(), tmp_path / "whole")
