@@ -1,4 +1,3 @@
-import pkgutil
 import subprocess
 import sys
 
@@ -63,6 +62,11 @@ def test_importing_the_package_imports_nothing_heavy():
     assert not heavy & set(ran.stdout.split())
 
 
-def test_no_public_name_is_also_a_module():
-    modules = {module.name for module in pkgutil.iter_modules(gmail_align.__path__)}
-    assert modules & set(PUBLIC) == set()
+def test_a_room_does_not_take_the_place_of_the_function_of_its_name() -> None:
+    script = (
+        "import gmail_align\n"
+        "from gmail_align.export.config import ExportConfig\n"
+        "from gmail_align.export.run import export as stage\n"
+        "assert callable(gmail_align.export) and gmail_align.export is not stage\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

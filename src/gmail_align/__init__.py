@@ -6,6 +6,8 @@ Python loads each public name on first use, so that importing the package costs 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gmail_align.errors import GmailAlignError, UserError
@@ -101,6 +103,17 @@ _HOMES = {
 def _home(name: str) -> str:
     evaluation = name.startswith("evaluate_")
     return _HOMES.get(name, f"gmail_align.api.{'scores' if evaluation else 'stages'}")
+
+
+class _Package(ModuleType):
+    """Keeps public names when a module of the same name, such as the room ``export``, is loaded."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -85,7 +85,7 @@ def model_card(
     """
     from huggingface_hub import ModelCardData
 
-    from gmail_align.exporting.card import recipe_lines
+    from gmail_align.export.card import recipe_lines
 
     if artifact.kind not in ("encoder", "captioner"):
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}: give a model here")

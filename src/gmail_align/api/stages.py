@@ -388,7 +388,7 @@ def export(
         >>> export("encoder", "exported", settings={"format": "hf", "route": "frozen"}).kind
         'export'
     """
-    from gmail_align.exporting.config import ExportConfig
-    from gmail_align.exporting.run import export as run
+    from gmail_align.export.config import ExportConfig
+    from gmail_align.export.run import export as run
 
     return run(config_of(ExportConfig, None, settings), model_of(encoder, "clip"), Path(out))

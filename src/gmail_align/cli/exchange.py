@@ -10,7 +10,7 @@ from gmail_align.cli.options import File, Folder, Out
 from gmail_align.cli.shared import Shared, command
 from gmail_align.convert.config import ConvertConfig
 from gmail_align.encoders.shipped import model_path
-from gmail_align.exporting.config import ExportConfig
+from gmail_align.export.config import ExportConfig
 
 
 @command
@@ -35,7 +35,7 @@ def export(
     if shared.dry_run:
         shared.show_plan("export", out, config, encoder=encoder)
         return
-    from gmail_align.exporting.run import export
+    from gmail_align.export.run import export
 
     described = [load(folder) for folder in data or []]
     results = [load(folder, "result") for folder in result or []]

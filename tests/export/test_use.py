@@ -32,8 +32,8 @@ from gmail_align.convert.openai_format import encode_text, read_shape
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
-from gmail_align.exporting.config import ExportConfig
-from gmail_align.exporting.run import export
+from gmail_align.export.config import ExportConfig
+from gmail_align.export.run import export
 
 LONG = "a red image of tone 3 " * 20
 TEXTS = ["a red image", "A Blue image of tone 3", "a", LONG]

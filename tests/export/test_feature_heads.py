@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.encoders.feature_map import KIND, Bend, FeatureMap
 from gmail_align.errors import DataError, ModelError
-from gmail_align.exporting.config import ExportConfig
-from gmail_align.exporting.run import export
+from gmail_align.export.config import ExportConfig
+from gmail_align.export.run import export
 
 
 def head_in(folder: Path, *, bent: bool) -> tuple[Artifact, FeatureMap]:

@@ -17,8 +17,8 @@ from gmail_align.artifacts import Artifact, begin, write_bytes
 from gmail_align.encoders.feature_map import HEAD, FeatureMap
 from gmail_align.encoders.probe import compare
 from gmail_align.errors import ModelError
-from gmail_align.exporting.config import ExportConfig
-from gmail_align.exporting.others import ONNX, OPSET, quiet
+from gmail_align.export.config import ExportConfig
+from gmail_align.export.others import ONNX, OPSET, quiet
 from gmail_align.extras import require
 
 _ROWS: Final = 5

@@ -25,7 +25,7 @@ from gmail_align.encoders.lora import TEXT_TOWER, WEIGHTS, save_adapter
 from gmail_align.encoders.merge import adapted_tensors, adapter_name, head_weight
 from gmail_align.encoders.text_tower import TEXT
 from gmail_align.errors import ModelError
-from gmail_align.exporting.source import ExportSource, pixels_of, tokens_of
+from gmail_align.export.source import ExportSource, pixels_of, tokens_of
 
 _PEFT = "base_model.model."
 HEAD = "head.safetensors"

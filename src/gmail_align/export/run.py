@@ -12,16 +12,16 @@ from gmail_align.encoders.feature_map import KIND
 from gmail_align.encoders.folder import find_folder, folder_fingerprint, read_card
 from gmail_align.encoders.probe import write_probe
 from gmail_align.errors import DataError, ModelError
-from gmail_align.exporting.card import Card
-from gmail_align.exporting.config import ExportConfig
-from gmail_align.exporting.feature_heads import export_feature_head
-from gmail_align.exporting.hugging_face import export_hf, export_llava, export_peft
-from gmail_align.exporting.others import (
+from gmail_align.export.card import Card
+from gmail_align.export.config import ExportConfig
+from gmail_align.export.feature_heads import export_feature_head
+from gmail_align.export.hugging_face import export_hf, export_llava, export_peft
+from gmail_align.export.others import (
     export_onnx,
     export_open_clip,
     export_sentence_transformers,
 )
-from gmail_align.exporting.source import ExportSource
+from gmail_align.export.source import ExportSource
 from gmail_align.runtime import versions
 
 WRITERS: dict[str, Callable[[ExportSource, Path], dict[str, float]]] = {

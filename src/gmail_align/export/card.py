@@ -11,8 +11,8 @@ from typing import Any
 
 from gmail_align.artifacts import Artifact
 from gmail_align.encoders.probe import TOLERANCE
-from gmail_align.exporting.config import ExportConfig
-from gmail_align.exporting.source import PHOTO_TOLERANCE
+from gmail_align.export.config import ExportConfig
+from gmail_align.export.source import PHOTO_TOLERANCE
 from gmail_align.results import read_result
 
 _LOADING = {

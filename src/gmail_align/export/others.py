@@ -24,8 +24,8 @@ from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import no_bars
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ModelError
-from gmail_align.exporting.hugging_face import export_hf
-from gmail_align.exporting.source import ExportSource, pixels_of
+from gmail_align.export.hugging_face import export_hf
+from gmail_align.export.source import ExportSource, pixels_of
 from gmail_align.extras import require
 from gmail_align.leases import TEMPORARY
 

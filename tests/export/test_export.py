@@ -34,8 +34,8 @@ from gmail_align.encoders.config import EncoderLayout, LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, DataError, ModelError
-from gmail_align.exporting.config import ExportConfig
-from gmail_align.exporting.run import export
+from gmail_align.export.config import ExportConfig
+from gmail_align.export.run import export
 from gmail_align.metrics.bootstrap import Estimate
 from gmail_align.results import begin_result
 from gmail_align.training.config import OptimConfig
