@@ -13,20 +13,13 @@ ImageNet) at 224 pixels, from images resized bicubically.
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.nn.functional import conv2d, pad
 
-POOL, SIDE = "AVERAGE_POOL_2D", 224
+from gmail_align.studies.cifake_features import image_pixels, mobilenet
 
 
 def main() -> None:
@@ -43,7 +36,10 @@ def main() -> None:
         start = time.monotonic()
         archive = zipfile.ZipFile(given.data / "cifake" / f"train_{side}.zip")
         members = chosen(archive.namelist(), given.each)
-        rows = [embed(load(archive, members[at : at + 50])) for at in range(0, len(members), 50)]
+        rows = [
+            embed(image_pixels([archive.read(name) for name in members[at : at + 50]]))
+            for at in range(0, len(members), 50)
+        ]
         np.save(given.out / f"{name}.npy", np.concatenate(rows))
         classes = [member.split("/")[0].split("_", 1)[1] for member in members]
         (given.out / f"{name}.txt").write_text("\n".join(classes) + "\n")
@@ -56,46 +52,6 @@ def chosen(names: list[str], each: int) -> list[str]:
     for name in sorted(name for name in names if name.endswith(".jpg")):
         groups.setdefault(name.split("/")[0], []).append(name)
     return [name for members in groups.values() for name in members[:each]]
-
-
-def load(archive: zipfile.ZipFile, names: list[str]) -> Tensor:
-    """Return images as input of the network, (n, 3, 224, 224) in -1..1."""
-    images = [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in names]
-    sized = [np.asarray(one.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for one in images]
-    return torch.from_numpy(np.stack(sized)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def mobilenet(path: Path) -> Callable[[Tensor], np.ndarray]:
-    """Return the network up to its pooled features, as the graph in the file says."""
-    file = np.load(path)
-    graph = json.loads(file["graph.json"].tobytes())
-    ops = graph["ops"]
-    ops = ops[: next(at for at, op in enumerate(ops) if op["op"] == POOL) + 1]
-    tensors = {key: torch.from_numpy(file[key].astype(np.float32)) for key in file.files[:-1]}
-
-    @torch.no_grad()
-    def embed(images: Tensor) -> np.ndarray:
-        values = {graph["input"]: images}
-        for op in ops:
-            values[op["output"]] = step(op, [values[name] for name in op["inputs"]], tensors)
-        return values[ops[-1]["output"]].numpy()
-
-    return embed
-
-
-def step(op: dict, inputs: list[Tensor], tensors: dict[str, Tensor]) -> Tensor:
-    """Run one operation."""
-    if op["op"] == POOL:
-        return inputs[0].mean((2, 3))
-    if op["op"] == "ADD":
-        return inputs[0] + inputs[1]
-    weight, bias = tensors[f"{op['w']}.w"], tensors[f"{op['w']}.b"]
-    kernel, stride = weight.shape[-1], op["stride"]
-    around = (kernel - 1) // 2
-    sides = (around, around) if stride == 1 else (0, around)  # TensorFlow's SAME
-    groups = weight.shape[0] if op["depthwise"] else 1
-    out = conv2d(pad(inputs[0], sides * 2), weight, bias, stride=stride, groups=groups)
-    return out.clamp(0, 6) if op["act"] == 3 else out
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ class DataStudy:
     target: str
 
 
-DATA_STUDIES: Final[dict[str, DataStudy]] = {}
+DATA_STUDIES: Final = {
+    "cifake": DataStudy("What generated images are worth on real photos", "cifake:cifake"),
+}
 """Name -> study."""
 
 
