@@ -75,7 +75,7 @@ class LlavaConfig(Config):
         },
     }
     """The stages of LLaVA-1.5, over one epoch; warm-up is 3% of the published steps. ``tabletop``
-    trains the shipped Llama on a CPU in minutes."""
+    trains the shipped Llama on a CPU."""
 
     template: TemplateName = "vicuna_v1"
     """How conversations are laid out: ``plain`` (LLaVA's first stage), ``vicuna_v1``, ``llama3`` or
