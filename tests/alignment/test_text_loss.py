@@ -204,7 +204,9 @@ def test_a_moving_text_tower_reads_no_cached_texts(
 def test_a_text_adapter_that_nothing_trains_is_refused(
     changes: dict[str, Any], said: str, clip_folder: Path, world: Any, tmp_path: Path
 ) -> None:
-    config = AlignConfig.model_validate({"lora": {"towers": "both"}, **changes})
+    config = AlignConfig.model_validate(
+        {"lora": {"towers": "both"}, "optim": {"steps": 1}, **changes}
+    )
     with pytest.raises(ConfigError, match=said):
         align(
             config, Sources(world.pairs, world.real, world.generated), clip_folder, tmp_path / "out"

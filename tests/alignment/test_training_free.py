@@ -170,4 +170,9 @@ def test_a_map_that_does_not_help_is_not_applied(
     plain = GmailEncoder.from_pretrained(clip_folder)
     assert GmailEncoder.from_pretrained(made.folder).fingerprint == plain.fingerprint
     with pytest.raises(ConfigError, match="apply"):
-        align(AlignConfig(apply="always"), sources, clip_folder, tmp_path / "other")
+        align(
+            AlignConfig(apply="always", optim={"steps": 1}),
+            sources,
+            clip_folder,
+            tmp_path / "other",
+        )

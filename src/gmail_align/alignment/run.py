@@ -93,11 +93,7 @@ def align(
         ModelError: the base cannot be used, or the adapter's targets do not fit.
         TrainingError: the loss is not finite.
     """
-    if not any(config.weights.model_dump().values()):
-        raise ConfigError("every weight of the alignment is 0: give one term a weight")
-    if config.method == "gmail":
-        pairs = sources.pairs.counts.get("pairs", 0)
-        config.optim.require_chosen(config.batch_size, pairs, "pairs")
+    _require_training(config, sources)
     folder = find_folder(base)
     identity = config.model_dump(mode="json", exclude={"device"})
     given = {name: one for name, one in sources._asdict().items() if one is not None}
@@ -124,6 +120,15 @@ def align(
         _finish(draft, encoder, task, notes)
     here.wait()
     return load(out)
+
+
+def _require_training(config: AlignConfig, sources: Sources) -> None:
+    """Refuse settings that train nothing, or that read few pairs far too often by default."""
+    if not any(config.weights.model_dump().values()):
+        raise ConfigError("every weight of the alignment is 0: give one term a weight")
+    if config.method == "gmail":
+        pairs = sources.pairs.counts.get("pairs", 0)
+        config.optim.require_chosen(config.batch_size, pairs, "pairs")
 
 
 def _finish(draft: Draft, encoder: GmailEncoder, task: Task, notes: dict[str, Any]) -> None:

@@ -80,7 +80,8 @@ class CaptionerConfig(Config):
     @classmethod
     def _any_optim(cls, value: object) -> object:
         """Take a plain ``OptimConfig`` as it is."""
-        return value.model_dump() if isinstance(value, OptimConfig) else value
+        plain = isinstance(value, OptimConfig) and not isinstance(value, CaptionerOptim)
+        return value.model_dump() if plain else value
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that two equal captioners share."""
