@@ -80,8 +80,9 @@ class CaptionerConfig(Config):
     @classmethod
     def _any_optim(cls, value: object) -> object:
         """Take a plain ``OptimConfig`` as it is."""
-        plain = isinstance(value, OptimConfig) and not isinstance(value, CaptionerOptim)
-        return value.model_dump() if plain else value
+        if isinstance(value, OptimConfig) and not isinstance(value, CaptionerOptim):
+            return value.model_dump()
+        return value
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that two equal captioners share."""
