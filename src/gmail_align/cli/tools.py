@@ -27,7 +27,9 @@ _DISABLES = {
     "siglip": "the tokenizer of SigLIP folders that hold a SentencePiece model",
     "export": "gmail-align export --format onnx and sentence-transformers",
     "track": "gmail-align track (one of these is enough); training keeps events.jsonl without",
-    "cluster": "--engine ray of gmail-align synthesize and extract",
+    "cluster": "--engine ray of gmail-align synthesize, extract and run",
+    "cloud": "data and mirrors at s3:// and gs://",
+    "pandas": "to_pandas() of results in Python",
 }
 _CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "pyarrow")
 
