@@ -25,8 +25,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes, a file of tests in each at a time: most tests use one thread.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: install
 	$(PIP) install -c constraints.txt -e '.[docs]'
