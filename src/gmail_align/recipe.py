@@ -174,11 +174,20 @@ def recipe_file(name: str) -> Path:
     Raises:
         ConfigError: no shipped recipe has this name.
     """
+    return shipped_file(name, "recipe", "gmail_align.recipes", recipe_names())
+
+
+def shipped_file(name: str, what: str, package: str, known: Iterable[str]) -> Path:
+    """Return a TOML file: a path that ends in ``.toml``, or a file that a package ships.
+
+    Raises:
+        ConfigError: the package does not ship this name.
+    """
     if name.endswith(".toml"):
         return Path(name)
-    path = Path(str(resources.files("gmail_align.recipes"))) / f"{name}.toml"
+    path = Path(str(resources.files(package))) / f"{name}.toml"
     if not path.exists():
-        raise ConfigError(f"there is no recipe {name!r}; {nearest(name, recipe_names())}")
+        raise ConfigError(f"there is no {what} {name!r}; {nearest(name, known)}")
     return path
 
 

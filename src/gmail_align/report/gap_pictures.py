@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gmail_align.report.data import Embeddings, PairFigure
 from gmail_align.report.images import data_uri
+from gmail_align.report.projection import unit_rows
 
 MOST_CLASSES: Final = 8
 MOST_PAIRS: Final = 300
@@ -81,7 +82,7 @@ def class_pictures(
         rows = [_rows_of(side, name) for side in (images.real, images.generated)]
         if not all(len(one) for one in rows):
             continue
-        own = _unit(real[rows[0]]), _unit(generated[rows[1]])
+        own = unit_rows(real[rows[0]]), unit_rows(generated[rows[1]])
         centre = own[0].mean(0)
         centre /= max(float(np.linalg.norm(centre)), 1e-12)
         scores = own[0] @ centre, own[1] @ centre
@@ -148,11 +149,3 @@ def _pictures(
         address = data_uri(side.read(image), f"the {kind} image {image}", longest=_LONGEST)
         pictures.append(Picture(f"{kind}, {what}", address, f"{scores[place]:.3f}"))
     return pictures
-
-
-def _unit(rows: Any) -> NDArray[np.float64]:
-    wide = np.asarray(rows, dtype=np.float64)
-    scaled: NDArray[np.float64] = wide / np.maximum(
-        np.linalg.norm(wide, axis=1, keepdims=True), 1e-12
-    )
-    return scaled

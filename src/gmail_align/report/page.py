@@ -108,6 +108,7 @@ def _view(
     shown_pairs = explorer(data.embedded, data.embeddings)
     linked = [one["name"] for one in shown_pairs["maps"]] if shown_pairs else []
     view = {
+        "title": data.title,
         "data": data,
         "tables": tables,
         "standfirst": words.standfirst(result),

@@ -84,7 +84,7 @@ def _drawn(real: Embeddings, generated: Embeddings) -> Points | None:
     _require_matrices(real, generated)
     if min(len(real), len(generated)) < _LEAST:
         return None
-    both = np.concatenate([_unit(_thinned(real)), _unit(_thinned(generated))])
+    both = np.concatenate([unit_rows(_thinned(real)), unit_rows(_thinned(generated))])
     return both if np.ptp(both, axis=0).any() else None
 
 
@@ -107,7 +107,7 @@ def separability(real: Embeddings, generated: Embeddings) -> float:
     mixed; below: most find one of the other kind first, as in pairs that fall together. At most
     ``MOST`` of a kind are looked at, so that values of different sets compare.
     """
-    rows = _unit(_thinned(real)), _unit(_thinned(generated))
+    rows = unit_rows(_thinned(real)), unit_rows(_thinned(generated))
     both = np.concatenate(rows)
     kind = np.repeat([0, 1], [len(rows[0]), len(rows[1])])
     cosines = both @ both.T
@@ -140,7 +140,8 @@ def _thinned(rows: Embeddings) -> Embeddings:
     return thinned
 
 
-def _unit(rows: Embeddings) -> Points:
+def unit_rows(rows: Embeddings) -> Points:
+    """Scale rows to length one, in float64; a row of zeros stays."""
     wide = np.asarray(rows, dtype=np.float64)
     scaled: Points = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
     return scaled

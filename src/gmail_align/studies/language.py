@@ -15,7 +15,7 @@ from pydantic import Field
 
 from gmail_align.config import Config, build, load_toml, merge
 from gmail_align.errors import ConfigError
-from gmail_align.recipe import Recipe, recipe_file, recipe_of
+from gmail_align.recipe import Recipe, recipe_file, recipe_of, shipped_file
 from gmail_align.recipe_tables import Claim, Row, Table, nearest
 
 Scale = Literal["tabletop", "paper"]
@@ -206,12 +206,7 @@ def study_file(name: str) -> Path:
     Raises:
         ConfigError: no shipped study has this name.
     """
-    if name.endswith(".toml"):
-        return Path(name)
-    path = Path(str(resources.files("gmail_align.studies"))) / f"{name}.toml"
-    if not path.exists():
-        raise ConfigError(f"there is no study {name!r}; {nearest(name, study_names())}")
-    return path
+    return shipped_file(name, "study", "gmail_align.studies", study_names())
 
 
 _OWN: Final = ("title", "number", "about", "column", "row", "claim", "plot", "report", "scale")

@@ -126,7 +126,7 @@ def render(results: Sequence[StudyResult], title: str, about: str) -> str:
         "counts": [(v, n) for v in VERDICTS if (n := sum(c.verdict == v for c in claims))],
         "summary": _summary(results) if len(results) > 1 else None,
     }
-    return str(environment().get_template("studies.html").render(**view))
+    return str(environment().get_template("studies.html").render(script=None, **view))
 
 
 def _summary(results: Sequence[StudyResult]) -> Table:
