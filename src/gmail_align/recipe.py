@@ -174,10 +174,10 @@ def recipe_file(name: str) -> Path:
     Raises:
         ConfigError: no shipped recipe has this name.
     """
-    return shipped_file(name, "recipe", "gmail_align.recipes", recipe_names())
+    return shipped_file(name, "recipe", "gmail_align.recipes")
 
 
-def shipped_file(name: str, what: str, package: str, known: Iterable[str]) -> Path:
+def shipped_file(name: str, what: str, package: str) -> Path:
     """Return a TOML file: a path that ends in ``.toml``, or a file that a package ships.
 
     Raises:
@@ -187,16 +187,19 @@ def shipped_file(name: str, what: str, package: str, known: Iterable[str]) -> Pa
         return Path(name)
     path = Path(str(resources.files(package))) / f"{name}.toml"
     if not path.exists():
-        raise ConfigError(f"there is no {what} {name!r}; {nearest(name, known)}")
+        raise ConfigError(f"there is no {what} {name!r}; {nearest(name, shipped_names(package))}")
     return path
 
 
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes."""
-    folder = resources.files("gmail_align.recipes")
-    return sorted(
-        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
-    )
+    return shipped_names("gmail_align.recipes")
+
+
+def shipped_names(package: str) -> list[str]:
+    """Return the names of the TOML files that a package ships, in their order."""
+    names = [file.name for file in resources.files(package).iterdir()]
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def _tables(place: str, value: Any) -> dict[str, Table]:

@@ -22,8 +22,7 @@ def study(shared: Shared, name: str, /, options: StudyOptions) -> None:
     if name == "list":
         rows = book.list_studies(options)
         shared.show({"studies": rows}, "\n".join(book.list_lines(rows)))
-    elif shared.dry_run or book.lacks_inputs(name, options):
-        plans = book.plans(name, options)
+    elif plans := (book.plans if shared.dry_run else book.blocked_plans)(name, options):
         shared.show({"plans": plans}, "\n".join(book.plan_text(one) for one in plans))
     elif name == "all":
         made = book.run_all(options)

@@ -54,11 +54,12 @@ def run_all(options: StudyOptions) -> dict[str, Any]:
     return {"book": str(path), "studies": [_body(result) for result in results]}
 
 
-def lacks_inputs(name: str, options: StudyOptions) -> bool:
-    """Whether the paper's scale cannot run here, because data, models or modules are missing."""
+def blocked_plans(name: str, options: StudyOptions) -> list[dict[str, Any]]:
+    """Return the plans of the paper's scale where data, models or modules are missing, or none."""
     if options.scale != "paper" or name in DATA_STUDIES:
-        return False
-    return any(plan["needs"] for plan in plans(name, options))
+        return []
+    made = plans(name, options)
+    return made if any(plan["needs"] for plan in made) else []
 
 
 def plans(name: str, options: StudyOptions) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ and stand over the recipe that the scale names as its base.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -15,7 +14,7 @@ from pydantic import Field
 
 from gmail_align.config import Config, build, load_toml, merge
 from gmail_align.errors import ConfigError
-from gmail_align.recipe import Recipe, recipe_file, recipe_of, shipped_file
+from gmail_align.recipe import Recipe, recipe_file, recipe_of, shipped_file, shipped_names
 from gmail_align.recipe_tables import Claim, Row, Table, nearest
 
 Scale = Literal["tabletop", "paper"]
@@ -195,9 +194,7 @@ def study_of(name: str, tables: Table) -> Study:
 
 def study_names() -> list[str]:
     """Return the names of the shipped studies, tables by their number first."""
-    folder = resources.files("gmail_align.studies")
-    names = [f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")]
-    return sorted(names, key=lambda name: (*_place(name), name))
+    return sorted(shipped_names("gmail_align.studies"), key=lambda name: (*_place(name), name))
 
 
 def study_file(name: str) -> Path:
@@ -206,7 +203,7 @@ def study_file(name: str) -> Path:
     Raises:
         ConfigError: no shipped study has this name.
     """
-    return shipped_file(name, "study", "gmail_align.studies", study_names())
+    return shipped_file(name, "study", "gmail_align.studies")
 
 
 _OWN: Final = ("title", "number", "about", "column", "row", "claim", "plot", "report", "scale")
