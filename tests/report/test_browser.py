@@ -103,3 +103,7 @@ def test_the_page_of_a_gap_shows_images_and_pairs(tmp_path: Path) -> None:
         expected = real[2] @ (real[2] + 0.1)
         expected /= np.linalg.norm(real[2]) * np.linalg.norm(real[2] + 0.1)
         assert "i2 and i5" in card and f"cosine {expected:.3f}" in card
+        border = "getComputedStyle(document.querySelector('.gallery img.{}')).borderBottomColor"
+        colours = {page.value(border.format(kind)) for kind in ("real", "generated")}
+        text = page.value("getComputedStyle(document.body).color")
+        assert len(colours | {text}) == 3  # each kind has a colour of its own
