@@ -193,7 +193,7 @@ def _held(batch: Batch, **known: torch.Tensor) -> HeldOut:
 
 @pytest.mark.parametrize(
     "select",
-    ["align", "text_generated", "text_real", "objective", "margin", "retrieval"],
+    ["align", "text_generated", "text_real", "objective", "margin", "retrieval", "transfer"],
 )
 @torch.no_grad()
 def test_guard_metrics_by_plain_loops(select: Any, encoder: GmailEncoder, batch: Batch) -> None:
@@ -239,6 +239,10 @@ def test_guard_metrics_by_plain_loops(select: Any, encoder: GmailEncoder, batch:
     back = [owner[j] == max(range(4), key=lambda i, j=j: to_text[i][j]) for j in range(6)]
     expected["text_real_r1"] = sum(back) / 6
     expected["retrieval"] = (sum(text_hits) / 4 + sum(back) / 6) / 2
+    to_made = (normalize(real) @ normalize(generated).T).tolist()
+    there = [owner[max(range(6), key=lambda j, i=i: to_made[i][j])] == i for i in range(4)]
+    back = [owner[j] == max(range(4), key=lambda i, j=j: to_made[i][j]) for j in range(6)]
+    expected["transfer"] = (sum(there) / 4 + sum(back) / 6) / 2
     made_text = (normalize(generated) @ normalize(texts).T).tolist()
     there = [same[i, max(range(6), key=lambda j, i=i: made_text[i][j])] for i in range(6)]
     expected["generated_text_r1"] = sum(map(int, there)) / 6

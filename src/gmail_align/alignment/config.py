@@ -21,10 +21,11 @@ Select = Literal[
     "paired_cosine",
     "generated_real_r1",
     "retrieval",
+    "transfer",
     "zeroshot",
 ]
 """What a guard can go by."""
-FIGURES = ("margin", "paired_cosine", "generated_real_r1", "retrieval", "zeroshot")
+FIGURES = ("margin", "paired_cosine", "generated_real_r1", "retrieval", "transfer", "zeroshot")
 """Those that are maximised; the others are losses."""
 
 
@@ -120,8 +121,9 @@ class AlignConfig(Config):
     Losses are compared at their best temperature from the trained one upwards, so an encoder cannot
     win by being less confident alone. A figure is maximised: ``margin`` (paired minus unpaired
     cosine), ``paired_cosine``, ``generated_real_r1``, ``retrieval`` (real images and texts, by the
-    deployed route) or ``zeroshot`` (accuracy of real images by that route, where classes are
-    known)."""
+    deployed route), ``transfer`` (real images by that route and generated images, both ways, where
+    equal captions count as one) or ``zeroshot`` (accuracy of real images by that route, where
+    classes are known)."""
     keep_real: Annotated[float, Field(ge=0, le=1)] | Literal["noise"] | None = "noise"
     """How much retrieval (R@1) the deployed route may lose on held-out real images: a step that
     loses more is never kept. ``noise``: no loss beyond its 95% interval. A number: no larger loss

@@ -77,7 +77,8 @@ class Guard:
         the paired less the unpaired mean. Recall, ties being misses: ``generated_real_r1``
         (generated image -> frozen real image), ``real_text_r1`` and ``text_real_r1`` (real images
         by the ``real`` route and texts; equal texts count as one), their mean ``retrieval``,
-        ``generated_text_r1`` and ``text_generated_r1``. Where class names are known, the accuracy
+        ``generated_text_r1`` and ``text_generated_r1``; and ``transfer``, the mean recall of real
+        images (by the ``real`` route) among generated ones and back. Where class names are known, the accuracy
         of real images by the ``real`` route, ``zeroshot``, and ``zeroshot_generated``. What needs
         texts is left out without a text tower.
 
@@ -106,6 +107,7 @@ class Guard:
         there = {term: given for term, given in of_terms.items() if given is not None}
         figures = {
             **self._cosine_figures(pairs["generated"]),
+            "transfer": self._retrieval(images["real"], pairs["generated"]),
             **self._retrieval_figures(images["real"], pairs),
             **self._zero_shot_figures(images["real"], pairs["generated"]),
         }
@@ -270,9 +272,12 @@ class Guard:
             "text_generated_r1": [self._part(first_is_own(scores.T, alike.T))],
         }
 
-    def _retrieval(self, real: Float[Tensor, "m d"], texts: Float[Tensor, "n d"]) -> list[Part]:
-        """Return R@1 of real images among the texts and of the texts among real images, halved."""
-        scores, own = _cosines(real, texts), self._captions_of
+    def _retrieval(self, real: Float[Tensor, "m d"], pairs: Float[Tensor, "n d"]) -> list[Part]:
+        """Return R@1 of real images among the pairs' texts or generated images, and back, halved.
+
+        A real image has its own pairs, and those whose text equals one of theirs.
+        """
+        scores, own = _cosines(real, pairs), self._captions_of
         return [
             self._part(first_is_own(scores, own), 0.5, images=True),
             self._part(first_is_own(scores.T, own.T), 0.5),
