@@ -10,7 +10,7 @@ import pytest
 from gmail_align.encoders.shipped import shipped_models
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import read_recipe, recipe_names, recipe_of
-from gmail_align.recipe_tables import uses_real_images
+from gmail_align.recipe_tables import uses_generated_images, uses_real_images
 
 TINY: dict[str, Any] = {
     "data": {
@@ -137,6 +137,24 @@ def test_an_alignment_knows_whether_it_uses_real_images(
 ) -> None:
     recipe = recipe_of(row() | {"align": {"any": settings}})
     assert uses_real_images(recipe.align["any"]) == uses
+
+
+@pytest.mark.parametrize(
+    ("settings", "uses"),
+    [
+        ({"preset": "gmail"}, True),
+        ({"preset": "lora_only"}, True),
+        ({"method": "mean_shift"}, True),
+        ({"weights": {"align": 0.0, "text_generated": 0.0}}, False),
+        ({"weights": {"align": 0.0, "text_generated": 0.0}, "select": "margin"}, True),
+        ({"data": "real", "select": "retrieval"}, False),
+    ],
+)
+def test_an_alignment_knows_whether_it_uses_generated_images(
+    settings: dict[str, Any], uses: bool
+) -> None:
+    recipe = recipe_of(row() | {"align": {"any": settings}})
+    assert uses_generated_images(recipe.align["any"]) == uses
 
 
 def test_shipped_models_are_small_and_safe() -> None:

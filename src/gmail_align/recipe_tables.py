@@ -155,6 +155,15 @@ def uses_real_images(config: AlignConfig) -> bool:
     return learned or config.method != "gmail" or config.data != "synthetic" or not blind
 
 
+def uses_generated_images(config: AlignConfig) -> bool:
+    """Whether generated images have a say in what an alignment learns, or in which step is kept."""
+    of_real = ("text_real", "distill_real")
+    weights = config.weights.model_dump()
+    learned = any(value > 0 for name, value in weights.items() if name not in of_real)
+    blind = config.guarded in (*of_real, "objective", "retrieval", "zeroshot")
+    return (learned and config.data != "real") or config.method != "gmail" or not blind
+
+
 class Learner(Config):
     """What learns from a row's images: a captioner, a LLaVA, a linear probe, or nothing."""
 

@@ -14,7 +14,14 @@ from gmail_align.studies.language import SCALES, read_study, study_file, study_n
 from gmail_align.studies.run import StudyOptions, plan_study
 
 TABLES = range(1, 18)
-SHIPPED = [*(f"table-{number}" for number in TABLES), "budget", "guard", "switches", "figure-2", "figure-3"]
+SHIPPED = [
+    *(f"table-{number}" for number in TABLES),
+    "budget",
+    "guard",
+    "switches",
+    "figure-2",
+    "figure-3",
+]
 
 
 def test_the_shipped_studies_are_these() -> None:

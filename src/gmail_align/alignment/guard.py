@@ -78,9 +78,9 @@ class Guard:
         (generated image -> frozen real image), ``real_text_r1`` and ``text_real_r1`` (real images
         by the ``real`` route and texts; equal texts count as one), their mean ``retrieval``,
         ``generated_text_r1`` and ``text_generated_r1``; and ``transfer``, the mean recall of real
-        images (by the ``real`` route) among generated ones and back. Where class names are known, the accuracy
-        of real images by the ``real`` route, ``zeroshot``, and ``zeroshot_generated``. What needs
-        texts is left out without a text tower.
+        images (by the ``real`` route) among generated ones and back. Where class names are known,
+        the accuracy of real images by the ``real`` route, ``zeroshot``, and ``zeroshot_generated``.
+        What needs texts is left out without a text tower.
 
         ``score``, which the guard maximises, is the figure that ``config.guarded`` names, or minus
         the loss, each contrastive loss at the best of several temperatures from its own upwards

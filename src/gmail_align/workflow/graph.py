@@ -11,7 +11,15 @@ from typing import Literal
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import Recipe
-from gmail_align.recipe_tables import Filter, Generator, Learner, Row, Source, uses_real_images
+from gmail_align.recipe_tables import (
+    Filter,
+    Generator,
+    Learner,
+    Row,
+    Source,
+    uses_generated_images,
+    uses_real_images,
+)
 from gmail_align.synthesis.filter_config import FilterConfig
 from gmail_align.workflow.datasets import DataSets
 from gmail_align.workflow.rows import JudgedEncoder, RowSteps
@@ -160,6 +168,7 @@ class Graph:
             alignment,
             seed,
             uses_real_images(alignment),
+            uses_generated_images(alignment),
         )
 
     def row_steps(self, row: Row, seed: int) -> RowSteps:

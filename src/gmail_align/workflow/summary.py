@@ -147,8 +147,8 @@ def _mean(values: Sequence[float]) -> float:
 def images_used(step: Step) -> list[tuple[str, Step]]:
     """Return (side, pairs) of the images that training looked at, or that chose the step kept."""
     if isinstance(step, Aligned):
-        real = [("real", step.pairs)] if step.uses_real else []
-        return [("generated", step.pairs), *real]
+        used = {"generated": step.uses_generated, "real": step.uses_real}
+        return [(side, step.pairs) for side, has_a_say in used.items() if has_a_say]
     if isinstance(step, TrainedCaptioner | TrainedLlava):
         return [(seen.side, seen.pairs) for seen in (*step.images, step.validation)]
     if isinstance(step, Probe) and step.seen is not None:

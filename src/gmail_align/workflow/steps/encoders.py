@@ -103,6 +103,8 @@ class Aligned(Step):
     seed: int
     uses_real: bool = not_identity(True)
     """Whether real images have a say in it."""
+    uses_generated: bool = not_identity(True)
+    """Whether generated images have a say in it."""
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.alignment.run import Sources, align
