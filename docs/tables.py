@@ -6,8 +6,9 @@ A block of a page names a result and its fingerprint:
     ...
     <!-- end of result -->
 
-``python docs/tables.py`` writes the tables of every block again, from the result beside the page.
-Nobody types a number between the two lines, and a test checks it.
+``columns=CIDEr,real`` after the name keeps those columns alone. ``python docs/tables.py`` writes
+the tables of every block again, from the result beside the page. Nobody types a number
+between the two lines, and a test checks it.
 """
 
 from __future__ import annotations
@@ -22,18 +23,25 @@ from gmail_align.studies.tables import tables
 
 DOCS = Path(__file__).resolve().parent
 PAGES = (DOCS.parent / "README.md", DOCS / "evidence.md")
-BLOCK = re.compile(r"<!-- result: (\S+)(?: (\w+))? -->\n.*?<!-- end of result -->", re.S)
+BLOCK = re.compile(
+    r"<!-- result: (\S+)(?: columns=(\S+))?(?: (\w+))? -->\n.*?<!-- end of result -->", re.S
+)
 
 
 def filled(text: str) -> str:
     """Return a page's text with the tables of every block as their results say."""
-    return BLOCK.sub(lambda block: _block(block[1]), text)
+    return BLOCK.sub(lambda block: _block(block[1], block[2]), text)
 
 
-def _block(name: str) -> str:
-    result = read_study_result(DOCS / name)
-    body = "\n".join(markdown(table) for table in tables(result))
-    return f"<!-- result: {name} {result.fingerprint} -->\n\n{body}\n<!-- end of result -->"
+def _block(name: str, columns: str | None) -> str:
+    result = shown = read_study_result(DOCS / name)
+    head = f"<!-- result: {name}"
+    if columns is not None:
+        kept = tuple(one for one in result.columns if one.name in columns.split(","))
+        shown = result.model_copy(update={"columns": kept})
+        head = f"{head} columns={columns}"
+    body = "\n".join(markdown(table) for table in tables(shown))
+    return f"{head} {result.fingerprint} -->\n\n{body}\n<!-- end of result -->"
 
 
 if __name__ == "__main__":

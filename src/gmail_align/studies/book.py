@@ -95,7 +95,9 @@ def list_studies(options: StudyOptions) -> list[dict[str, Any]]:
         )
     for name, real in DATA_STUDIES.items():
         ran = (options.place(name) / RESULT).exists()
-        rows.append({"name": name, "number": "", "title": real.title, "ran": ran})
+        left = "needs --data DIR" if real.needs_data else "about an hour a seed on a CPU"
+        row = {"name": name, "number": "", "title": real.title, "ran": ran, "left": left}
+        rows.append(row)
     return rows
 
 
@@ -109,7 +111,7 @@ def _state(row: Mapping[str, Any]) -> str:
     if row["ran"]:
         return "ran in this work folder"
     if "steps" not in row:
-        return "needs --data DIR"
+        return str(row["left"])
     made = row["steps"] - row["steps_to_make"]
     tflop, needs = row["tflop_to_pay"], row["needs"]
     cost = "an unknown number of" if tflop is None else f"{tflop:,.3g}"

@@ -61,7 +61,7 @@ def study_table(result: StudyResult) -> Table:
 def claims_table(result: StudyResult) -> Table:
     """Return the claims of a study with their paired differences and verdicts."""
     labels = {row.name: row.label for row in result.rows}
-    shown = {column.metric: column.label for column in result.columns}
+    shown = {key: c.label for c in result.columns for key in (c.name, c.metric)}
     return Table(
         f"{result.study}-claims",
         f"{heading(result)}: claims",

@@ -93,13 +93,13 @@ def _scores(
         places = [work.path(step) for step in steps if step is not None]
         runs = [metrics_of(place) for place in places]
         start = f"{result} " if len(seeds[0].answers) > 1 and result != "output" else ""
-        over = _over_seeds(places)
+        over = over_seeds(places)
         metrics |= {f"{start}{metric}": value for metric, value in over.items()}
         per_seed |= {f"{start}{m}": [run[m]["value"] for run in runs] for m in runs[0]}
     return {"metrics": metrics, "per_seed": per_seed}
 
 
-def _over_seeds(folders: Sequence[Path]) -> dict[str, Any]:
+def over_seeds(folders: Sequence[Path]) -> dict[str, Any]:
     """Average the metrics of one result over seeds; intervals are over images and seeds together.
 
     Metrics that are no function of sums over images have the average of the seeds' intervals.
@@ -256,7 +256,7 @@ def _encoder(seeds: Sequence[JudgedEncoder], work: Work) -> dict[str, Any]:
     first = seeds[0]
 
     def mean(step_of: Any) -> Any:
-        return _over_seeds([work.path(step_of(one)) for one in seeds])
+        return over_seeds([work.path(step_of(one)) for one in seeds])
 
     retrieval = {name: mean(lambda one, name=name: one.retrieval[name]) for name in first.retrieval}
     zeroshot = {name: mean(lambda one, name=name: one.zeroshot[name]) for name in first.zeroshot}

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from gmail_align.extras import require
 from gmail_align.runtime import stable_seed
-from gmail_align.tabletop.training.autoencoder import LATENT_CHANNELS
+from gmail_align.tabletop.training.autoencoder import LATENT_CHANNELS, encode_corpus
 from gmail_align.tabletop.training.tokenizers import CLIP_LENGTH
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.loop import FitReport, fit
@@ -95,16 +96,20 @@ def train_diffusion(
     *,
     seed: int = 0,
 ) -> list[FitReport]:
-    """Train (unet, text encoder) on (latents, captions) in phases, each with noise of its own."""
+    """Train (unet, text encoder) on (latents, captions) in phases, each with noise of its own.
+
+    Every image has the same number of captions.
+    """
     (unet, text_encoder), (latents, captions) = models, data
     scheduler = build_scheduler()
+    each = len(captions[0])
     ids = padded_ids(tokenizer, [text for row in captions for text in row])
     nothing = padded_ids(tokenizer, [""])
 
     def loss(step: int) -> dict[str, Tensor]:
         generator = np.random.default_rng(stable_seed(seed + len(reports), "diffusion", step))
         rows = generator.integers(0, len(latents), BATCH)
-        prompts = ids[rows * 5 + generator.integers(0, 5, BATCH)]
+        prompts = ids[rows * each + generator.integers(0, each, BATCH)]
         dropped = torch.from_numpy(generator.random(BATCH) < DROP)
         prompts = torch.where(dropped[:, None], nothing, prompts)
         times = torch.from_numpy(generator.integers(0, 1000, BATCH))
@@ -123,6 +128,38 @@ def train_diffusion(
         label = f"diffusion, phase {number + 1}"
         reports.append(fit(parameters, loss, config, seed=seed + number, folder=home, label=label))
     return reports
+
+
+def train_on_images(
+    folder: Path,
+    images: NDArray[np.uint8],
+    texts: Sequence[str],
+    config: OptimConfig,
+    work: Path,
+    *,
+    seed: int = 0,
+) -> Any:
+    """Train a pipeline of the tabletop world on with other images; the autoencoder stays.
+
+    Args:
+        folder: The pipeline.
+        images: The images, (n, height, width, 3).
+        texts: A caption of each.
+        config: Optimisation.
+        work: Where checkpoints go.
+        seed: Seed of batches and noise.
+
+    Returns:
+        The new pipeline, in half precision.
+    """
+    diffusers = require("diffusers", "synthesis")
+    start = diffusers.StableDiffusionPipeline.from_pretrained(
+        str(folder), local_files_only=True, safety_checker=None
+    ).to(dtype=torch.float32)
+    models = start.unet.requires_grad_(True), start.text_encoder.requires_grad_(True)
+    data = encode_corpus(start.vae, images), [[text] for text in texts]
+    train_diffusion(models, start.tokenizer, data, [config], work, seed=seed)
+    return assemble_pipeline(start.vae, models, start.tokenizer).to(dtype=torch.float16)
 
 
 def assemble_pipeline(vae: Any, models: tuple[Any, CLIPTextModel], tokenizer: CLIPTokenizer) -> Any:
