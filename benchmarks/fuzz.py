@@ -20,11 +20,14 @@ import signal
 import sys
 import tempfile
 import threading
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torture import Torturer, warm_up
+
+from gmail_align.config import toml_value
 
 SECONDS = 10
 """Of computing; a command that waits is ended after nine times as long."""
@@ -88,6 +91,33 @@ TARGETS = {
     " --classes {world}/classes.json --encoder tabletop --out {out}",
     "result/result.json": "compare {world}/result {world}/result",
     "encoder/events.jsonl": "track {world}/encoder --to tensorboard --out {out}",
+    "recipe.toml": "plan {world}/recipe.toml --work {world}/work",
+    "study.toml": "study {world}/study.toml --dry-run --work {world}/work",
+    "conversations.json": "train llava --encoder tabletop --language-model {world}/llama"
+    " --conversations {world}/conversations.json --images {world}/train/images"
+    " --set optim.steps=1 --row-tokens 512 --batch-rows 2 --out {out}",
+    "vlm/config.json": "ask --vlm {world}/vlm {world}/samples/0.jpg What? --max-tokens 2",
+    "vlm/gmail_align.json": "ask --vlm {world}/vlm {world}/samples/0.jpg What? --max-tokens 2",
+    "samples/0.jpg": "ask --vlm {world}/vlm {world}/samples/0.jpg What? --max-tokens 2",
+    "asked/questions/questions.jsonl": "predict answers --vlm {world}/vlm --max-tokens 1"
+    " --questions {world}/asked/questions --out {out}",
+    "problems.json": "import scienceqa --source {world}/problems.json --out {out}"
+    " --limit-quarantine 1",
+    "mmmu.jsonl": "import mmmu --source {world}/mmmu.jsonl --out {out} --limit-quarantine 1",
+    "karpathy.json": "import karpathy --annotations {world}/karpathy.json"
+    " --images {world}/photos --out {out} --limit-quarantine 1",
+    "sharegpt4v.json": "import sharegpt4v --annotations {world}/sharegpt4v.json"
+    " --images {world}/photos.zip --out {out} --limit-quarantine 1",
+    "named.token": "import flickr30k --tokens {world}/named.token --images {world}/photos.tar"
+    " --out {out} --limit-quarantine 1",
+    "web.tsv": "import cc --source {world}/web.tsv --out {out} --limit-quarantine 1",
+    "beside/metadata.jsonl": "import imagefolder --source {world}/beside --out {out}"
+    " --limit-quarantine 1",
+    "mine/train.csv": "init {world}/mine --out {out}.toml",
+    "mine/test.csv": "import {world}/mine --out {out}",
+    "responses.json": "evaluate answers --protocol mine --predictions {world}/responses.json"
+    " --answers {world}/problems.json",
+    "result/manifest.json": "compare {world}/result {world}/result",
 }
 """File of the world -> a command that reads it."""
 
@@ -98,11 +128,11 @@ _ODD: tuple[Any, ...] = (
 )
 
 
-def mutate(data: bytes, source: random.Random, *, as_json: bool) -> bytes:
-    """Change a file's bytes in one of many ways."""
-    if as_json and source.random() < 0.7:
+def mutate(data: bytes, source: random.Random, form: str) -> bytes:
+    """Change a file's bytes in one of many ways; ``form`` is its suffix."""
+    if form in _CHANGES and source.random() < 0.7:
         try:
-            return _mutate_json(data, source)
+            return _CHANGES[form](data, source)
         except (ValueError, IndexError):
             pass
     at = source.randrange(len(data) or 1)
@@ -125,7 +155,19 @@ def _mutate_json(data: bytes, source: random.Random) -> bytes:
     """Put an odd value, or none, in the place of one value; in JSON lines, of one line."""
     lines = data.splitlines() if data.count(b"\n{") or data.count(b'\n"') else [data]
     row = source.randrange(len(lines))
-    value = json.loads(lines[row])
+    lines[row] = json.dumps(_changed(json.loads(lines[row]), source)).encode()
+    return b"\n".join(lines)
+
+
+def _mutate_toml(data: bytes, source: random.Random) -> bytes:
+    """Put an odd value, or none, in the place of one value of a TOML file."""
+    value = _changed(tomllib.loads(data.decode()), source)
+    rows = value.items() if isinstance(value, dict) else ()
+    lines = (f"{toml_value(key)} = {toml_value(one)}\n" for key, one in rows)
+    return "".join(lines).encode(errors="surrogatepass")
+
+
+def _changed(value: Any, source: random.Random) -> Any:
     places: list[tuple[Any, Any]] = []
 
     def walk(node: Any) -> None:
@@ -141,10 +183,15 @@ def _mutate_json(data: bytes, source: random.Random) -> bytes:
             del node[key]
         else:
             node[key] = source.choice(_ODD)
-    else:
-        value = source.choice(_ODD)
-    lines[row] = json.dumps(value).encode()
-    return b"\n".join(lines)
+        return value
+    return source.choice(_ODD)
+
+
+_CHANGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    ".json": _mutate_json,
+    ".jsonl": _mutate_json,
+    ".toml": _mutate_toml,
+}
 
 
 def prepare(torturer: Torturer) -> None:
@@ -180,8 +227,51 @@ def prepare(torturer: Torturer) -> None:
         assert (world / f"photos.{suffix}").exists()
     (world / "shard").mkdir()
     shutil.make_archive(str(world / "shard/00000"), "tar", world / "samples")
+    prepare_texts(world, sorted(f"{path.parent.name}/{path.name}" for path in photos_of(world)))
+    torturer.run(
+        torturer.words("import scienceqa --source {world}/problems.json --out {world}/asked")
+    )
     if (world / "said").exists():
         torturer.run(torturer.words(f"{_RESULT} --out {{world}}/result"))
+
+
+def photos_of(world: Path) -> list[Path]:
+    """Return the photos in class folders."""
+    return sorted((world / "photos").glob("*/*"))
+
+
+def prepare_texts(world: Path, names: list[str]) -> None:
+    """Write annotations of the photos, a recipe and a study."""
+    from gmail_align.recipe import recipe_file
+    from gmail_align.studies.language import study_file
+
+    shutil.copy(recipe_file("smoke"), world / "recipe.toml")
+    shutil.copy(study_file("table-5"), world / "study.toml")
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A red ball."}]
+    problem = {"question": "What?", "choices": ["a", "b"], "answer": 1, "split": "test"}
+    asked = {"id": "validation_Art_1", "question": "What?", "options": "['a', 'b']", "answer": "B"}
+    said = [{"raw": "a ball", "sentid": 1}]
+    whole: dict[str, Any] = {
+        "conversations": [{"id": n, "conversations": turns} for n in "ab"],
+        "problems": dict.fromkeys("12", problem),
+        "responses": {"1": "B", "2": "A"},
+        "sharegpt4v": [{"image": name, "conversations": turns} for name in names],
+        "karpathy": {
+            "images": [{"filename": n, "split": "train", "sentences": said} for n in names[:1]]
+        },
+    }
+    for name, value in whole.items():
+        (world / f"{name}.json").write_text(json.dumps(value))
+    (world / "mmmu.jsonl").write_text(json.dumps(asked) + "\n" + json.dumps(asked | {"id": "x_2"}))
+    (world / "named.token").write_text("".join(f"{name}#0\ta ball\n" for name in names))
+    (world / "web.tsv").write_text("a ball\thttp://a/1.jpg\na cube\thttp://a/2.jpg\n")
+    for folder in ("beside", "mine"):
+        shutil.copytree(world / "photos", world / folder)
+    rows = [json.dumps({"file_name": name, "text": "a ball"}) for name in names]
+    (world / "beside/metadata.jsonl").write_text("\n".join(rows))
+    for split, own in (("train", names[:2]), ("test", names[2:])):
+        lines = [f"{name},a ball" for name in own]
+        (world / f"mine/{split}.csv").write_text("\n".join(["image,caption", *lines]))
 
 
 def fuzz(torturer: Torturer, name: str, mutations: int, seed: int) -> list[str]:
@@ -193,7 +283,7 @@ def fuzz(torturer: Torturer, name: str, mutations: int, seed: int) -> list[str]:
     faults = [] if first == 0 else [f"whole: exit {first}: {torturer.stderr()[-200:]}"]
     for number in range(mutations):
         source = random.Random(f"{seed}:{name}:{number}")
-        path.write_bytes(mutate(data, source, as_json=path.suffix in (".json", ".jsonl")))
+        path.write_bytes(mutate(data, source, path.suffix))
         torturer.clear()
         code = torturer.run(words, disturb=_watch).code
         told = torturer.stderr()

@@ -146,6 +146,19 @@ def test_toml_files(tmp_path):
     assert load_toml(path) == {"optim": {"steps": 3}}
 
 
+@pytest.mark.parametrize("text", ["a = " + "[" * 10**5, "a = " + "9" * 5000])
+def test_what_python_cannot_hold_is_no_toml(tmp_path, text):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"mine\.toml"):
+        load_toml(tmp_path / "mine.toml")
+    assert parse_value(text[4:]) == text[4:]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path):
+    (tmp_path / "mine.toml").write_text("a = 1", encoding="utf-8-sig")
+    assert load_toml(tmp_path / "mine.toml") == {"a": 1}
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
     bad = tmp_path / "bad.toml"
     bad.write_text("steps = = 3")

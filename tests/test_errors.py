@@ -91,6 +91,16 @@ def test_only_the_wrapper_turns_an_error_of_the_system_into_damage():
     assert {place.partition(":")[0] for place in reads_with_their_own_word()} == {"errors.py"}
 
 
+def test_a_pipe_and_a_device_are_refused_before_they_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        refused = pytest.raises(errors.ConfigError, match=path.name)
+        with refused, errors.damage_explained(path, errors.ConfigError):
+            raise AssertionError("it was opened")
+    for path in (tmp_path, Path("a" * 300), tmp_path / "absent"):
+        errors.require_end(path)
+
+
 def test_a_file_that_is_not_there_is_missing_not_damaged():
     with pytest.raises(errors.DataError, match="is missing"), errors.damage_explained("a file"):
         Path("/nowhere/at/all").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -128,6 +129,43 @@ def test_an_artifact_is_read_where_it_lies(
     assert again.fingerprint == images.fingerprint
     with pytest.raises(RemoteError, match="nothing"):
         load(Path(f"{home}/none"))
+
+
+@pytest.mark.parametrize("name", ["../stolen", "/tmp/stolen", "a/../../stolen"])
+def test_a_manifest_cannot_name_a_file_outside_its_folder(
+    captions: Artifact, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GMAIL_ALIGN_CACHE", str(tmp_path / "cache"))
+    files = fsspec.filesystem("memory")
+    manifest = {**captions.manifest, "files": {name: "0" * 64}}
+    files.pipe_file("/evil/captions/manifest.json", json.dumps(manifest).encode())
+    files.pipe_file("/evil/stolen", b"written outside")
+    with pytest.raises(ArtifactError, match="stolen"):
+        load(Path("memory://evil/captions"))
+    with pytest.raises(ArtifactError, match="stolen"):
+        Mirror.at("memory://evil/captions").fetch(tmp_path / "here")
+    assert not list(tmp_path.rglob("stolen")) and not Path("/tmp/stolen").exists()
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="stolen"):
+        load(tmp_path / "local")
+
+
+def test_what_is_damaged_in_a_mirror_is_not_taken(captions: Artifact, tmp_path: Path) -> None:
+    copy, files = Mirror.at("memory://hurt/captions"), fsspec.filesystem("memory")
+    copy.complete(captions)
+    files.pipe_file("/hurt/captions/captions.jsonl", b"{}")
+    with pytest.raises(ArtifactError, match=r"captions\.jsonl"):
+        copy.fetch(tmp_path / "here")
+    assert not (tmp_path / "here/manifest.json").exists()
+    for damage in (b"[]", b"{", b'{"files": 3}', b"[" * 10**5):
+        for name in ("identity.json", "manifest.json"):
+            files.pipe_file(f"/hurt/captions/{name}", damage)
+        with pytest.raises(ArtifactError, match="hurt"):
+            copy.fetch(tmp_path / "here")
+        if damage != b'{"files": 3}':
+            with pytest.raises(ArtifactError, match="hurt"):
+                copy.begin(begin(tmp_path / "draft", "captions", {}))
 
 
 def test_a_mirror_is_a_url(tmp_path: Path, captions: Artifact) -> None:

@@ -70,6 +70,8 @@ def test_unknown_recipe_names_the_nearest() -> None:
         (row(reads="real"), "reads"),
         (row(set={"align.ours.temprature": 0.2}), "temperature"),
         (changed(data={"validation": {"share": 0.1}}), "data.train"),
+        (changed(data={"train": {"share": 0.1}}), "data.train"),
+        (changed(generator={"model": "tabletop", "filter": 5}), "generator.filter"),
         (changed(data={"train": {"images": 3}}), "data.train"),
         (changed(data={"train": {**TINY["data"]["train"], "prompts": {}}}), "captioner"),
         (changed(data={"train": {"kind": "tabletop", "imagess": 3}}), "images"),

@@ -62,7 +62,7 @@ def test_files_are_read_by_ranges_and_copied_whole(tmp_path: Path) -> None:
         assert file.read() == bytes(range(90, 100))
     assert remote.names_below("memory://ranges") == {"a/b.bin": 100}
     before = remote.state_of("memory://ranges")
-    remote.download("memory://ranges/a/b.bin", tmp_path / "b.bin")
+    remote.download("memory://ranges/a", "b.bin", tmp_path)
     assert (tmp_path / "b.bin").read_bytes() == bytes(range(100))
     assert [path.name for path in tmp_path.iterdir()] == ["b.bin"]
     remote.upload(tmp_path / "b.bin", "memory://ranges/c.bin")

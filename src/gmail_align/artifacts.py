@@ -42,7 +42,7 @@ from gmail_align.leases import (
     take_leases,
 )
 from gmail_align.progress import LOG, open_log
-from gmail_align.remote import copy_artifact, url_of
+from gmail_align.remote import copy_artifact, require_inside, url_of
 from gmail_align.runtime import versions
 
 MANIFEST = "manifest.json"
@@ -326,9 +326,7 @@ def load(folder: Path, kind: str | None = None) -> Artifact:
     path = folder / MANIFEST
     if not path.exists():
         state = "is unfinished" if is_unfinished(folder) else "is not an artifact"
-        raise ArtifactError(
-            f"{folder} {state}: it does not have a {MANIFEST}; run the stage that makes it"
-        )
+        raise ArtifactError(f"{folder} {state}: it lacks a {MANIFEST}; run the stage that makes it")
     manifest = _read_object(path)
     for key, kind_of_value in _MANIFEST_FIELDS.items():
         if not isinstance(manifest.get(key), kind_of_value):
@@ -338,6 +336,8 @@ def load(folder: Path, kind: str | None = None) -> Artifact:
             )
     if not all(isinstance(count, int) for count in manifest["counts"].values()):
         raise ArtifactError(f"{path} is damaged: a count is not a whole number; {_AGAIN}")
+    for name in manifest["files"]:
+        require_inside(name, folder)
     artifact = Artifact(folder, manifest)
     if kind is not None and artifact.kind != kind:
         raise ArtifactError(f"{folder} holds {artifact.kind}, but {kind} are needed here")

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from gmail_align.errors import ConfigError
+from gmail_align.errors import ConfigError, first_line, require_end
 
 _SYNONYMS: Mapping[str, str] = {
     "learning_rate": "lr",
@@ -90,12 +90,13 @@ def load_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing or is not TOML.
     """
+    require_end(path, ConfigError)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no configuration file at {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a TOML file: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {first_line(error)}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -104,11 +105,11 @@ def parse_value(text: str) -> Any:
     """Read the right-hand side of ``--set``: JSON or TOML where it parses, else a plain string."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         pass
     try:
         return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -151,7 +152,7 @@ def build(model: type[ConfigT], data: Mapping[str, Any], source: str = "configur
             nearest known neighbour.
     """
     try:
-        return model.model_validate(dict(data))
+        return model.model_validate(dict(data) if isinstance(data, Mapping) else data)
     except ValidationError as error:
         raise ConfigError(_explain(error, model, source)) from error
 
@@ -191,7 +192,7 @@ def _toml_lines(data: Mapping[str, Any], owner: Any, path: tuple[str, ...]) -> I
         if value is None and key in known and known[key].get_default() is not None:
             yield f'{key} = "none"'
         elif value is not None and not isinstance(value, Mapping):
-            yield f"{key} = {_toml_value(value)}"
+            yield f"{key} = {toml_value(value)}"
     for (name, table), key in zip(data.items(), named, strict=True):
         if isinstance(table, Mapping):
             yield f"\n[{'.'.join((*path, key))}]"
@@ -201,15 +202,15 @@ def _toml_lines(data: Mapping[str, Any], owner: Any, path: tuple[str, ...]) -> I
 
 def _toml_key(key: str) -> str:
     """Quote a key unless it is a bare one."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
     """Write a plain value; JSON's texts, numbers and lists are TOML's, except for infinity."""
     if isinstance(value, list):
-        return f"[{', '.join(map(_toml_value, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml_key(k)} = {toml_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -21,6 +21,7 @@ import errno
 import os
 import re
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,8 @@ def damage_explained(
     Raises:
         UserError: of class ``error``, when the file cannot be read or parsed.
     """
+    if isinstance(path, Path):
+        require_end(path, error)
     advice = advice and f"; {advice}"
     try:
         yield
@@ -114,6 +117,20 @@ def damage_explained(
         if isinstance(cause, ImportError):
             raise error(f"{path} cannot be read here: {first_line(cause)}") from cause
         raise error(f"{path} is damaged: {first_line(cause)}{advice}") from cause
+
+
+def require_end(path: Path, error: type[UserError] = DataError) -> None:
+    """Refuse a pipe, a socket and a device: reading one may never end.
+
+    Raises:
+        UserError: of class ``error``.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # whoever opens it says what is wrong
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise error(f"{path} is a pipe or a device: give a regular file")
 
 
 def _refusal(error: BaseException | None) -> int | None:

@@ -10,13 +10,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gmail_align.artifacts import MANIFEST, Artifact, Draft, canonical_json, refuse_difference
-from gmail_align.errors import ConfigError
-from gmail_align.remote import download, exists, names_below, read_range, size_of, upload, url_of
+from gmail_align.errors import ArtifactError, ConfigError, damage_explained
+from gmail_align.remote import (
+    download,
+    download_checked,
+    exists,
+    names_below,
+    read_range,
+    shown,
+    size_of,
+    upload,
+    url_of,
+)
 
 IDENTITY = "identity.json"
 """What a mirror is of, while its manifest is not there yet."""
+_AGAIN = "delete the folder there and run again"
 
 
 @dataclass(frozen=True)
@@ -49,8 +61,7 @@ class Mirror:
         """
         url = f"{self.url}/{IDENTITY}"
         if exists(url):
-            before = json.loads(read_range(url, 0, size_of(url)))
-            refuse_difference(self.url, before, draft.identity)
+            refuse_difference(shown(self.url), _object_at(url), draft.identity)
         else:
             path = draft.path(f".{IDENTITY}.tmp")
             path.write_text(canonical_json(draft.identity), encoding="utf-8")
@@ -67,7 +78,7 @@ class Mirror:
         if not exists(f"{self.url}/{names[-1]}"):
             return False
         for name in names:
-            download(f"{self.url}/{name}", folder / name)
+            download(self.url, name, folder)
         return True
 
     def complete(self, artifact: Artifact) -> None:
@@ -78,9 +89,26 @@ class Mirror:
             self.push(artifact.folder, [*files, MANIFEST])
 
     def fetch(self, folder: Path) -> bool:
-        """Download a whole artifact into a folder; False where the mirror does not have it."""
+        """Download a whole artifact into a folder; False where the mirror does not have it.
+
+        Raises:
+            ArtifactError: the mirror is damaged.
+        """
         url = f"{self.url}/{MANIFEST}"
         if not exists(url):
             return False
-        manifest = json.loads(read_range(url, 0, size_of(url)))
-        return self.pull(folder, [*manifest["files"], MANIFEST])
+        with damage_explained(shown(url), ArtifactError, _AGAIN):
+            files = dict(_object_at(url)["files"])
+        download_checked(self.url, files, folder)
+        download(self.url, MANIFEST, folder)
+        return True
+
+
+def _object_at(url: str) -> dict[str, Any]:
+    """Return the JSON object behind a URL.
+
+    Raises:
+        ArtifactError: it is none.
+    """
+    with damage_explained(shown(url), ArtifactError, _AGAIN):
+        return dict(json.loads(read_range(url, 0, size_of(url))))

@@ -270,7 +270,8 @@ def report_again(folder: Path, out: Path | None = None) -> Path:
         ArtifactError: the folder does not hold a finished run.
     """
     recipe, steps = read_run(folder)
-    return write_run_report(recipe, steps, Work(folder), read_json(folder / RESULT), out)
+    with damage_explained(folder / RESULT, ArtifactError, "run it again"):
+        return write_run_report(recipe, steps, Work(folder), read_json(folder / RESULT), out)
 
 
 def read_run(folder: Path) -> tuple[Recipe, RecipeSteps]:
@@ -297,7 +298,9 @@ def read_run(folder: Path) -> tuple[Recipe, RecipeSteps]:
 
 def home_of(name: str) -> Path:
     """Return the folder that relative paths of a recipe start from."""
-    return recipe_file(name).resolve().parent if name.endswith(".toml") else Path.cwd()
+    if not name.endswith(".toml"):
+        return Path.cwd()
+    return Path(os.path.realpath(recipe_file(name))).parent
 
 
 def engine_of(recipe: Recipe, place: str, workers: int | None = None) -> Engine:

@@ -95,7 +95,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        if "train" not in self.data:
+        if "train" not in self.data or self.data["train"].share is not None:
             raise ValueError("data.train is missing: say where images and captions come from")
         _refuse_twins("row", [row.name for row in self.row])
         _refuse_twins("claim", [claim.name for claim in self.claim])

@@ -87,6 +87,8 @@ class Source(Config):
         own: dict[str, Any] = {key: data.pop(key) for key in _OWN_KEYS if key in data}
         way = ways[0]
         value = data.pop(way)
+        if value is None:
+            raise ConfigError(f"{place}.{way} does not have a value: give one")
         if way == "import":
             return build(cls, {**own, "importer": value, "options": data}, place)
         if way == "kind":

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -146,17 +146,48 @@ def names_below(url: str) -> dict[str, int]:
         }
 
 
-def download(url: str, path: Path) -> None:
-    """Copy a file here; it appears as a whole. See :func:`open_url` for errors."""
+def download(home: str, name: str, folder: Path) -> Path:
+    """Copy the file ``name`` of a folder behind a URL here; it appears as a whole.
+
+    Raises:
+        ArtifactError: the name leaves the folder.
+        RemoteError: see :func:`open_url`.
+    """
+    require_inside(name, home)
+    url, path = f"{home}/{name}", folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with explained(url):
-            files, name = _system(url)
-            files.get_file(name, str(part))
+            files, place = _system(url)
+            files.get_file(place, str(part))
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+    return path
+
+
+def download_checked(home: str, files: Mapping[str, str], folder: Path) -> None:
+    """Copy files of a folder behind a URL here, and check the sha256 of each.
+
+    Raises:
+        ArtifactError: a file is damaged, or its name leaves the folder.
+        RemoteError: see :func:`open_url`.
+    """
+    for name, expected in files.items():
+        with download(home, name, folder).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                raise ArtifactError(f"{shown(home)}/{name} is damaged: make it again")
+
+
+def require_inside(name: str, home: Path | str) -> None:
+    """Check that a name that a manifest gives is one of a file inside its folder.
+
+    Raises:
+        ArtifactError: it leads out.
+    """
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ArtifactError(f"{shown(home)} names {name}, a file outside: make the folder again")
 
 
 def upload(path: Path, url: str) -> None:
@@ -185,12 +216,8 @@ def copy_artifact(url: str, manifest: str) -> Path:
         return folder
     with damage_explained(shown(place), ArtifactError, "make it again"):
         files = dict(json.loads(data)["files"])
-    for name, expected in files.items():
-        if not name.endswith(".tar"):
-            download(f"{url}/{name}", folder / name)
-            with (folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    raise ArtifactError(f"{shown(url)}/{name} is damaged: make it again")
+    here = {name: expected for name, expected in files.items() if not name.endswith(".tar")}
+    download_checked(url, here, folder)
     with unwritable_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f".{manifest}.{os.getpid()}"

@@ -418,6 +418,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     _refused(state, "--activation", tmp_path, ConvertConfig())
     _refused({**state, "logit_bias": torch.zeros(1)}, "logit_bias", tmp_path)
     _refused(state | {"visual.proj": torch.zeros(5, 24)}, "visual_projection.weight", tmp_path)
+    for name, odd in (("visual.conv1.weight", 3), ("positional_embedding", 0)):
+        _refused(state | {name: torch.zeros((2,) * odd)}, "damaged", tmp_path)
     del state["visual.ln_pre.bias"]
     _refused(state, "vision_model.pre_layrnorm.bias", tmp_path)
     del state["token_embedding.weight"]

@@ -118,7 +118,7 @@ def test_shards_of_captions_hold_each_caption_once(
     assert [shard.index for shard in shards] == list(range(-(-len(captions) // size)))
 
 
-@pytest.mark.parametrize("value", [None, 3, [], {"a": "b"}])
+@pytest.mark.parametrize("value", [None, 3, [], {"a": "b"}, "\ud800"])
 @pytest.mark.parametrize("key", ["caption_id", "text", "image_id"])
 def test_values_that_are_not_text_are_damage(tmp_path: Path, key: str, value: object) -> None:
     artifact = store(tmp_path / "c", [Caption("1", "a", "a")])

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from gmail_align.encoders import preprocess
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.errors import ModelError
 
@@ -128,3 +129,11 @@ def test_what_is_not_supported_is_named(
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(ModelError, match=message):
         Preprocess.from_folder(tmp_path)
+
+
+def test_padding_a_long_image_takes_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, steps = noise(800, 20).resize((3000, 75)), Preprocess(32, resize="square", pad=True)
+    exact = steps.pixels([image]).int()
+    monkeypatch.setattr(preprocess, "_WIDEST", 1500)
+    bounded = steps.pixels([image]).int()
+    assert not exact.equal(bounded) and (exact - bounded).abs().max() <= 4

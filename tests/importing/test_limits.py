@@ -18,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from gmail_align.artifacts import Artifact, read_jsonl
 from gmail_align.data.decode import whole_image
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import DataError
 from gmail_align.importing import rows
+from gmail_align.importing.admission import admit
 from gmail_align.importing.archives import MAX_HEADER, open_members
 from gmail_align.importing.formats.matlab import struct_rows
 from gmail_align.importing.members import MAX_DEPTH, Folder
@@ -51,6 +53,17 @@ def header(name: bytes, size: int, kind: bytes) -> bytes:
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
+
+
+def test_checking_a_large_photo_takes_an_eighth_of_each_side(
+    make_picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, sizes, load = make_picture(1, size=(640, 480)), list[tuple[int, int]](), ImageFile.load
+    monkeypatch.setattr(ImageFile, "load", lambda self: (load(self), sizes.append(self.size))[0])
+    record, kept = admit("a", data)
+    assert (record.width, record.height) == (640, 480) and kept == data and sizes == [(80, 60)]
+    with pytest.raises(DataError, match="truncated"):
+        admit("a", data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])

@@ -73,21 +73,39 @@ IMPORTERS = {
 }
 
 
+@pytest.mark.parametrize("place", ["images", "images.zip"])
 @pytest.mark.parametrize("kind", IMPORTERS)
 def test_names_that_leave_the_folder_are_left_out_with_a_reason(
-    tmp_path: Path, make_picture: Make, kind: str
+    tmp_path: Path, make_picture: Make, kind: str, place: str
 ) -> None:
     for folder, name in (("secret", "x.jpg"), ("images", "y.jpg")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_bytes(make_picture(len(folder)))
-    names = ["y.jpg", "../secret/x.jpg", str(tmp_path / "secret/x.jpg")]
-    options = annotations(kind, tmp_path, names) | {"images": [tmp_path / "images"]}
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        file.write(tmp_path / "images/y.jpg", "in/y.jpg")
+    names = ["y.jpg", "../secret/x.jpg", str(tmp_path / "secret/x.jpg"), "../images/y.jpg"]
+    options = annotations(kind, tmp_path, names) | {"images": [tmp_path / place]}
     made = import_data(IMPORTERS[kind], options, tmp_path / "out", ALL)
     store = ImageStore(made["images"])
     assert [store.read_bytes(name) for name in store.ids] == [make_picture(len("images"))]
     reasons = list(faults(made["images"]).values())
-    assert len(reasons) == 2
+    assert len(reasons) == 3
     assert all("leaves the folder" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("place", ["images", "images.zip"])
+@pytest.mark.parametrize("kind", ["karpathy", "sharegpt4v", "jsonl", "mmmu"])
+def test_a_name_of_half_a_character_is_left_out(
+    tmp_path: Path, make_picture: Make, kind: str, place: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/y.jpg").write_bytes(make_picture(1))
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        file.write(tmp_path / "images/y.jpg", "y.jpg")
+    options = annotations(kind, tmp_path, ["y.jpg", "\ud800.jpg", "..\\y.jpg"])
+    options |= {"images": [tmp_path / place]}
+    made = import_data(IMPORTERS[kind], options, tmp_path / "out", ALL)
+    assert len(ImageStore(made["images"])) == 1 and len(faults(made["images"])) == 2
 
 
 def test_images_of_questions_stay_inside_too(tmp_path: Path, make_picture: Make) -> None:

@@ -89,6 +89,7 @@ def test_what_is_wrong_is_named(made: dict[str, Any], named: str) -> None:
         (with_row(align="gmal"), "gmail"),
         (tables(align={"shift": {"methd": "x"}}), "method"),
         (tables(align={"shift": {"like": "gmal"}}), "gmail"),
+        (tables(align={"shift": {"like": ["gmail"]}}), "like"),
         (tables(align={"a": {"like": "shift"}, "shift": {"like": "a"}}), "like"),
         (tables(scale={"tabletop": {"base": "smok"}}), "smoke"),
     ],

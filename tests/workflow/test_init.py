@@ -135,6 +135,50 @@ def test_what_init_writes_can_be_planned(importer: str, tmp_path: Path) -> None:
     assert not [need for need in plan["needs"] if "data" in need["what"]]
 
 
+def tables(folder: Path, *splits: str) -> None:
+    for at, split in enumerate(splits):
+        rows = [f"{name},thing {name}" for name in pictures(folder / "images", 4, 4 * at)]
+        (folder / f"{split}.csv").write_text("\n".join(["file_name,caption", *rows]))
+
+
+def test_files_of_a_split_are_a_set_of_their_own(tmp_path: Path) -> None:
+    tables(tmp_path / "csv", "test", "train", "dev", "other")
+    found = find_layout(tmp_path / "csv")
+    assert {part: [Path(one).stem for one in table["source"]] for part, table in found.data.items()}
+    assert [Path(one).name for one in found.data["train"]["source"]] == ["train.csv"]
+    assert [Path(one).name for one in found.data["test"]["source"]] == ["test.csv"]
+    assert [Path(one).name for one in found.data["validation"]["source"]] == ["dev.csv"]
+    assert len(found.left_out) == 1 and found.images == dict.fromkeys(found.data, 4)
+    for split in ("train", "eval"):
+        write(tmp_path / f"tars/{split}", shards)
+    found = find_layout(tmp_path / "tars")
+    assert len(found.data["train"]["source"]) == len(found.data["test"]["source"]) == 1
+    for split in ("train", "dev"):
+        write(tmp_path / f"beside/{split}", loose)
+    assert find_layout(tmp_path / "beside").data["test"]["split"] == "dev"
+
+
+def test_what_is_damaged_in_a_folder_is_named(tmp_path: Path) -> None:
+    for name, data in (("a.parquet", b"PAR1"), ("a.tar", b"x" * 600), ("a.zip", b"PK\3\4")):
+        own = tmp_path / name[2:]
+        own.mkdir()
+        (own / name).write_bytes(data)
+        with pytest.raises(DataError, match=name):
+            find_layout(own)
+    for entry in (3, {"sentences": 4}, {"sentences": None}):
+        images = [{"sentences": [], "split": "train"}, entry]
+        (tmp_path / "a.json").write_text(json.dumps({"images": images}))
+        with pytest.raises(DataError, match=r"a\.json"):
+            find_layout(tmp_path / "a.json")
+
+
+def test_names_of_files_never_become_lines_of_the_recipe(tmp_path: Path) -> None:
+    for name in ('dog\n[learn.evil]\nkind = "probe"', "cat\x7f"):
+        pictures(tmp_path / "data" / name, 15)
+    made = init_recipe(tmp_path / "data", tmp_path / "mine.toml", TABLETOP)
+    assert "evil" not in read_recipe(str(made.path)).learn
+
+
 def test_an_empty_folder_and_an_existing_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="class folders"):
         init_recipe(tmp_path, tmp_path / "mine.toml")

@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         size = self.headers.get("Content-Length", "")
         if urlsplit(self.path).path != "/look" or _ASKED_BY_PAGE not in self.headers:
             self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is nothing here")
-        elif not size.isdecimal() or int(size) > MOST_BYTES:
+        elif not size.isdecimal() or len(size) > 9 or int(size) > MOST_BYTES:
             self.close_connection = True  # the body stays unread
             self._send(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "text/plain", b"give an image below 32 MB"

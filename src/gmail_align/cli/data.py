@@ -56,10 +56,12 @@ def import_path(shared: Shared, source: Path, /, out: Out) -> None:
     from gmail_align.importing.run import import_data
     from gmail_align.workflow.layouts import find_layout
 
-    layout = find_layout(source.resolve())
+    layout = find_layout(source)
     tables = {name: table for name, table in layout.data.items() if "import" in table}
     tables |= {"generated": layout.generated} if layout.generated else {}
     say(f"{source} holds {layout.kind}: {', '.join(tables)}")
+    for sentence in layout.left_out:
+        say(sentence)
     if shared.dry_run:
         shared.show_plan("import", out, **tables)
         return

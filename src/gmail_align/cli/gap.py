@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -186,7 +187,8 @@ def _folders(
 
     if matching.pairs is not None and matching.paired:
         raise ConfigError("--pairs and --paired both say what belongs together: give one")
-    out = place.out or Path("-".join(["gap", *(path.resolve().stem for path in paths)]))
+    stems = [Path(os.path.realpath(path)).stem for path in paths]
+    out = place.out or Path("-".join(["gap", *stems]))
     pairs = None if matching.pairs is None else load(matching.pairs, "pairs")
     if encoder is None and any(kind_of(path, True) != "features" for path in paths):
         encoder = cached_encoder()

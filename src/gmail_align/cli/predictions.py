@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -308,7 +309,7 @@ def named_paths(texts: Sequence[str]) -> dict[str, Path]:
     for text in texts:
         name, equals, after = text.partition("=")
         path = Path(after if equals else text)
-        key = name if equals else path.resolve().name
+        key = name if equals else os.path.basename(os.path.realpath(path))
         if key in named:
             raise ConfigError(f"two predictions are named {key!r}: name them, as in a={path}")
         named[key] = path

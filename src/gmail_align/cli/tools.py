@@ -135,7 +135,7 @@ def track(
     """
     from gmail_align.training.trackers import publish
 
-    label = name or run.resolve().name
+    label = name or os.path.basename(os.path.realpath(run))
     if shared.dry_run:
         shared.show_plan("track", out, run=run, to=to, name=label)
         return

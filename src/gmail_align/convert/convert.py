@@ -39,6 +39,8 @@ SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
 """Names of files of weights end so."""
 _MERGES = 49152 - 256 - 2
 """Merges of OpenAI's vocabulary file that its tokenizer uses."""
+_LARGEST = 64 * 2**20
+"""Most bytes of that file that are read."""
 
 
 @dataclass
@@ -82,7 +84,8 @@ def convert(
     }
     made = None  # read before the folder is begun, so that what cannot be read leaves nothing
     if not (out / MANIFEST).exists():
-        made = _stretched(folder, config) if folder else _from_file(path, config)
+        with damage_explained(source, ModelError, "give the weights of a CLIP"):
+            made = _stretched(folder, config) if folder else _from_file(path, config)
     draft = begin(out, KIND, config.model_dump(mode="json"), inputs)
     if draft.complete is not None:
         return draft.complete
@@ -263,7 +266,8 @@ def _write_tokenizer(source: Path | None, out: Path, positions: int | None) -> b
 def _open_ai_tokenizer(path: Path) -> CLIPTokenizer:
     """Build CLIP's tokenizer of OpenAI's list of merges."""
     with damage_explained(path, ModelError, "give OpenAI's list of merges, compressed by gzip"):
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+        with gzip.open(path) as file:
+            lines = file.read(_LARGEST).decode("utf-8").split("\n")
         merges = [(left, right) for left, right in (x.split() for x in lines[1 : _MERGES + 1])]
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gmail_align.artifacts import Artifact, Draft, write_jsonl
+from gmail_align.artifacts import Artifact, Draft, canonical_json, write_jsonl
 from gmail_align.data.ids import safe_id
 from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError, damage_explained
@@ -162,6 +162,8 @@ def _damage_explained(artifact: Artifact) -> AbstractContextManager[None]:
 
 def _parse(line: bytes) -> Caption:
     row = json.loads(line)
+    if b"\\u" in line:
+        canonical_json(row).encode()  # half a surrogate is not text
     caption = Caption(row["caption_id"], row["text"], row["image_id"])
     if not all(isinstance(value, str) for value in vars(caption).values()):
         raise ValueError(f"caption {caption.caption_id!r} holds a value that is not text")

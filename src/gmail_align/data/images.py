@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -309,7 +310,7 @@ class ImageStore:
             else:
                 with open(path, "rb", buffering=0) as file:
                     file.seek(offset)
-                    data = file.read(size)
+                    data = file.read(min(size, os.fstat(file.fileno()).st_size))
         if hashlib.sha256(data).hexdigest() != self._digests[row].as_py():
             raise ArtifactError(
                 f"image {image_id} in {path} is damaged: make {self.artifact.folder} again"

@@ -31,6 +31,8 @@ _RESAMPLING: Final[dict[Interpolation, Image.Resampling]] = {
 PREPROCESSOR: Final = "preprocessor_config.json"
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _STD: Final = (0.26862954, 0.26130258, 0.27577711)
+_WIDEST: Final = 8192
+"""Longest side that is padded to a square; longer ones are averaged first, to bound its memory."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ class Preprocess:
     def _fit(self, image: Image.Image) -> Image.Image:
         method = _RESAMPLING[self.interpolation]
         if self.pad:
+            if max(image.size) > _WIDEST:
+                image = image.reduce(-(-max(image.size) // _WIDEST))
             side, (width, height) = max(image.size), image.size
             square = Image.new("RGB", (side, side), tuple(int(255 * one) for one in self.mean))
             square.paste(image, ((side - width) // 2, (side - height) // 2))
@@ -163,7 +167,7 @@ def open_image(image: Image.Image | str | Path) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return to_rgb(upright(image))
-    with damage_explained(image):
+    with damage_explained(Path(image)):
         data = Path(image).read_bytes()
     try:
         return decode_rgb(data)

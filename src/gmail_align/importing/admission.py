@@ -38,9 +38,13 @@ def admit(image_id: str, data: bytes, *, name: str = "", convert: bool = False) 
     kept = whole_image(data)
     form = "jpeg" if extension(kept) == "jpg" else "png"
     with opened(data) as image:
+        width, height = image.size
+        stays = not (header.deep or extension(kept) is None or is_turned(image))
+        if stays and header.form == "JPEG":
+            image.draft(image.mode, (1, 1))  # reads every byte, and makes an eighth of each side
         image.load()
-        if not (header.deep or extension(kept) is None or is_turned(image)):
-            return ImageRecord(id=image_id, width=image.width, height=image.height), kept
+        if stays:
+            return ImageRecord(id=image_id, width=width, height=height), kept
         image = finished(image)  # the decoded original is let go before the copy is encoded
     return ImageRecord(id=image_id, width=image.width, height=image.height), encode(image, form)
 

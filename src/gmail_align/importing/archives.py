@@ -122,6 +122,8 @@ class _Index:
 
     def find(self, name: str) -> str | None:
         """Return the whole name; in another folder when no other member has that file name."""
+        if name_fault(name.replace("\\", "/")):
+            return None
         for spelling in spellings(name):
             plain = unicodedata.normalize("NFC", spelling)
             for column in ("name", "plain"):

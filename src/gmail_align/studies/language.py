@@ -292,7 +292,7 @@ def _inherit(part: str, tables: Table) -> dict[str, Any]:
         if not isinstance(table, Mapping) or "like" not in table:
             return table
         other = table["like"]
-        if other not in tables or other in (*above, name):
+        if not isinstance(other, str) or other not in tables or other in (*above, name):
             others = [known for known in tables if known != name]
             raise ConfigError(f"{part}.{name} is like {other!r}; {nearest(str(other), others)}")
         own = {key: value for key, value in table.items() if key != "like"}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gmail_align.artifacts import Artifact
-from gmail_align.data.ids import name_id
+from gmail_align.data.ids import key_id, name_id
 from gmail_align.data.joins import match_captions
-from gmail_align.errors import DataError, damage_explained
+from gmail_align.data.json_files import read_json
+from gmail_align.errors import DataError
 
 CONVERSATIONS = "conversations"
 """Kind of an artifact, and stem of its file."""
@@ -61,7 +61,9 @@ class Conversation:
             )
 
 
-def read_conversations(source: Path | Artifact) -> Iterator[Conversation]:
+def read_conversations(
+    source: Path | Artifact, known: Container[str] = ()
+) -> Iterator[Conversation]:
     """Read LLaVA's format: a JSON list of samples, or one sample a line.
 
     A sample has ``conversations``, a list of ``{"from": "human" | "gpt", "value": text}`` in turns;
@@ -69,22 +71,25 @@ def read_conversations(source: Path | Artifact) -> Iterator[Conversation]:
     name becomes the id that an import gives the file. An artifact of kind ``conversations`` holds
     such lines, with the ids of images.
 
+    Args:
+        source: The file, or the artifact.
+        known: Ids of the images. Of ``1.jpg`` and ``1.png`` in one folder, one has a longer id.
+
     Raises:
         DataError: the file cannot be read, or a sample is not a conversation; the message names the
             sample.
     """
     made = isinstance(source, Artifact)
     path = source.path(f"{CONVERSATIONS}.jsonl") if isinstance(source, Artifact) else source
-    with damage_explained(path, DataError, "give a JSON file in LLaVA's format"):
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            samples = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            samples = json.loads(text)
+    samples = read_json(path)
     if not isinstance(samples, list) or not samples:
         raise DataError(f"{path} does not hold a list of samples: give a file in LLaVA's format")
+
+    def id_of(name: str) -> str:
+        return whole if (whole := key_id(name)) in known else name_id(name)
+
     for number, sample in enumerate(samples):
-        yield _conversation(sample, number, path, str if made else name_id)
+        yield _conversation(sample, number, path, str if made else id_of)
 
 
 def _conversation(
@@ -95,6 +100,8 @@ def _conversation(
     name = str(sample.get("id", number))
     images = sample.get("image") or []
     images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
+        raise DataError(f"sample {name} of {path} has an image that is not the name of a file")
     messages = sample["conversations"]
     system = None
     if messages and _speaker(messages[0]) == "system":
@@ -108,7 +115,7 @@ def _conversation(
         turns.append(Turn(str(prompt["value"]), str(answer["value"])))
     if len(messages) % 2:
         raise DataError(f"sample {name} of {path} ends without an answer: remove its last message")
-    return Conversation(name, tuple(turns), tuple(id_of(str(image)) for image in images), system)
+    return Conversation(name, tuple(turns), tuple(map(id_of, images)), system)
 
 
 def _speaker(message: Any) -> str:

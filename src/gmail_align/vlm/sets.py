@@ -38,7 +38,7 @@ class ConversationSet:
         """
         known = ImageStore(self.images) if self.images else None
         if isinstance(self.conversations, Path) or self.conversations.kind == CONVERSATIONS:
-            stream = read_conversations(self.conversations)
+            stream = read_conversations(self.conversations, known or ())
         elif known is None:
             raise ConfigError(f"{self.conversations.folder} holds captions: give their images")
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from gmail_align.artifacts import write_bytes
+from gmail_align.config import toml_value
 from gmail_align.encoders.shipped import SHIPPED
 from gmail_align.errors import UserError
 from gmail_align.extras import missing
+from gmail_align.progress import printable
 from gmail_align.workflow.costs import KNOWN_ENCODERS, KNOWN_LANGUAGE_MODELS
 from gmail_align.workflow.layouts import Layout, find_layout
 from gmail_align.workflow.work import cached_snapshot
@@ -75,10 +76,10 @@ def init_recipe(folder: Path, out: Path, models: Models | None = None) -> NewRec
     """
     if out.exists():
         raise UserError(f"{out} exists already: choose another name")
-    layout = find_layout(folder.resolve())
+    layout = find_layout(folder)
     chosen, notes = _choose_models(models or Models(), layout)
     small = SHIPPED in (chosen.generator, chosen.encoder) or not has_gpu()
-    notes = [*layout.notes, *notes, *_sizes(layout, small=small)]
+    notes = [*layout.notes, *layout.left_out, *notes, *_sizes(layout, small=small)]
     text = _write(layout, chosen, notes, out, small=small)
     write_bytes(out, text.encode())
     return NewRecipe(out, layout.kind, layout.images, notes)
@@ -148,15 +149,15 @@ def _write(layout: Layout, models: Models, notes: Sequence[str], out: Path, *, s
         f"  gmail-align run {out.name}      from these files to the report; run it again to go on",
     ]
     parts = [
-        "\n".join(f"# {line}".rstrip() for line in runbook),
-        f"title = {_value(f'GMAIL on {Path(out).stem}')}\nseed = 0\nseeds = 1",
+        "\n".join(f"# {printable(' '.join(line.split()))}".rstrip() for line in runbook),
+        f"title = {toml_value(f'GMAIL on {Path(out).stem}')}\nseed = 0\nseeds = 1",
         *(
             f"[data.{split}]\n" + _table(layout.data[split], layout, split)
             for split in ("train", "validation", "test")
         ),
         *([] if layout.classes else [_SUBSETS]),
         _generator(layout, models),
-        f"[encoder]\nbase = {_value(models.encoder)}",
+        f"[encoder]\nbase = {toml_value(models.encoder)}",
         _alignments(models, total),
         _learner(layout, models, total, small=small),
         _rows(layout),
@@ -167,7 +168,7 @@ def _write(layout: Layout, models: Models, notes: Sequence[str], out: Path, *, s
 
 
 def _table(table: Mapping[str, Any], layout: Layout, split: str) -> str:
-    lines = [f"{key} = {_value(value)}" for key, value in table.items()]
+    lines = [f"{key} = {toml_value(value)}" for key, value in table.items()]
     if split != "test" and "share" not in table and layout.captions > 1:
         lines.append(
             "captions_per_image = 1  # an image is generated from each of so many captions"
@@ -175,25 +176,18 @@ def _table(table: Mapping[str, Any], layout: Layout, split: str) -> str:
     return "\n".join(lines)
 
 
-def _value(value: Any) -> str:
-    """Write a TOML value; JSON's strings, numbers and lists are TOML's."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_value(one)}" for key, one in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)
-
-
 def _generator(layout: Layout, models: Models) -> str:
     if layout.generated is not None:
-        lines = [f"{key} = {_value(value)}" for key, value in layout.generated.items()]
+        lines = [f"{key} = {toml_value(value)}" for key, value in layout.generated.items()]
         return "# Images that exist already; nothing is generated.\n[generator]\n" + "\n".join(
             lines
         )
     name = str(models.generator)
     if name == SHIPPED:
         settings = 'steps = 8\nscheduler = "dpmpp"\nguidance_scale = 4.5\nbatch_size = 50'
-        return f"[generator]\nmodel = {_value(name)}\n{settings}\nshard_size = 100"
+        return f"[generator]\nmodel = {toml_value(name)}\n{settings}\nshard_size = 100"
     family = next((f for f, words in _FAMILIES.items() if re.search(words, name.lower())), "sd2")
-    return f"[generator]\npreset = {_value(family)}\nmodel = {_value(name)}"
+    return f"[generator]\npreset = {toml_value(family)}\nmodel = {toml_value(name)}"
 
 
 def _alignments(models: Models, images: int) -> str:
@@ -228,7 +222,7 @@ def _alignments(models: Models, images: int) -> str:
 def _learner(layout: Layout, models: Models, images: int, *, small: bool) -> str:
     if layout.classes:
         return '[learn.probe]\nkind = "probe"'
-    lines = ["[learn.clipcap]", 'kind = "clipcap"', f"model = {_value(models.language_model)}"]
+    lines = ["[learn.clipcap]", 'kind = "clipcap"', f"model = {toml_value(models.language_model)}"]
     batch = max(8, min(50, images // 4))
     if small:
         steps = max(60, min(300, 20 * images // batch))
@@ -256,7 +250,7 @@ def _rows(layout: Layout) -> str:
     tables = []
     for row in rows:
         whole = {**row, "learn": learner}
-        lines = "\n".join(f"{key} = {_value(value)}" for key, value in whole.items())
+        lines = "\n".join(f"{key} = {toml_value(value)}" for key, value in whole.items())
         tables.append(f"[[row]]\n{lines}")
     return "\n\n".join(tables)
 
@@ -274,7 +268,7 @@ def _claims(layout: Layout) -> str:
         ("Alignment beats the control", "gmail", "control"),
     ]
     return "\n\n".join(
-        f"[[claim]]\nname = {_value(name)}\nbetter = {_value(better)}\nworse = {_value(worse)}\n"
-        f"metric = {_value(metric)}"
+        f"[[claim]]\nname = {toml_value(name)}\nbetter = {toml_value(better)}\n"
+        f"worse = {toml_value(worse)}\nmetric = {toml_value(metric)}"
         for name, better, worse in claims
     )

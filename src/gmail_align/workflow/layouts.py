@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,10 @@ from typing import Any, Final
 
 from gmail_align.data.decode import SUFFIXES
 from gmail_align.errors import DataError
-from gmail_align.importing.archives import open_members
+from gmail_align.importing.archives import open_members, scan_tar
 from gmail_align.importing.formats.classes import CIFAR10
+from gmail_align.importing.members import is_text
+from gmail_align.importing.rows import parquet_file, table_rows
 from gmail_align.importing.splits import split_of_file, split_of_folders
 from gmail_align.importing.streams import json_items, json_keys
 
@@ -26,7 +27,16 @@ _GENERATED: Final = frozenset(
 )
 _CAPTION_COLUMNS: Final = ("caption", "captions", "text", "sentences", "sentence", "prompt")
 _IMAGE_COLUMNS: Final = ("image", "file_name", "filename", "image_path", "path", "file")
-_SPLITS: Final = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
+_SPLITS: Final[dict[str | None, str]] = {
+    "train": "train",
+    None: "train",
+    "restval": "train",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "eval": "test",
+}
+"""Split of files -> set of a recipe. Of several for one set, the first that is there counts."""
 _LOOKED_AT: Final = 50_000
 """Files of a folder that are looked at."""
 
@@ -45,6 +55,7 @@ class Layout:
         classes: Number of classes; 0 where images have captions of their own.
         generated: Table of generated images that lie there too.
         notes: What was seen and what is assumed, a sentence each.
+        left_out: What belongs to none of the sets, a sentence each.
     """
 
     kind: str
@@ -54,6 +65,7 @@ class Layout:
     classes: int = 0
     generated: Table | None = None
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 def find_layout(place: Path) -> Layout:
@@ -66,6 +78,7 @@ def find_layout(place: Path) -> Layout:
     """
     if not place.exists():
         raise DataError(f"there is no folder {place}: give the folder of your data")
+    place = Path(os.path.realpath(place))
     files = sorted(islice(_files(place), _LOOKED_AT)) if place.is_dir() else [str(place)]
     folder = place if place.is_dir() else place.parent
     looks = (_annotations, _shards, _parquet, _captions_beside, _tables, _class_folders)
@@ -83,7 +96,25 @@ def find_layout(place: Path) -> Layout:
 def _files(folder: Path) -> Iterator[str]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        yield from (os.path.join(root, name) for name in sorted(names) if name[0] != ".")
+        paths = (os.path.join(root, name) for name in sorted(names) if name[0] != ".")
+        yield from filter(is_text, paths)
+
+
+def _of_splits(folder: Path, files: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return set of a recipe -> its files, and notes on the files of splits that are left out."""
+    by_split: dict[str | None, list[str]] = {}
+    for name in files:
+        split = split_of_file(Path(name).relative_to(folder).as_posix())
+        by_split.setdefault(split, []).append(name)
+    sets: dict[str, list[str]] = {}
+    notes = []
+    for split, part in _SPLITS.items():
+        if split in by_split and part in sets:
+            named = f"of the split {split}" if split else "that name no split"
+            notes.append(f"Files {named} are left out: others are the {part} set.")
+        elif split in by_split:
+            sets[part] = by_split[split]
+    return sets, notes
 
 
 def _suffix(name: str) -> str:
@@ -99,7 +130,7 @@ def _image_places(folder: Path, files: Sequence[str], split: str = "") -> list[s
 
 def _annotations(folder: Path, files: Sequence[str]) -> Layout | None:
     """Read Karpathy's json, or COCO's."""
-    coco: dict[str, str] = {}
+    coco: list[str] = []
     for name in files:
         if not name.endswith((".json", ".json.gz")):
             continue
@@ -113,7 +144,7 @@ def _annotations(folder: Path, files: Sequence[str]) -> Layout | None:
         if isinstance(first, dict) and "sentences" in first:
             return _karpathy(folder, files, name)
         if "annotations" in keys and _has_captions(Path(name)):
-            coco.setdefault(split_of_file(Path(name).name) or "train", name)
+            coco.append(name)
     return _coco(folder, files, coco) if coco else None
 
 
@@ -127,11 +158,14 @@ def _karpathy(folder: Path, files: Sequence[str], name: str) -> Layout:
     names: dict[str, list[str]] = {}
     captions = 0
     for entry in json_items(Path(name), "images"):
-        split = _SPLITS.get(str(entry.get("split")), "train")
+        if not isinstance(entry, dict) or not isinstance(entry.get("sentences"), list):
+            raise DataError(f"{name}: an entry of 'images' is not of Karpathy's layout")
+        own = str(entry.get("split"))
+        split = _SPLITS.get(own, "train")
         images[split] += 1
-        captions += len(entry.get("sentences", ()))
-        if entry.get("split") not in names.setdefault(split, []):
-            names[split].append(str(entry.get("split")))
+        captions += len(entry["sentences"])
+        if own not in names.setdefault(split, []):
+            names[split].append(own)
     places = _image_places(folder, files)
     data = {
         split: {
@@ -146,15 +180,20 @@ def _karpathy(folder: Path, files: Sequence[str], name: str) -> Layout:
     return Layout("Karpathy's json", data, dict(images), captions / max(total, 1))
 
 
-def _coco(folder: Path, files: Sequence[str], names: dict[str, str]) -> Layout:
+def _coco(folder: Path, files: Sequence[str], names: Sequence[str]) -> Layout:
     data, images, captions = {}, {}, 0
-    for split, name in names.items():
-        own = {"val": "validation"}.get(split, split)
-        places = _image_places(folder, files, split)
-        data[own] = {"import": "coco", "source": name, "images": places}
-        images[own] = sum(1 for _ in json_items(Path(name), "images"))
+    sets, left_out = _of_splits(folder, names)
+    for part, (name, *others) in sets.items():
+        if others:
+            left_out.append(
+                f"{Path(others[0]).name} is left out: {Path(name).name} is the {part} set."
+            )
+        places = _image_places(folder, files, split_of_file(Path(name).name) or "")
+        data[part] = {"import": "coco", "source": name, "images": places}
+        images[part] = sum(1 for _ in json_items(Path(name), "images"))
         captions += sum(1 for _ in json_items(Path(name), "annotations"))
-    return Layout("COCO's json", data, images, captions / max(sum(images.values()), 1))
+    each = captions / max(sum(images.values()), 1)
+    return Layout("COCO's json", data, images, each, left_out=left_out)
 
 
 def _shards(folder: Path, files: Sequence[str]) -> Layout | None:
@@ -162,15 +201,15 @@ def _shards(folder: Path, files: Sequence[str]) -> Layout | None:
     shards = [name for name in files if name.endswith(".tar")]
     if not shards:
         return None
-    with tarfile.open(shards[0]) as tar:
-        kinds = {_suffix(member.name) for member in islice(tar, 60)}
-    if not kinds & SUFFIXES or not kinds & {"txt", "json"}:
+    kinds = Counter(_suffix(name) for name, *_ in scan_tar(Path(shards[0])))
+    if not kinds.keys() & SUFFIXES or not kinds.keys() & {"txt", "json"}:
         return None
-    with tarfile.open(shards[0]) as tar:
-        each = sum(_suffix(member.name) in SUFFIXES for member in tar)
-    data = {"train": {"import": "webdataset", "source": shards}}
-    notes = [f"{len(shards)} shards; the first holds {each} images, and all are taken as alike."]
-    return Layout("WebDataset shards", data, {"train": each * len(shards)}, notes=notes)
+    each = sum(count for kind, count in kinds.items() if kind in SUFFIXES)
+    sets, left_out = _of_splits(folder, shards)
+    data = {part: {"import": "webdataset", "source": own} for part, own in sets.items()}
+    images = {part: each * len(own) for part, own in sets.items()}
+    shown = f"{len(shards)} shards; the first holds {each} images, and all are taken as alike."
+    return Layout("WebDataset shards", data, images, notes=[shown], left_out=left_out)
 
 
 def _parquet(folder: Path, files: Sequence[str]) -> Layout | None:
@@ -178,21 +217,22 @@ def _parquet(folder: Path, files: Sequence[str]) -> Layout | None:
     tables = [name for name in files if name.endswith(".parquet")]
     if not tables:
         return None
-    import pyarrow.parquet as pq
-
-    schema = pq.read_schema(tables[0])
-    caption = next((name for name in _CAPTION_COLUMNS if name in schema.names), None)
-    image = next((n for n in ("image", "jpg", "img", "image_path") if n in schema.names), None)
+    with parquet_file(Path(tables[0])) as file:
+        columns = file.schema_arrow.names
+    caption = next((name for name in _CAPTION_COLUMNS if name in columns), None)
+    image = next((n for n in ("image", "jpg", "img", "image_path") if n in columns), None)
     if caption is None or image is None:
         return None
     options = {"import": "parquet", "image_column": image, "caption_column": caption}
-    data: dict[str, Table] = {}
-    images: Counter[str] = Counter()
-    for name in tables:
-        split = _SPLITS.get(split_of_file(str(Path(name).relative_to(folder))) or "train", "train")
-        data.setdefault(split, {**options, "source": []})["source"].append(name)
-        images[split] += pq.read_metadata(name).num_rows
-    return Layout("Parquet", data, dict(images))
+    sets, left_out = _of_splits(folder, tables)
+    data = {part: {**options, "source": own} for part, own in sets.items()}
+    images = {part: sum(map(_parquet_length, own)) for part, own in sets.items()}
+    return Layout("Parquet", data, images, left_out=left_out)
+
+
+def _parquet_length(name: str) -> int:
+    with parquet_file(Path(name)) as file:
+        return int(file.metadata.num_rows)
 
 
 def _captions_beside(folder: Path, files: Sequence[str]) -> Layout | None:
@@ -204,38 +244,50 @@ def _captions_beside(folder: Path, files: Sequence[str]) -> Layout | None:
     if not images or (table is None and beside < len(images) / 2):
         return None
     kind = "images with text files" if table is None else f"images with {os.path.basename(table)}"
-    data, counts = {}, Counter(_split(folder, name) for name in images)
-    for split in counts:
-        data[split] = {"import": "urban1k", "source": [str(folder)]}
-        if len(counts) > 1:
-            data[split]["split"] = {"validation": "val"}.get(split, split)
-    return Layout(kind, data, dict(counts))
+    counts = Counter(split_of_folders(Path(name).relative_to(folder).as_posix()) for name in images)
+    data, sizes, left_out = dict[str, Table](), dict[str, int](), list[str]()
+    for split, part in _SPLITS.items():
+        if split not in counts or (split is None and len(counts) > 1) or part in data:
+            if split in counts:
+                left_out.append(f"Images {split or 'of no split'} are left out of the {part} set.")
+            continue
+        data[part] = {"import": "urban1k", "source": [str(folder)]}
+        data[part] |= {"split": split} if len(counts) > 1 else {}
+        sizes[part] = counts[split]
+    return Layout(kind, data, sizes, left_out=left_out)
 
 
 def _tables(folder: Path, files: Sequence[str]) -> Layout | None:
     """Read CSV, TSV or JSON lines whose rows name an image and a caption."""
-    from gmail_align.importing.rows import table_rows
-
+    alike: dict[tuple[str, str], list[str]] = {}
     for name in files:
-        if not name.endswith((".csv", ".tsv", ".jsonl")):
-            continue
-        rows = (row for _, row in table_rows(Path(name)) if isinstance(row, Mapping))
-        first = next(rows, {})
-        caption = next((one for one in _CAPTION_COLUMNS if one in first), None)
-        image = next((one for one in _IMAGE_COLUMNS if one in first), None)
-        if caption is not None and image is not None:
-            table = {"import": "csv", "source": [name], "images": [str(folder)]}
-            table |= {"image_column": image, "caption_column": caption}
-            images = Counter([first[image], *(row.get(image) for row in rows)])
-            kind = f"a table of images and captions ({os.path.basename(name)})"
-            each = images.total() / len(images)
-            return Layout(kind, {"train": table}, {"train": len(images)}, each)
-    return None
+        if name.endswith((".csv", ".tsv", ".jsonl")):
+            first = next(_records(name), {})
+            caption = next((one for one in _CAPTION_COLUMNS if one in first), None)
+            image = next((one for one in _IMAGE_COLUMNS if one in first), None)
+            if caption is not None and image is not None:
+                alike.setdefault((image, caption), []).append(name)
+    if not alike:
+        return None
+    (image, caption), tables = next(iter(alike.items()))
+    sets, left_out = _of_splits(folder, tables)
+    others = [os.path.basename(name) for own in alike.values() if own != tables for name in own]
+    left_out += [f"{name} is left out: its columns differ." for name in others]
+    options = {"import": "csv", "images": [str(folder)]}
+    options |= {"image_column": image, "caption_column": caption}
+    data = {part: {**options, "source": own} for part, own in sets.items()}
+    rows = {
+        part: Counter(str(row.get(image)) for name in own for row in _records(name))
+        for part, own in sets.items()
+    }
+    total = sum(own.total() for own in rows.values())
+    images = {part: len(own) for part, own in rows.items()}
+    kind = f"tables of images and captions ({', '.join(map(os.path.basename, tables[:3]))})"
+    return Layout(kind, data, images, total / sum(images.values()), left_out=left_out)
 
 
-def _split(folder: Path, name: str) -> str:
-    split = split_of_folders(str(Path(name).relative_to(folder)))
-    return {"val": "validation", "test": "test"}.get(split or "", "train")
+def _records(name: str) -> Iterator[Mapping[str, Any]]:
+    return (row for _, row in table_rows(Path(name)) if isinstance(row, Mapping))
 
 
 def _class_folders(folder: Path, files: Sequence[str]) -> Layout | None:

@@ -310,6 +310,16 @@ def _seconds(steps: RecipeSteps, work: Work) -> dict[str, float]:
     return {kind: round(seconds, 1) for kind, seconds in total.items()}
 
 
-def read_json(path: Path) -> Any:
-    """Return the value of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file.
+
+    Raises:
+        ValueError: the file does not hold one.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("it does not hold an object")
+    return value

@@ -186,8 +186,10 @@ def find_model(name: str, part: str, home: Path, revision: str = "") -> Model:
 
     Equal names give one object, whose files are looked at once.
     """
-    name, _, revision = name.partition("@") if not revision else (name, "", revision)
     path = model_path(name, part)
+    if not revision and not path.is_dir() and not (home / path).is_dir():
+        name, _, revision = name.partition("@")
+        path = model_path(name, part)
     if not path.is_dir() and (home / path).is_dir():
         path = home / path
     return Model(name, part, str(path), revision)
@@ -237,8 +239,9 @@ def files_state(path: Path) -> Any:
     for root, folders, names in os.walk(path):
         folders.sort()
         for name in sorted(names):
-            status = os.stat(os.path.join(root, name))
-            place = os.path.relpath(os.path.join(root, name), path)
+            file = os.path.join(root, name)
+            status = os.stat(file) if os.path.exists(file) else os.lstat(file)  # a dead link
+            place = os.path.relpath(file, path)
             row = canonical_json([place, status.st_size, status.st_mtime_ns])
             digest.update(row.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
