@@ -38,7 +38,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with zipfile.ZipFile(folder / f"test_{kind}.zip", "w") as archive:
             for k, name in enumerate(CLASSES):
                 for n in range(EACH):
-                    archive.writestr(f"{name}/{n:05}.jpg", jpeg(k, shade, rng))
+                    place = f"{name}/{n:05}.jpg" if kind == "real" else f"test/{name}/{n:05}.JPEG"
+                    archive.writestr(place, jpeg(k, shade, rng))
+            archive.writestr("read.me", "not an image")
     network = folder / NETWORK
     network.parent.mkdir()
     graph = {

@@ -11,7 +11,7 @@ import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +25,7 @@ from gmail_align.artifacts import fingerprint, write_bytes
 from gmail_align.errors import DataError, damage_explained
 from gmail_align.progress import progress
 
+IMAGES: Final = {".jpg", ".jpeg", ".png", ".webp"}
 POOL, SIDE, BATCH = "AVERAGE_POOL_2D", 224, 50
 EACH: Final = {"real": 650, "fake": 500}
 """Images of each class that are embedded, where there are so many."""
@@ -45,8 +46,8 @@ def cifake_features(data: Path, home: Path) -> CifakeFeatures:
 
     Args:
         data: Folder with ``*real.zip`` and ``*fake.zip`` (or a folder ``cifake`` with them), whose
-            members are ``K_class/NAME.jpg``; beside them or one folder up the network, as
-            ``mobilenet_v2_imagenet/*.npz``.
+            images lie in folders named after their classes; beside them or one folder up the
+            network, as ``mobilenet_v2_imagenet/*.npz``.
         home: Folder where features are kept.
 
     Raises:
@@ -81,12 +82,15 @@ class _Side:
     @classmethod
     def open(cls, path: Path, each: int) -> _Side:
         with damage_explained(path), zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".jpg")]
+            names = sorted(archive.namelist())
         groups: dict[str, list[str]] = {}
-        for name in sorted(names):
-            groups.setdefault(name.split("/")[0], []).append(name)
+        for name in names:
+            place = PurePosixPath(name)
+            if place.suffix.lower() in IMAGES and not place.name.startswith("."):
+                groups.setdefault(place.parent.name, []).append(name)
+        groups.pop("", None)  # images outside of a folder have no class
         if len(groups) < 2:
-            raise DataError(f"{path} needs members named K_class/NAME.jpg of at least two classes")
+            raise DataError(f"{path} needs images in folders named after at least two classes")
         count = min(each, *(len(own) for own in groups.values()))
         return cls(path, {name: own[:count] for name, own in groups.items()})
 
