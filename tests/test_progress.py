@@ -53,6 +53,13 @@ def test_what_was_done_before_does_not_count_into_the_rate(clock, capsys):
     ]
 
 
+def test_slow_jobs_show_their_rate_a_minute(clock, capsys):
+    bar = Progress("rows", 30, "row")
+    clock[0] = 40
+    bar.advance()
+    assert capsys.readouterr().err == "rows 1/30 row, 1.5 row/min, 19:20 left\n"
+
+
 def test_nothing_done_yet_promises_nothing(clock, capsys):
     Progress("images", 100).close()
     assert "? left" in capsys.readouterr().err

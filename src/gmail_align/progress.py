@@ -27,6 +27,8 @@ _quiet = False
 _brief = False  # whether a finished job leaves no line of its own
 _drawn = False  # whether a live bar stands on the terminal's last line
 _PLAIN_SECONDS = 10.0
+_SLOW = 0.1
+"""Below so many units a second, a rate a minute is shown."""
 _CLEAR = "\r\x1b[2K"
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters except tab and line feed, marks that reverse text, and half surrogates."""
@@ -153,7 +155,9 @@ class Progress:
         seconds = max(now - self._start, 1e-9)
         rate = (self._done - self._first) / seconds
         left = (self.total - self._done) / rate if rate > 0 else float("inf")
-        parts = [f"{self.label} {self._done}/{self.total} {self.unit}", f"{rate:.1f} {self.unit}/s"]
+        slow = 0 < rate < _SLOW
+        speed = f"{60 * rate if slow else rate:.1f} {self.unit}/{'min' if slow else 's'}"
+        parts = [f"{self.label} {self._done}/{self.total} {self.unit}", speed]
         parts.append(f"{clock(left)} left" if self._done < self.total else f"in {clock(seconds)}")
         return printable(", ".join([*parts, note] if note else parts))
 
