@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from gmail_align.errors import DataError
-from gmail_align.studies.cifake import _result, mean_over
+from gmail_align.studies.cifake import _result
 from gmail_align.studies.cifake_features import NETWORK, cifake_features, image_pixels, mobilenet
+from gmail_align.studies.numbers import mean_over
 from gmail_align.studies.real import run_data_study
 from gmail_align.studies.run import StudyOptions
 

@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from gmail_align.alignment.feature_config import FeatureAlignConfig
@@ -33,7 +32,8 @@ from gmail_align.metrics.transfer import class_transfer
 from gmail_align.progress import say
 from gmail_align.runtime import versions
 from gmail_align.studies.cifake_features import cifake_features
-from gmail_align.studies.result import Number, ShownColumn, ShownRow, StudyResult, TestedClaim
+from gmail_align.studies.numbers import mean_over
+from gmail_align.studies.result import ShownColumn, ShownRow, StudyResult, TestedClaim
 from gmail_align.studies.run import StudyOptions
 from gmail_align.workflow.summary import read_json, verdict_of
 
@@ -166,15 +166,6 @@ def _claim(
         verdict=verdict_of(difference.model_dump()),
         difference=difference,
     )
-
-
-def mean_over(values: Sequence[float]) -> Number:
-    """Return the mean over seeds with its 95% interval by Student's t; one seed has none."""
-    mean, n = float(np.mean(values)), len(values)
-    if n < 2:
-        return Number(value=mean)
-    half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
-    return Number(value=mean, low=mean - half, high=mean + half, n=n)
 
 
 def cut(*sides: Tensor) -> list[Tensor]:

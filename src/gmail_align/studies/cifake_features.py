@@ -53,7 +53,7 @@ def cifake_features(data: Path, home: Path) -> CifakeFeatures:
     Raises:
         DataError: a file is missing or damaged, or the zips do not have the same classes.
     """
-    network = _network(data)
+    network = network_of(data)
     sides = [_Side.open(_zip(data, kind), EACH[kind]) for kind in EACH]
     if sides[0].classes != sides[1].classes:
         raise DataError(f"{sides[0].path} and {sides[1].path} do not have the same classes")
@@ -126,7 +126,12 @@ def _zip(data: Path, kind: str) -> Path:
     return zips[-1]
 
 
-def _network(data: Path) -> Path:
+def network_of(data: Path) -> Path:
+    """Return the file of the MobileNetV2, in the folder of the data or one folder up.
+
+    Raises:
+        DataError: there is none.
+    """
     for folder in (data, data.parent):
         if (folder / NETWORK).is_file():
             return folder / NETWORK

@@ -34,23 +34,21 @@ from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
 from gmail_align.evaluation.captions import CaptionOptions, evaluate_captions
-from gmail_align.evaluation.compare import score_runs
 from gmail_align.features.run import extract_images
 from gmail_align.importing.run import import_data
 from gmail_align.importing.source import ImportOptions
-from gmail_align.items import read_items
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe, read_recipe
-from gmail_align.results import estimate_table
 from gmail_align.runtime import versions
 from gmail_align.studies.language import Plot
-from gmail_align.studies.result import Number, ShownColumn, ShownRow, StudyResult, TestedClaim
+from gmail_align.studies.numbers import Statement, tested
+from gmail_align.studies.result import Number, ShownColumn, ShownRow, StudyResult
 from gmail_align.studies.run import StudyOptions
 from gmail_align.synthesis.run import synthesize
 from gmail_align.tabletop.run import make_world
 from gmail_align.tabletop.training.diffusion import train_on_images
 from gmail_align.training.config import OptimConfig
-from gmail_align.workflow.summary import over_seeds, verdict_of
+from gmail_align.workflow.summary import over_seeds
 
 BASE: Final = "tabletop-study"
 """The recipe whose sizes, generator, alignment and captioner the study takes."""
@@ -283,6 +281,7 @@ def _result(
         label: tuple(f"{name}_{number}" for number in range(last + 1))
         for name, (label, _) in METHODS.items()
     }
+    worse = f"raw_{last}"
     claims = (
         ("Generators that learn from their own images make worse training images", "raw_0"),
         ("Alignment in every generation beats images taken for real", f"each_{last}"),
@@ -304,7 +303,14 @@ def _result(
             *(ShownColumn(name=name, label=name) for name in METRICS),
         ),
         rows=tuple(rows),
-        claims=tuple(_claim(name, better, f"raw_{last}", chains) for name, better in claims),
+        claims=tuple(
+            tested(
+                Statement(name, better, worse),
+                METRICS[0],
+                *([chain[row] for chain in chains] for row in (better, worse)),
+            )
+            for name, better in claims
+        ),
         plots=tuple(Plot(x="generation", y=name, lines=lines) for name in METRICS),
         counts=dict(sizes),
         notes=(
@@ -332,18 +338,3 @@ def _row(
     mark: Literal["", "ours", "bound"] = "ours" if name.startswith("each") else ""
     mark = "bound" if generation is None else mark
     return ShownRow(name=name, label=label, detail=detail, mark=mark, values=values)
-
-
-def _claim(name: str, better: str, worse: str, chains: Sequence[Mapping[str, Path]]) -> TestedClaim:
-    """Compare two rows image by image and seed by seed."""
-    first, second = ([read_items(chain[row]) for chain in chains] for row in (better, worse))
-    metric = METRICS[0]
-    difference = estimate_table(score_runs(first, second, [metric]))[metric]
-    return TestedClaim(
-        name=name,
-        better=better,
-        worse=worse,
-        metric=metric,
-        verdict=verdict_of(difference),
-        difference=Number.model_validate(difference),
-    )

@@ -34,6 +34,7 @@ class DataStudy:
 
 DATA_STUDIES: Final = {
     "cifake": DataStudy("What generated images are worth on real photos", "cifake:cifake"),
+    "flickr8k": DataStudy("What images of a weak generator are worth", "flickr8k:flickr8k"),
     "collapse": DataStudy("Escaping collapse", "collapse:collapse", needs_data=False),
 }
 """Name -> study."""

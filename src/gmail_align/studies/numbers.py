@@ -1,0 +1,54 @@
+"""Numbers over seeds: means, and claims that are paired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import t as student
+
+from gmail_align.evaluation.compare import score_runs
+from gmail_align.items import read_items
+from gmail_align.results import estimate_table
+from gmail_align.studies.result import Number, TestedClaim
+from gmail_align.workflow.summary import verdict_of
+
+
+class Statement(NamedTuple):
+    """What a study claims: one row is better than another."""
+
+    name: str
+    better: str
+    worse: str
+
+
+def mean_over(values: Sequence[float]) -> Number:
+    """Return the mean over seeds with its 95% interval by Student's t; one seed has none."""
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return Number(value=mean)
+    half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
+    return Number(value=mean, low=mean - half, high=mean + half, n=n)
+
+
+def tested(
+    statement: Statement, metric: str, better: Sequence[Path], worse: Sequence[Path]
+) -> TestedClaim:
+    """Compare two rows item by item and seed by seed.
+
+    Args:
+        statement: What is claimed.
+        metric: By which measure.
+        better: Folder of the better row's result, of every seed.
+        worse: The same of the other row.
+    """
+    first, second = ([read_items(folder) for folder in folders] for folders in (better, worse))
+    difference = estimate_table(score_runs(first, second, [metric]))[metric]
+    return TestedClaim(
+        **statement._asdict(),
+        metric=metric,
+        verdict=verdict_of(difference),
+        difference=Number.model_validate(difference),
+    )
