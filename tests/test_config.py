@@ -190,6 +190,19 @@ def test_every_key_is_listed():
     ]
 
 
+class Slow(Config):
+    optim: Inner = Inner(rate=0.5)
+    """Optimisation with another rate than its class's."""
+
+
+@pytest.mark.parametrize("fast", [{"steps": 3}, {"steps": 3, "rate": 0.5}])
+def test_a_key_of_a_table_leaves_what_the_tables_default_sets(fast):
+    assert build(Slow, {"optim": fast}).optim == Inner(steps=3, rate=0.5)
+    assert build(Slow, {"optim": {"rate": 0.2}}).optim == Inner(rate=0.2)
+    assert build(Slow, {}).optim.model_fields_set == {"rate"}
+    assert build(Slow, {"optim": {"steps": 3}}).optim.model_fields_set == {"steps", "rate"}
+
+
 def test_presets_belong_to_the_class():
     built = Outer.from_preset("fast", {"optim": {"rate": 0.5}})
     assert (built.optim.steps, built.optim.rate, built.name) == (2, 0.5, "fast")

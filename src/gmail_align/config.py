@@ -47,10 +47,18 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_none(cls, data: Any) -> Any:
-        """Replace the text ``none`` by no value, for keys that may be without one."""
+    def _read(cls, data: Any) -> Any:
+        """Read ``none`` as no value where that is possible, and keep what a table's default sets.
+
+        A table's default may differ from its class's, as ``optim`` often does: then the keys that
+        are given replace those of that default one by one.
+        """
         if not isinstance(data, Mapping):
             return data
+        data = {
+            key: merge(_default_table(cls, key), value) if isinstance(value, Mapping) else value
+            for key, value in data.items()
+        }
         absent = {
             key
             for key, value in data.items()
@@ -274,6 +282,13 @@ def _nearest(name: str, known: Sequence[str], what: str) -> str:
     """Suggest the closest of ``known``, or list them all."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"{what}: {', '.join(known) or 'none'}"
+
+
+def _default_table(stage: type[BaseModel], key: str) -> dict[str, Any]:
+    """Return the keys that the default of a table sets."""
+    field = stage.model_fields.get(key)
+    default = field.default if field else None
+    return default.model_dump(exclude_unset=True) if isinstance(default, Config) else {}
 
 
 def _may_be_none(stage: type[BaseModel], key: str) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, Embedd
 from gmail_align.captioning.predict import predict_captions
 from gmail_align.captioning.prompt import token_losses
 from gmail_align.captioning.training import train_captioner
-from gmail_align.config import build
+from gmail_align.config import build, to_toml
 from gmail_align.data.model_outputs import open_predictions
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.features.store import open_features
@@ -299,6 +300,13 @@ def test_what_does_not_belong_together_is_refused(
         source(ROWS, texts, generated=none),
         mode="mix",
     )
+
+
+def test_chosen_steps_stand_in_place_of_the_default_epochs() -> None:
+    assert build(IFCapConfig, {"optim": {"lr": 1e-3}}).optim.epochs == 5
+    chosen = build(IFCapConfig, {"optim": {"steps": 7}})
+    assert (chosen.optim.steps, chosen.optim.epochs) == (7, None)
+    assert build(IFCapConfig, tomllib.loads(to_toml(chosen))) == chosen
 
 
 def test_more_captions_cannot_agree_than_are_counted() -> None:

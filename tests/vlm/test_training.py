@@ -35,7 +35,7 @@ from gmail_align.vlm.patches import PatchReader
 from gmail_align.vlm.sets import ConversationSet
 from gmail_align.vlm.training import train_llava
 from worlds.captioning import build_gpt2, byte_tokenizer
-from worlds.encoders import World
+from worlds.encoders import World, write_vit
 
 from .conftest import aligned, quick, write_llama
 
@@ -291,7 +291,7 @@ def test_a_checkpoint_of_llava_hf_is_trained_further(
 
 
 def test_what_cannot_be_trained_is_refused(
-    clip_folder: Path, siglip_folder: Path, llama: Path, world: World, tmp_path: Path
+    clip_folder: Path, llama: Path, world: World, tmp_path: Path
 ) -> None:
     clip = GmailEncoder.from_pretrained(clip_folder)
     talks = ConversationSet(colours(tmp_path / "talks.json", world), world.real)
@@ -311,7 +311,7 @@ def test_what_cannot_be_trained_is_refused(
     refused(DataError, "r0", replace(talks, images=None))
     refused(ConfigError, "captions", ConversationSet(world.captions))
     refused(ModelError, "gpt2", words=build_gpt2(tmp_path / "gpt2"))
-    refused(ModelError, "SigLIP", encoder=GmailEncoder.from_pretrained(siglip_folder))
+    refused(ModelError, "ViT", encoder=GmailEncoder.from_pretrained(write_vit(tmp_path / "vit")))
     refused(ModelError, "absent", words=tmp_path / "absent")
     refused(DataError, "row_tokens", row_tokens=20)
     bare = write_llama(tmp_path / "bare", byte_tokenizer(bos_token="<s>"))

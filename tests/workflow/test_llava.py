@@ -11,8 +11,11 @@ import pytest
 
 from gmail_align import pipeline
 from gmail_align.artifacts import load, read_jsonl
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import recipe_of
+from gmail_align.vlm.config import LlavaConfig
+from gmail_align.vlm.costs import read_shape
 from gmail_align.workflow.steps.multimodal import TrainedLlava
 
 RECIPE = """
@@ -136,3 +139,27 @@ def test_a_plan_counts_the_tokens_of_a_llava(tmp_path: Path) -> None:
     amounts = {cost["what"]: cost["amount"] for cost in plan["costs"]}
     assert amounts["LLaVA, seed 0"] == 2 * 8
     assert amounts["answers of a LLaVA, seed 0"] == 4
+
+
+def test_a_plan_says_the_memory_that_training_says(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(RECIPE)
+    plan = pipeline.plan(str(file), tmp_path / "work")
+    said = {cost["what"]: cost["memory_gb"] for cost in plan["costs"]}["LLaVA, seed 0"]
+    shape = read_shape(model_path("tabletop", "clip"), model_path("tabletop", "llama"))
+    assert shape is not None
+    config = LlavaConfig.from_preset("tabletop", {"batch_rows": 1})
+    assert said == shape.memory(config, guarded=True).total / 1e9
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("paper-llava15-7b", 6.74e9), ("paper-llava-llama3-8b", 8.03e9)]
+)
+def test_a_plan_knows_the_memory_of_the_papers_llavas(
+    tmp_path: Path, name: str, words: float
+) -> None:
+    """More than the frozen weights in bfloat16, and less than an H200 has."""
+    plan = pipeline.plan(name, tmp_path / "work")
+    said = [cost["memory_gb"] for cost in plan["costs"] if cost["what"].startswith("LLaVA")]
+    assert said
+    assert all(2e-9 * words < gigabytes < 141 for gigabytes in said)

@@ -145,8 +145,12 @@ def image_pixels(files: Sequence[bytes]) -> Tensor:
     return torch.from_numpy(np.stack(sized)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def mobilenet(path: Path) -> Callable[[Tensor], NDArray[np.float32]]:
+def mobilenet(path: Path, *, pooled: bool = True) -> Callable[[Tensor], NDArray[np.float32]]:
     """Return the network up to its pooled features, as the graph in the file says.
+
+    Args:
+        path: The file.
+        pooled: Whether places are averaged; else features are (n, 1280, 7, 7).
 
     Raises:
         DataError: the file is damaged.
@@ -160,15 +164,15 @@ def mobilenet(path: Path) -> Callable[[Tensor], NDArray[np.float32]]:
             if key != "graph.json"
         }
     ops = graph["ops"]
-    ops = ops[: next(at for at, op in enumerate(ops) if op["op"] == POOL) + 1]
+    ops = ops[: next(at for at, op in enumerate(ops) if op["op"] == POOL) + pooled]
 
     @torch.no_grad()
     def embed(images: Tensor) -> NDArray[np.float32]:
         values = {graph["input"]: images}
         for op in ops:
             values[op["output"]] = _step(op, [values[name] for name in op["inputs"]], tensors)
-        pooled: NDArray[np.float32] = values[ops[-1]["output"]].numpy()
-        return pooled
+        last: NDArray[np.float32] = values[ops[-1]["output"]].numpy()
+        return last
 
     return embed
 

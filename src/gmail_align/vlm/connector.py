@@ -109,10 +109,14 @@ def projection(tower: Backbone) -> Float[Tensor, "width width"]:
     A feature that is padded so fits LLaVA's projector, which gives the zeros no meaning.
 
     Raises:
-        ModelError: the shared space is wider than the tower.
+        ModelError: the shared space is wider than the tower, or there is no head.
     """
     head = tower.head
-    assert head is not None  # every CLIP has one
+    if head is None:
+        raise ModelError(
+            f"a {tower.name} does not have a projection that patches could go through: use"
+            " visual_tokens=patches or residual"
+        )
     dim, width = head.shape
     if dim > width:
         raise ModelError(
@@ -151,7 +155,7 @@ def reads_the_same(one: Backbone, other: Backbone, design: VisualTokens) -> bool
     """Tell whether a design reads the same weights of two towers."""
     config, mine, theirs = one.vision_config, one.state(), other.state()
     unread = [] if design not in PLAIN else [f"encoder.layers.{config.num_hidden_layers - 1}."]
-    unread += ["post_layernorm."] if design in PLAIN else []
+    unread += ["post_layernorm.", "head."] if design in PLAIN else []
     names = [name for name in mine if name.startswith("vision_model.")]
     names = [n for n in names if not n.removeprefix("vision_model.").startswith(tuple(unread))]
     if design not in PLAIN and one.projection is not None:

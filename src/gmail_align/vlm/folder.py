@@ -67,15 +67,17 @@ def save_llava(folder: Path, llava: Llava, trained_on: dict[str, Any], reads: Ro
     place = folder if plain else folder / _INSIDE
     connector.fold(llava.first, reads)
     llava.model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
+    config = llava.model.config
+    strategy = config.vision_feature_select_strategy
     with no_bars():
         llava.model.save_pretrained(place)
     write_json(place / "preprocessor_config.json", llava.preprocess.to_config())
     processor = LlavaProcessor(
         image_processor=AutoImageProcessor.from_pretrained(place, local_files_only=True),
         tokenizer=llava.tokenizer,
-        patch_size=llava.model.config.vision_config.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1 + connector.extra,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(strategy == "default") + connector.extra,
     )
     processor.save_pretrained(place)
     own = {name: value.detach().contiguous() for name, value in connector.state_dict().items()}

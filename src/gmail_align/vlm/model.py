@@ -72,15 +72,34 @@ def build_llava(
     """Put a freshly drawn projector between an encoder's vision tower and a language model.
 
     Args:
-        encoder: A CLIP, aligned or not.
+        encoder: A CLIP or a SigLIP, aligned or not.
         language: A language model of Llama's format.
         template: Name of the template.
         reads: Route whose tower becomes the model's own.
         seed: Seed of the projector.
 
     Raises:
-        ModelError: the encoder is not a CLIP, or the language model is not of Llama's format.
+        ModelError: the encoder is neither, or the language model is not of Llama's format.
         ConfigError: the tokenizer lacks the template's control tokens.
+    """
+    tower = vision_tower(merge(encoder, reads))
+    model = join_parts(tower.config, language, seed)
+    model.model.vision_tower = tower
+    built = Llava(model, language.tokenizer, encoder.preprocess, template)
+    built.layout.end_id()
+    return built
+
+
+def join_parts(vision: Any, language: LanguageModel, seed: int) -> LlavaForConditionalGeneration:
+    """Put a freshly drawn projector before a language model; the model lacks a vision tower.
+
+    Args:
+        vision: Configuration of the vision tower.
+        language: A language model of Llama's format; its tokenizer gets ``<image>``.
+        seed: Seed of the projector.
+
+    Raises:
+        ModelError: the language model is not of Llama's format.
     """
     words: Any = language.model
     if not isinstance(getattr(words, "lm_head", None), nn.Linear) or not hasattr(
@@ -90,15 +109,14 @@ def build_llava(
             f"a {words.config.model_type} model cannot be LLaVA's language model: use one of"
             " Llama's format"
         )
-    tower = vision_tower(merge(encoder, reads))
     add_image_token(language)
     config = LlavaConfig(
-        vision_config=tower.config.to_dict(),
+        vision_config=vision.to_dict(),
         text_config=words.config.to_dict(),
         image_token_index=language.tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=PATCH_LAYER,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=patch_strategy(vision),
         tie_word_embeddings=bool(words.config.tie_word_embeddings),
     )
     with torch.device("meta"):
@@ -106,11 +124,14 @@ def build_llava(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(seed, "projector"))
         model.model.multi_modal_projector = type(model.model.multi_modal_projector)(config)
-    model.model.vision_tower, model.model.language_model = tower, words.model
+    model.model.vision_tower, model.model.language_model = None, words.model
     model.lm_head = words.lm_head
-    built = Llava(model, language.tokenizer, encoder.preprocess, template)
-    built.layout.end_id()
-    return built
+    return model
+
+
+def patch_strategy(vision: Any) -> str:
+    """Return how LLaVA takes a tower's patches: ``full`` where no class token precedes them."""
+    return "full" if vision.model_type == "siglip_vision_model" else "default"
 
 
 def continue_llava(folder: Path, encoder: GmailEncoder, template: str, reads: Route) -> Llava:
@@ -118,7 +139,7 @@ def continue_llava(folder: Path, encoder: GmailEncoder, template: str, reads: Ro
 
     Args:
         folder: A folder of ours, or one in the layout of ``llava-hf``.
-        encoder: A CLIP, aligned or not.
+        encoder: A CLIP or a SigLIP, aligned or not.
         template: Name of the template.
         reads: Route whose tower becomes the model's own.
 
@@ -137,14 +158,12 @@ def continue_llava(folder: Path, encoder: GmailEncoder, template: str, reads: Ro
     config = model.config
     tower = vision_tower(merge(encoder, reads))
     width = model.model.multi_modal_projector.linear_1.in_features
-    if (config.vision_feature_layer, config.vision_feature_select_strategy) != (
-        PATCH_LAYER,
-        "default",
-    ):
+    needed = PATCH_LAYER, patch_strategy(tower.config)
+    if (config.vision_feature_layer, config.vision_feature_select_strategy) != needed:
         raise ModelError(
             f"{folder} reads layer {config.vision_feature_layer} with the strategy"
-            f" {config.vision_feature_select_strategy}: only layer {PATCH_LAYER} with the strategy"
-            " default can be trained further"
+            f" {config.vision_feature_select_strategy}: with this encoder only layer {needed[0]}"
+            f" with the strategy {needed[1]} can be trained further"
         )
     if width != tower.config.hidden_size:
         raise ModelError(
@@ -164,24 +183,19 @@ def continue_llava(folder: Path, encoder: GmailEncoder, template: str, reads: Ro
 
 
 def vision_tower(merged: Backbone) -> PreTrainedModel:
-    """Return a CLIP's vision tower as the class that LLaVA loads.
+    """Return the vision tower of a CLIP or a SigLIP as the class that LLaVA loads.
 
     Raises:
-        ModelError: the model is not a CLIP.
+        ModelError: the model is neither.
     """
     plain: Any = merged.plain
-    if plain.config.model_type != "clip":
+    if plain.config.model_type not in ("clip", "siglip"):
         raise ModelError(
-            f"LLaVA reads the patches of a CLIP, and this encoder is a {merged.name}: use a CLIP"
+            f"LLaVA reads the patches of a CLIP or a SigLIP, and this encoder is a {merged.name}:"
+            " use one of those"
         )
     tower: PreTrainedModel = AutoModel.from_config(plain.config.vision_config)
-    prefix = "vision_model."
-    state = {
-        name.removeprefix(prefix): value
-        for name, value in plain.state_dict().items()
-        if name.startswith(prefix)
-    }
-    tower.load_state_dict(state)
+    tower.load_state_dict(plain.vision_model.state_dict())
     tower.eval().requires_grad_(False)
     return tower
 

@@ -64,7 +64,7 @@ def train_llava(
     Args:
         config: Template, packing and optimisation.
         sets: What is trained on.
-        encoder: A CLIP, aligned or not; it is moved to the device.
+        encoder: A CLIP or a SigLIP, aligned or not; it is moved to the device.
         language_model: Folder of a language model of Llama's format, or of a LLaVA to train on.
         out: Folder of the model.
         validation: Held-out conversations; the step with their lowest loss is kept, step 0

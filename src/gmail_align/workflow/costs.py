@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gmail_align.errors import ModelError, damage_explained
+from gmail_align.vlm.costs import LlavaShape
 from gmail_align.workflow.work import Model
 
 _VISION: Final = {
@@ -52,16 +53,22 @@ KNOWN_ENCODERS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 """Hub id -> configuration of encoders that a plan knows without their files."""
+_VICUNA: Final = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000}
+_LLAMA3: Final = {
+    **_VICUNA,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
 KNOWN_LANGUAGE_MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
     "gpt2": {"n_embd": 768, "n_layer": 12, "vocab_size": 50257},
     "openai-community/gpt2": {"n_embd": 768, "n_layer": 12, "vocab_size": 50257},
-    "lmsys/vicuna-7b-v1.5": {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000},
-    "meta-llama/Meta-Llama-3-8B-Instruct": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "vocab_size": 128256,
-    },
+    "lmsys/vicuna-7b-v1.5": _VICUNA,
+    "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA3,
+    "models/llava15-first": _VICUNA,
+    "models/llava-llama3-first": _LLAMA3,
 }
+"""Hub ids, and the folders of first stages as the runbooks of shipped recipes name them."""
 _FLOAT: Final = 4
 """Bytes of a number: towers are trained in float32 unless told otherwise."""
 
@@ -208,12 +215,29 @@ def language_shape(model: Model) -> LanguageShape:
     Raises:
         ModelError: it is neither.
     """
-    config = _config(model, KNOWN_LANGUAGE_MODELS)
+    config = _words(model)
     return LanguageShape(
         config.get("n_embd") or config.get("hidden_size") or 768,
         config.get("n_layer") or config.get("num_hidden_layers") or 12,
         config.get("vocab_size", 50257),
     )
+
+
+def llava_shape(encoder: Model, language: Model) -> LlavaShape:
+    """Return the sizes of a LLaVA: from files, or of known hub ids.
+
+    Raises:
+        ModelError: they are neither.
+    """
+    vision = _config(encoder, KNOWN_ENCODERS).get("vision_config", {})
+    return LlavaShape.of({"vision_config": vision, "text_config": _words(language)})
+
+
+def _words(model: Model) -> Mapping[str, Any]:
+    """Return the configuration of a language model, or of the one in a LLaVA."""
+    config = _config(model, KNOWN_LANGUAGE_MODELS)
+    words: Mapping[str, Any] = config.get("text_config", config)
+    return words
 
 
 def _tower(config: Mapping[str, Any], tokens: int) -> Tower:

@@ -13,7 +13,12 @@ from gmail_align.extras import missing as missing_modules
 from gmail_align.synthesis.architectures import ARCHITECTURES, read_architecture
 from gmail_align.synthesis.cost import USUAL_SHARE, card_tflops, count_cost, make_plan
 from gmail_align.workflow.amounts import amount_of
-from gmail_align.workflow.costs import EncoderShape, encoder_shape, language_shape
+from gmail_align.workflow.costs import (
+    EncoderShape,
+    encoder_shape,
+    language_shape,
+    llava_shape,
+)
 from gmail_align.workflow.rows import RecipeSteps
 from gmail_align.workflow.steps.data import (
     Imported,
@@ -237,7 +242,9 @@ class Rates:
             seen = config.optim.steps * config.batch_rows * config.row_tokens / tokens
         passes = 3 if config.tune == "full" else 2
         flops = passes * shape.flops(tokens) + tower.image_flops
-        return self._each(step, seen, flops, None, 0)
+        parts = llava_shape(base_of(step.encoder), step.model)
+        memory = parts.memory(config, guarded=True).total / 1e9
+        return self._each(step, seen, flops, memory, 0)
 
     def _llava_says(self, step: Step, llava: TrainedLlava, images: float | None) -> StepCost:
         shape, tower = language_shape(llava.model), encoder_of(llava.encoder)
@@ -281,11 +288,16 @@ def _pixels(steps: Iterable[Step], work: Work) -> list[StepCost]:
     ]
 
 
-def encoder_of(encoder: Step | Model) -> EncoderShape:
-    """Return the shape of a model, or of the model that an aligned encoder starts from."""
+def base_of(encoder: Step | Model) -> Model:
+    """Return a model, or the model that an aligned encoder starts from."""
     while isinstance(encoder, Step):
         encoder = encoder.base if isinstance(encoder, Aligned) else encoder.reads[0]
-    return encoder_shape(encoder)
+    return encoder
+
+
+def encoder_of(encoder: Step | Model) -> EncoderShape:
+    """Return the shape of the model that an encoder is or starts from."""
+    return encoder_shape(base_of(encoder))
 
 
 def _grouped(costs: Iterable[StepCost]) -> list[StepCost]:

@@ -73,6 +73,15 @@ class IFCapConfig(CaptionerConfig):
     optim: CaptionerOptim = CaptionerOptim(epochs=5)
     """Steps, rates and intervals; by default IFCap's 5 epochs."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _chosen_steps(cls, data: Any) -> Any:
+        """Let steps that are given stand in place of the default epochs."""
+        optim = data.get("optim") if isinstance(data, Mapping) else None
+        if not isinstance(optim, Mapping) or "steps" not in optim:
+            return data
+        return {**data, "optim": {"epochs": None, **optim}}
+
     @model_validator(mode="after")
     def _possible_count(self) -> IFCapConfig:
         if self.adaptive is None and self.noun_count > self.noun_captions:
