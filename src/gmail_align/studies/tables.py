@@ -236,5 +236,5 @@ def _statuses(status: Mapping[str, str], labels: Mapping[str, str]) -> str:
     kinds = list(dict.fromkeys(status.values()))
     if len(kinds) < 2:
         return "".join(kinds)
-    groups = {kind: [labels[c] for c, own in status.items() if own == kind] for kind in kinds}
-    return "; ".join(f"{', '.join(names)}: {kind}" for kind, names in groups.items())
+    groups = {kind: [labels[c] for c in labels if status.get(c) == kind] for kind in kinds}
+    return "; ".join(f"{', '.join(names)}: {kind}" for kind, names in groups.items() if names)
