@@ -75,6 +75,11 @@ better = "shift"
 worse = "frozen"
 metric = "paired_cosine"
 [[claim]]
+name = "an adapter widens the margin"
+better = "short"
+worse = "frozen"
+metric = "margin"
+[[claim]]
 name = "llava is better"
 better = "llava"
 worse = "frozen"
@@ -114,10 +119,12 @@ def test_a_study_runs_from_its_file_to_its_tables(ran: tuple[Path, dict[str, Any
     assert frozen.values["text"] == shift.values["text"] and frozen.values["text"].value < 1
     assert llava.values == {} and "learner" in llava.note
     verdicts = [claim.verdict for claim in result.claims]
-    assert verdicts[3] == "not tested" and "not tested" not in verdicts[:3]
+    assert verdicts[4] == "not tested" and "not tested" not in verdicts[:4]
     closer = shift.values["paired_cosine"].value - frozen.values["paired_cosine"].value
     assert result.claims[2].difference.value == pytest.approx(closer, abs=1e-6)
     assert result.claims[2].difference.low < closer < result.claims[2].difference.high
+    by_seed = result.claims[3].difference  # the margin is no mean over images
+    assert by_seed.n == 2 and by_seed.low < by_seed.value < by_seed.high
     assert result.claims[0].paper == 3.5 and result.claims[0].difference.n == 8
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import t as student
 
 from gmail_align.errors import UserError
 from gmail_align.metrics.bootstrap import (
@@ -83,6 +84,15 @@ def mean_column(values: ArrayLike, counts: ArrayLike | None = None) -> Column:
     sums = np.asarray(values, dtype=np.float64)
     sizes = np.ones_like(sums) if counts is None else np.asarray(counts, dtype=np.float64)
     return Column("ratio", np.stack([sums, sizes], axis=1))
+
+
+def seed_mean(values: Sequence[float]) -> Estimate:
+    """Return the mean over seeds with its 95% interval by Student's t; one seed has none."""
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return Estimate(mean, float("nan"), float("nan"), n)
+    half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
+    return Estimate(mean, mean - half, mean + half, n)
 
 
 def estimates(

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 
 from gmail_align.evaluation.compare import score_runs
 from gmail_align.items import read_items
+from gmail_align.metrics.statistics import seed_mean
 from gmail_align.results import estimate_table
 from gmail_align.studies.result import Number, TestedClaim
 from gmail_align.workflow.summary import verdict_of
@@ -26,11 +26,9 @@ class Statement(NamedTuple):
 
 def mean_over(values: Sequence[float]) -> Number:
     """Return the mean over seeds with its 95% interval by Student's t; one seed has none."""
-    mean, n = float(np.mean(values)), len(values)
-    if n < 2:
-        return Number(value=mean)
-    half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
-    return Number(value=mean, low=mean - half, high=mean + half, n=n)
+    if len(values) < 2:
+        return Number(value=float(np.mean(values)))
+    return Number.model_validate(estimate_table({"": seed_mean(values)})[""])
 
 
 def tested(

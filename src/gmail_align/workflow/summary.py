@@ -27,7 +27,8 @@ ONE_SEED: Final = (
 )
 MEAN_OF_SEEDS: Final = (
     "Values are means over seeds, with intervals over images and seeds together; those of measures "
-    "of the gap that are no mean over images are the average of the seeds' intervals."
+    "of the gap that are no mean over images are the average of the seeds' intervals. Differences "
+    "of such measures are paired by seed alone, with intervals by Student's t."
 )
 
 
@@ -198,9 +199,11 @@ def _differences(
 ) -> dict[str, Any]:
     """Compare two rows image by image and seed by seed, in the first result that has the metric.
 
-    ``PROTOCOL/METRIC`` names the result.
+    ``PROTOCOL/METRIC`` names the result. A measure that is no mean over images is compared seed by
+    seed alone.
     """
     from gmail_align.evaluation.compare import score_runs
+    from gmail_align.metrics.statistics import seed_mean
 
     protocol, _, name = metric.rpartition("/")
     for place, step in enumerate(better[0].results):
@@ -213,6 +216,13 @@ def _differences(
         )
         if all(name in items.columns for items in (*first, *second)):
             return {metric: estimate_table(score_runs(first, second, [name]))[name]}
+        if len(better) > 1:
+            values = [
+                [metrics_of(work.path(one.results[place]))[name]["value"] for one in row]
+                for row in (better, worse)
+            ]
+            gains = [a - b for a, b in zip(*values, strict=True)]
+            return estimate_table({metric: seed_mean(gains)})
     return {}
 
 
