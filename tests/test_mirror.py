@@ -168,6 +168,25 @@ def test_what_is_damaged_in_a_mirror_is_not_taken(captions: Artifact, tmp_path: 
                 copy.begin(begin(tmp_path / "draft", "captions", {}))
 
 
+def test_a_download_that_was_killed_is_an_unfinished_draft(
+    captions: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, here, real = Mirror.at("memory://killed/captions"), tmp_path / "here", mirror.download
+    copy.complete(captions)
+
+    def die(home: str, name: str, folder: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mirror, "download", die)
+    with pytest.raises(KeyboardInterrupt):
+        copy.fetch(here)
+    assert sorted(path.name for path in here.iterdir()) == ["captions.jsonl", "draft.json"]
+    assert begin(here, "captions", {}).complete is None
+    monkeypatch.setattr(mirror, "download", real)
+    assert copy.fetch(here) and load(here).fingerprint == captions.fingerprint
+    assert not (here / "draft.json").exists()
+
+
 def test_a_mirror_is_a_url(tmp_path: Path, captions: Artifact) -> None:
     with pytest.raises(ConfigError, match="/data"):
         Mirror.at("/data")

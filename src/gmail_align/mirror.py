@@ -7,12 +7,21 @@ a disk. A file that is there is whole, because object stores show no half of one
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gmail_align.artifacts import MANIFEST, Artifact, Draft, canonical_json, refuse_difference
+from gmail_align.artifacts import (
+    DRAFT,
+    MANIFEST,
+    Artifact,
+    Draft,
+    canonical_json,
+    refuse_difference,
+    write_json,
+)
 from gmail_align.errors import ArtifactError, ConfigError, damage_explained
 from gmail_align.remote import (
     download,
@@ -29,6 +38,7 @@ from gmail_align.remote import (
 IDENTITY = "identity.json"
 """What a mirror is of, while its manifest is not there yet."""
 _AGAIN = "delete the folder there and run again"
+_IDENTITY = ("kind", "config", "seed", "inputs")
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,8 @@ class Mirror:
     def fetch(self, folder: Path) -> bool:
         """Download a whole artifact into a folder; False where the mirror does not have it.
 
+        One that is killed leaves a draft, which the next run goes on with.
+
         Raises:
             ArtifactError: the mirror is damaged.
         """
@@ -98,9 +110,12 @@ class Mirror:
         if not exists(url):
             return False
         with damage_explained(shown(url), ArtifactError, _AGAIN):
-            files = dict(_object_at(url)["files"])
+            there = _object_at(url)
+            files, identity = dict(there["files"]), {name: there[name] for name in _IDENTITY}
+        write_json(folder / DRAFT, {**identity, "seconds": 0.0, "begun": time.time()})
         download_checked(self.url, files, folder)
         download(self.url, MANIFEST, folder)
+        (folder / DRAFT).unlink()
         return True
 
 

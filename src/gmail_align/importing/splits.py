@@ -21,13 +21,14 @@ SplitChoice = Annotated[
     Field(description="Split to import where folders or files are named by it: train, val, ..."),
 ]
 _SPLIT: Final = re.compile(
-    r"(train|training|trn|val|valid|validation|dev|test|testing|eval|evaluation|restval)"
-    r"(?:[-_]?(?:20\d\d|set|split|images?))?"
+    r"(?:(?:\d+|images?|imgs?|photos?|data|set|split)[-_. ]*)?"
+    r"(train|training|trainval|trn|val|valid|validation|dev|test|testing|tst|eval|evaluation|restval)"
+    r"(?:[-_. ]*(?:v?\d+|images?|imgs?|photos?|data|set|split)){0,2}"
 )
 _CANONICAL: Final = {
-    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("train", "training", "trainval", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
     **dict.fromkeys(("eval", "evaluation"), "eval"),
 }
 
@@ -46,7 +47,7 @@ def split_of_folders(name: str) -> str | None:
 def split_of_file(name: str) -> str | None:
     """Return the split that a table or shard belongs to, by its folders or its own name."""
     stem = posixpath.basename(name).partition(".")[0]
-    words = [stem, *re.split(r"[-_]", stem)]
+    words = [stem, *re.split(r"[-_ ]", stem)]
     own = next((one for word in (words[0], words[1], words[-1]) if (one := split_of(word))), None)
     return own or split_of_folders(name)
 
