@@ -246,6 +246,16 @@ def write_beside(drawn: Drawn) -> dict[str, Any]:
     return {"source": drawn.images}
 
 
+def write_metadata(drawn: Drawn) -> dict[str, Any]:
+    rows: list[Any] = [
+        {"file_name": name, "text": text} for name, few in drawn.rows for text in few
+    ]
+    rows.append({"file_name": drawn.rows[0][0], "captions": ["whole", None, 3, {"raw": "x"}]})
+    (drawn.images / "metadata.jsonl").write_text("\n".join([*map(json.dumps, rows), "{", "7"]))
+    drawn.captions += 4 + 2
+    return {"source": drawn.images}
+
+
 def write_shards(drawn: Drawn) -> dict[str, Any]:
     drawn.captions = 0
     with tarfile.open(drawn.home / "0.tar", "w") as tar:
@@ -268,6 +278,7 @@ WRITERS: dict[str, tuple[str, Callable[[Drawn], dict[str, Any]]]] = {
     "tsv": ("parquet", lambda drawn: write_table(drawn, "tsv")),
     "parquet": ("parquet", lambda drawn: write_table(drawn, "parquet")),
     "urban1k": ("urban1k", write_beside),
+    "imagefolder": ("imagefolder", write_metadata),
     "webdataset": ("webdataset", write_shards),
 }
 
@@ -287,7 +298,8 @@ def test_captions_and_images_are_imported_or_listed(
     if kind == "cc":
         return
     images = made["images"].counts
-    there = len(list(drawn.images.glob("*.jpg"))) if kind == "urban1k" else len(drawn.rows)
+    beside = kind in ("urban1k", "imagefolder")
+    there = len(list(drawn.images.glob("*.jpg"))) if beside else len(drawn.rows)
     assert images["images"] + images["quarantined"] == there
     store = ImageStore(made["images"])
     for image_id in store.ids:

@@ -136,11 +136,13 @@ class _CaptionsBeside:
 
     def of(self, name: str) -> list[Any]:
         """Return the captions of an image; what cannot be read is a DataError among them."""
-        folder = posixpath.dirname(name)
+        folder, blank = posixpath.dirname(name), list[Any]()
         while True:
             table = self._tables.get(folder)
-            if table and (texts := table.of(name)):
+            texts = table.of(name) if table else []
+            if any(map(_plain, texts)):
                 return texts
+            blank = blank or texts
             if not folder:
                 break
             folder = posixpath.dirname(folder)
@@ -149,7 +151,7 @@ class _CaptionsBeside:
                 if suffix(file) == kind and (texts := self._texts(file)):
                     self._used.add(file)
                     return texts
-        return []
+        return blank
 
     def _texts(self, file: str) -> list[Any]:
         try:
@@ -157,7 +159,7 @@ class _CaptionsBeside:
                 raise DataError(f"{file} has more than {MAX_TEXT} bytes")
             inside = Inside(file, self._members.read(file))
             if suffix(file) == "json":
-                return _texts_of(dict(json_pairs(inside)), _TEXT_COLUMNS)
+                return _captions_in(dict(json_pairs(inside)))
             lines = [line for _, line in text_lines(inside)]
         except DataError as error:
             return [error]
@@ -177,18 +179,19 @@ class _Table:
 
     def __init__(self, members: Members, name: str, images: Sequence[str]) -> None:
         self._name, self._start = name, len(name) - len(posixpath.basename(name))
-        self._texts: dict[str, list[str]] = defaultdict(list)
+        self._texts: dict[str, list[Any]] = defaultdict(list)
         self._used: set[str] = set()
         for number, row in table_rows(Inside(name, members.read(name))):
             if isinstance(row, Mapping):
-                image = next(iter(_texts_of(row, _NAME_COLUMNS)), f"row {number}")
-                self._texts[posixpath.normpath(image)] += _texts_of(row, _TEXT_COLUMNS)
+                names = (_plain(row.get(column)) for column in _NAME_COLUMNS)
+                image = next(filter(None, names), f"row {number}")
+                self._texts[posixpath.normpath(image)] += _captions_in(row)
             else:
                 self._texts[f"row {number}"] += []
         below = [image[self._start :] for image in images if image.startswith(name[: self._start])]
         self._alike = Counter(one for image in below for one in set(_short_names(image)))
 
-    def of(self, image: str) -> list[str]:
+    def of(self, image: str) -> list[Any]:
         """Return an image's captions; a short name counts where it stands for one image alone."""
         own = image[self._start :]
         clear = [name for name in _short_names(own) if self._alike[name] == 1]
@@ -199,8 +202,9 @@ class _Table:
         return []
 
     def unused(self) -> list[str]:
-        """Return the entries that belong to no image."""
-        return [f"{name} in {self._name}" for name in self._texts if name not in self._used]
+        """Return the entries that belong to no image, one for each caption."""
+        rows = ((name, texts or [""]) for name, texts in self._texts.items())
+        return [f"{n} in {self._name}" for n, few in rows for _ in few if n not in self._used]
 
 
 def _short_names(path: str) -> tuple[str, ...]:
@@ -209,12 +213,14 @@ def _short_names(path: str) -> tuple[str, ...]:
     return tuple(name for name in names if name != path)
 
 
-def _texts_of(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    """Return the texts of the first column that has any."""
-    for column in columns:
-        value = row.get(column)
-        values = value if isinstance(value, list) else [value]
-        plain = [str(one) for one in values if isinstance(one, str | int) and one is not True]
-        if texts := [text.strip() for text in plain if text.strip()]:
-            return texts
-    return []
+def _captions_in(row: Mapping[str, Any]) -> list[Any]:
+    """Return the captions of the first column that has one, with what is no text among them."""
+    columns = [row[column] for column in _TEXT_COLUMNS if column in row]
+    lists = [value if isinstance(value, list) else [value] for value in columns]
+    chosen = next((few for few in lists if any(map(_plain, few))), lists[0] if lists else [])
+    return [_plain(one) if isinstance(one, str | int) else one for one in chosen]
+
+
+def _plain(value: Any) -> str:
+    """Return a text, or a whole number as one; empty for anything else."""
+    return str(value).strip() if isinstance(value, str | int) and value is not True else ""
