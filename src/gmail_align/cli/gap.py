@@ -12,59 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from gmail_align.api.places import open_encoder
-from gmail_align.artifacts import Artifact, load
-from gmail_align.cli.options import Device, File, Folder, Model, Seed
+from gmail_align.artifacts import load
+from gmail_align.cli.options import Device, Folder, Model, Seed
 from gmail_align.cli.shared import Shared, command
 from gmail_align.errors import ConfigError
-from gmail_align.gap.config import GapConfig
+from gmail_align.gap.config import GapConfig, RowLabels
 from gmail_align.progress import say
 
 if TYPE_CHECKING:
-    from gmail_align.features.store import Features
-    from gmail_align.gap.feature_sets import Annotations
-    from gmail_align.report.gap_pictures import GapImages
+    from gmail_align.gap.prepare import Prepared
     from gmail_align.results import Result
-
-
-@dataclass(frozen=True)
-class RowLabels:
-    """What is known of the rows of plain files.
-
-    Attributes:
-        real_classes: The class of each row of R, one a line.
-        generated_classes: The class of each row of G.
-        generators: What made each row of G, one a line.
-        text_features: Captions of the pairs, or of the classes by name.
-    """
-
-    real_classes: File | None = None
-    generated_classes: File | None = None
-    generators: File | None = None
-    text_features: Annotated[Path, "T.npy"] | None = None
-
-    def annotations(self, real: Features, generated: Features, pairs: int | None) -> Annotations:
-        """Read the files.
-
-        Args:
-            real: The rows of real images.
-            generated: The rows of generated images.
-            pairs: How many pairs there are; None without pairs.
-
-        Raises:
-            DataError: a file cannot be read, or does not have a label for each row, or a text for
-                each pair or class.
-        """
-        from gmail_align.features.store import open_features
-        from gmail_align.gap.feature_sets import Annotations, class_texts
-
-        known = Annotations(
-            _labels(self.real_classes, real, "class"),
-            _labels(self.generated_classes, generated, "class"),
-            _labels(self.generators, generated, "generator"),
-        )
-        if self.text_features is None:
-            return known
-        return class_texts(known, open_features(self.text_features), pairs)
 
 
 @dataclass(frozen=True)
@@ -121,124 +78,61 @@ def gap(
         raise ConfigError("two .npy files of features need no --pairs and no --encoder")
     if not any(by_file) and rows != RowLabels():
         raise ConfigError("classes, generators and texts of rows go with two .npy files")
-    if all(by_file):
-        prepared = _files(shared, (real, generated), matching.paired, rows, place)
-    else:
-        prepared = _folders(shared, (real, generated), matching, encoder, place, config)
-    if prepared is None:
+    paths, out = (real, generated), place.out
+    if not any(by_file):
+        stems = [Path(os.path.realpath(path)).stem for path in paths]
+        out = out or Path("-".join(["gap", *stems]))
+        encoder = _check_folders(paths, matching, encoder)
+    pairs = None if matching.pairs is None else load(matching.pairs, "pairs")
+    if shared.dry_run:
+        shared.show_plan("gap", out, config, real=real, generated=generated)
         return
+    from gmail_align.gap import prepare
     from gmail_align.gap.run import measure_gap
 
+    if out is None or any(by_file):
+        made = prepare.prepare_files(real, generated, rows, paired=matching.paired)
+    else:
+        home = out.with_name(f"{out.name}-features")
+        source = prepare.Source(*paths, home, pairs, matching.paired, config.max_pairs, place.seed)
+        model = None if encoder is None else open_encoder(encoder, place.device)
+        made = prepare.prepare(source, model)
     result = measure_gap(
-        prepared.real,
-        prepared.generated,
-        prepared.pairs,
-        prepared.out,
-        annotations=prepared.annotations,
+        made.real,
+        made.generated,
+        made.pairs,
+        out,
+        annotations=made.known,
         config=config,
         seed=place.seed,
-        write_page=partial(_write_page, prepared, encoder or ""),
+        write_page=partial(_write_page, made, encoder or ""),
     )
-    page = [] if prepared.out is None else [str(prepared.out / "report" / "index.html")]
+    page = [] if out is None else [str(out / "report" / "index.html")]
     shared.show_result(result, result.details["advice"]["sentence"], *page)
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """What is measured."""
-
-    real: Path | Artifact
-    generated: Path | Artifact
-    pairs: Sequence[tuple[str, str]] | None
-    annotations: Annotations
-    out: Path | None
-    images: tuple[Artifact | None, Artifact | None] = (None, None)
-
-
-def _files(
-    shared: Shared, paths: tuple[Path, Path], paired: bool, rows: RowLabels, place: Place
-) -> _Ready | None:
-    """Open what is known of the rows of two files; None for a dry run."""
-    if shared.dry_run:
-        shared.show_plan("gap", place.out, files=list(map(str, paths)))
-        return None
-    from gmail_align.features.store import open_features
-    from gmail_align.metrics.ranks import require_pairs
-
-    pairs = None
-    real, generated = (open_features(path) for path in paths)
-    if paired:
-        require_pairs(real=real.array, generated=generated.array)
-        pairs = [(name, name) for name in real.ids]
-    annotations = rows.annotations(real, generated, None if pairs is None else len(pairs))
-    return _Ready(*paths, pairs, annotations, place.out)
-
-
-def _folders(
-    shared: Shared,
-    paths: tuple[Path, Path],
-    matching: Matching,
-    encoder: str | None,
-    place: Place,
-    config: GapConfig,
-) -> _Ready | None:
-    """Import and extract what two folders, zips or artifacts hold; None for a dry run."""
-    from gmail_align.gap.prepare import Source, cached_encoder, kind_of, prepare
+def _check_folders(paths: Sequence[Path], matching: Matching, encoder: str | None) -> str | None:
+    """Refuse what cannot be compared, and return the encoder: the one on this machine if None."""
+    from gmail_align.gap.prepare import cached_encoder, kind_of
 
     if matching.pairs is not None and matching.paired:
         raise ConfigError("--pairs and --paired both say what belongs together: give one")
-    stems = [Path(os.path.realpath(path)).stem for path in paths]
-    out = place.out or Path("-".join(["gap", *stems]))
-    pairs = None if matching.pairs is None else load(matching.pairs, "pairs")
     if encoder is None and any(kind_of(path, True) != "features" for path in paths):
         encoder = cached_encoder()
         if encoder is not None:
             say(f"no --encoder is named: taking {encoder}, which is on this machine")
     for path in paths:
         kind_of(path, encoder is not None)
-    if shared.dry_run:
-        shared.show_plan("gap", out, config, real=paths[0], generated=paths[1])
-        return None
-    home = out.with_name(f"{out.name}-features")
-    source = Source(*paths, home, pairs, matching.paired, config.max_pairs, place.seed)
-    ready = prepare(source, None if encoder is None else open_encoder(encoder, place.device))
-    images = ready.real_images, ready.generated_images
-    return _Ready(ready.real, ready.generated, ready.pairs, ready.known, out, images)
-
-
-def _labels(path: Path | None, rows: Features, what: str) -> dict[str, str]:
-    from gmail_align.data.labels import open_labels
-
-    if path is None:
-        return {}
-    return dict(zip(rows.ids, open_labels(path).of(rows.ids, what), strict=True))
+    return encoder
 
 
 def _write_page(
-    ready: _Ready, encoder: str, result: Result, features: tuple[Any, Any], out: Path
+    made: Prepared, encoder: str, result: Result, features: tuple[Any, Any], out: Path
 ) -> None:
     """Write the page, with pictures where both sides are images."""
     from gmail_align.report.gap import write_gap_report
+    from gmail_align.report.gap_pictures import gap_images
 
     command = shlex.join(["gmail-align", *sys.argv[1:]])
-    images = _images(ready, encoder)
+    images = gap_images(made, encoder)
     write_gap_report(result.to_json(), features, out / "report", images=images, command=command)
-
-
-def _images(ready: _Ready, encoder: str) -> GapImages | None:
-    """Return the images behind the rows; None where a side is features alone."""
-    from gmail_align.data.images import ImageStore
-    from gmail_align.features.store import open_features
-    from gmail_align.report.gap_pictures import GapImages, ImageSide
-
-    if ready.images[0] is None or ready.images[1] is None:
-        return None
-    classes = ready.annotations.real_classes, ready.annotations.generated_classes
-    sides = [
-        ImageSide(open_features(features).ids, ImageStore(images).read_bytes, known)
-        for features, images, known in zip(
-            (ready.real, ready.generated), ready.images, classes, strict=True
-        )
-        if images is not None
-    ]
-    return GapImages(sides[0], sides[1], ready.pairs or (), encoder)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
 from pydantic import Field
 
 from gmail_align.config import Config
@@ -19,3 +23,20 @@ class GapConfig(Config):
     """Images that a class or a generator needs on each side to be measured by itself."""
     max_groups: int = Field(default=50, ge=0)
     """Most classes, and most generators, that are measured by themselves; the first by name."""
+
+
+@dataclass(frozen=True)
+class RowLabels:
+    """What is known of the rows of plain files.
+
+    Attributes:
+        real_classes: The class of each row of R, one a line.
+        generated_classes: The class of each row of G.
+        generators: What made each row of G, one a line.
+        text_features: Captions of the pairs, or of the classes by name.
+    """
+
+    real_classes: Annotated[Path | None, "FILE"] = None
+    generated_classes: Annotated[Path | None, "FILE"] = None
+    generators: Annotated[Path | None, "FILE"] = None
+    text_features: Annotated[Path | None, "T.npy"] = None

@@ -15,18 +15,20 @@ from gmail_align.artifacts import MANIFEST, Artifact, begin, fingerprint, load
 from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.ids import key_id
 from gmail_align.data.images import INDEX, ImageStore
+from gmail_align.data.labels import open_labels
 from gmail_align.data.pairs import read_pairs
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError, damage_explained
 from gmail_align.features.run import extract_images, extract_texts
 from gmail_align.features.store import Features, open_features
-from gmail_align.gap.config import GapConfig
-from gmail_align.gap.feature_sets import Annotations, sample_rows
+from gmail_align.gap.config import GapConfig, RowLabels
+from gmail_align.gap.feature_sets import Annotations, class_texts, sample_rows
 from gmail_align.importing.formats.image_folders import common_folder, image_folder
 from gmail_align.importing.source import ImportOptions
 from gmail_align.importing.splits import split_of
 from gmail_align.importing.write import write_import
+from gmail_align.metrics.ranks import require_pairs
 from gmail_align.progress import say
 
 Kind = Literal["real", "generated"]
@@ -67,8 +69,8 @@ class Source:
 class Prepared:
     """Features of both sides, ready to be measured."""
 
-    real: Artifact
-    generated: Artifact
+    real: Path | Artifact
+    generated: Path | Artifact
     pairs: Sequence[tuple[str, str]] | None
     known: Annotations
     real_images: Artifact | None = None
@@ -165,6 +167,42 @@ def prepare(source: Source, encoder: GmailEncoder | None) -> Prepared:
     )
     images = (one.artifact if one.artifact.kind == "images" else None for one in sets)
     return Prepared(real, generated, pairs, known, *images)
+
+
+def prepare_files(real: Path, generated: Path, labels: RowLabels, *, paired: bool) -> Prepared:
+    """Read what is known of the rows of two ``.npy`` files.
+
+    Args:
+        real: Features of real images.
+        generated: Features of generated images.
+        labels: Files with a label for each row.
+        paired: Whether row n of one file belongs to row n of the other.
+
+    Raises:
+        DataError: a file cannot be read, or does not have a label for each row, or a text for each
+            pair or class.
+        UserError: the files do not pair up.
+    """
+    first, second = open_features(real), open_features(generated)
+    pairs = None
+    if paired:
+        require_pairs(real=first.array, generated=second.array)
+        pairs = [(name, name) for name in first.ids]
+    known = Annotations(
+        _row_labels(labels.real_classes, first, "class"),
+        _row_labels(labels.generated_classes, second, "class"),
+        _row_labels(labels.generators, second, "generator"),
+    )
+    if labels.text_features is not None:
+        texts = open_features(labels.text_features)
+        known = class_texts(known, texts, None if pairs is None else len(pairs))
+    return Prepared(real, generated, pairs, known)
+
+
+def _row_labels(path: Path | None, rows: Features, what: str) -> dict[str, str]:
+    if path is None:
+        return {}
+    return dict(zip(rows.ids, open_labels(path).of(rows.ids, what), strict=True))
 
 
 def _image_set(source: Source, kind: Kind, encoder: GmailEncoder | None) -> _ImageSet:

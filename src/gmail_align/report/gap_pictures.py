@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from gmail_align.report.data import Embeddings, PairFigure
 from gmail_align.report.images import data_uri
 from gmail_align.report.projection import unit_rows
+
+if TYPE_CHECKING:
+    from gmail_align.gap.prepare import Prepared
 
 MOST_CLASSES: Final = 8
 MOST_PAIRS: Final = 300
@@ -42,6 +45,25 @@ class GapImages:
     pairs: Sequence[tuple[str, str]] = ()
     encoder: str = ""
     """Name of the encoder, as a person wrote it."""
+
+
+def gap_images(made: Prepared, encoder: str) -> GapImages | None:
+    """Return the images behind two sets of features; None where one side is features alone."""
+    from gmail_align.data.images import ImageStore
+    from gmail_align.features.store import open_features
+
+    if made.real_images is None or made.generated_images is None:
+        return None
+    known = made.known
+    parts = (
+        (made.real, made.real_images, known.real_classes),
+        (made.generated, made.generated_images, known.generated_classes),
+    )
+    real, generated = (
+        ImageSide(open_features(features).ids, ImageStore(images).read_bytes, classes)
+        for features, images, classes in parts
+    )
+    return GapImages(real, generated, made.pairs or (), encoder)
 
 
 class Picture(NamedTuple):
