@@ -26,7 +26,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from gmail_align.metrics.caption_scores import METRICS, WordVectors, caption_metrics
+from gmail_align.metrics.caption_scores import METRICS, WordVectors, compare_captioners
 from gmail_align.metrics.java import jar
 from gmail_align.metrics.statistics import estimates
 
@@ -110,17 +110,17 @@ def main() -> None:
     runs: dict[str, Callable[[], Any]] = {
         "pycocoevalcap, one after the other": lambda: stock(predictions, references),
         "pycocoevalcap, METEOR alone": lambda: stock(predictions, references, "METEOR"),
-        "METEOR alone": lambda: caption_metrics(
-            predictions, references, metrics=["METEOR"], resamples=1
+        "METEOR alone": lambda: compare_captioners(
+            {"": predictions}, references, metrics=["METEOR"], resamples=1
         ),
-        "WMD alone": lambda: caption_metrics(
-            predictions, references, metrics=["WMD"], word_vectors=WordVectors(), resamples=1
+        "WMD alone": lambda: compare_captioners(
+            {"": predictions}, references, metrics=["WMD"], word_vectors=WordVectors(), resamples=1
         ),
-        "every metric but WMD": lambda: caption_metrics(
-            predictions, references, metrics=METRICS[:-1]
+        "every metric but WMD": lambda: compare_captioners(
+            {"": predictions}, references, metrics=METRICS[:-1]
         ),
-        "every metric": lambda: caption_metrics(
-            predictions, references, word_vectors=WordVectors()
+        "every metric": lambda: compare_captioners(
+            {"": predictions}, references, word_vectors=WordVectors()
         ),
     }
     kept: dict[str, Any] = {}

@@ -31,6 +31,8 @@ EXAMPLES = {
     "captioner IFCap": {"ifcap"},
 }
 """What one more would look like: an example of each kind, and the words that name it in code."""
+OWN_FOLDERS = {"captioner IFCap": f"{PACKAGE}/captioning/ifcap/"}
+"""Folders that hold nothing but the example: their files count as one."""
 LONG_FUNCTIONS = {"loop.py", "pipeline.py"}
 """Their longest function may have 120 lines."""
 
@@ -195,12 +197,18 @@ def measure(sources: Sources) -> dict[str, str]:
     vocabulary = {
         path: words(text) for path, text in sources.items() if f"{PACKAGE}/tabletop/" not in path
     }
-    for label, wanted in EXAMPLES.items():
-        files = [path for path, own in vocabulary.items() if own & wanted]
-        figures[f"files that name: {label}"] = str(len(files))
+    for label in EXAMPLES:
+        figures[f"files that name: {label}"] = str(len(naming(label, vocabulary)))
     for room, sizes_of_room in sorted(rooms.items()):
         figures[f"{room}: modules / lines"] = f"{len(sizes_of_room)} / {sum(sizes_of_room)}"
     return figures
+
+
+def naming(label: str, vocabulary: dict[str, set[str]]) -> list[str]:
+    """Return the files that name an example; the files of a folder of its own count as one."""
+    own = OWN_FOLDERS.get(label, "/")
+    files = [path for path, known in vocabulary.items() if known & EXAMPLES[label]]
+    return list(dict.fromkeys(own if path.startswith(own) else path for path in files))
 
 
 def over_budget(sources: Sources) -> list[str]:
@@ -247,10 +255,10 @@ def main() -> None:
 
 def _print_files(trees: dict[str, Sources]) -> None:
     for name, sources in trees.items():
-        for label, wanted in EXAMPLES.items():
-            files = [p for p, text in sources.items() if words(text) & wanted]
+        vocabulary = {p: words(t) for p, t in sources.items() if f"{PACKAGE}/tabletop/" not in p}
+        for label in EXAMPLES:
             print(f"\n{name}, {label}:")
-            print("\n".join(f"  {p}" for p in files if f"{PACKAGE}/tabletop/" not in p))
+            print("\n".join(f"  {path}" for path in naming(label, vocabulary)))
 
 
 if __name__ == "__main__":

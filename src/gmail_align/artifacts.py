@@ -271,9 +271,6 @@ def _open_draft(folder: Path, identity: Mapping[str, Any], part: str) -> Draft |
 
     Returns:
         The draft, or None when another process finished the artifact meanwhile.
-
-    Raises:
-        ArtifactError: the folder holds something else or another process is writing it.
     """
     _refuse_foreign(folder, identity["kind"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -370,11 +367,7 @@ def refuse_difference(folder: Path | str, old: Mapping[str, Any], new: Mapping[s
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Read a draft or a manifest.
-
-    Raises:
-        ArtifactError: the file does not hold one.
-    """
+    """Read a draft or a manifest."""
     with damage_explained(path, ArtifactError, _AGAIN):
         value = json.loads(path.read_bytes())
         canonical_json(value).encode()  # half a surrogate cannot be written again

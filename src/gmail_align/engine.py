@@ -139,8 +139,8 @@ class Job(Generic[ShardT]):
     """The work on shards, and how to tell that it is done."""
 
     work: Callable[[ShardT, Advance], None]
-    """Makes one shard's files. It is sent once to each worker process, so what it keeps on itself,
-    such as a loaded model, lasts as long as the worker; it must be picklable."""
+    """Makes one shard's files. It must be picklable. Each worker process receives it once, so what
+    it keeps on itself, such as a loaded model, lasts as long as the worker."""
     done: Callable[[ShardT], bool]
     """Whether a shard's files exist already."""
     after: Callable[[ShardT], None] = _nothing
@@ -320,12 +320,7 @@ class _RayWorker:
 
 
 def _connect(place: str) -> Any:
-    """Return the ``ray`` module, connected; the connection lasts as long as this process.
-
-    Raises:
-        MissingExtraError: Ray is not installed.
-        ConfigError: no cluster answers.
-    """
+    """Return the ``ray`` module, connected; the connection lasts as long as this process."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")

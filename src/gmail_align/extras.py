@@ -21,6 +21,19 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "export": ("onnx", "onnxscript", "onnxruntime", "sentence_transformers"),
 }
 """Extra name -> the modules it brings."""
+DISABLES: dict[str, str] = {
+    "ifcap": "gmail-align train ifcap (textblob), and its approximate retrieval (faiss)",
+    "synthesis": "gmail-align synthesize and tabletop train",
+    "captions": "METEOR, SPICE and the reference tokenizer of gmail-align evaluate captions",
+    "report": "the figures and the page of gmail-align report",
+    "siglip": "the tokenizer of SigLIP folders that hold a SentencePiece model",
+    "export": "gmail-align export --format onnx and sentence-transformers",
+    "track": "gmail-align track (one of these is enough); training keeps events.jsonl without",
+    "cluster": "--engine ray of gmail-align synthesize, extract and run",
+    "cloud": "data and mirrors at s3:// and gs://",
+    "pandas": "to_pandas() of results in Python",
+}
+"""Extra name -> what does not work without it."""
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -196,6 +196,13 @@ def recipe_names() -> list[str]:
     return shipped_names("gmail_align.recipes")
 
 
+def recipe_title(name: str) -> str:
+    """Return the first line of a shipped recipe's runbook."""
+    text = recipe_file(name).read_text(encoding="utf-8")
+    lines = (line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#"))
+    return next((line for line in lines if line), "")
+
+
 def shipped_names(package: str) -> list[str]:
     """Return the names of the TOML files that a package ships, in their order."""
     names = [file.name for file in resources.files(package).iterdir()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -14,6 +14,7 @@ from gmail_align.captioning.kinds import CAPTIONERS
 from gmail_align.config import Config, build, merge
 from gmail_align.encoders.shipped import SHIPPED
 from gmail_align.errors import ConfigError
+from gmail_align.report.names import HEADLINE
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.filter_config import FilterConfig
 from gmail_align.vlm.config import AnswerConfig, LlavaConfig
@@ -22,6 +23,10 @@ NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 _OWN_KEYS: Final = ("captions_per_image", "limit", "expect", "prompts")
 _OF_LLAVA: Final = ("kind", "model", "says", "conversations", "questions", "answer")
 Table = Mapping[str, Any]
+if TYPE_CHECKING:
+    LearnerKind = str
+else:
+    LearnerKind = Literal[(*CAPTIONERS, "llava", "probe", "none")]
 
 
 class Prompts(Config):
@@ -169,7 +174,7 @@ def uses_generated_images(config: AlignConfig) -> bool:
 class Learner(Config):
     """What learns from a row's images: a captioner, a LLaVA, a linear probe, or nothing."""
 
-    kind: Literal["clipcap", "ifcap", "llava", "probe", "none"]
+    kind: LearnerKind
     model: str = SHIPPED
     """Language model: a folder or hub id; ``tabletop`` is the shipped GPT-2, or for a LLaVA the
     shipped Llama."""
@@ -261,7 +266,7 @@ class Claim(Config):
     name: str = Field(min_length=1)
     better: str
     worse: str
-    metric: str = "CIDEr"
+    metric: str = HEADLINE
 
 
 class Evaluate(Config):

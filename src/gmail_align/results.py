@@ -280,11 +280,7 @@ def _made_with(inputs: Mapping[str, Input]) -> dict[str, Mapping[str, str]]:
 
 
 def _require_one_encoder(features: Mapping[str, EncodedInput]) -> None:
-    """Check that all features come from one encoder, and that texts fit the images.
-
-    Raises:
-        DataError: they do not.
-    """
+    """Check that all features come from one encoder, and that texts fit the images."""
     for role, one in features.items():
         of_texts = one.made_with.get("what") == "text"
         if one.made_with.get("what") and of_texts != (role in _TEXT_ROLES):
@@ -308,11 +304,7 @@ def _require_one_encoder(features: Mapping[str, EncodedInput]) -> None:
 
 
 def _require_fitting_route(image: EncodedInput, text: EncodedInput) -> None:
-    """Check that texts of an adapted text tower do not meet images of the frozen encoder.
-
-    Raises:
-        DataError: they do.
-    """
+    """Check that texts of an adapted text tower do not meet images of the frozen encoder."""
     routes = [one.made_with.get("route", "") for one in (image, text)]
     adapted = text.made_with.get("weights") != text.made_with.get("encoder")
     if routes[0] == "frozen" and routes[1] not in ("", "frozen") and adapted:

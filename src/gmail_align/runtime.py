@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import platform
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gmail_align.errors import ConfigError, Terminated
 
@@ -36,6 +37,18 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return installed
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Return the name and the memory of every GPU that torch sees."""
+    if importlib.util.find_spec("torch") is None:
+        return []
+    import torch
+
+    properties = (
+        torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())
+    )
+    return [{"name": p.name, "memory_gb": round(p.total_memory / 1e9, 1)} for p in properties]
 
 
 def resolve_device(name: str = "auto") -> torch.device:

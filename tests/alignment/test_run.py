@@ -350,7 +350,7 @@ def test_a_loss_that_breaks_stops_and_names_its_pairs(
     monkeypatch.setattr(
         module, "loss_terms", lambda *given: {"total": terms(*given)["total"] * float("nan")}
     )
-    with pytest.raises(TrainingError, match="the loss is nan at step 0") as raised:
+    with pytest.raises(TrainingError, match="loss .* step 0") as raised:
         run(CONFIG)
     assert raised.value.step == 0
     broken = tmp_path / "encoder" / "broken_batch.json"

@@ -15,7 +15,12 @@ from torch.nn.functional import normalize
 from gmail_align.alignment import guard as guard_module
 from gmail_align.alignment import terms as terms_module
 from gmail_align.alignment.config import AlignConfig, AlignWeights
-from gmail_align.alignment.embedding import Batch, learned_temperature, loss_terms
+from gmail_align.alignment.embedding import (
+    Batch,
+    learned_temperature,
+    loss_terms,
+    piecewise_terms,
+)
 from gmail_align.alignment.guard import EASE, Guard
 from gmail_align.alignment.losses import alignment_loss, distillation_losses, norm_losses
 from gmail_align.alignment.pair_index import COLUMNS
@@ -111,6 +116,28 @@ def test_each_optional_term_is_what_it_says(encoder: GmailEncoder, batch: Batch)
         assert list(terms) == [name, "total", "paired_cosine"]
         assert torch.allclose(terms[name], value, atol=1e-5), name
         assert torch.equal(terms["total"], 0.5 * terms[name])
+
+
+def test_a_term_is_a_value_and_a_weight(
+    encoder: GmailEncoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Weights(AlignWeights):
+        apart: float = 0.0
+
+    def losses(features: Any, how: Any) -> torch.Tensor:
+        return (features["generated"] - features["frozen"]).square().sum(1)
+
+    term = terms_module.Term("apart", frozenset({"generated", "frozen"}), losses)
+    monkeypatch.setattr(terms_module, "TERMS", (*terms_module.TERMS, term))
+    weights = Weights(**{**dict.fromkeys(NONE, 0.0), "apart": 0.5})
+    config = AlignConfig(weights=weights, micro_batch=2)
+    assert needed_features(config) == {"generated", "frozen"}
+    batch = Batch({"generated": batch.inputs["generated"]}, batch.known, batch.groups)
+    terms, pieces = loss_terms(encoder, batch, config), piecewise_terms(encoder, batch, config)
+    pixels = encoder.preprocess.normalise(batch.inputs["generated"])
+    apart = encoder.embed_pixels(pixels, Route.GENERATED) - batch.known["frozen"]
+    assert torch.allclose(terms["apart"], apart.square().sum(1).mean(), atol=1e-5)
+    assert torch.allclose(terms["total"], pieces.terms["total"], atol=1e-5)
 
 
 def test_positives_and_a_learned_temperature_reach_the_terms(

@@ -65,14 +65,14 @@ def test_a_query_that_faiss_leaves_short_is_searched_exactly() -> None:
 
 def test_what_cannot_be_looked_up_is_refused() -> None:
     store = torch.eye(4)
-    with pytest.raises(DataError, match="5 captions are to be retrieved and there are 4"):
+    with pytest.raises(DataError, match="5 captions .* 4"):
         nearest(store, store, 5)
-    with pytest.raises(DataError, match="3 wide cannot be looked up among captions of 4"):
+    with pytest.raises(DataError, match="3 wide .* 4"):
         nearest(torch.eye(3), store, 1)
     same = Groups(torch.zeros(4).long(), torch.tensor([0, 0, 0, 1]))
-    with pytest.raises(DataError, match="4 of 4 queries have fewer than 2 other captions"):
+    with pytest.raises(DataError, match="4 of 4 queries"):
         nearest(store, store, 2, same)
-    with pytest.raises(ConfigError, match="index 'nonsense': could not parse index string"):
+    with pytest.raises(ConfigError, match="index 'nonsense'"):
         build_index(store, "nonsense")
-    with pytest.raises(ConfigError, match="'IVF99,Flat': Number of training points .4. should"):
+    with pytest.raises(ConfigError, match="'IVF99,Flat'.*4"):
         build_index(store, "IVF99,Flat")

@@ -215,7 +215,7 @@ def test_what_is_raised_becomes_a_sentence_and_an_exit_code(monkeypatch, raised,
         raised.__notes__ = ["in shard 3"]
         raise raised
 
-    monkeypatch.setattr(runs, "_recipe_text", fail)
+    monkeypatch.setattr(runs, "recipe_file", fail)
     ran = call("recipes", "show", "demo")
     assert ran.exit_code == code
     assert sentence in ran.stderr.splitlines()[-1]

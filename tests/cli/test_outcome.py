@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gmail_align.cli.outcome import outcome_lines
+from gmail_align.cli.runs import outcome_lines
 
 CIDER = {"value": 1.25, "low": 1.0, "high": 1.5, "n": 24}
 RESULT = {
@@ -22,7 +22,7 @@ RESULT = {
 
 def test_a_run_ends_with_its_table_and_the_next_command():
     lines = outcome_lines(RESULT, "gmail-align demo --seeds 5", "gmail-align init .")
-    assert lines == [
+    assert lines.splitlines() == [
         "             real images  CIDEr",
         "raw          0            1.250 [1.000, 1.500]",
         "real images  24           1.250",
@@ -38,4 +38,4 @@ def test_a_run_ends_with_its_table_and_the_next_command():
 def test_rows_without_scores_leave_the_table_out():
     rows = [{"label": "none", "real_images": 0, "metrics": {}}]
     lines = outcome_lines(RESULT | {"rows": rows, "claims": [], "unavailable": {}}, "a", "b")
-    assert lines == ["report: work/report/index.html", "next: b"]
+    assert lines.splitlines() == ["report: work/report/index.html", "next: b"]

@@ -53,11 +53,11 @@ def test_whole_sets_keep_the_name_and_others_are_refused() -> None:
     whole = {"images": 5000, "captions": 25000, "quarantined": 0}
     assert checked_name(protocol, whole) == "coco_val2017_5k"
     assert checked_name(protocol, whole, subset=True) == "coco_val2017_5k"
-    with pytest.raises(DataError, match=r"5000 images and 25014 captions is not a part of it"):
+    with pytest.raises(DataError, match="5000 images and 25014 captions"):
         checked_name(protocol, {"images": 5000, "captions": 25014}, subset=True)
     with pytest.raises(DataError, match=r"here are 4999 images and 24995 captions: .* --subset"):
         checked_name(protocol, {"images": 4999, "captions": 24995})
-    with pytest.raises(DataError, match=r"0 images and 0 captions is not a part"):
+    with pytest.raises(DataError, match="0 images and 0 captions"):
         checked_name(protocol, {}, subset=True)
 
 

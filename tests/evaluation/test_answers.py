@@ -19,6 +19,7 @@ from gmail_align.importing.write import write_import
 from gmail_align.items import ITEMS, read_items
 from gmail_align.metrics.answer_accuracy import AnswerKey
 from gmail_align.results import Result
+from worlds.scoring import per_item
 
 
 def write(path: Path, value: object) -> Path:
@@ -210,7 +211,7 @@ def test_items_come_back_as_they_were(tmp_path: Path) -> None:
     again = read_items(tmp_path / "out")
     assert (again.protocol, again.ids) == ("own", ("1", "2", "3"))
     assert again.columns["accuracy"].value == accuracy(found)
-    turned = again.in_order_of(("3", "1", "2")).columns["accuracy"].per_item
+    turned = per_item(again.in_order_of(("3", "1", "2")).columns["accuracy"])
     assert turned.tolist() == [0, 1, 1]
     (tmp_path / "out" / ITEMS).write_bytes(b"{}")
     with pytest.raises(DataError, match=ITEMS):

@@ -17,6 +17,7 @@ from gmail_align.errors import DataError
 from gmail_align.evaluation.captions import CaptionOptions, score
 from gmail_align.evaluation.clipscore import ClipEncoder, clip_features
 from gmail_align.importing.admission import admit
+from worlds.scoring import per_item
 
 COLOURS = {"a": "red", "b": "blue", "c": "green", "d": "grey"}
 SAID = {name: f"a {colour} ball" for name, colour in COLOURS.items()}
@@ -45,11 +46,11 @@ def test_an_encoder_gives_the_scores_of_its_features(images: Artifact) -> None:
     )
     said = encoder.encode_texts([f"A photo depicts {text}" for text in SAID.values()])
     expected = 2.5 * (seen * said).sum(1).clamp(min=0).numpy()
-    assert found["CLIPScore"].per_item == pytest.approx(expected, abs=1e-5)
+    assert per_item(found["CLIPScore"]) == pytest.approx(expected, abs=1e-5)
     human = encoder.encode_texts([f"A photo depicts {t}" for some in HUMAN.values() for t in some])
     best = (said[:, None] * human.reshape(4, 2, -1)).sum(-1).amax(1).clamp(min=0).numpy()
     both = np.where(expected > 0, 2 * expected * best / (expected + best), 0)
-    assert found["RefCLIPScore"].per_item == pytest.approx(both, abs=1e-5)
+    assert per_item(found["RefCLIPScore"]) == pytest.approx(both, abs=1e-5)
 
 
 def test_frozen_images_meet_frozen_texts(images: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_the_file_is_a_safetensors_file_and_is_mapped(
     found = open_features(made)
     assert torch.equal(load_file(made.path(FEATURES))["features"], found.array)
     assert found.rows(["r3", "r0"]).tolist() == [found.ids.index("r3"), found.ids.index("r0")]
-    with pytest.raises(DataError, match="2 of 3 ids have no features, the first of them 'x'"):
+    with pytest.raises(DataError, match="2 of 3 ids .* 'x'"):
         found.rows(["r1", "x", "y"])
 
 

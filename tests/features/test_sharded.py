@@ -114,5 +114,5 @@ def test_another_encoder_on_a_worker_is_refused(
     how = Extraction(clip_folder, Route.FROZEN, device="cpu")
     target = RowFile(tmp_path / "rows", 1, 4)
     maker = sharded._RowMaker(world.real.folder, how, "0123", tmp_path, target, 64)
-    with pytest.raises(ModelError, match="another encoder than where the run was begun"):
+    with pytest.raises(ModelError, match="another encoder"):
         maker._encoder  # noqa: B018

@@ -146,7 +146,7 @@ def test_above_the_stated_rate_the_run_stops_with_one_sentence(
 ) -> None:
     place = as_folder(tmp_path / "in", everything(make_picture))
     with pytest.raises(
-        DataError, match=r"12 of 15 images cannot be used, more than 50.00% \(the first is b_trunc"
+        DataError, match="12 of 15 images .* b_trunc"
     ) as caught:
         write_import(folder_source([place]), tmp_path / "out", ImportOptions(limit_quarantine=0.5))
     assert "\n" not in str(caught.value)
@@ -294,7 +294,7 @@ def test_too_many_broken_captions_stop_the_run(tmp_path: Path) -> None:
     rows = [{"image": f"{n}.jpg", "caption": "" if n % 2 else "a"} for n in range(10)]
     path.write_text("\n".join(map(json.dumps, rows)) + "\nnot json\n[1]\n")
     columns = {"image_column": "image", "caption_column": "caption"}
-    with pytest.raises(DataError, match="7 of 12 captions cannot be used, more than 1.00%"):
+    with pytest.raises(DataError, match="7 of 12 captions .* 1.00%"):
         write_import(parquet([path], [], **columns), tmp_path / "out", ImportOptions())
     made = write_import(
         parquet([path], [], **columns), tmp_path / "two", ImportOptions(limit_quarantine=0.6)

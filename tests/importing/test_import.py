@@ -40,7 +40,7 @@ def test_a_second_import_does_nothing_and_changed_inputs_are_refused(
     stamp = (out / "images/manifest.json").stat().st_mtime_ns
     assert import_coco(*coco[:2], out, split_name="val", shard_size=2) == first
     assert (out / "images/manifest.json").stat().st_mtime_ns == stamp
-    with pytest.raises(ArtifactError, match=r"config\.split was 'val' and is now 'train'"):
+    with pytest.raises(ArtifactError, match=r"config\.split .*'val' .*'train'"):
         import_coco(*coco[:2], out, split_name="train", shard_size=2)
     (coco[1] / "000000000003.jpg").write_bytes(b"other")
     with pytest.raises(ArtifactError, match=r"inputs\.files was"):
@@ -85,7 +85,7 @@ def test_a_truncated_image_is_quarantined_and_shifts_nothing(coco: Coco, tmp_pat
 def test_too_many_broken_images_stop_the_import(coco: Coco, tmp_path: Path) -> None:
     (coco[1] / "000000000009.jpg").write_bytes(b"")
     with pytest.raises(
-        DataError, match=r"1 of 5 images cannot be used, .* is 9: the file is empty"
+        DataError, match="1 of 5 images .* 9: .* empty"
     ):
         import_coco(*coco[:2], tmp_path / "out", split_name="val")
 

@@ -143,9 +143,9 @@ def test_refuses_labels(labels, words):
 
 
 def test_refuses_what_is_no_pair():
-    with pytest.raises(UserError, match="3 real and 2 generated features do not pair up"):
+    with pytest.raises(UserError, match="3 real and 2 generated"):
         require_pairs(torch.eye(3), torch.eye(3)[:2])
-    with pytest.raises(UserError, match="1 group labels were given for 2 pairs"):
+    with pytest.raises(UserError, match="1 group labels .* 2 pairs"):
         require_pairs(torch.eye(2), torch.eye(2), groups=torch.tensor([0]))
 
 

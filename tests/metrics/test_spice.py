@@ -11,7 +11,7 @@ import pytest
 
 from gmail_align.errors import GmailAlignError, MissingExtraError
 from gmail_align.metrics import java, spice
-from gmail_align.metrics.caption_scores import caption_metrics
+from worlds.scoring import caption_metrics
 
 pytest.importorskip("pycocoevalcap")
 

@@ -13,6 +13,7 @@ from gmail_align.metrics.statistics import (
     mean_column,
     over_runs,
 )
+from worlds.scoring import per_item
 
 
 def test_a_mean_is_estimated_as_by_the_plain_bootstrap():
@@ -48,7 +49,7 @@ def test_bleu_of_a_resample_is_bleu_of_the_captions_drawn():
 def test_items_without_a_value_are_left_out_of_a_mean():
     column = mean_column([1.0, 0.0, 3.0], [1, 0, 1])
     assert column.value == 2
-    assert np.isnan(column.per_item[1])
+    assert np.isnan(per_item(column)[1])
     assert estimates({"m": column})["m"].low >= 1
 
 

@@ -7,13 +7,14 @@ import pytest
 from scipy.optimize import linprog
 
 from gmail_align.errors import DataError
-from gmail_align.metrics.caption_scores import WordVectors, caption_metrics
+from gmail_align.metrics.caption_scores import WordVectors
 from gmail_align.metrics.wmd import (
     STOP_WORDS,
     load_word_vectors,
     train_word_vectors,
     wmd_similarity,
 )
+from worlds.scoring import caption_metrics
 
 models = pytest.importorskip("gensim.models")
 pytest.importorskip("ot")

@@ -270,14 +270,14 @@ def test_parameters_without_gradient_stay_and_survive_a_restart(tmp_path: Path) 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(value: float) -> None:
     toy = Toy()
-    with pytest.raises(TrainingError, match="at step 0: lower the learning rate") as raised:
+    with pytest.raises(TrainingError, match="step 0: .* learning rate") as raised:
         fit(toy.parameters, lambda step: {"total": toy.weight.sum() * value}, CONFIG)
     assert raised.value.step == 0
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run() -> None:
     toy = Toy()
-    with pytest.raises(TrainingError, match="the gradient is nan at step 0"):
+    with pytest.raises(TrainingError, match="gradient .* step 0"):
         fit(toy.parameters, lambda step: {"total": toy.weight.abs().sqrt().sum()}, CONFIG)
 
 

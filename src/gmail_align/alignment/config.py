@@ -41,23 +41,23 @@ class AlignWeights(Config):
     distill_real: float = Field(default=0.0, ge=0)
     """1 - cosine between real images through the ``real`` route and their frozen features."""
     distill_generated: float = Field(default=0.0, ge=0)
-    """1 - cosine between generated images and the frozen features of their real images; unlike
-    Eq. 1, it also closes an offset that all generated images share."""
+    """1 - cosine between generated images and the frozen features of their real images. Unlike Eq.
+    1, it also closes an offset that all generated images share."""
     norm: float = Field(default=0.0, ge=0)
     """How far norms of generated features are from the mean norm of frozen real ones, relatively;
     for consumers that do not normalise."""
     patch: float = Field(default=0.0, ge=0)
     """Eq. 1 between means of patch tokens before the last layer, generated against frozen real
-    ones: for LLaVA, which reads those tokens and not the pooled feature."""
+    ones. LLaVA reads those tokens, and not the pooled feature."""
 
 
 class AlignConfig(Config):
     """Alignment of generated images to the frozen features of real ones (GMAIL Sec. 3, App. A)."""
 
     method: Literal["gmail", "mean_shift", "shift_scale", "coral"] = "gmail"
-    """``gmail`` trains. The others train nothing: they are affine maps of generated features that
-    match the statistics of frozen real ones (their mean; their mean and total variance; their mean
-    and covariance). Of the other settings they read those of the guard."""
+    """``gmail`` trains. The others train nothing. They map generated features so that statistics
+    match those of frozen real ones: the mean, the mean and total variance, or the mean and
+    covariance. Of the other settings they read those of the guard."""
     weights: AlignWeights = AlignWeights()
     """Weight of each loss term."""
     temperature: float = Field(default=0.07, gt=0)
@@ -69,8 +69,8 @@ class AlignConfig(Config):
     target: Literal["frozen", "real_head", "real"] = Field(
         "frozen", exclude_if=lambda route: route == "frozen"
     )
-    """Route by which Eq. 1 reads real images (Alg. 1 says the frozen model, Fig. 1 a projection
-    that is trained): the frozen model, the frozen trunk with the real head, or the deployed route.
+    """Route by which Eq. 1 reads real images: the frozen model (Alg. 1), the frozen trunk with the
+    real head (Fig. 1 trains a projection), or the deployed route.
     The guard always compares with the frozen model."""
     stop_gradient: bool = Field(True, exclude_if=bool)
     """Whether Eq. 1 trains the generated side alone where its target is not frozen."""
@@ -96,7 +96,7 @@ class AlignConfig(Config):
     real_share: float = Field(default=0.5, gt=0, lt=1)
     """Share of real images among them under ``mixed``."""
     lr_heads: float | None = Field(None, gt=0, exclude_if=lambda rate: rate is None)
-    """Peak learning rate of the heads, which the paper does not tell apart; None: ``optim.lr``."""
+    """Peak learning rate of the heads; the paper gives one rate for all. None: ``optim.lr``."""
     phases: Literal["joint", "lora_then_heads"] = Field(
         "joint", exclude_if=lambda phases: phases == "joint"
     )
@@ -107,8 +107,8 @@ class AlignConfig(Config):
     batch_size: int = Field(default=256, ge=2)
     """Pairs a step, over all processes; every one is compared with every other."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Pairs whose images go through the encoder at a time: bounds memory at the cost of one more
-    forward pass; the gradient stays that of the whole batch. None: all at once."""
+    """Pairs whose images go through the encoder at a time. This bounds memory and costs one more
+    forward pass. The gradient stays that of the whole batch. None: all at once."""
     loss_chunk: int | None = Field(default=None, ge=1)
     """Rows of the table of similarities that are held at a time; None: all at once."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
@@ -119,11 +119,11 @@ class AlignConfig(Config):
     """What picks the step on the held-out pairs. A loss is minimised: ``auto`` is that of Eq. 1
     where it is trained, else the first text term that is; ``objective`` is the weighted sum of all.
     Losses are compared at their best temperature from the trained one upwards, so an encoder cannot
-    win by being less confident alone. A figure is maximised: ``margin`` (paired minus unpaired
-    cosine), ``paired_cosine``, ``generated_real_r1``, ``retrieval`` (real images and texts, by the
-    deployed route), ``transfer`` (real images by that route and generated images, both ways, where
-    equal captions count as one) or ``zeroshot`` (accuracy of real images by that route, where
-    classes are known)."""
+    win by being less confident alone. A figure is maximised. ``margin`` is the paired minus the
+    unpaired cosine. ``retrieval`` is that of real images and texts, by the deployed route.
+    ``transfer`` is that of real images by that route and generated images, both ways, where equal
+    captions count as one. ``zeroshot`` is the accuracy of real images by that route, where classes
+    are known."""
     keep_real: Annotated[float, Field(ge=0, le=1)] | Literal["noise"] | None = "noise"
     """How much retrieval (R@1) the deployed route may lose on held-out real images: a step that
     loses more is never kept. ``noise``: no loss beyond its 95% interval. A number: no larger loss
@@ -133,8 +133,8 @@ class AlignConfig(Config):
     model on the held-out pairs lies above 0. ``best``: its score is the best. ``always``: whatever
     it does, for a training-free method that serves as a baseline."""
     strengths: tuple[PositiveFloat, ...] = ()
-    """After training, how much of the way from the plain CLIP (0) to the kept step (1) is tried;
-    what is best on the held-out pairs is kept."""
+    """Parts of the way from the plain CLIP (0) to the kept step (1) that are tried after training.
+    The best on the held-out pairs is kept."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the vision tower; heads and losses are always fp32."""
     device: str = "auto"

@@ -66,9 +66,9 @@ class FeatureAlignConfig(Config):
     optim: FeatureOptim = FeatureOptim()
     """Optimisation; the guard may keep any step that is evaluated."""
     select: Literal["transfer", "align"] = "transfer"
-    """What the guard compares on held-out real images: what is learnt from generated images and
-    tested on real ones (by classes, a probe; by pairs, retrieval both ways), or the loss of
-    Eq. 1."""
+    """What the guard compares on held-out real images. ``transfer`` learns from generated images
+    and tests on real ones: with classes a probe, with pairs retrieval both ways. ``align`` is the
+    loss of Eq. 1."""
     judge: Literal["auto", "images", "classes"] = "auto"
     """What is held out in turn: real images, or whole classes. ``auto``: classes where generated
     images have one that no real image has, for then the head has to carry over."""

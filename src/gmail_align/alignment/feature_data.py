@@ -161,11 +161,7 @@ def _by_class(
     generated: Features,
     texts: Features | None,
 ) -> Groups:
-    """Read classes; names are compared as they are written.
-
-    Raises:
-        DataError: the sides share fewer than two classes, or texts do not fit.
-    """
+    """Read classes; names are compared as they are written."""
     named = [
         open_labels(path).of(one.ids)
         for path, one in ((real_file, real), (generated_file, generated))
@@ -184,11 +180,7 @@ def _by_class(
 
 
 def _by_pair(pairs: Path, real: Features, generated: Features, texts: Features | None) -> Groups:
-    """Read pairs of rows.
-
-    Raises:
-        DataError: the file holds something else, or a row that is not there or comes twice.
-    """
+    """Read pairs of rows."""
     rows = read_integer_rows(pairs)
     if rows.shape[1] != 2:
         raise DataError(f"{pairs} has {rows.shape[1]} columns: real row and generated row")

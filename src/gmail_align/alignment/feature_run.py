@@ -78,11 +78,7 @@ def align_features(
 
 
 def _check(config: FeatureAlignConfig, apply: Sequence[Path]) -> None:
-    """Refuse settings that train nothing, and files that would overwrite each other.
-
-    Raises:
-        ConfigError: see above.
-    """
+    """Refuse settings that train nothing, and files that would overwrite each other."""
     weights = config.weights.model_dump()
     if config.head != "none" and not any(own for name, own in weights.items() if name != "hold"):
         raise ConfigError("every weight but hold is 0: give one term a weight, or set head to none")

@@ -119,11 +119,7 @@ def _from_captions(
 
 
 def _read(artifact: Artifact, wanted: set[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Read the labels of ``wanted`` images and the prompts of every class.
-
-    Raises:
-        ArtifactError: a file is missing or damaged, or a class does not have a prompt.
-    """
+    """Read the labels of ``wanted`` images and the prompts of every class."""
     with damage_explained(artifact.folder, ArtifactError, "import it again"):
         labels = json.loads(artifact.path("labels.json").read_text(encoding="utf-8"))
         prompts = json.loads(artifact.path("classes.json").read_text(encoding="utf-8"))

@@ -150,11 +150,7 @@ def _untrained(config: AlignConfig, folder: Path, seed: int) -> GmailEncoder:
 
 
 def _check(config: AlignConfig, encoder: GmailEncoder) -> None:
-    """Refuse settings that this encoder, or this number of processes, cannot follow.
-
-    Raises:
-        ConfigError: see above.
-    """
+    """Refuse settings that this encoder, or this number of processes, cannot follow."""
     weights = config.weights
     if config.apply == "always" and config.method == "gmail":
         raise ConfigError("apply=always is for training-free methods: use best or beyond_noise")
@@ -187,11 +183,7 @@ def _check(config: AlignConfig, encoder: GmailEncoder) -> None:
 
 
 def _check_heads(config: AlignConfig) -> None:
-    """Refuse settings of the heads that contradict others.
-
-    Raises:
-        ConfigError: see above.
-    """
+    """Refuse settings of the heads that contradict others."""
     layout, steps = config.encoder, config.optim.steps
     if layout.norm == "batch" and (
         config.micro_batch is not None or ranks().count > 1 or not config.dual_heads
@@ -212,11 +204,7 @@ def _check_heads(config: AlignConfig) -> None:
 
 
 def _check_text_adapter(config: AlignConfig) -> None:
-    """Refuse an adapter of the text tower that nothing would train.
-
-    Raises:
-        ConfigError: see above.
-    """
+    """Refuse an adapter of the text tower that nothing would train."""
     if config.encoder.tune != "lora":
         raise ConfigError(
             f"lora.towers={config.lora.towers} adapts the text tower, but encoder.tune is "
@@ -340,11 +328,7 @@ class _Training:
         return gather(self.task.tables, self.task.train[places], wanted)
 
     def _fit(self, folder: Path) -> FitReport:
-        """Run the training loop; the ids of a batch that breaks it are kept.
-
-        Raises:
-            TrainingError: the loss, a gradient or the guard's score is not finite.
-        """
+        """Run the training loop; the ids of a batch that breaks it are kept."""
         extra = {} if self.log_scale is None else {LOG_SCALE: self.log_scale}
         optim = optim_with_heads(self.config, sorted(self.heads))
         with prefetch(self.load, self.config.optim.steps) as fetch:

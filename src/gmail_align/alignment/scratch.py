@@ -137,11 +137,7 @@ def _save(model: CLIPModel, folder: Path, out: Path) -> None:
 
 
 def _untrained(folder: Path, seed: int) -> CLIPModel:
-    """Return a CLIP of the folder's shape with random weights.
-
-    Raises:
-        ModelError: the folder holds another kind of model.
-    """
+    """Return a CLIP of the folder's shape with random weights."""
     config = read_config(folder)
     if config.get("model_type") != "clip":
         raise ModelError(f"{folder} is not a CLIP: train clip takes the shape of a CLIP folder")
@@ -154,11 +150,7 @@ def _untrained(folder: Path, seed: int) -> CLIPModel:
 def _prepare(
     captions: Artifact, images: Artifact, folder: Path, model: CLIPModel, work: Path
 ) -> _Data:
-    """Decode the images and tokenize the captions, once.
-
-    Raises:
-        DataError: no caption belongs to an image.
-    """
+    """Decode the images and tokenize the captions, once."""
     store = ImageStore(images)
     rows: list[Caption] = [row for row in read_captions(captions) if row.image_id in store]
     if not rows:

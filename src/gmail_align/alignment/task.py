@@ -264,11 +264,7 @@ class TableMaker:
     def _rows(
         self, column: str, stored: Iterable[str], needed: Numbers, images: Artifact
     ) -> npt.NDArray[np.int64]:
-        """Return the row of each number of a column.
-
-        Raises:
-            DataError: an image that is needed is not stored.
-        """
+        """Return the row of each number of a column."""
         rows = find_rows(stored, self.index.names(column))
         missing = needed[rows[needed] < 0]
         if len(missing):
@@ -286,11 +282,7 @@ def _known_classes(
     encoder: GmailEncoder,
     artifact: Artifact | None,
 ) -> HeldOutClasses | None:
-    """Return what is known of the classes of held-out images.
-
-    Raises:
-        ConfigError: the guard selects by them, and nothing is known.
-    """
+    """Return what is known of the classes of held-out images."""
     images = index.names_of("real", held.images[:, REAL])
     texts = index.names_of("text", held.pairs[:, COLUMNS.index("text")])
     captions = [(images[row], text) for row, text in zip(held.image_of, texts, strict=True)]

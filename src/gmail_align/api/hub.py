@@ -125,11 +125,7 @@ def _files(artifact: Artifact, encoder: Artifact | None) -> Iterator[tuple[str, 
 
 
 def _base(encoder: Artifact) -> str:
-    """Return the hub id of an encoder's base.
-
-    Raises:
-        ConfigError: the encoder holds a copy, and its origin is not known.
-    """
+    """Return the hub id of an encoder's base."""
     from gmail_align.encoders.folder import read_card
 
     card = read_card(encoder.folder)

@@ -335,11 +335,11 @@ def train_captioner(
     if kind not in CAPTIONERS:
         raise ConfigError(f"there is no captioner {kind!r}; use one of {', '.join(CAPTIONERS)}")
     opened, texts = artifact_of(features, "features"), artifact_of(captions)
-    if kind == "ifcap":
+    config = config_of(CAPTIONERS[kind].config, None, settings)
+    if config.reads_texts:
         data = CaptionerData(texts=EmbeddedCaptions(texts, opened), validation=validation)
     else:
         data = CaptionerData((CaptionedImages(opened, texts),), validation=validation)
-    config = config_of(CAPTIONERS[kind].config, None, settings)
     return run(config, data, model_of(language_model, "gpt2"), Path(out), seed=seed)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -59,6 +59,8 @@ class CaptionerOptim(OptimConfig):
 class CaptionerConfig(Config):
     """What all captioners have in common."""
 
+    reads_texts: ClassVar[bool] = False
+    """Whether it is trained on features of captions; else on those of images alone."""
     max_tokens: int = Field(default=67, ge=2)
     """Longest caption in tokens, its end-of-text token included, in training and in prediction."""
     beam: int = Field(default=5, ge=1)
@@ -83,6 +85,11 @@ class CaptionerConfig(Config):
         if isinstance(value, OptimConfig) and not isinstance(value, CaptionerOptim):
             return value.model_dump()
         return value
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether it is trained on features of images."""
+        return True
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that two equal captioners share."""

@@ -23,6 +23,8 @@ class CaptionerKind:
     are. Its ``config`` does not import torch, so that recipes and help are read quickly."""
     help: str
     """One line for ``gmail-align train --help``."""
+    extra: str | None = None
+    """The optional dependencies that it needs."""
 
     @property
     def config(self) -> type[CaptionerConfig]:
@@ -39,7 +41,9 @@ class CaptionerKind:
 
 CAPTIONERS: Mapping[str, CaptionerKind] = {
     "clipcap": CaptionerKind("gmail_align.captioning.clipcap", "Train a ClipCap captioner."),
-    "ifcap": CaptionerKind("gmail_align.captioning.ifcap", "Train an IFCap captioner on captions."),
+    "ifcap": CaptionerKind(
+        "gmail_align.captioning.ifcap", "Train an IFCap captioner on captions.", "ifcap"
+    ),
 }
 """Every kind of captioner by name."""
 

@@ -170,11 +170,7 @@ class Captioner:
 
 
 def _name(number: int, image: ImageOrFile) -> str:
-    """Return the name of an image, which seeds what is drawn.
-
-    Raises:
-        DataError: there is no such file.
-    """
+    """Return the name of an image, which seeds what is drawn."""
     if isinstance(image, Image):
         return f"image {number}"
     path = Path(image)

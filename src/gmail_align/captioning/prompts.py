@@ -158,11 +158,7 @@ def _write(
     texts: Callable[[Sequence[Caption]], list[str]],
     batch_size: int,
 ) -> Artifact:
-    """Write new captions batch by batch; those without text are counted and left out.
-
-    Raises:
-        DataError: no caption holds text.
-    """
+    """Write new captions batch by batch; those without text are counted and left out."""
 
     def make(batch: Sequence[Caption]) -> list[dict[str, Any]]:
         return [

@@ -216,7 +216,9 @@ class CiderJudge:
             references.setdefault(name, []).append(text)
         self.ids = list(references)[:most]
         if len(self.ids) < 2:
-            raise DataError("CIDEr needs at least two validation images: select by loss instead")
+            raise DataError(
+                "select=cider needs at least two validation images: select by loss instead"
+            )
         tokens = tokenize({name: references[name] for name in self.ids})
         self.references = [tokens[name] for name in self.ids]
 

@@ -1,4 +1,4 @@
-"""``gmail-align align``, ``extract`` and ``train clip``: encoders and their features."""
+"""Encoders: ``align``, ``extract``, ``train clip``, ``export`` and ``convert``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from gmail_align.api.places import open_encoder
 from gmail_align.artifacts import load
 from gmail_align.cli.options import Device, EncoderName, File, Folder, Model, Out, Place, Seed
 from gmail_align.cli.shared import Shared, command
+from gmail_align.convert.config import ConvertConfig
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
 from gmail_align.engine import Engine
 from gmail_align.errors import ConfigError
+from gmail_align.export.config import ExportConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class RowFiles:
         pairs: Integers (pairs, 2): the real row and the generated row of each pair.
         real_classes: The class of each real row, one a line.
         generated_classes: The class of each generated row, one a line.
-        texts: Features of texts: one a pair, or one a class by name.
+        texts: Features of texts: one for each pair, or for each class in the order of names.
     """
 
     pairs: Annotated[Path | None, "P.npy"] = None
@@ -157,8 +159,8 @@ def extract(
 
     Args:
         source: Images, captions or pairs (for their captions).
-        route: Which weights images go through; required for images. Of captions: the route of the
-            images that they are compared with, real when not given.
+        route: Which weights images go through; images need it. For captions it is
+            the route of the images that they are compared with, by default real.
         cache: Folder of decoded pixels and frozen features that several commands share.
     """
     artifact = load(source)
@@ -228,3 +230,54 @@ def train_clip(
     made = train_clip(config, *inputs, model_path(base, "clip"), out, seed=seed)
     if ranks().first:
         shared.show_artifact(made)
+
+
+@command
+def export(
+    shared: Shared,
+    encoder: str,
+    /,
+    out: Out,
+    config: ExportConfig,
+    data: list[Folder] | None = None,
+    result: list[Folder] | None = None,
+) -> None:
+    """Write one route of an encoder in a format that works without gmail-align.
+
+    The library of that format then loads it, and its features are compared with the encoder's.
+
+    Args:
+        encoder: An aligned encoder, a plain CLIP, or a head of features.
+        data: Training images or pairs, for the model card; repeatable.
+        result: A result for the model card; repeatable.
+    """
+    if shared.dry_run:
+        shared.show_plan("export", out, config, encoder=encoder)
+        return
+    from gmail_align.export.run import export
+
+    described = [load(folder) for folder in data or []]
+    results = [load(folder, "result") for folder in result or []]
+    folder = model_path(encoder, "clip")
+    shared.show_artifact(export(config, folder, out, data=described, results=results))
+
+
+@command
+def convert(
+    shared: Shared, source: str, /, out: Out, config: ConvertConfig, tokenizer: Path | None = None
+) -> None:
+    """Write weights as a folder that align takes as its --base, and compare their features.
+
+    Nothing is unpickled. A file that must run code to be read is refused.
+
+    Args:
+        source: Weights of OpenAI, open_clip, Long-CLIP or SynCLR (.pt, .safetensors); or a CLIP
+            folder to stretch.
+        tokenizer: Tokenizer folder, or OpenAI's bpe_simple_vocab_16e6.txt.gz.
+    """
+    if shared.dry_run:
+        shared.show_plan("convert", out, config, source=source, tokenizer=tokenizer)
+        return
+    from gmail_align.convert.convert import convert
+
+    shared.show_artifact(convert(source, out, config, tokenizer=tokenizer))

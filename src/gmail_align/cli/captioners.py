@@ -1,4 +1,4 @@
-"""Captioners: ``train clipcap|ifcap``, ``predict captions`` and ``caption``."""
+"""Captioners: ``train``, ``predict captions``, ``caption`` and ``convert-clipcap``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from gmail_align.captioning.inputs import CaptionedImages, CaptionerData, load_f
 from gmail_align.captioning.kinds import CAPTIONERS
 from gmail_align.cli.options import (
     EncoderName,
+    File,
     Folder,
     Model,
     Out,
@@ -145,11 +146,7 @@ def _write_prompts(
     reader: Reader,
     settings: Settings[PredictConfig],
 ) -> None:
-    """Write captions to generate images from.
-
-    Raises:
-        ConfigError: it is not said what writes them, or of what.
-    """
+    """Write captions to generate images from."""
     if len(sources) != 1:
         raise ConfigError("--for-prompts reads one folder of imported images or captions")
     if prompts.language_model is None and None in (reader.captioner, reader.encoder):
@@ -191,8 +188,8 @@ def caption(
 
     One line is printed for each file: its path, a tab, its caption.
 
-    --for-prompts writes captions to generate images from: of imported photos by a captioner, or
-    going on from imported captions of classes by a --language-model.
+    With --for-prompts the command writes captions to generate images from. A captioner writes them
+    of imported photos. A --language-model continues imported captions of classes.
 
     Args:
         images: Image files; with --for-prompts one folder of imported images or captions.
@@ -217,3 +214,29 @@ def caption(
     rows = Captioner(artifact, reader, config, route=route, retrieval=by).describe(images)
     lines = "\n".join(f"{row['file']}\t{row['text']}" for row in rows)
     shared.show({"captions": rows}, lines)
+
+
+@command
+def convert_clipcap(
+    shared: Shared,
+    weights: File,
+    /,
+    gpt2: Folder,
+    out: Out,
+    normalise: Annotated[bool, "--normalise/--raw"] | None = None,
+    norm: float | None = None,
+) -> None:
+    """Turn ClipCap's released weights into a captioner; no code of the file runs.
+
+    Args:
+        weights: ClipCap's .pt file.
+        gpt2: GPT-2's configuration and tokenizer.
+        normalise: Features it reads; by default raw for the MLP, unit length for the transformer.
+        norm: Scale features to this length, for aligned ones before the MLP.
+    """
+    if shared.dry_run:
+        shared.show_plan("convert-clipcap", out, weights=weights, gpt2=gpt2)
+        return
+    from gmail_align.captioning.clipcap.convert import convert_clipcap as convert
+
+    shared.show_artifact(convert(weights, gpt2, out, normalise=normalise, norm=norm))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from gmail_align.artifacts import Artifact, load
+from gmail_align.artifacts import load
 from gmail_align.cli.options import Folder, Out, Seed, expand
 from gmail_align.cli.shared import Shared, command, make_command
 from gmail_align.errors import UserError
@@ -29,18 +29,13 @@ def import_command(name: str) -> Callable[..., None]:
         if shared.dry_run:
             shared.show_plan(f"import {name}", out, **given)
             return
-        shared.show_artifact(*_in_order(import_data(name, given, out, options)))
+        shared.show_artifact(*import_data(name, given, out, options).values())
 
     run.__doc__ = importer.__doc__
     parts = {field.name: expand(field) for field in option_fields(importer).values()}
     for own, kind in (("out", Out), ("options", ImportOptions)):
         parts[own] = expand(inspect.Parameter(own, inspect.Parameter.KEYWORD_ONLY, annotation=kind))
     return make_command(run, parts)
-
-
-def _in_order(made: Mapping[str, Artifact]) -> list[Artifact]:
-    order = ("captions", "images", "classes", "questions")
-    return [made[kind] for kind in order if kind in made]
 
 
 @command
@@ -57,20 +52,14 @@ def import_path(shared: Shared, source: Path, /, out: Out) -> None:
     from gmail_align.workflow.layouts import find_layout
 
     layout = find_layout(source)
-    tables = {name: table for name, table in layout.data.items() if "import" in table}
-    tables |= {"generated": layout.generated} if layout.generated else {}
-    say(f"{source} holds {layout.kind}: {', '.join(tables)}")
+    say(f"{source} holds {layout.kind}: {', '.join(layout.imports())}")
     for sentence in layout.left_out:
         say(sentence)
     if shared.dry_run:
-        shared.show_plan("import", out, **tables)
+        shared.show_plan("import", out, **layout.imports())
         return
-    made: list[Artifact] = []
-    for name, table in tables.items():
-        options = {key: one for key, one in table.items() if key not in ("import", "expect")}
-        place = out / name if len(tables) > 1 else out
-        made += _in_order(import_data(table["import"], options, place))
-    shared.show_artifact(*made)
+    made = [import_data(*one) for one in layout.import_calls(out)]
+    shared.show_artifact(*(artifact for parts in made for artifact in parts.values()))
 
 
 def _number_or_share(text: str) -> int | float:

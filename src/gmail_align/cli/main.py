@@ -69,10 +69,10 @@ COMMANDS: dict[str, Entry | Group] = {
     "pair": Entry("data:pair", "Pair real and generated images of the same caption."),
     "extract": Entry("align:extract", "Compute features of images or captions."),
     "gap": Entry("gap:gap", "Measure the gap between real and generated images."),
-    "convert": Entry("exchange:convert", "Convert a CLIP's weights to Hugging Face's format."),
+    "convert": Entry("align:convert", "Convert a CLIP's weights to Hugging Face's format."),
     "align": Entry("align:align", "Align an encoder to generated images."),
     "align features": Entry("align:align_features", "Align features of any encoder."),
-    "export": Entry("exchange:export", "Write an encoder for other libraries."),
+    "export": Entry("align:export", "Write an encoder for other libraries."),
     "train": Group(
         "Train a captioner, LLaVA, or a CLIP.",
         {
@@ -92,7 +92,7 @@ COMMANDS: dict[str, Entry | Group] = {
     ),
     "caption": Entry("captioners:caption", "Caption image files with a trained captioner."),
     "ask": Entry("llava:ask", "Ask LLaVA a question about image files."),
-    "convert-clipcap": Entry("exchange:convert_clipcap", "Convert ClipCap's released weights."),
+    "convert-clipcap": Entry("captioners:convert_clipcap", "Convert ClipCap's released weights."),
     "evaluate": Group(
         "Score encoders and predictions, with intervals.",
         {

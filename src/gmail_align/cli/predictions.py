@@ -96,7 +96,6 @@ class CaptionMetricOptions:
             DataError: the file cannot be read as word vectors.
         """
         from gmail_align.metrics.caption_scores import WordVectors
-        from gmail_align.metrics.wmd import load_word_vectors
 
         given = self.word_vectors
         if given is None and "WMD" in (self.names() or ()):
@@ -106,10 +105,7 @@ class CaptionMetricOptions:
             if self.raw_vectors:
                 raise ConfigError("--raw-vectors needs --word-vectors: name them")
             return None
-        if given == "references":
-            return WordVectors(None, normalise=not self.raw_vectors)
-        vectors = load_word_vectors(Path(given))
-        return WordVectors(vectors, normalise=not self.raw_vectors, source=given)
+        return WordVectors.open(given, normalise=not self.raw_vectors)
 
 
 @dataclass(frozen=True)
@@ -257,13 +253,15 @@ def compare(
     if shared.dry_run:
         shared.show_plan("compare", scoring.out, a=results[0], b=results[1:])
         return
-    from gmail_align.evaluation.compare import compare_items
+    from gmail_align.evaluation.compare import answer_items, caption_items, compare_items
 
     lost: Mapping[str, str] = {}
     if scored_by.references is not None:
-        items, lost = _caption_items(results, scored_by, chosen, scoring)
+        options = caption_options(chosen, scored_by.protocol or "captions", scoring)
+        items, lost = caption_items(results, scored_by.references, options)
     elif scored_by.answers is not None:
-        items = _answer_items(results, scored_by, reading, scoring)
+        how = {"protocol": scored_by.protocol or "answers", "subset": scoring.subset}
+        items = answer_items(results, scored_by.answers, reading.reading(), **how)
     else:
         items = _kept_items(results, scored_by.protocol)
     metrics, several = chosen.names(), len(results) > 2
@@ -314,38 +312,6 @@ def named_paths(texts: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"two predictions are named {key!r}: name them, as in a={path}")
         named[key] = path
     return named
-
-
-def _caption_items(
-    paths: Sequence[Path], scored_by: ScoredBy, chosen: CaptionMetricOptions, scoring: Scoring
-) -> tuple[list[Items], Mapping[str, str]]:
-    """Score predictions; return the items of each, and what could not be computed."""
-    from gmail_align.evaluation.captions import evaluate_captions
-
-    assert scored_by.references is not None
-    systems = {f"{chr(65 + n)} ({path})": path for n, path in enumerate(paths)}
-    options = caption_options(chosen, scored_by.protocol or "captions", scoring)
-    result = evaluate_captions(systems, scored_by.references, None, options)
-    return list(result.items.values()), result.unavailable
-
-
-def _answer_items(
-    paths: Sequence[Path], scored_by: ScoredBy, reading: ReadingOptions, scoring: Scoring
-) -> list[Items]:
-    from gmail_align.evaluation.answers import evaluate_answers
-
-    assert scored_by.answers is not None
-    protocol = scored_by.protocol or "answers"
-    return [
-        evaluate_answers(
-            path,
-            scored_by.answers,
-            protocol=protocol,
-            subset=scoring.subset,
-            reading=reading.reading(),
-        ).items[""]
-        for path in paths
-    ]
 
 
 def _kept_items(paths: Sequence[Path], protocol: str | None) -> list[Items]:

@@ -1,8 +1,8 @@
-"""``gmail-align run``, ``demo``, ``recipes``, ``plan`` and ``report``: whole runs of a recipe."""
+"""``gmail-align run``, ``demo``, ``recipes``, ``plan`` and ``report``: whole runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +11,11 @@ from pydantic import Field
 
 from gmail_align.artifacts import load, write_bytes
 from gmail_align.cli.options import File, Folder, Model, Overrides, Settings
-from gmail_align.cli.outcome import outcome_lines
 from gmail_align.cli.shared import Shared, command
-from gmail_align.encoders.shipped import model_path
+from gmail_align.cli.synthesize import generator_config
 from gmail_align.errors import ConfigError, UserError
-from gmail_align.recipe import recipe_file, recipe_names
+from gmail_align.recipe import recipe_file, recipe_names, recipe_title
+from gmail_align.report.names import ROW_METRICS
 from gmail_align.synthesis.config import SynthesisConfig
 
 
@@ -50,7 +50,7 @@ def run(
         return
     result = pipeline.run(recipe, folder, overrides, engine=engine, workers=workers, mirror=mirror)
     again = f"gmail-align run {recipe} --work {folder} --set seeds=5"
-    _show_run(shared, result, again, f"open {result['report']} in a browser")
+    shared.show(result, outcome_lines(result, again, f"open {result['report']} in a browser"))
 
 
 @command
@@ -112,12 +112,56 @@ def demo(
         return
     result = pipeline.demo(out, overrides=overrides, seeds=seeds)
     again = f"gmail-align demo --out {out} --seeds 5"
-    _show_run(shared, result, again, "gmail-align init YOUR_PHOTOS --out recipe.toml")
+    shared.show(
+        result, outcome_lines(result, again, "gmail-align init YOUR_PHOTOS --out recipe.toml")
+    )
 
 
-def _show_run(shared: Shared, result: Mapping[str, Any], again: str, then: str) -> None:
-    """Print a run's table and what to do next, or the whole result under ``--json``."""
-    shared.show(result, "\n".join(outcome_lines(result, again, then)))
+def outcome_lines(result: Mapping[str, Any], again: str, then: str) -> str:
+    """Lay out the result of a run for people.
+
+    Args:
+        result: What the run returned.
+        again: The command of the run.
+        then: What a new user does next.
+    """
+    lines = list(_table(result["rows"]))
+    lines += [_claim(claim) for claim in result["claims"]]
+    lines += [f"{name} is not available: {why}" for name, why in result["unavailable"].items()]
+    lines.append(f"report: {result['report']}")
+    if result["seeds"] == 1 and result["claims"]:
+        lines.append(f"one seed decides little; five do: {again}")
+    return "\n".join([*lines, f"next: {then}"])
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the rows of a run as lines of equal columns."""
+    known = {metric for row in rows for metric in row["metrics"]}
+    metrics = [name for name in ROW_METRICS if name in known][:3]
+    if not metrics:
+        return
+    cells = [["", "real images", *metrics]]
+    for row in rows:
+        numbers = [_number(row["metrics"].get(name)) for name in metrics]
+        cells.append([row["label"], str(row["real_images"]), *numbers])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        first, *others = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        yield "  ".join([first, *others]).rstrip()
+
+
+def _claim(claim: Mapping[str, Any]) -> str:
+    one = claim["difference"]
+    found = "" if one is None else f" ({claim['metric']} {_number(one, '+')})"
+    return f"{claim['name']}: {claim['verdict']}{found}"
+
+
+def _number(estimate: Mapping[str, Any] | None, sign: str = "") -> str:
+    if estimate is None or estimate["value"] is None:
+        return "-"
+    low, high = estimate["low"], estimate["high"]
+    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{estimate['value']:{sign}.3f}{interval}"
 
 
 @command
@@ -168,7 +212,7 @@ def app(
 @command
 def list_recipes(shared: Shared) -> None:
     """List the shipped recipes, each with the first line of its runbook."""
-    titles = {name: _first_line(_recipe_text(name)) for name in recipe_names()}
+    titles = {name: recipe_title(name) for name in recipe_names()}
     lines = [f"{name:{max(map(len, titles))}}  {title}" for name, title in titles.items()]
     shared.show({"recipes": titles}, "\n".join(lines))
 
@@ -180,7 +224,7 @@ def show_recipe(shared: Shared, name: str, /) -> None:
     Args:
         name: A name that `list` prints.
     """
-    text = _recipe_text(name)
+    text = recipe_file(name).read_text(encoding="utf-8")
     shared.show({"name": name, "text": text}, text.rstrip("\n"))
 
 
@@ -192,7 +236,7 @@ def copy_recipe(shared: Shared, name: str, path: Path, /) -> None:
         name: A name that `list` prints.
         path: The file to write.
     """
-    text = _recipe_text(name)
+    text = recipe_file(name).read_text(encoding="utf-8")
     if path.is_dir():
         path = path / f"{name}.toml"
     if path.exists():
@@ -202,17 +246,6 @@ def copy_recipe(shared: Shared, name: str, path: Path, /) -> None:
         return
     write_bytes(path, text.encode())
     shared.show({"path": str(path)}, f"{path}: change it, then gmail-align run {path}")
-
-
-def _recipe_text(name: str) -> str:
-    """Return the text of a shipped recipe."""
-    return recipe_file(name).read_text(encoding="utf-8")
-
-
-def _first_line(text: str) -> str:
-    """Return the first line of a recipe's runbook."""
-    lines = (line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#"))
-    return next((line for line in lines if line), "")
 
 
 @dataclass(frozen=True)
@@ -272,7 +305,7 @@ def plan(
     from gmail_align.synthesis.architectures import ARCHITECTURES, read_architecture
     from gmail_align.synthesis.cost import USUAL_SHARE, count_cost, make_plan
 
-    config = _planned(settings, fast=fast)
+    config = generator_config(settings, fast=fast, planned=True)
     count = amount.count(config.images_per_caption)
     family = (settings.preset or "").removesuffix("_fast")
     shape = (
@@ -281,14 +314,7 @@ def plan(
     cost = count_cost(shape, config)
     share = USUAL_SHARE if amount.share is None else amount.share
     made = make_plan(cost, config, count, card=amount.card, share=share)
-    details = {
-        "denoiser_gflop": cost.denoiser / 1e9,
-        "passes": cost.passes,
-        "decoder_gflop": cost.decoder / 1e9,
-        "height": cost.height,
-        "width": cost.width,
-    }
-    shared.show({**made.to_dict(), **details}, "\n".join(_plan_lines(made, details)))
+    shared.show({**made.to_dict(), **cost.to_dict()}, "\n".join(made.lines(cost)))
 
 
 def _plan_recipe(
@@ -299,31 +325,3 @@ def _plan_recipe(
 
     made = pipeline.plan(recipe, work, overrides, card=amount.card, share=amount.share)
     shared.show(made, "\n".join(plan_lines(made)))
-
-
-def _planned(settings: Settings[SynthesisConfig], *, fast: bool) -> SynthesisConfig:
-    """Return what is generated; without weights, ``model`` is the name of a preset's family."""
-    preset, model = settings.preset, settings.given.get("model")
-    if preset is None and (model is None or fast):
-        raise ConfigError("nothing is named to plan: give a recipe, --preset sd2, or --model DIR")
-    name = f"{preset}_fast" if fast else preset
-    if model is None:
-        return settings.build(name, {"model": str(preset).removesuffix("_fast")})
-    folder = model_path(str(model), "diffusion").expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"there is no folder {folder}: give a pipeline's folder, or a --preset")
-    return settings.build(name, {"model": str(folder)})
-
-
-def _plan_lines(made: Any, details: Mapping[str, Any]) -> list[str]:
-    size = f"{details['height']} x {details['width']} pixels"
-    return [
-        f"{made.images:,} images of {size}",
-        f"  operations    {made.tflop_per_image:.3g} TFLOP an image: {details['passes']} passes of "
-        f"{details['denoiser_gflop']:,.4g} GFLOP, decoder {details['decoder_gflop']:,.4g} GFLOP",
-        f"  {made.card:13} {made.card_tflops:g} TFLOP/s: at most "
-        f"{made.images_per_second_limit:,.3g} images/s, {made.gpu_days_limit:,.3g} GPU-days",
-        f"  expected      {made.share:.0%} of that: {made.images_per_second:,.3g} images/s, "
-        f"{made.gpu_days:,.3g} GPU-days",
-        f"  disk          about {made.disk_gb:,.3g} GB",
-    ]

@@ -179,11 +179,7 @@ def make_command(
 
 
 def _require_place(out: Path | None) -> None:
-    """Refuse a place that cannot be written, before a model is loaded.
-
-    Raises:
-        UserError: its folder is a file, or may not be written.
-    """
+    """Refuse a place that cannot be written, before a model is loaded."""
     if out is None or out.exists():
         return
     there = next(above for above in out.absolute().parents if above.exists())

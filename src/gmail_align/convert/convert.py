@@ -199,11 +199,7 @@ def _stretched(folder: Path, config: ConvertConfig) -> Converted:
 def _undescribed(
     path: Path, state: dict[str, Tensor], shape: openai_format.Shape, config: ConvertConfig
 ) -> ClipOptions:
-    """Return what weights without a description need, by OpenAI's rules or as it was given.
-
-    Raises:
-        ModelError: nothing tells the activation.
-    """
+    """Return what weights without a description need, by OpenAI's rules or as it was given."""
     activation = config.activation
     if openai_format.RESIDUAL in state or openai_format.SCALARS & set(state):
         activation = activation or "quick_gelu"
@@ -218,11 +214,7 @@ def _undescribed(
 
 
 def _refuse_contradiction(path: Path, options: ClipOptions, config: ConvertConfig) -> None:
-    """Refuse settings that differ from the description beside the weights.
-
-    Raises:
-        ModelError: one does.
-    """
+    """Refuse settings that differ from the description beside the weights."""
     described = {"activation": options.activation, "heads": options.vision.heads}
     for name, value in described.items():
         given = getattr(config, name)

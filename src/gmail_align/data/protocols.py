@@ -7,7 +7,7 @@ is declared a subset; then the name itself says so, in every table that prints i
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -16,7 +16,7 @@ from gmail_align.errors import DataError
 Task = Literal["retrieval", "captions", "zeroshot", "answers"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Protocol:
     """One way of evaluating on one data set.
 
@@ -39,45 +39,17 @@ class Protocol:
 def _retrieval(
     name: str, dataset: str, split: str, rule: str, images: int, captions: int, each: int | None
 ) -> Protocol:
-    counts = {"images": images, "captions": captions}
-    return Protocol(
-        name=name,
-        task="retrieval",
-        dataset=dataset,
-        split=split,
-        rule=rule,
-        counts=counts,
-        metric="R@1, R@5 and R@10, both ways",
-        captions_each=each,
-    )
+    counts, metric = {"images": images, "captions": captions}, "R@1, R@5 and R@10, both ways"
+    return Protocol(name, "retrieval", dataset, split, rule, counts, metric, each)
 
 
-def _zeroshot(
-    name: str, dataset: str, split: str, rule: str, images: int, classes: int, metric: str
-) -> Protocol:
-    return Protocol(
-        name=name,
-        task="zeroshot",
-        dataset=dataset,
-        split=split,
-        rule=rule,
-        counts={"images": images, "classes": classes},
-        metric=metric,
-        class_set=name,
-    )
+def _zeroshot(name: str, split: str, rule: str, images: int, classes: int, metric: str) -> Protocol:
+    counts = {"images": images, "classes": classes}
+    return Protocol(name, "zeroshot", name, split, rule, counts, metric, class_set=name)
 
 
 def _answers(name: str, dataset: str, split: str, rule: str, questions: int) -> Protocol:
-    counts = {"questions": questions}
-    return Protocol(
-        name=name,
-        task="answers",
-        dataset=dataset,
-        split=split,
-        rule=rule,
-        counts=counts,
-        metric="accuracy",
-    )
+    return Protocol(name, "answers", dataset, split, rule, {"questions": questions}, "accuracy")
 
 
 _FIVE: Final = "the first five captions of an image, by annotation id"
@@ -97,14 +69,13 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
         _answers("scienceqa_img_test", "scienceqa", "test", "the questions with an image", 2_017),
         _answers("scienceqa_test", "scienceqa", "test", "every question", 4_241),
         _answers("mmmu_val", "mmmu", "validation", "all 30 subjects", 900),
-        _zeroshot("dtd", "dtd", "test", "partition 1", 1_880, 47, "accuracy"),
-        _zeroshot("stanford_cars", "stanford_cars", "test", "whole images", 8_041, 196, "accuracy"),
-        _zeroshot("sun397", "sun397", "test", "partition 1", 19_850, 397, "accuracy"),
-        _zeroshot("food101", "food101", "test", "all images", 25_250, 101, "accuracy"),
-        _zeroshot("fgvc_aircraft", "fgvc_aircraft", "test", "variants", 3_333, 100, "class_mean"),
-        _zeroshot("oxford_pets", "oxford_pets", "test", "breeds", 3_669, 37, "class_mean"),
+        _zeroshot("dtd", "test", "partition 1", 1_880, 47, "accuracy"),
+        _zeroshot("stanford_cars", "test", "whole images", 8_041, 196, "accuracy"),
+        _zeroshot("sun397", "test", "partition 1", 19_850, 397, "accuracy"),
+        _zeroshot("food101", "test", "all images", 25_250, 101, "accuracy"),
+        _zeroshot("fgvc_aircraft", "test", "variants", 3_333, 100, "class_mean"),
+        _zeroshot("oxford_pets", "test", "breeds", 3_669, 37, "class_mean"),
         _zeroshot(
-            "caltech101",
             "caltech101",
             "all",
             "every image of the 101 categories, without BACKGROUND_Google",
@@ -112,7 +83,7 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
             101,
             "class_mean",
         ),
-        _zeroshot("imagenet", "imagenet", "val", "all images", 50_000, 1_000, "accuracy"),
+        _zeroshot("imagenet", "val", "all images", 50_000, 1_000, "accuracy"),
     )
 }
 """Name -> protocol."""
@@ -207,8 +178,8 @@ def checked_name(protocol: Protocol, counts: Mapping[str, int], *, subset: bool 
     if not other:
         return protocol.name
     more = [kind for kind in other if have[kind] > protocol.counts[kind] or have[kind] < 1]
-    listed = _listed(f"{have[kind]} {kind}" for kind in have)
-    wanted = _listed(f"{number} {kind}" for kind, number in protocol.counts.items())
+    listed = " and ".join(f"{have[kind]} {kind}" for kind in have)
+    wanted = " and ".join(f"{number} {kind}" for kind, number in protocol.counts.items())
     if more:
         raise DataError(
             f"{protocol.name} has {wanted}, and a set of {listed} is not a part of it: give "
@@ -221,7 +192,3 @@ def checked_name(protocol: Protocol, counts: Mapping[str, int], *, subset: bool 
         )
     parts = ", ".join(f"{have[kind]} of {protocol.counts[kind]} {kind}" for kind in other)
     return f"{protocol.name} (subset: {parts})"
-
-
-def _listed(parts: Iterable[str]) -> str:
-    return " and ".join(parts)

@@ -114,11 +114,7 @@ def hold_out(source: Artifact, share: float, out: Path, *, held: bool, seed: int
 
 
 def _keep(draft: Draft, source: Artifact, choose: Callable[[Set[str]], Set[str]]) -> Artifact:
-    """Write the captions, or pairs, of the real images that are chosen.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Write the captions, or pairs, of the real images that are chosen."""
     pairs = read_pairs(source) if source.kind == "pairs" else []
     captions = [] if pairs else read_captions(source)
     names = {row.real_image_id for row in pairs} | {row.image_id for row in captions}
@@ -156,11 +152,7 @@ def choose_pairs(pairs: Artifact, images: int | float, out: Path, *, seed: int =
 
 
 def _config(*, images: int | float | None, each: int | None = None) -> dict[str, Any]:
-    """Return the numbers that were given.
-
-    Raises:
-        UserError: there is none, or one is not above 0.
-    """
+    """Return the numbers that were given."""
     numbers = {"each": each, "images": images}
     given = {name: number for name, number in numbers.items() if number is not None}
     wrong = [name for name, number in given.items() if not 0 < number < float("inf")]

@@ -379,11 +379,7 @@ class GmailEncoder(nn.Module):
 
     @torch.no_grad()
     def _check_build(self, pixels: Float[Tensor, "b c h w"], plain: Float[Tensor, "b dim"]) -> None:
-        """Assert that every route equals the plain model and that only what should train can.
-
-        Raises:
-            ModelError: a route differs, or another parameter can be trained.
-        """
+        """Assert that every route equals the plain model and that only what should train can."""
         for route in Route if self.layout.starts_plain else [Route.FROZEN]:
             if not torch.equal(self.embed_pixels(pixels, route), plain):
                 raise ModelError(f"route {route} differs from the plain model before training")

@@ -217,9 +217,6 @@ def _refuse_slow(targets: str) -> None:
     """Refuse an expression that takes for ever on a name of usual length.
 
     An expression cannot be stopped within a process, so another one tries it first.
-
-    Raises:
-        ModelError: it does not come to an end.
     """
     names = [
         f"{tower}.encoder.layers.11.self_attn.out_proj" for tower in (VISION_TOWER, TEXT_TOWER)

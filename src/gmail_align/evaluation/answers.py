@@ -188,11 +188,7 @@ def _asked(given: Answers, protocol: str) -> list[AnswerKey]:
 def _matched(
     asked: Sequence[AnswerKey], given: Answers, said: Predictions, *, missing_is_wrong: bool
 ) -> Predictions:
-    """Return a response to every question that is asked.
-
-    Raises:
-        DataError: a question does not have a response, or nobody knows a response's question.
-    """
+    """Return a response to every question that is asked."""
     names = {one.question_id for one in given.keys}
     unknown = [name for name in said.texts if name not in names]
     if unknown:

@@ -228,11 +228,7 @@ def _require_captioners(paired: Sequence[tuple[str, str]], systems: Collection[s
 def _matched(
     systems: Mapping[str, Predictions], references: References, options: CaptionOptions
 ) -> tuple[dict[str, list[str]], dict[str, dict[str, str]]]:
-    """Return the references of the images that are scored, and each captioner's texts of them.
-
-    Raises:
-        DataError: an image does not have a prediction, or a prediction does not have references.
-    """
+    """Return the references of the images that are scored, and each captioner's texts of them."""
     rows = first_captions(references.rows, captions_each(options.protocol))
     human = References(rows, references.fingerprint).by_image()
     for name, own in systems.items():

@@ -8,6 +8,8 @@ from typing import Final
 
 from gmail_align.data.model_outputs import listed
 from gmail_align.errors import DataError
+from gmail_align.evaluation.answers import Reading, evaluate_answers
+from gmail_align.evaluation.captions import CaptionOptions, evaluate_captions
 from gmail_align.items import Items
 from gmail_align.metrics.bootstrap import Estimate
 from gmail_align.metrics.statistics import Column, differences, over_runs
@@ -60,11 +62,7 @@ def score_runs(
 
 
 def _matched(a: Items, b: Items, metrics: Sequence[str] | None) -> tuple[Items, list[str]]:
-    """Return b in the order of a, and the metrics to compare.
-
-    Raises:
-        DataError: see :func:`score`.
-    """
+    """Return b in the order of a, and the metrics to compare."""
     if a.protocol != b.protocol:
         raise DataError(f"{a.protocol} and {b.protocol} are different protocols: nothing to pair")
     apart = [*(set(a.ids) - set(b.ids)), *(set(b.ids) - set(a.ids))]
@@ -140,3 +138,28 @@ def compare_items(
     }
     verdicts = {name: verdict(one) for name, one in differences.items()}
     return result.finish(differences, unavailable=lost, details={**details, "verdicts": verdicts})
+
+
+def caption_items(
+    predictions: Sequence[Path], references: Path, options: CaptionOptions
+) -> tuple[list[Items], Mapping[str, str]]:
+    """Score predicted captions; return the items of each, and what could not be computed.
+
+    Raises:
+        UserError: see :func:`gmail_align.evaluation.captions.evaluate_captions`.
+    """
+    systems = {f"{chr(65 + n)} ({path})": path for n, path in enumerate(predictions)}
+    result = evaluate_captions(systems, references, None, options)
+    return list(result.items.values()), result.unavailable
+
+
+def answer_items(
+    responses: Sequence[Path], answers: Path, reading: Reading, *, protocol: str, subset: bool
+) -> list[Items]:
+    """Score responses to questions, and return the items of each.
+
+    Raises:
+        UserError: see :func:`gmail_align.evaluation.answers.evaluate_answers`.
+    """
+    how = {"protocol": protocol, "subset": subset}
+    return [evaluate_answers(path, answers, reading=reading, **how).items[""] for path in responses]

@@ -125,12 +125,7 @@ def _rows(
     pairs: list[tuple[str, str]],
     gallery: Sequence[str],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return features of the images and of the texts, and whose each text is.
-
-    Raises:
-        DataError: a caption or an image does not have a feature, or a caption comes twice.
-        UserError: the features are not finite or of different width.
-    """
+    """Return features of the images and of the texts, and whose each text is."""
     if len({text for _, text in pairs}) != len(pairs):
         raise DataError("a caption id comes more than once: give each caption once")
     if given.complete and len(given.rows) != len(texts.ids):

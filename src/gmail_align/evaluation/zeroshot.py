@@ -170,11 +170,7 @@ def evaluate_zeroshot(
 
 
 def _require_weights(encoder: GmailEncoder, images: Features, route: str) -> None:
-    """Check that an encoder with a text tower of its own is the one that made the images.
-
-    Raises:
-        DataError: it is not.
-    """
+    """Check that an encoder with a text tower of its own is the one that made the images."""
     known = images.made_with.get("weights")
     if not known or not encoder.adapts_texts:
         return

@@ -97,11 +97,7 @@ def _check_by_open_clip(source: ExportSource, out: Path) -> dict[str, float]:
 
 
 def _describe(source: ExportSource) -> dict[str, Any]:
-    """Return what open_clip has to be told: ``model_cfg`` and ``preprocess_cfg``.
-
-    Raises:
-        ModelError: open_clip has no name for the activation or for the image transform.
-    """
+    """Return what open_clip has to be told: ``model_cfg`` and ``preprocess_cfg``."""
     backbone, pixels = source.merged, source.encoder.preprocess
     vision, text = backbone.vision_config, backbone.text_config
     if {vision.hidden_act, text.hidden_act} not in ({"quick_gelu"}, {"gelu"}):

@@ -102,11 +102,7 @@ def export(
 
 
 def _load(folder: Path, config: ExportConfig) -> ExportSource:
-    """Load what is exported.
-
-    Raises:
-        ModelError: the format has no place for such a model.
-    """
+    """Load what is exported."""
     encoder = GmailEncoder.from_pretrained(folder)
     backbone = encoder.backbone
     if config.format not in backbone.formats:

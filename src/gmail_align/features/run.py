@@ -259,11 +259,7 @@ def text_rows(
 
 
 def _rows(features: Tensor, dtype: StoredDtype) -> npt.NDArray[Any]:
-    """Return finite features as an array of the stored dtype.
-
-    Raises:
-        DataError: a feature is not finite, or too large for the dtype.
-    """
+    """Return finite features as an array of the stored dtype."""
     stored = features.to(torch.float16 if dtype == "float16" else torch.float32).cpu()
     if not torch.isfinite(stored).all():
         raise DataError(f"a feature is not finite in {dtype}: check the encoder or use float32")

@@ -31,6 +31,7 @@ from gmail_align.remote import shown, state_of, url_of
 from gmail_align.runtime import versions
 
 RECEIPT: Final = "import.json"
+_KINDS: Final = ("captions", "images", "classes", "questions")
 
 
 def import_data(
@@ -73,7 +74,7 @@ def import_data(
         source = _list_source(importer, function, checked, write)
         made = write_import(source, out, _completed(write, source))
         receipt.write(made)
-    return made
+    return {kind: made[kind] for kind in _KINDS if kind in made}
 
 
 def option_fields(function: Callable[..., Source]) -> dict[str, inspect.Parameter]:

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,7 +25,7 @@ from gmail_align.metrics.meteor import meteor_process
 from gmail_align.metrics.ngrams import bleu_counts, cider, rouge_l
 from gmail_align.metrics.spice import spice_process
 from gmail_align.metrics.statistics import Column, differences, estimates, mean_column
-from gmail_align.metrics.wmd import train_word_vectors, wmd_similarity
+from gmail_align.metrics.wmd import load_word_vectors, train_word_vectors, wmd_similarity
 
 NO_VECTORS: Final = (
     "WMD needs word vectors, and none were given: name a file of word2vec or GloVe vectors "
@@ -49,6 +50,17 @@ class WordVectors:
     vectors: Any = field(default=None, repr=False)
     normalise: bool = True
     source: str = "trained on the references"
+
+    @classmethod
+    def open(cls, source: str, *, normalise: bool) -> WordVectors:
+        """Read a file of vectors; ``references`` stands for those that are trained there.
+
+        Raises:
+            DataError: the file cannot be read as word vectors.
+        """
+        if source == "references":
+            return cls(None, normalise)
+        return cls(load_word_vectors(Path(source)), normalise, source)
 
 
 @dataclass(frozen=True)
@@ -174,29 +186,6 @@ class CaptionScores:
     unavailable: dict[str, str]
 
 
-def caption_metrics(
-    predictions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
-    *,
-    metrics: Sequence[str] | None = None,
-    pretokenized: bool = False,
-    word_vectors: WordVectors | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> CaptionScores:
-    """Score one captioner; see `compare_captioners`."""
-    table = compare_captioners(
-        {"captioner": predictions},
-        references,
-        metrics=metrics,
-        pretokenized=pretokenized,
-        word_vectors=word_vectors,
-        resamples=resamples,
-        seed=seed,
-    )
-    return table["captioner"]
-
-
 def compare_captioners(
     systems: Mapping[str, Mapping[str, str]],
     references: Mapping[str, Sequence[str]],
@@ -295,9 +284,6 @@ def _wanted(metrics: Sequence[str] | None, clip: ClipFeatures | None) -> list[st
     """Return the metrics that are asked for, in the order of the table.
 
     Who gives features for CLIPScore asks for it.
-
-    Raises:
-        UserError: there is no such metric.
     """
     names = set(METRICS if metrics is None else metrics)
     if clip is not None:

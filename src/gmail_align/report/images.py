@@ -8,7 +8,7 @@ from typing import Final
 
 from PIL import Image
 
-from gmail_align.data.decode import to_rgb, upright
+from gmail_align.data.decode import finished, opened
 from gmail_align.errors import DataError
 
 LONGEST: Final = 320
@@ -44,8 +44,8 @@ def decode(encoded: bytes, name: str) -> tuple[Image.Image, str]:
         DataError: it is not an image, or it is damaged.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with opened(encoded) as image:
             image.load()  # an RGB image is returned as it is, after the file is closed
-            return to_rgb(upright(image)), image.format or ""
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return finished(image), image.format or ""
+    except DataError as error:
         raise DataError(f"{name} cannot be read as an image: {error}") from error

@@ -31,6 +31,11 @@ ROW_METRICS: Final = {
 }
 HEADLINE: Final = "CIDEr"
 """What rows are compared by where no claim names a metric."""
+REMARKS: Final = {
+    "CIDEr": "CIDEr weighs words by how rare they are in these references, so scores compare "
+    "within this page and not with those of papers on other images."
+}
+"""What a reader has to know of a metric."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from gmail_align.report.data import (
     section,
 )
 from gmail_align.report.gap_names import GAP_MEASURES
-from gmail_align.report.names import DIFFERENCE
+from gmail_align.report.names import DIFFERENCE, REMARKS
 from gmail_align.report.numbers import count, interval, number
 from gmail_align.report.results import clear, scored_rows
 
@@ -229,11 +229,7 @@ def limits(data: ReportData) -> list[str]:
             "training."
         )
     scored = scored_rows(result)
-    if any("CIDEr" in row.metrics for row in scored):
-        notes.append(
-            "CIDEr weighs words by how rare they are in these references, so scores compare "
-            "within this page and not with those of papers on other images."
-        )
+    notes += [text for name, text in REMARKS.items() if any(name in r.metrics for r in scored)]
     notes += [
         f"{row.label} is a bound that this learner reaches; it is not a limit of the method."
         for row in scored

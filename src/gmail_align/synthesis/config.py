@@ -104,11 +104,7 @@ class SynthesisConfig(Config):
 
     @model_validator(mode="after")
     def _check_judge(self) -> SynthesisConfig:
-        """Refuse candidates that nothing compares.
-
-        Raises:
-            ValueError: ``best_of`` is above 1 without a ``judge``.
-        """
+        """Refuse candidates that nothing compares."""
         if self.best_of > 1 and not self.judge:
             raise ValueError(f"best_of is {self.best_of}: name the CLIP that compares, as judge")
         return self

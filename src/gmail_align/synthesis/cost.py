@@ -52,6 +52,16 @@ class Cost:
         """Return all of it; text encoders, which run once a caption, are below 1% and left out."""
         return self.denoiser * self.passes + self.decoder
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, in GFLOP."""
+        return {
+            "denoiser_gflop": self.denoiser / 1e9,
+            "passes": self.passes,
+            "decoder_gflop": self.decoder / 1e9,
+            "height": self.height,
+            "width": self.width,
+        }
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -71,6 +81,19 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
         return asdict(self)
+
+    def lines(self, cost: Cost) -> list[str]:
+        """Lay the plan out for people, with what one image costs."""
+        return [
+            f"{self.images:,} images of {cost.height} x {cost.width} pixels",
+            f"  operations    {self.tflop_per_image:.3g} TFLOP an image: {cost.passes} passes of "
+            f"{cost.denoiser / 1e9:,.4g} GFLOP, decoder {cost.decoder / 1e9:,.4g} GFLOP",
+            f"  {self.card:13} {self.card_tflops:g} TFLOP/s: at most "
+            f"{self.images_per_second_limit:,.3g} images/s, {self.gpu_days_limit:,.3g} GPU-days",
+            f"  expected      {self.share:.0%} of that: {self.images_per_second:,.3g} images/s, "
+            f"{self.gpu_days:,.3g} GPU-days",
+            f"  disk          about {self.disk_gb:,.3g} GB",
+        ]
 
 
 def count_cost(architecture: Architecture, config: SynthesisConfig) -> Cost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -17,10 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gmail_align.artifacts import Artifact, Draft, atomic_file, begin
+from gmail_align.artifacts import Artifact, Draft, atomic_file, begin, read_jsonl
 from gmail_align.data.hashes import HashArray, difference_hash, hash_images, near_pairs
 from gmail_align.data.ids import numbered
 from gmail_align.data.images import (
+    QUARANTINE,
     ImageStore,
     Quarantined,
     Sample,
@@ -49,6 +51,12 @@ from gmail_align.synthesis.reassign import (
 SCORES: Final = "scores.parquet"
 _SHARD: Final = 1000
 _TEXTS: Final = 256
+
+
+def count_reasons(filtered: Artifact) -> Counter[str]:
+    """Return how many images were left out of filtered ones, by the kind of the reason."""
+    rows = read_jsonl(filtered.path(QUARANTINE))
+    return Counter(str(row["reason"]).partition(" of ")[0].partition(":")[0] for row in rows)
 
 
 @dataclass(frozen=True)
@@ -313,11 +321,7 @@ def _write_scores(draft: Draft, scores: Sequence[Score]) -> None:
 
 
 def _write_kept(draft: Draft, store: ImageStore, places: Sequence[Place]) -> Artifact:
-    """Write the images that are kept, shard by shard.
-
-    Raises:
-        DataError: every image is left out.
-    """
+    """Write the images that are kept, shard by shard."""
 
     def write(start: int, _: object) -> None:
         chunk = places[start : start + _SHARD]

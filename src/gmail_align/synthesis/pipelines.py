@@ -72,11 +72,7 @@ def load_pipeline(folder: Path, config: SynthesisConfig) -> Any:
 
 
 def _add_adapter(pipeline: Any, adapter: str) -> None:
-    """Add a LoRA to a pipeline's weights, so that sampling is as fast as without it.
-
-    Raises:
-        ModelError: the file is damaged, or does not fit the pipeline.
-    """
+    """Add a LoRA to a pipeline's weights, so that sampling is as fast as without it."""
     if not adapter:
         return
     path, kind = Path(adapter), type(pipeline).__name__
@@ -98,11 +94,7 @@ def denoiser(pipeline: Any) -> Any:
 
 
 def _tune(pipeline: Any, config: SynthesisConfig) -> None:
-    """Lay networks out for tensor cores, and compile them when asked: only rounding changes.
-
-    Raises:
-        ConfigError: no network of the pipeline can be compiled.
-    """
+    """Lay networks out for tensor cores, and compile them when asked: only rounding changes."""
     network, vae = denoiser(pipeline), getattr(pipeline, "vae", None)
     laid_out: tuple[Any, ...] = (network, vae) if pipeline.device.type == "cuda" else (vae,)
     for part in laid_out:  # on CPUs attention would have to undo it in the denoiser

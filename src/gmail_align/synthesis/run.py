@@ -190,11 +190,7 @@ class _Run:
 
 
 def _fingerprint_file(adapter: Path) -> str:
-    """Return the fingerprint of an adapter.
-
-    Raises:
-        ModelError: the file is missing, or is not safetensors.
-    """
+    """Return the fingerprint of an adapter."""
     if adapter.suffix != ".safetensors" or not adapter.is_file():
         raise ModelError(f"there is no adapter {adapter}: give a .safetensors file of LoRA weights")
     return sha256_file(adapter)[:16]

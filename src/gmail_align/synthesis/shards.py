@@ -116,11 +116,7 @@ class ShardMaker:
 
     @cached_property
     def _pipeline(self) -> Any:
-        """The generator, on this process's device.
-
-        Raises:
-            ModelError: it is another one here than where the run was begun.
-        """
+        """The generator, on this process's device."""
         folder = find_pipeline(self.config.model, self.config.revision, self.config.variant)
         weights = weights_fingerprint(folder, self.config.variant)
         if weights != self.generator.weights:

@@ -232,23 +232,16 @@ class Graph:
         side: Side = "real" if row.images == "real" else "generated"
         validation = self._learner_images("validation", side, row, seed)
         assert learner.settings is not None
-        if learner.kind == "ifcap":
-            prompts = self.prompts("train")
-            texts = TextFeatures(prompts, self.encoder(row))
-            from_images = getattr(learner.settings, "mode", "") != "text_noise"
-            seen = self._learner_images("train", side, row, seed)
-            return TrainedCaptioner(
-                learner.settings,
-                model,
-                (seen,) if from_images else (),
-                validation,
-                seed,
-                prompts,
-                texts,
-            )
-        sides: tuple[Side, ...] = ("generated", "real") if row.images == "mixed" else (side,)
+        settings = learner.settings
+        mixed = row.images == "mixed" and not settings.reads_texts
+        sides: tuple[Side, ...] = ("generated", "real") if mixed else (side,)
         images = tuple(self._learner_images("train", one, row, seed) for one in sides)
-        return TrainedCaptioner(learner.settings, model, images, validation, seed)
+        texts: tuple[Step, ...] = ()
+        if settings.reads_texts:
+            prompts = self.prompts("train")
+            texts = prompts, TextFeatures(prompts, self.encoder(row))
+        shown = images if settings.reads_images else ()
+        return TrainedCaptioner(settings, model, shown, validation, seed, *texts)
 
     def _llava(self, learner: Learner, row: Row, seed: int) -> TrainedLlava:
         assert learner.llava is not None

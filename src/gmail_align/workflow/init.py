@@ -15,6 +15,7 @@ from gmail_align.encoders.shipped import SHIPPED
 from gmail_align.errors import UserError
 from gmail_align.extras import missing
 from gmail_align.progress import printable
+from gmail_align.report.names import HEADLINE
 from gmail_align.workflow.costs import KNOWN_ENCODERS, KNOWN_LANGUAGE_MODELS
 from gmail_align.workflow.layouts import Layout, find_layout
 from gmail_align.workflow.work import cached_snapshot
@@ -262,7 +263,7 @@ def _evaluate(layout: Layout) -> str:
 
 
 def _claims(layout: Layout) -> str:
-    metric = "accuracy" if layout.classes else "CIDEr"
+    metric = "accuracy" if layout.classes else HEADLINE
     claims = [
         ("Alignment beats generated images taken for real", "gmail", "raw"),
         ("Alignment beats the control", "gmail", "control"),

@@ -67,6 +67,18 @@ class Layout:
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
+    def imports(self) -> dict[str, Table]:
+        """Return the tables that name an importer, by split; ``generated`` among them."""
+        tables = {name: table for name, table in self.data.items() if "import" in table}
+        return tables | ({"generated": self.generated} if self.generated else {})
+
+    def import_calls(self, out: Path) -> Iterator[tuple[str, Table, Path]]:
+        """Yield the importer, its options and the folder of every import."""
+        tables = self.imports()
+        for name, table in tables.items():
+            options = {key: one for key, one in table.items() if key not in ("import", "expect")}
+            yield table["import"], options, out / name if len(tables) > 1 else out
+
 
 def find_layout(place: Path) -> Layout:
     """Look at a folder or a file, and say what it holds and how a recipe reads it.
@@ -251,7 +263,7 @@ def _captions_beside(folder: Path, files: Sequence[str]) -> Layout | None:
             if split in counts:
                 left_out.append(f"Images {split or 'of no split'} are left out of the {part} set.")
             continue
-        data[part] = {"import": "urban1k", "source": [str(folder)]}
+        data[part] = {"import": "imagefolder", "source": [str(folder)]}
         data[part] |= {"split": split} if len(counts) > 1 else {}
         sizes[part] = counts[split]
     return Layout(kind, data, sizes, left_out=left_out)

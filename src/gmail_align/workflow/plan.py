@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gmail_align.captioning.kinds import CAPTIONERS, kind_of
 from gmail_align.errors import ModelError
 from gmail_align.extras import missing as missing_modules
 from gmail_align.synthesis.architectures import ARCHITECTURES, read_architecture
@@ -109,9 +110,11 @@ def what_is_missing(steps: Iterable[Step]) -> list[dict[str, str]]:
     extras = {
         "synthesis": any(isinstance(step, Synthesis) for step in steps),
         "captions": any(isinstance(step, CaptionScores) for step in steps),
-        "ifcap": any(isinstance(step, TrainedCaptioner) and step.texts for step in steps),
         "report": True,
     }
+    captioners = (step.settings for step in steps if isinstance(step, TrainedCaptioner))
+    kinds = (CAPTIONERS[kind_of(settings)] for settings in captioners)
+    extras |= {kind.extra: True for kind in kinds if kind.extra is not None}
     for extra, wanted in extras.items():
         absent = missing_modules(extra) if wanted else []
         if absent:

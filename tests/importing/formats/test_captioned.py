@@ -79,10 +79,10 @@ def test_karpathy_by_file_name_and_a_split_that_is_not_there(tmp_path: Path) -> 
     assert rows(made) == [("4", "text 0 of 2", "102_ab"), ("5", "text 1 of 2", "102_ab")]
     assert made["captions"].manifest["config"]["dataset"] == "flickr8k"
     assert "images" not in made
-    with pytest.raises(DataError, match=r"has no split 'dev': use restval, test, train, val"):
+    with pytest.raises(DataError, match="'dev': .* restval, test, train, val"):
         karpathy(packed, [], split=["dev"])
     (tmp_path / "other.json").write_text('{"images": [{"filename": "a"}]}')
-    with pytest.raises(DataError, match=r"entry 0 of 'images' is not of Karpathy's layout"):
+    with pytest.raises(DataError, match="entry 0 of 'images'"):
         karpathy(tmp_path / "other.json", [])
     (tmp_path / "none.json").write_text("[]")
     with pytest.raises(DataError, match="lists no 'images'"):
@@ -252,7 +252,7 @@ def test_tables_of_every_kind_hold_the_same_rows(tmp_path: Path, make_picture: M
     assert store.ids == [str(n) for n in range(70)]
     assert all(store.read_bytes(str(n)) == make_picture(n) for n in range(70))
     assert rows(made)[3] == ("1-1", "two", "1")
-    with pytest.raises(DataError, match=r"has no column 'caption': it has file, text"):
+    with pytest.raises(DataError, match="'caption': .* file, text"):
         parquet([tmp_path / "t.csv"], [], image_column="file", caption_column="caption")
 
 

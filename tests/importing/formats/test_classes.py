@@ -134,7 +134,7 @@ def test_unknown_classes_sets_and_missing_lists_are_refused(
     with pytest.raises(DataError, match=r"labels/test1.txt"):
         classification("dtd", [tmp_path])
     put(tmp_path, {"labels/test1.txt": "silk/a.jpg\n", "images/silk/a.jpg": make_picture(1)})
-    with pytest.raises(DataError, match="is of class 'silk', which dtd does not have"):
+    with pytest.raises(DataError, match="'silk'.* dtd"):
         classification("dtd", [tmp_path])
 
 

@@ -116,10 +116,10 @@ def test_absent_images_are_left_out_by_name_and_a_wrong_folder_is_told(
     assert row == {"id": "7", "reason": "there is no file 000000000007.jpg"}
     (folder / "000000000020.jpg").unlink()
     (folder / "000000000020.jpg").mkdir()
-    with pytest.raises(DataError, match=r"2 of 5 images cannot be used, .* is 7: there is no file"):
+    with pytest.raises(DataError, match="2 of 5 images .* 7: .* no file"):
         import_coco(path, folder, tmp_path / "two", split_name="v", limit_quarantine=0.2)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"none of the 5 listed images can be used"):
+    with pytest.raises(DataError, match="none of the 5"):
         import_coco(path, tmp_path / "empty", tmp_path / "none", split_name="v")
     with pytest.raises(DataError, match="there is no folder, zip or tar at"):
         import_coco(path, folder / "nowhere", tmp_path / "no", split_name="v")

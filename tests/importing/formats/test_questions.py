@@ -161,5 +161,5 @@ def test_mmmu_as_parquet_of_two_subjects(tmp_path: Path, make_picture: Make) -> 
     assert made["questions"].manifest["notes"]["protocol"] == (
         "mmmu_val (subset: 4 of 900 questions)"
     )
-    with pytest.raises(DataError, match="none of the 4 files is of the split 'test'"):
+    with pytest.raises(DataError, match="4 files .* 'test'"):
         mmmu(home, [], split="test")

@@ -74,11 +74,7 @@ def convert_clipcap(
 
 
 def _build(weights: Path, gpt2: Path, normalise: bool | None, norm: float | None) -> ClipCap:
-    """Build the captioner that a file holds.
-
-    Raises:
-        ModelError: it holds more than tensors, is not a ClipCap, or is of another GPT-2.
-    """
+    """Build the captioner that a file holds."""
     tensors = read_state_dict(weights)
     mapper = _part(tensors, _MAPPER)
     config = GPT2Config.from_pretrained(gpt2, local_files_only=True)

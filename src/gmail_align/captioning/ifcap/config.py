@@ -29,10 +29,12 @@ class IFCapConfig(CaptionerConfig):
         "ifcap_flickr30k": {"noun_captions": 7, "noun_count": 3, "optim": {"epochs": 30}},
     }
     """The published settings for COCO and for Flickr30k."""
+    reads_texts: ClassVar[bool] = True
 
     mode: Literal["text_noise", "gen_embed", "mix"] = "text_noise"
-    """What stands for the image in training: the caption's text feature with noise, the aligned
-    feature of an image generated from it, or either of the two."""
+    """What stands for the image in training. ``text_noise`` is the caption's text feature with
+    noise. ``gen_embed`` is the aligned feature of an image generated from it. ``mix`` takes
+    either."""
     generated_share: float = Field(default=0.5, gt=0, lt=1)
     """How often ``mix`` takes the generated image where there is one."""
     noise_variance: float = Field(default=0.016, ge=0)
@@ -90,6 +92,11 @@ class IFCapConfig(CaptionerConfig):
                 " that are counted, so that no object could be named"
             )
         return self
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether generated images stand for images in training."""
+        return self.mode != "text_noise"
 
     @property
     def captions_needed(self) -> int:

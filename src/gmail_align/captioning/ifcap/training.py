@@ -195,11 +195,7 @@ def retrieve_for_captions(captioner: IFCap, path: Path, seed: int) -> Int[Tensor
 
 
 def _make_datastore(config: IFCapConfig, texts: EmbeddedCaptions, folder: Path) -> Datastore:
-    """Write and open the captions that are looked up.
-
-    Raises:
-        ConfigError: there are fewer than an image needs.
-    """
+    """Write and open the captions that are looked up."""
     write_datastore(folder, caption_texts(texts.captions), texts.features, texts.retrieval, config)
     store = read_datastore(folder)
     if config.captions_needed > len(store):
@@ -237,11 +233,7 @@ def _identity(config: IFCapConfig, data: CaptionerData) -> dict[str, str]:
 
 
 def _first_images(store: Datastore, generated: Features | None) -> Int[Tensor, " n"]:
-    """Return the row of the first image generated from each caption; -1 where there is none.
-
-    Raises:
-        DataError: features of images and of captions differ in width.
-    """
+    """Return the row of the first image generated from each caption; -1 where there is none."""
     if generated is None:
         return torch.full((len(store),), -1)
     if generated.array.shape[1] != store.features.shape[1]:
@@ -255,11 +247,7 @@ def _first_images(store: Datastore, generated: Features | None) -> Int[Tensor, "
 
 
 def _trained_rows(config: IFCapConfig, images: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
-    """Return the rows of the captions that are trained, and print how many are left out.
-
-    Raises:
-        ConfigError: the mode needs generated images, and no caption has one.
-    """
+    """Return the rows of the captions that are trained, and print how many are left out."""
     rows = torch.arange(len(images))
     if config.mode == "text_noise":
         return rows
