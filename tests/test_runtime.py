@@ -34,9 +34,9 @@ def test_a_number_and_its_digits_are_different_parts():
 
 
 def test_versions_name_what_results_depend_on():
-    found = versions()
-    assert found.keys() >= {"python", "gmail-align", "torch", "transformers", "numpy"}
-    assert all(found.values())
+    result = versions()
+    assert result.keys() >= {"python", "gmail-align", "torch", "transformers", "numpy"}
+    assert all(result.values())
 
 
 def test_devices():

@@ -66,14 +66,14 @@ def test_the_curve_of_every_preset_is_as_it_was(
     sources = (pairs, world.real, world.generated)
     made = align(config, Sources(*sources), base, tmp_path / "encoder", seed=3, cache=cache)
     rows = list(read_jsonl(made.path("events.jsonl")))
-    found = {
+    result = {
         "total": [row["total"] for row in rows if row["event"] == "loss"],
         "score": [row["score"] for row in rows if row["event"] == "score"],
     }
-    assert len(found["total"]) == 20
+    assert len(result["total"]) == 20
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("GMAIL_ALIGN_WRITE_GOLDEN"):
-        golden[name] = {key: [round(v, 6) for v in values] for key, values in found.items()}
+        golden[name] = {key: [round(v, 6) for v in values] for key, values in result.items()}
         GOLDEN.write_text(json.dumps(dict(sorted(golden.items())), indent=1) + "\n")
-    for key, values in found.items():
+    for key, values in result.items():
         assert values == pytest.approx(golden[name][key], rel=2e-4, abs=2e-4)

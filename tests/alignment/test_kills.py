@@ -60,10 +60,10 @@ def _kill_at(child: int, folder: Path, step: int) -> int:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    found = (path for path in folder.rglob("*") if path.is_file())
+    result = (path for path in folder.rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder)): path.read_bytes()
-        for path in found
+        for path in result
         if path.name not in ("manifest.json", LOG)
     }
 

@@ -65,12 +65,12 @@ def test_a_batch_of_three_by_hand() -> None:
     # cosines: [1 0 1], [0 1 0], [0 -1 0]; temperature 1
     e = math.e
     rows = [math.log(e / (2 * e + 1)), math.log(e / (e + 2)), math.log(1 / (2 + 1 / e))]
-    found = alignment_loss(generated, real, temperature=1.0)
-    assert float(found) == pytest.approx(-sum(rows) / 3, abs=1e-6)
+    result = alignment_loss(generated, real, temperature=1.0)
+    assert float(result) == pytest.approx(-sum(rows) / 3, abs=1e-6)
     same = torch.tensor([[True, False, True], [False, True, False], [True, False, True]])
     rows = [math.log(e / (e + 1)), math.log(e / (e + 2)), math.log(1 / (1 + 1 / e))]
-    found = alignment_loss(generated, real, temperature=1.0, same=same)
-    assert float(found) == pytest.approx(-sum(rows) / 3, abs=1e-6)
+    result = alignment_loss(generated, real, temperature=1.0, same=same)
+    assert float(result) == pytest.approx(-sum(rows) / 3, abs=1e-6)
 
 
 @given(batches())
@@ -81,9 +81,9 @@ def test_equals_the_naive_implementation(
     left, right, same, temperature = batch
     generated, real, mask = _torch(left, right, same)
     for given_mask, naive_mask in ((None, None), (mask, same)):
-        found = alignment_loss(generated, real, temperature=temperature, same=given_mask)
+        result = alignment_loss(generated, real, temperature=temperature, same=given_mask)
         expected = naive_eq1(left, right, temperature, naive_mask)
-        assert float(found) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        assert float(result) == pytest.approx(expected, rel=1e-9, abs=1e-9)
     scale = 1 / temperature
     expected = naive_eq1(left, right, temperature, same)
     expected = (expected + naive_eq1(right, left, temperature, same.T)) / 2
@@ -162,8 +162,8 @@ def test_the_text_loss_is_clips() -> None:
     images, texts = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(3))
     cosines = torch.nn.functional.normalize(texts) @ torch.nn.functional.normalize(images).T
     expected = image_text_contrastive_loss(cosines * 14.3)
-    found = contrastive_text_losses(images, texts, torch.tensor(14.3)).mean()
-    assert torch.allclose(found, expected, atol=1e-6)
+    result = contrastive_text_losses(images, texts, torch.tensor(14.3)).mean()
+    assert torch.allclose(result, expected, atol=1e-6)
 
 
 def test_half_precision_features_are_compared_in_fp32() -> None:
@@ -171,9 +171,9 @@ def test_half_precision_features_are_compared_in_fp32() -> None:
     low, high = generated.bfloat16(), real.bfloat16()
     expected = alignment_loss(low.float(), high.float())
     with torch.autocast("cpu", torch.bfloat16):
-        found = alignment_loss(low, high)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, expected)
+        result = alignment_loss(low, high)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, expected)
 
 
 def test_distillation_is_one_minus_cosine() -> None:
@@ -244,8 +244,8 @@ def test_without_shared_pairs_summing_and_masking_are_the_same() -> None:
     eye = torch.eye(6, dtype=torch.bool)
     plain = alignment_loss(generated, real)
     for positives in ("mask", "sum"):
-        found = alignment_loss(generated, real, same=eye, positives=positives)
-        assert torch.allclose(found, plain, atol=1e-6)
+        result = alignment_loss(generated, real, same=eye, positives=positives)
+        assert torch.allclose(result, plain, atol=1e-6)
 
 
 def test_a_learned_temperature_has_the_slope_of_finite_differences() -> None:

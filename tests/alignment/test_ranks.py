@@ -94,10 +94,10 @@ def test_two_ranks_equal_one(clip_folder: Path, world: Any, tmp_path: Path) -> N
     assert two.manifest["notes"]["best_step"] == alone.manifest["notes"]["best_step"]
     weights = "adapter_model.safetensors"
     for name in (f"adapter/{weights}", f"adapter_text/{weights}", "heads.safetensors"):
-        found, expected = load_file(two.path(name)), load_file(alone.path(name))
-        assert found.keys() == expected.keys()
+        result, expected = load_file(two.path(name)), load_file(alone.path(name))
+        assert result.keys() == expected.keys()
         for key, tensor in expected.items():
-            assert allclose(found[key], tensor, atol=2e-5), key
+            assert allclose(result[key], tensor, atol=2e-5), key
     rows, others = (list(read_jsonl(made.path("events.jsonl"))) for made in (two, alone))
     assert [row["event"] for row in rows] == [row["event"] for row in others]
     for row, other in zip(rows, others, strict=True):

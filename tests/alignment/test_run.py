@@ -359,9 +359,9 @@ def test_a_loss_that_breaks_stops_and_names_its_pairs(
     assert content["step"] == 0
     known = {(p.generated_image_id, p.real_image_id, p.caption_id) for p in read_pairs(world.pairs)}
     names = ("generated_image_id", "real_image_id", "caption_id")
-    found = {tuple(pair[name] for name in names) for pair in content["pairs"]}
-    assert len(found) == 6
-    assert found <= known
+    result = {tuple(pair[name] for name in names) for pair in content["pairs"]}
+    assert len(result) == 6
+    assert result <= known
 
 
 def test_pairs_are_read_once_and_nothing_frozen_is_computed_twice(
@@ -439,11 +439,11 @@ def test_a_base_without_safetensors_is_aligned_and_saved(
     sources = Sources(world.pairs, world.real, world.generated)
     made = align(config, sources, base, tmp_path / "encoder", seed=3)
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    found, expected = (
+    result, expected = (
         GmailEncoder.from_pretrained(folder).embed_pixels(pixels, Route.FROZEN)
         for folder in (made.folder, clip_folder)
     )
-    assert torch.allclose(found, expected)
+    assert torch.allclose(result, expected)
 
 
 def test_a_gain_within_noise_is_not_applied(

@@ -27,8 +27,8 @@ def test_the_interval_is_that_of_resampled_images() -> None:
     rng = np.random.default_rng(0)
     image = np.repeat(np.arange(30), 2)
     before, after = (_score(rng, image, (1.0, 0.5)) for _ in range(2))
-    found = gain(before, after, 30)
-    assert found.value == pytest.approx(total(after) - total(before))
+    result = gain(before, after, 30)
+    assert result.value == pytest.approx(total(after) - total(before))
     draws = []
     for _ in range(2000):
         rows = np.concatenate([np.flatnonzero(image == one) for one in rng.integers(30, size=30)])
@@ -39,9 +39,9 @@ def test_the_interval_is_that_of_resampled_images() -> None:
             )
         )
     low, high = np.percentile(draws, [2.5, 97.5])
-    assert found.low == pytest.approx(low, abs=0.1)
-    assert found.high == pytest.approx(high, abs=0.1)
-    assert found.n == 30
+    assert result.low == pytest.approx(low, abs=0.1)
+    assert result.high == pytest.approx(high, abs=0.1)
+    assert result.n == 30
 
 
 def test_a_small_gain_on_one_image_in_many_is_noise() -> None:

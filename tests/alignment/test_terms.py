@@ -227,7 +227,7 @@ def test_guard_metrics_by_plain_loops(select: Any, encoder: GmailEncoder, batch:
     held = _held(batch)
     frozen, texts = (held.tables.known[name].array for name in ("frozen", "texts"))
     config = AlignConfig(weights=ALL, batch_size=4, select=select, direction="r2g")
-    found = Guard(encoder, held, config).metrics()
+    result = Guard(encoder, held, config).metrics()
     pre, owner = encoder.preprocess, held.image_of.tolist()
     generated = encoder.embed_pixels(pre.normalise(batch.inputs["generated"]), Route.GENERATED)
     real = encoder.embed_pixels(pre.normalise(batch.inputs["real"][:4]), Route.REAL)
@@ -277,7 +277,7 @@ def test_guard_metrics_by_plain_loops(select: Any, encoder: GmailEncoder, batch:
     expected["text_generated_r1"] = sum(map(int, there)) / 6
     if select in expected:
         expected["score"] = expected[select]
-    assert found == pytest.approx({**expected, "eligible": found["eligible"]}, abs=1e-5)
+    assert result == pytest.approx({**expected, "eligible": result["eligible"]}, abs=1e-5)
 
 
 def test_guessing_is_no_better_than_a_confident_wrong_start(
@@ -307,8 +307,8 @@ def test_steps_that_harm_the_deployed_route_are_blocked(
     loss = 1 - free["retrieval"]
     for allowed, kept in ((0.0, 0.0), (loss - 0.01, 0.0), (loss + 0.01, 1.0), (None, 1.0)):
         config = AlignConfig(select="margin", keep_real=allowed)
-        found = Guard(encoder, held, config).metrics()
-        assert (found["score"], found["eligible"]) == (free["margin"], kept)
+        result = Guard(encoder, held, config).metrics()
+        assert (result["score"], result["eligible"]) == (free["margin"], kept)
     with torch.no_grad():
         encoder.real_head.zero_()  # every image now finds nothing
     assert Guard(encoder, held, AlignConfig()).metrics()["eligible"] == 0.0
@@ -316,10 +316,10 @@ def test_steps_that_harm_the_deployed_route_are_blocked(
 
 def test_ties_are_misses(encoder: GmailEncoder, batch: Batch) -> None:
     flat = {"frozen": torch.ones(4, encoder.dim), "texts": torch.ones(6, encoder.dim)}
-    found = Guard(encoder, _held(batch, **flat), AlignConfig()).metrics()
-    assert found["generated_real_r1"] == 0.0
-    assert found["real_text_r1"] == 0.0
-    assert found["margin"] == pytest.approx(0.0, abs=1e-6)
+    result = Guard(encoder, _held(batch, **flat), AlignConfig()).metrics()
+    assert result["generated_real_r1"] == 0.0
+    assert result["real_text_r1"] == 0.0
+    assert result["margin"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_images_that_share_a_caption_find_it(encoder: GmailEncoder, batch: Batch) -> None:
@@ -336,8 +336,8 @@ def test_images_that_share_a_caption_find_it(encoder: GmailEncoder, batch: Batch
     )
     held = dataclasses.replace(held, tables=tables)
     config = AlignConfig(keep_real=0.0, encoder={"trunk": "frozen_real"}, weights={"text_real": 0})
-    found = Guard(encoder, held, config).metrics()
-    assert (found["real_text_r1"], found["text_real_r1"], found["retrieval"]) == (1.0, 1.0, 1.0)
+    result = Guard(encoder, held, config).metrics()
+    assert (result["real_text_r1"], result["text_real_r1"], result["retrieval"]) == (1.0, 1.0, 1.0)
 
 
 def test_what_cannot_change_is_computed_once(

@@ -142,8 +142,8 @@ def test_packed_tokens_give_the_texts_own_features(
     rows = pack(encoder, lines)
     assert rows.shape == (3, 13)
     with torch.no_grad():
-        found = embed_tokens(encoder, rows[:2], AlignConfig())
-        for row, line in zip(found, lines[:2], strict=True):
+        result = embed_tokens(encoder, rows[:2], AlignConfig())
+        for row, line in zip(result, lines[:2], strict=True):
             assert torch.allclose(row, encoder.embed_texts([line], Route.REAL)[0], atol=1e-5)
         assert torch.allclose(
             embed_tokens(encoder, rows, AlignConfig()),

@@ -32,18 +32,18 @@ def _run(start: tuple[str, ...], *given: object) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     assert "alignment 5/5 steps" in done.stderr or "CLIP 5/5 steps" in done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 def _compare(two: Path, one: Path, names: tuple[str, ...]) -> None:
     for name in names:
-        found, expected = load_file(two / name), load_file(one / name)
-        assert found.keys() == expected.keys()
+        result, expected = load_file(two / name), load_file(one / name)
+        assert result.keys() == expected.keys()
         for key, tensor in expected.items():
             if key.endswith("k_proj.bias"):
                 continue  # its gradient is zero but for rounding, of which Adam makes whole steps
-            assert allclose(found[key], tensor, atol=2e-5), key
+            assert allclose(result[key], tensor, atol=2e-5), key
     assert load(two).counts == load(one).counts
     for row, other in zip(
         *(list(read_jsonl(folder / "events.jsonl")) for folder in (two, one)), strict=True

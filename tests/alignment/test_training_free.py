@@ -40,9 +40,9 @@ def _moments(*sides: np.ndarray) -> list[Moments]:
 def test_moments_are_those_of_numpy(sides: tuple[np.ndarray, np.ndarray]) -> None:
     rows = torch.arange(3, 40)
     for side in sides:
-        for found, given in ((_moments(side)[0], side), (_moments(side[3:40])[0], side[3:40])):
-            assert np.allclose(found.mean.numpy(), given.mean(0), atol=1e-12)
-            assert np.allclose(found.covariance.numpy(), np.cov(given.T, bias=True), atol=1e-12)
+        for result, given in ((_moments(side)[0], side), (_moments(side[3:40])[0], side[3:40])):
+            assert np.allclose(result.mean.numpy(), given.mean(0), atol=1e-12)
+            assert np.allclose(result.covariance.numpy(), np.cov(given.T, bias=True), atol=1e-12)
         some = Moments.of(torch.from_numpy(side), rows)
         assert torch.allclose(some.covariance, _moments(side[3:40])[0].covariance)
     with pytest.raises(DataError):
@@ -53,19 +53,19 @@ def test_moments_are_those_of_numpy(sides: tuple[np.ndarray, np.ndarray]) -> Non
 
 def test_a_shift_matches_means(sides: tuple[np.ndarray, np.ndarray]) -> None:
     generated, real = sides
-    found = mean_shift(*_moments(*sides))(torch.from_numpy(generated)).numpy()
-    assert np.allclose(found, generated - generated.mean(0) + real.mean(0), atol=1e-12)
+    result = mean_shift(*_moments(*sides))(torch.from_numpy(generated)).numpy()
+    assert np.allclose(result, generated - generated.mean(0) + real.mean(0), atol=1e-12)
 
 
 def test_shift_and_scale_match_the_mean_and_the_total_variance(
     sides: tuple[np.ndarray, np.ndarray],
 ) -> None:
     generated, real = sides
-    found = shift_scale(*_moments(*sides))(torch.from_numpy(generated)).numpy()
+    result = shift_scale(*_moments(*sides))(torch.from_numpy(generated)).numpy()
     scale = np.sqrt(real.var(0).sum() / generated.var(0).sum())
     expected = (generated - generated.mean(0)) * scale + real.mean(0)
-    assert np.allclose(found, expected, atol=1e-12)
-    assert found.var(0).sum() == pytest.approx(real.var(0).sum())
+    assert np.allclose(result, expected, atol=1e-12)
+    assert result.var(0).sum() == pytest.approx(real.var(0).sum())
 
 
 def test_coral_matches_the_covariance(sides: tuple[np.ndarray, np.ndarray]) -> None:
@@ -81,8 +81,8 @@ def test_coral_matches_the_covariance(sides: tuple[np.ndarray, np.ndarray]) -> N
     assert np.allclose(root, covariances[0], atol=1e-9)
     assert np.allclose(matrix_power(_root(covariances[1]), 2), covariances[1])
     assert np.allclose(matrix, _root(covariances[1]) @ np.linalg.inv(_root(covariances[0])))
-    found = fitted(torch.from_numpy(generated)).numpy()
-    assert np.allclose(found.mean(0), real.mean(0), atol=1e-9)
+    result = fitted(torch.from_numpy(generated)).numpy()
+    assert np.allclose(result.mean(0), real.mean(0), atol=1e-9)
 
 
 def _root(matrix: np.ndarray) -> np.ndarray:

@@ -28,12 +28,12 @@ def published(gpt2: Path, mapper: dict[str, torch.Tensor]) -> dict[str, torch.Te
     """Lay weights out as the released files do, with the buffers that old transformers kept."""
     torch.manual_seed(3)
     words = load_language_model(gpt2).model.state_dict()
-    found = {f"gpt.{name}": torch.randn_like(value) / 20 for name, value in words.items()}
-    found["gpt.lm_head.weight"] = found["gpt.transformer.wte.weight"]
+    result = {f"gpt.{name}": torch.randn_like(value) / 20 for name, value in words.items()}
+    result["gpt.lm_head.weight"] = result["gpt.transformer.wte.weight"]
     for layer in range(2):
-        found[f"gpt.transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 64, 64).tril()
-        found[f"gpt.transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
-    return found | {f"clip_project.{name}": value for name, value in mapper.items()}
+        result[f"gpt.transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 64, 64).tril()
+        result[f"gpt.transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    return result | {f"clip_project.{name}": value for name, value in mapper.items()}
 
 
 def mlp() -> dict[str, torch.Tensor]:
@@ -111,8 +111,8 @@ def test_the_mlp_reads_raw_features_as_its_notebook_does(roomy: Path, tmp_path: 
     biases = [weights[f"clip_project.model.{n}.bias"] for n in (0, 2)]
     expected = torch.tanh(FEATURES @ first.T + biases[0]) @ last.T + biases[1]
     with torch.no_grad():
-        found = opened.prompt(FEATURES).embeddings
-    assert torch.allclose(found, expected.view(4, 3, 32), atol=1e-5)
+        result = opened.prompt(FEATURES).embeddings
+    assert torch.allclose(result, expected.view(4, 3, 32), atol=1e-5)
     assert torch.equal(
         opened.language_model.transformer.h[1].attn.c_attn.weight,
         weights["gpt.transformer.h.1.attn.c_attn.weight"],
@@ -126,8 +126,8 @@ def test_the_transformer_reads_unit_features(roomy: Path, tmp_path: Path) -> Non
     opened = load_captioner(convert(roomy, tmp_path, published(roomy, own)), CPU)
     unit = FEATURES / FEATURES.norm(dim=-1, keepdim=True)
     with torch.no_grad():
-        found = opened.prompt(FEATURES).embeddings
-    assert torch.allclose(found, original_prefix(own, unit), atol=1e-5)
+        result = opened.prompt(FEATURES).embeddings
+    assert torch.allclose(result, original_prefix(own, unit), atol=1e-5)
 
 
 def test_aligned_features_are_brought_to_the_length_it_knows(roomy: Path, tmp_path: Path) -> None:

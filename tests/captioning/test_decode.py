@@ -49,8 +49,8 @@ def chatty(clipcap: ClipCap) -> ClipCap:
 
 def test_greedy_is_the_naive_search(chatty: ClipCap, gpt2: Path) -> None:
     tokenizer = load_language_model(gpt2).tokenizer
-    found = say(chatty, FEATURES, GREEDY)
-    for feature, caption in zip(FEATURES, found, strict=True):
+    result = say(chatty, FEATURES, GREEDY)
+    for feature, caption in zip(FEATURES, result, strict=True):
         tokens, score = naive_greedy(chatty, feature, tokenizer.eos_token_id, 9)
         assert caption.text == tokenizer.decode(tokens, skip_special_tokens=True).strip()
         assert caption.log_prob == pytest.approx(score, abs=1e-4)
@@ -84,10 +84,10 @@ def test_gpt2_is_what_transformers_makes_of_it(gpt2: Path) -> None:
     plain, ours = GPT2LMHeadModel.from_pretrained(gpt2), load_language_model(gpt2).model
     ids = torch.arange(12)[None]
     expected = plain(ids, labels=ids)
-    found = ours(ids, labels=ids)
-    assert torch.allclose(found.logits, expected.logits, atol=1e-5)
+    result = ours(ids, labels=ids)
+    assert torch.allclose(result.logits, expected.logits, atol=1e-5)
     expected.loss.backward()
-    found.loss.backward()
+    result.loss.backward()
     for ours_p, plain_p in zip(ours.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(ours_p.grad, plain_p.grad, atol=1e-5)
 
@@ -110,13 +110,13 @@ def test_nucleus_draws_the_same_with_the_same_seed_in_any_batch(chatty: ClipCap)
 def test_nucleus_draws_as_often_as_the_probabilities_say() -> None:
     scores = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
     draw = SeededNucleus(range(4000), top_p=0.9, temperature=1.0)
-    found = draw(torch.zeros(4000, 1).long(), scores).argmax(1).bincount(minlength=4) / 4000
+    result = draw(torch.zeros(4000, 1).long(), scores).argmax(1).bincount(minlength=4) / 4000
     kept = torch.tensor([0.5, 0.3, 0.15, 0.0]) / 0.95
-    assert torch.allclose(found, kept, atol=0.025)
+    assert torch.allclose(result, kept, atol=0.025)
 
 
 def test_a_longer_beam_search_finds_a_likelier_caption(chatty: ClipCap) -> None:
     greedy = say(chatty, FEATURES, GREEDY)
     wide = say(chatty, FEATURES, Decoding(beam=6, max_tokens=9))
-    mean = [sum(c.log_prob for c in found) / len(found) for found in (greedy, wide)]
+    mean = [sum(c.log_prob for c in result) / len(result) for result in (greedy, wide)]
     assert mean[1] >= mean[0]

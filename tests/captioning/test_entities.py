@@ -30,9 +30,9 @@ from gmail_align.errors import DataError, MissingExtraError
     ],
 )
 def test_nouns_are_singular_and_people_are_persons(text: str, expected: list[str]) -> None:
-    found = nouns(text)
-    assert [noun for noun in found if noun in expected] == expected
-    assert len(found) <= len(expected) + 1
+    result = nouns(text)
+    assert [noun for noun in result if noun in expected] == expected
+    assert len(result) <= len(expected) + 1
 
 
 def test_the_tagger_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,9 +63,9 @@ def test_losses_and_captions_are_the_recorded_ones(
     config = ClipCapConfig(optim=optim, **settings, **shape)
     data = CaptionerData((captioned(features, ROWS),))
     out = train_captioner(config, data, model_path("tabletop", "gpt2"), tmp_path / "out", seed=1)
-    found = [row["total"] for row in read_jsonl(out.path("events.jsonl"))]
+    result = [row["total"] for row in read_jsonl(out.path("events.jsonl"))]
     said = predict_captions(out, features, tmp_path / "said", PredictConfig(device="cpu", beam=3))
     rows = list(read_jsonl(said.path("predictions.jsonl")))
-    assert found == pytest.approx(losses, abs=1e-4)
+    assert result == pytest.approx(losses, abs=1e-4)
     assert [row["text"] for row in rows] == texts
     assert [row["log_prob"] for row in rows] == pytest.approx(scores, abs=1e-3)

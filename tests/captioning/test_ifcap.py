@@ -201,8 +201,8 @@ def test_generated_images_replace_noisy_texts(
     mixed = prepared(monkeypatch, small(1, mode="mix"), data, gpt2, tmp_path / "mix")
     assert len(mixed.rows) == 24
     torch.manual_seed(0)
-    found = torch.stack([mixed.inputs(rows) for _ in range(40)])
-    taken = (found[:, :12] - unit).abs().amax(-1) < 1e-6
+    result = torch.stack([mixed.inputs(rows) for _ in range(40)])
+    taken = (result[:, :12] - unit).abs().amax(-1) < 1e-6
     assert 0.4 < float(taken.float().mean()) < 0.6
     noisy = prepared(monkeypatch, small(1), source(ROWS, texts), gpt2, tmp_path / "text")
     cosine = (noisy.inputs(rows) * normalize(text_features(), dim=-1)).sum(-1)

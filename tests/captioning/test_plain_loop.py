@@ -35,7 +35,7 @@ def test_one_step_is_that_of_a_plain_loop(four: Artifact, gpt2: Path, tmp_path: 
     attention = torch.cat([torch.ones(4, 3), (labels != -100).float()], dim=1)
     parameters = [*model.parameters(), *mapper.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.optim.lr, weight_decay=0.0)
-    found = []
+    result = []
     for _ in range(2):
         prefix = mapper(features).view(4, 3, 32)
         loss = model(
@@ -47,8 +47,8 @@ def test_one_step_is_that_of_a_plain_loop(four: Artifact, gpt2: Path, tmp_path: 
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        found.append(loss.item())
-    assert losses == pytest.approx(found, abs=1e-4)
+        result.append(loss.item())
+    assert losses == pytest.approx(result, abs=1e-4)
     trained = load_captioner(out, torch.device("cpu"))
     for name, value in mapper.state_dict().items():
         assert torch.allclose(trained.mapper.state_dict()[name], value, atol=1e-3)

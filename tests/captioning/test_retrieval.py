@@ -12,13 +12,13 @@ from gmail_align.errors import ConfigError, DataError
 
 def naive(queries: torch.Tensor, store: torch.Tensor, k: int, apart: Groups | None) -> list:
     """Sort the cosines of one query after the other."""
-    found = []
+    result = []
     for number, query in enumerate(queries):
         scores = torch.cosine_similarity(query[None], store)
         if apart is not None:
             scores[apart.store == apart.queries[number]] = -2
-        found.append(scores.argsort(descending=True, stable=True)[:k].tolist())
-    return found
+        result.append(scores.argsort(descending=True, stable=True)[:k].tolist())
+    return result
 
 
 @settings(max_examples=20)
@@ -58,9 +58,9 @@ def test_a_query_that_faiss_leaves_short_is_searched_exactly() -> None:
     store = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
     store[:50] = store[0]
     groups = Groups(torch.tensor([1]), torch.tensor([1] * 50 + [0] * 10))
-    found = nearest_by_faiss(store[:1], store, 3, build_index(store, "Flat"), groups)
-    assert torch.equal(found, nearest(store[:1], store, 3, groups))
-    assert (found >= 50).all()
+    result = nearest_by_faiss(store[:1], store, 3, build_index(store, "Flat"), groups)
+    assert torch.equal(result, nearest(store[:1], store, 3, groups))
+    assert (result >= 50).all()
 
 
 def test_what_cannot_be_looked_up_is_refused() -> None:

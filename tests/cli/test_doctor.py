@@ -33,10 +33,10 @@ def test_what_is_there_is_listed():
 
 
 def test_json_says_the_same():
-    found = json.loads(doctor("--json").stdout)
-    assert found["missing"] == []
-    assert found["extras"].keys() == EXTRAS.keys()
-    assert found["free_disk_gb"] > 0
+    result = json.loads(doctor("--json").stdout)
+    assert result["missing"] == []
+    assert result["extras"].keys() == EXTRAS.keys()
+    assert result["free_disk_gb"] > 0
 
 
 def test_a_missing_extra_says_what_it_disables_and_how_to_get_it(hide):

@@ -47,13 +47,13 @@ def flat(options):
 def test_retrieval_of_files(pairs, tmp_path):
     ran = call("evaluate", "retrieval", *flat(pairs), "--json", "--out", tmp_path / "out")
     assert ran.exit_code == 0, ran.stderr
-    found = json.loads(ran.stdout)
-    assert set(found) >= KEYS
-    assert set(found["metrics"]) == {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    result = json.loads(ran.stdout)
+    assert set(result) >= KEYS
+    assert set(result["metrics"]) == {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
     kept = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert kept.items() <= found.items() and found["folder"] == str(tmp_path / "out")
+    assert kept.items() <= result.items() and result["folder"] == str(tmp_path / "out")
     again = call("evaluate", "retrieval", *flat(pairs), "--json", "--out", tmp_path / "out")
-    assert json.loads(again.stdout) == found
+    assert json.loads(again.stdout) == result
     lines = call("evaluate", "retrieval", *flat(pairs)).stdout.splitlines()
     assert lines[0] == "retrieval, 30 images, 150 texts"
     assert len(lines) == 7 and all(" to " in line for line in lines[1:])
@@ -64,9 +64,9 @@ def test_images_without_a_text_are_told_and_count_as_not_found(pairs, tmp_path):
     ran = call("evaluate", "retrieval", *flat({**pairs, "--text-image": owner}), "--json")
     assert ran.exit_code == 0
     assert "15 of 30 images" in ran.stderr
-    found = json.loads(ran.stdout)
-    assert found["n"] == {"images": 30, "texts": 150, "images_without_text": 15}
-    assert found["metrics"]["i2t_r10"] <= 0.5
+    result = json.loads(ran.stdout)
+    assert result["n"] == {"images": 30, "texts": 150, "images_without_text": 15}
+    assert result["metrics"]["i2t_r10"] <= 0.5
 
 
 def test_a_folder_of_other_things_is_left_alone(pairs, tmp_path):
@@ -143,13 +143,13 @@ def test_every_set_runs_under_its_protocol(name, tmp_path):
         *("--class-features", save(tmp_path / "c.npy", classes)),
     )
     assert ran.exit_code == 0, ran.stderr
-    found = json.loads(ran.stdout)
-    assert found["protocol"] == name
-    assert found["n"] == dict(counts)
-    assert found["headline"] == PROTOCOLS[name].metric
-    assert 1 / len(prompts) < found["metrics"]["accuracy"] < 1
-    low, high = found["intervals"]["class_mean"]
-    assert low < found["metrics"]["class_mean"] < high
+    result = json.loads(ran.stdout)
+    assert result["protocol"] == name
+    assert result["n"] == dict(counts)
+    assert result["headline"] == PROTOCOLS[name].metric
+    assert 1 / len(prompts) < result["metrics"]["accuracy"] < 1
+    low, high = result["intervals"]["class_mean"]
+    assert low < result["metrics"]["class_mean"] < high
 
 
 def test_results_kept_can_be_compared(pairs, tmp_path):
@@ -161,13 +161,13 @@ def test_results_kept_can_be_compared(pairs, tmp_path):
         assert ran.exit_code == 0, ran.stderr
     ran = call("compare", tmp_path / "a", tmp_path / "b", "--json")
     assert ran.exit_code == 0, ran.stderr
-    found = json.loads(ran.stdout)
+    result = json.loads(ran.stdout)
     first, second = (
         json.loads((tmp_path / name / "result.json").read_text())["metrics"] for name in ("a", "b")
     )
-    for name, value in found["metrics"].items():
+    for name, value in result["metrics"].items():
         assert value == pytest.approx(first[name] - second[name])
-        low, high = found["intervals"][name]
+        low, high = result["intervals"][name]
         assert low <= value <= high
     images, labels = save(tmp_path / "x.npy", np.eye(3)[[0, 1, 2, 0]]), tmp_path / "y.npy"
     zeroshot = ("--labels", save(labels, [0, 1, 1, 0]), "--out", tmp_path / "z", "--json")

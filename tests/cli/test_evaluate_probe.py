@@ -37,10 +37,10 @@ def files(tmp_path):
 def test_files(files, tmp_path):
     ran = call(*files, "--json", "--out", tmp_path / "out")
     assert ran.exit_code == 0, ran.stderr
-    found = json.loads(ran.stdout)
-    assert found["n"] == {"train": 60, "images": 45, "classes": 3}
-    assert 0.6 < found["metrics"]["accuracy"] < 1 and len(found["validation"]) == 45
-    assert found["weight_decay"] > 0 and found["protocol"] == "linear_probe"
+    result = json.loads(ran.stdout)
+    assert result["n"] == {"train": 60, "images": 45, "classes": 3}
+    assert 0.6 < result["metrics"]["accuracy"] < 1 and len(result["validation"]) == 45
+    assert result["weight_decay"] > 0 and result["protocol"] == "linear_probe"
     assert (tmp_path / "out" / "items.safetensors").exists()
     without = files[:4] + files[8:]
     assert call(*without).exit_code == 0

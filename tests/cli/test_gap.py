@@ -156,9 +156,9 @@ def flat(options):
 def test_files_of_features(files, tmp_path):
     ran = call("gap", *flat(files), "--paired", "--json", *QUICK)
     assert ran.exit_code == 0, ran.stderr
-    found = json.loads(ran.stdout)
-    assert set(found) >= KEYS and found["protocol"] == "gap_paired"
-    assert {"paired_cosine", "gen_to_real_r1", "probe_auc", "cmmd"} <= set(found["metrics"])
+    result = json.loads(ran.stdout)
+    assert set(result) >= KEYS and result["protocol"] == "gap_paired"
+    assert {"paired_cosine", "gen_to_real_r1", "probe_auc", "cmmd"} <= set(result["metrics"])
     classes = ("--real-classes", tmp_path / "c.txt", "--generated-classes", tmp_path / "c.txt")
     texts = ("--text-features", save(tmp_path / "t.npy", np.eye(6, dtype=np.float32)[:2]))
     ran = call("gap", *flat(files), *classes, *texts, *QUICK, "--out", tmp_path / "out")

@@ -55,11 +55,11 @@ def scored(files, tmp_path):
 def test_captions_of_files_are_scored_and_kept(scored, tmp_path):
     ran = scored("--json", "--out", tmp_path / "a")
     assert ran.exit_code == 0, ran.stderr
-    found = json.loads(ran.stdout)
-    assert set(found) >= KEYS and set(found["metrics"]) == {"ROUGE_L", "CIDEr"}
-    assert found["n"] == {"images": 8, "references": 16}
+    result = json.loads(ran.stdout)
+    assert set(result) >= KEYS and set(result["metrics"]) == {"ROUGE_L", "CIDEr"}
+    assert result["n"] == {"images": 8, "references": 16}
     kept = json.loads((tmp_path / "a/result.json").read_text())
-    assert kept.items() <= found.items()
+    assert kept.items() <= result.items()
     assert "ROUGE_L" in scored().stdout
     more = json.loads(scored("BLEU1", "BLEU2", "--json").stdout)["metrics"]
     assert set(more) == {"ROUGE_L", "CIDEr", "BLEU1", "BLEU2"}
@@ -91,9 +91,9 @@ def test_words_learnt_from_the_references_are_told(files, tmp_path):
     words = ("--references", tmp_path / "human.json", "--metrics", "wmd", "--json")
     ran = call("evaluate", "captions", "--predictions", tmp_path / "said.json", *words)
     assert ran.exit_code == 0 and "trained on the human captions" in ran.stderr
-    found = json.loads(ran.stdout)
-    assert found["word_vectors"] == {"source": "trained on the references", "unit_length": True}
-    assert 0 < found["metrics"]["WMD"] <= 1 and found["unavailable"] == {}
+    result = json.loads(ran.stdout)
+    assert result["word_vectors"] == {"source": "trained on the references", "unit_length": True}
+    assert 0 < result["metrics"]["WMD"] <= 1 and result["unavailable"] == {}
 
 
 def test_only_what_both_predicted_is_compared_in_part(scored, files):
@@ -101,8 +101,8 @@ def test_only_what_both_predicted_is_compared_in_part(scored, files):
     how = ("--references", files("human.json", HUMAN), "--metrics", "BLEU4", "--json")
     ran = call("compare", more, fewer, *how)
     assert ran.exit_code == 2 and f"B ({fewer})" in ran.stderr and "1 image: 1" in ran.stderr
-    found = json.loads(call("compare", more, fewer, *how, "--partial").stdout)
-    assert found["metrics"] == {"BLEU4": 0} and found["n"] == {"items": len(SAID) - 1}
+    result = json.loads(call("compare", more, fewer, *how, "--partial").stdout)
+    assert result["metrics"] == {"BLEU4": 0} and result["n"] == {"items": len(SAID) - 1}
     strange = files("strange.json", [*SAID, {"image_id": 99, "caption": "a"}])
     ran = call("compare", strange, fewer, *how, "--partial")
     assert ran.exit_code == 2 and "1 image: 99" in ran.stderr
@@ -118,14 +118,14 @@ def test_clip_scores_follow_the_order_of_the_files(scored, files, tmp_path):
     for name, path in paths.items():
         np.save(path, features[name])
     words = [word for name in paths for word in (f"--clip-{name}", paths[name])]
-    found = json.loads(scored("--json", *words).stdout)["metrics"]
+    result = json.loads(scored("--json", *words).stdout)["metrics"]
     order = rng.permutation(8)
     files("said.json", [SAID[at] for at in order])
     for name in ("images", "captions"):
         np.save(paths[name], features[name][order])
     again = json.loads(scored("--json", *words).stdout)["metrics"]
-    assert again == pytest.approx(found)
-    assert 0 < found["RefCLIPScore"] < found["CLIPScore"]
+    assert again == pytest.approx(result)
+    assert 0 < result["RefCLIPScore"] < result["CLIPScore"]
     np.save(paths["images"], features["images"][:7])
     short = scored(*words)
     assert short.exit_code == 2 and "7 rows for 8 predictions" in short.stderr
@@ -170,9 +170,9 @@ def test_several_files_are_compared_in_pairs(files, tmp_path):
     named = (f"a={tmp_path / 'said.json'}", f"b={tmp_path / 'worse.json'}")
     ran = call("evaluate", "captions", *named, *words, "--out", tmp_path / "both")
     assert ran.exit_code == 0, ran.stderr
-    found = json.loads(ran.stdout)
-    assert set(found["systems"]) == {"a", "b"}
-    assert found["paired"]["b - a"]["CIDEr"]["value"] < 0
+    result = json.loads(ran.stdout)
+    assert set(result["systems"]) == {"a", "b"}
+    assert result["paired"]["b - a"]["CIDEr"]["value"] < 0
     shown = call("evaluate", "captions", *named, *words[:-1]).stdout
     assert "a CIDEr" in shown and "b - a CIDEr" in shown
 
@@ -194,9 +194,9 @@ def test_answers_and_their_comparison(files, tmp_path):
     ran = call(
         "evaluate", "answers", *how, "--predictions", said, "--json", "--out", tmp_path / "x"
     )
-    found = json.loads(ran.stdout)
-    assert set(found) >= KEYS | {"groups", "unparsed", "rule"}
-    assert (found["metrics"]["accuracy"], found["unparsed"]) == (0.75, 5)
+    result = json.loads(ran.stdout)
+    assert set(result) >= KEYS | {"groups", "unparsed", "rule"}
+    assert (result["metrics"]["accuracy"], result["unparsed"]) == (0.75, 5)
     assert (
         "5 responses without an answer"
         in call("evaluate", "answers", *how, "--predictions", said).stdout

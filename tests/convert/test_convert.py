@@ -147,8 +147,8 @@ def test_syn_clr(prefix: str, pixels: torch.Tensor, tmp_path: Path) -> None:
     encoder = GmailEncoder.from_pretrained(made.folder)
     with torch.no_grad():
         expected = model(pixels)
-        found = plain(pixels).last_hidden_state[:, 0]
-        assert torch.allclose(found, expected, atol=1e-5)
+        result = plain(pixels).last_hidden_state[:, 0]
+        assert torch.allclose(result, expected, atol=1e-5)
         assert torch.allclose(encoder.embed_pixels(pixels), expected, atol=1e-5)
         pooled, patches = encoder.trunk_and_patches(pixels)
         before = plain(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
@@ -250,13 +250,13 @@ def test_heads_of_another_width_are_read_from_open_clips_description(tmp_path: P
     (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
     source = tmp_path / "open_clip_model.safetensors"
     made = convert(source, tmp_path / "out", ConvertConfig(), tokenizer=weights)
-    found, plain = (GmailEncoder.from_pretrained(folder) for folder in (made.folder, weights))
+    result, plain = (GmailEncoder.from_pretrained(folder) for folder in (made.folder, weights))
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = plain.embed_pixels(pixels)
-        assert torch.allclose(found.embed_pixels(pixels), expected, atol=1e-5)
+        assert torch.allclose(result.embed_pixels(pixels), expected, atol=1e-5)
     words = ["A red ball.", "A blue cube on the grass."]
-    assert torch.allclose(found.encode_texts(words), plain.encode_texts(words), atol=1e-5)
+    assert torch.allclose(result.encode_texts(words), plain.encode_texts(words), atol=1e-5)
     with pytest.raises(ModelError, match="activation"):
         convert(source, tmp_path / "other", ConvertConfig(activation="gelu"))
 
@@ -342,8 +342,8 @@ def test_the_end_of_texts_and_the_norms_are_those_described(
         hidden = model.token_embedding(ids) + model.positional_embedding
         hidden = model.transformer.resblocks(hidden.permute(1, 0, 2)).permute(1, 0, 2)
         expected = model.ln_final(hidden)[:, 30] @ model.text_projection
-        found = loaded.get_text_features(ids, torch.ones_like(ids)).pooler_output
-        assert torch.allclose(found, expected, atol=1e-4)
+        result = loaded.get_text_features(ids, torch.ones_like(ids)).pooler_output
+        assert torch.allclose(result, expected, atol=1e-4)
         images = loaded.get_image_features(pixels).pooler_output
         assert torch.allclose(images, model.visual(pixels), atol=1e-4)
 
@@ -438,6 +438,6 @@ def test_openai_archives_tell_their_activation(pixels: torch.Tensor, tmp_path: P
     halves = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     save_file(halves, tmp_path / "weights.safetensors")
     made = convert(tmp_path / "weights.safetensors", tmp_path / "out", ConvertConfig())
-    found = GmailEncoder.from_pretrained(made.folder).embed_pixels(pixels).detach()
+    result = GmailEncoder.from_pretrained(made.folder).embed_pixels(pixels).detach()
     expected = model.visual(pixels).detach()
-    assert float((normalize(found, dim=-1) * normalize(expected, dim=-1)).sum(-1).min()) > 0.999
+    assert float((normalize(result, dim=-1) * normalize(expected, dim=-1)).sum(-1).min()) > 0.999

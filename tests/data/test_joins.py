@@ -62,8 +62,8 @@ def test_generated_images_have_the_caption_that_they_were_made_from(
 
 
 def test_generated_ids_are_grouped_by_caption_and_sorted_by_number() -> None:
-    found = generated_by_caption(["a-b-10", "a-b-9", "a-b", "plain", "c-x"])
-    assert found == {"a-b": ["a-b-9", "a-b-10"]}
+    result = generated_by_caption(["a-b-10", "a-b-9", "a-b", "plain", "c-x"])
+    assert result == {"a-b": ["a-b-9", "a-b-10"]}
 
 
 def test_images_without_captions_are_refused(captions: Artifact, pairs: Artifact) -> None:

@@ -48,8 +48,8 @@ def test_predictions_are_read_in_their_three_shapes(tmp_path: Path) -> None:
     ):
         assert open_predictions(write(tmp_path / f"{number}.json", said)).texts["1"] == "a"
     separated = json.dumps({"image_id": 1, "text": "a\u2028b"}, ensure_ascii=False)
-    found = open_predictions(write(tmp_path / "separated.jsonl", separated))
-    assert found.texts == {"1": "a\u2028b"}
+    result = open_predictions(write(tmp_path / "separated.jsonl", separated))
+    assert result.texts == {"1": "a\u2028b"}
 
 
 def test_bad_predictions_are_refused(tmp_path: Path) -> None:
@@ -85,8 +85,11 @@ def test_a_whole_character_beyond_the_plane_is_not_half_of_one(tmp_path: Path) -
 
 
 def test_references_of_coco(tmp_path: Path) -> None:
-    found = open_references(write(tmp_path / "coco.json", ANNOTATIONS))
-    assert found.by_image() == {"1": ["a red ball on the floor", "a ball"], "2": ["two blue cubes"]}
+    result = open_references(write(tmp_path / "coco.json", ANNOTATIONS))
+    assert result.by_image() == {
+        "1": ["a red ball on the floor", "a ball"],
+        "2": ["two blue cubes"],
+    }
 
 
 def test_bad_references_are_refused(tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def test_rows_of_plain_files_are_their_ids(tmp_path: Path) -> None:
 def test_labels_may_be_spelled_as_the_sets_files_are() -> None:
     classes = list(class_prompts(None, "oxford_pets"))
     said = Labels({"1": "Abyssinian", "2": "abyssinian", "3": "Basset Hound"})
-    found = class_numbers(said, classes, known_set("oxford_pets", classes)).classes
-    assert found["1"] == found["2"] == "Abyssinian" and found["3"] == "basset_hound"
+    result = class_numbers(said, classes, known_set("oxford_pets", classes)).classes
+    assert result["1"] == result["2"] == "Abyssinian" and result["3"] == "basset_hound"
     with pytest.raises(DataError, match="'abyssinian'"):
         class_numbers(said, classes, known_set("my_pets", classes))
 

@@ -69,8 +69,8 @@ def test_pairs_of_the_same_images_as_the_captions(
     captions: Artifact, pairs: Artifact, tmp_path: Path
 ) -> None:
     chosen = choose_pairs(pairs, 5.0, tmp_path / "a")
-    found = {row.real_image_id for row in read_pairs(chosen)}
-    assert found == images(choose_captions(captions, None, tmp_path / "b", images=5.0))
+    result = {row.real_image_id for row in read_pairs(chosen)}
+    assert result == images(choose_captions(captions, None, tmp_path / "b", images=5.0))
     assert chosen.manifest["counts"] == {"pairs": 10, "real_images": 5}
 
 

@@ -160,16 +160,16 @@ def test_the_lean_trunk_and_its_gradients_are_the_trunks(
 ) -> None:
     encoder = GmailEncoder.from_clip(clip_folder, LoraSettings(targets=targets))
     disturb(encoder)
-    found = {}
+    result = {}
     for name, trunk in (("full", encoder.trunk), ("lean", encoder.lean_trunk)):
         encoder.zero_grad()
         output = encoder.project(trunk(pixels, Route.GENERATED), Route.GENERATED)
         output.square().sum().backward()
         gradients = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
-        found[name] = {"output": output.detach(), **gradients}
-    assert set(found["lean"]) == set(encoder.trainable()) - {"real_head"} | {"output"}
-    for name, value in found["full"].items():
-        assert torch.allclose(found["lean"][name], value, rtol=1e-4, atol=1e-4), name
+        result[name] = {"output": output.detach(), **gradients}
+    assert set(result["lean"]) == set(encoder.trainable()) - {"real_head"} | {"output"}
+    for name, value in result["full"].items():
+        assert torch.allclose(result["lean"][name], value, rtol=1e-4, atol=1e-4), name
     with torch.no_grad():
         lean, full = (t(pixels, Route.FROZEN) for t in (encoder.lean_trunk, encoder.trunk))
     assert torch.allclose(lean, full, atol=1e-5)
@@ -223,8 +223,8 @@ def test_plain_peft_loads_the_adapter(
     base = CLIPModel.from_pretrained(tmp_path / "base").eval()
     model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     with torch.no_grad():
-        found = model.base_model.model.vision_model(pixels).pooler_output
-        assert torch.equal(found, encoder.trunk(pixels, Route.REAL))
+        result = model.base_model.model.vision_model(pixels).pooler_output
+        assert torch.equal(result, encoder.trunk(pixels, Route.REAL))
 
 
 def test_an_encoder_that_is_not_applied_is_clip_by_every_route(

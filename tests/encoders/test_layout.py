@@ -39,13 +39,13 @@ def test_routes_share_what_they_should_and_folders_keep_it(
     encoder = GmailEncoder.from_clip(clip_folder, layout=layout)
     plain = _features(encoder)
     if layout.starts_plain:
-        assert all(torch.equal(found, plain[Route.FROZEN]) for found in plain.values())
+        assert all(torch.equal(result, plain[Route.FROZEN]) for result in plain.values())
     disturb(encoder, 0.05)
-    found = _features(encoder)
-    assert torch.equal(found[Route.FROZEN], plain[Route.FROZEN])
-    assert not torch.allclose(found[Route.GENERATED], plain[Route.GENERATED])
+    result = _features(encoder)
+    assert torch.equal(result[Route.FROZEN], plain[Route.FROZEN])
+    assert not torch.allclose(result[Route.GENERATED], plain[Route.GENERATED])
     on_frozen = layout.tune == "none" or layout.trunk == "frozen_real"
-    assert torch.equal(found[Route.REAL], found[Route.REAL_HEAD]) == on_frozen
+    assert torch.equal(result[Route.REAL], result[Route.REAL_HEAD]) == on_frozen
     with torch.no_grad():
         trunks = [encoder.trunk(PIXELS, route) for route in (Route.REAL, Route.GENERATED)]
     assert torch.equal(*trunks) == encoder.shared
@@ -53,7 +53,7 @@ def test_routes_share_what_they_should_and_folders_keep_it(
     again = GmailEncoder.from_pretrained(tmp_path / "saved")
     assert again.layout == layout
     assert again.fingerprint == encoder.fingerprint
-    for route, expected in found.items():
+    for route, expected in result.items():
         assert torch.equal(_features(again)[route], expected)
         assert again.route_fingerprint(route) == encoder.route_fingerprint(route)
 
@@ -98,9 +98,9 @@ def test_norms_of_heads_by_hand() -> None:
         norm.weight.copy_(torch.tensor([2.0, 3.0]))
         norm.bias.fill_(1.0)
     with heads.learning():
-        found = heads(pooled, heads.real, Route.REAL)
+        result = heads(pooled, heads.real, Route.REAL)
     # Means 1 and 4, variances 1 and 4: the rows become -1 and 1 before gain and shift.
-    assert torch.allclose(found, torch.tensor([[-1.0, -2.0], [3.0, 4.0]]), atol=1e-4)
+    assert torch.allclose(result, torch.tensor([[-1.0, -2.0], [3.0, 4.0]]), atol=1e-4)
     mean, variance = norm.statistics["mean"], norm.statistics["variance"]
     assert torch.allclose(mean, torch.tensor([0.1, 0.4]))
     assert torch.allclose(variance, torch.tensor([0.9 + 0.1 * 2, 0.9 + 0.1 * 8]))
@@ -110,8 +110,8 @@ def test_norms_of_heads_by_hand() -> None:
     gain, shift = norm.affine()
     assert torch.allclose(pooled * gain + shift, by_running)
     layer = Heads(torch.eye(2), EncoderLayout(norm="layer"), True, 0)
-    found = layer(pooled, layer.real, Route.REAL)
-    assert torch.allclose(found, torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]), atol=1e-4)
+    result = layer(pooled, layer.real, Route.REAL)
+    assert torch.allclose(result, torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]), atol=1e-4)
     assert layer.norms["real"].affine() is None
     heads.undo_norms(pooled)
     assert torch.allclose(heads(pooled, heads.real, Route.REAL), pooled, atol=1e-5)
@@ -122,11 +122,11 @@ def test_norms_of_heads_by_hand() -> None:
 def test_norms_of_heads_are_saved(norm: str, clip_folder: Path, tmp_path: Path) -> None:
     encoder = disturb(GmailEncoder.from_clip(clip_folder, layout=EncoderLayout(norm=norm)), 0.05)
     before = encoder.fingerprint, encoder.route_fingerprint(Route.REAL)
-    found = _features(encoder)
+    result = _features(encoder)
     encoder.save(tmp_path / "saved")
     again = GmailEncoder.from_pretrained(tmp_path / "saved")
     assert (again.fingerprint, again.route_fingerprint(Route.REAL)) == before
-    assert all(torch.equal(_features(again)[route], found[route]) for route in Route)
+    assert all(torch.equal(_features(again)[route], result[route]) for route in Route)
     if norm == "batch":
         with torch.no_grad():
             again.heads.norms["real"].statistics["mean"].add_(0.1)

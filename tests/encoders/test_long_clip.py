@@ -36,10 +36,10 @@ def test_other_lengths_interpolate(old: int, more: int, kept: int) -> None:
     """A linear table stays linear: row kept + j is at kept + j / s, also behind the old end."""
     old = max(old, kept + 2)
     table = torch.arange(old, dtype=torch.float64)[:, None] * 2 + 1
-    found = stretch_positions(table, old + more, kept)[:, 0]
+    result = stretch_positions(table, old + more, kept)[:, 0]
     scale = (old + more - kept) / (old - kept)
     places = [j if j < kept else kept + (j - kept) / scale for j in range(old + more)]
-    assert found.tolist() == pytest.approx([2 * place + 1 for place in places])
+    assert result.tolist() == pytest.approx([2 * place + 1 for place in places])
 
 
 @pytest.mark.parametrize(("old", "new"), [(77, 76), (21, 40)])

@@ -19,9 +19,9 @@ def test_it_is_transformers_own(seed: int, size: int, scale: float) -> None:
         for _ in range(2)
     )
     weights = torch.randn(size, generator=generator)
-    found, expected = quick_gelu(ours), QuickGELUActivation()(theirs)
-    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
-    (found * weights).sum().backward()
+    result, expected = quick_gelu(ours), QuickGELUActivation()(theirs)
+    assert torch.allclose(result, expected, rtol=1e-5, atol=1e-6)
+    (result * weights).sum().backward()
     (expected * weights).sum().backward()
     assert torch.allclose(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5)
 

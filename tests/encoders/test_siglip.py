@@ -116,8 +116,8 @@ def test_round_trip(siglip_folder: Path, pixels: torch.Tensor, tmp_path: Path) -
     again = GmailEncoder.from_pretrained(tmp_path / "encoder")
     with torch.no_grad():
         for route in Route:
-            found = again.embed_pixels(pixels, route)
-            assert torch.equal(found, encoder.embed_pixels(pixels, route))
+            result = again.embed_pixels(pixels, route)
+            assert torch.equal(result, encoder.embed_pixels(pixels, route))
     assert again.fingerprint == encoder.fingerprint
     assert torch.equal(again.encode_texts(TEXTS), encoder.encode_texts(TEXTS))
 
@@ -201,5 +201,5 @@ def test_the_sigmoid_loss_is_that_of_transformers(siglip_folder: Path, plain: Si
     nothing = torch.ones(3, 3, dtype=torch.bool)
     own = torch.nn.functional.cosine_similarity(images, texts) * scale + bias
     only_pairs = float(-torch.nn.functional.logsigmoid(own).mean())
-    found = float(sigmoid_text_losses(images, texts, scale, bias, nothing).mean())
-    assert found == pytest.approx(only_pairs, rel=1e-5)
+    result = float(sigmoid_text_losses(images, texts, scale, bias, nothing).mean())
+    assert result == pytest.approx(only_pairs, rel=1e-5)

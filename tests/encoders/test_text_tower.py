@@ -58,11 +58,11 @@ def test_the_update_is_b_a_beside_the_frozen_weight(clip_folder: Path) -> None:
     """Adding alpha / rank B A to a plain CLIP's text weights by hand gives the same features."""
     encoder = _moved(clip_folder, towers="text", rank=3, alpha=6.0)
     clip = CLIPModel.from_pretrained(clip_folder).eval()
-    found = encoder._texts.tensors()
-    assert len(found) == 8  # two layers, q and v, A and B
-    for name in [name for name in found if ".lora_A." in name]:
+    result = encoder._texts.tensors()
+    assert len(result) == 8  # two layers, q and v, A and B
+    for name in [name for name in result if ".lora_A." in name]:
         place = name.partition(".lora_A.")[0]
-        update = found[name.replace(".lora_A.", ".lora_B.")] @ found[name]
+        update = result[name.replace(".lora_A.", ".lora_B.")] @ result[name]
         clip.get_submodule(place).weight.add_(2.0 * update)
     ids, mask = encoder.tokenize(TEXTS)
     expected = clip.get_text_features(input_ids=ids, attention_mask=mask).pooler_output

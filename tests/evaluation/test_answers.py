@@ -51,11 +51,11 @@ def accuracy(result: Result) -> float:
 
 
 def test_scienceqa_from_problems(tmp_path: Path) -> None:
-    found = score(tmp_path, SAID, PROBLEMS)
-    json.dumps(found.to_json(), allow_nan=False)
-    assert accuracy(found) == pytest.approx(2 / 3)
-    assert (found.details["unparsed"], found.n) == (1, {"questions": 3})
-    groups = found.details["groups"]
+    result = score(tmp_path, SAID, PROBLEMS)
+    json.dumps(result.to_json(), allow_nan=False)
+    assert accuracy(result) == pytest.approx(2 / 3)
+    assert (result.details["unparsed"], result.n) == (1, {"questions": 3})
+    groups = result.details["groups"]
     assert {name: (one["value"], one["n"]) for name, one in groups.items()} == {
         "TXT": (0.5, 2),
         "IMG": (0.5, 2),
@@ -63,9 +63,9 @@ def test_scienceqa_from_problems(tmp_path: Path) -> None:
 
 
 def test_the_protocol_with_images_leaves_the_others_out(tmp_path: Path) -> None:
-    found = score(tmp_path, SAID, PROBLEMS, protocol="scienceqa_img_test", subset=True)
-    assert accuracy(found) == 0.5
-    assert found.protocol == "scienceqa_img_test (subset: 2 of 2017 questions)"
+    result = score(tmp_path, SAID, PROBLEMS, protocol="scienceqa_img_test", subset=True)
+    assert accuracy(result) == 0.5
+    assert result.protocol == "scienceqa_img_test (subset: 2 of 2017 questions)"
 
 
 def test_another_number_of_questions_is_refused_unless_it_is_declared(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_the_leaderboard_s_columns_by_the_official_formula(oracles: Path, tmp_pa
         rows = {row["qid"]: row for row in csv.DictReader(file, delimiter="\t")}
     said = {name: "ABCDE"[int(rows[name]["gpt3_cot_ale"])] for name in tested}
     assert all(int(rows[name]["gold"]) == one["answer"] for name, one in tested.items())
-    found = score(tmp_path, said, problems, protocol="scienceqa_test", subset=True)
+    result = score(tmp_path, said, problems, protocol="scienceqa_test", subset=True)
     lower = {f"grade{year}" for year in range(1, 7)}
     columns = {  # tools/evaluate_acc.py of ScienceQA, one condition a column
         "NAT": lambda one: one["subject"] == "natural science",
@@ -96,12 +96,12 @@ def test_the_leaderboard_s_columns_by_the_official_formula(oracles: Path, tmp_pa
         "G1-6": lambda one: one["grade"] in lower,
         "G7-12": lambda one: one["grade"] not in lower,
     }
-    assert list(found.details["groups"]) == list(columns)
+    assert list(result.details["groups"]) == list(columns)
     for column, belongs in columns.items():
         right = [said[n] == "ABCDE"[one["answer"]] for n, one in tested.items() if belongs(one)]
-        told = found.details["groups"][column]
+        told = result.details["groups"][column]
         assert (told["value"], told["n"]) == (pytest.approx(np.mean(right)), len(right))
-    assert found.n == {"questions": 361}
+    assert result.n == {"questions": 361}
 
 
 def test_letters_and_records_do_as_well(tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_letters_and_records_do_as_well(tmp_path: Path) -> None:
 def test_the_fine_tuned_rule_and_missing_responses(tmp_path: Path) -> None:
     sentence = {"1": "Because. The answer is B.", "2": "A"}
     how = Reading(rule="finetuned", compat=True)
-    found = score(tmp_path, sentence, PROBLEMS, reading=how)
-    assert accuracy(found) == pytest.approx(2 / 3) and found.details["unparsed"] == 1
+    result = score(tmp_path, sentence, PROBLEMS, reading=how)
+    assert accuracy(result) == pytest.approx(2 / 3) and result.details["unparsed"] == 1
     with pytest.raises(DataError, match="1 question: 3"):
         score(tmp_path, sentence, PROBLEMS)
 
@@ -131,10 +131,10 @@ def test_imported_questions_are_judged_as_their_files_are(tmp_path: Path) -> Non
     source = scienceqa(tmp_path / "problems.json", [])
     made = write_import(source, tmp_path / "set", ImportOptions())["questions"]
     said = write(tmp_path / "said.json", SAID)
-    found = evaluate_answers(said, made.folder, protocol="own")
+    result = evaluate_answers(said, made.folder, protocol="own")
     plain = score(tmp_path, SAID, problems)
-    assert (found.metrics, found.details, found.n) == (plain.metrics, plain.details, plain.n)
-    assert list(found.details["groups"]) == ["LAN", "TXT", "IMG", "G7-12"]
+    assert (result.metrics, result.details, result.n) == (plain.metrics, plain.details, plain.n)
+    assert list(result.details["groups"]) == ["LAN", "TXT", "IMG", "G7-12"]
 
 
 def test_imported_questions_of_mmmu_bring_their_choices() -> None:
@@ -150,12 +150,12 @@ def test_imported_questions_of_mmmu_bring_their_choices() -> None:
 
 def test_mmmu_from_the_answer_dictionary_and_from_records(tmp_path: Path) -> None:
     said = {"validation_Art_1": "(B)", "validation_Art_2": "= 3.43", "validation_Math_1": "dunno"}
-    found = score(tmp_path, said, MMMU)
-    assert accuracy(found) == pytest.approx(2 / 3)
-    assert (found.details["unparsed"], found.details["choices_unknown"]) == (1, 2)
+    result = score(tmp_path, said, MMMU)
+    assert accuracy(result) == pytest.approx(2 / 3)
+    assert (result.details["unparsed"], result.details["choices_unknown"]) == (1, 2)
     assert (
-        found.details["groups"]["Art and Design"]["value"] == 1
-        and found.details["groups"]["Math"]["n"] == 1
+        result.details["groups"]["Art and Design"]["value"] == 1
+        and result.details["groups"]["Math"]["n"] == 1
     )
     read = score(tmp_path, said, MMMU, reading=Reading(compat=True))
     assert accuracy(read) == pytest.approx(1 / 3)  # "(B)" is not the very letter
@@ -182,35 +182,35 @@ def test_the_last_stated_answer_stands_beside_the_published_rule(tmp_path: Path)
         name: {"question_type": "multiple-choice", "ground_truth": letter}
         for name, letter in zip(said, "BBA", strict=True)
     }
-    found = score(tmp_path, said, gold)
-    assert accuracy(found) == pytest.approx(1 / 3)
-    assert found.metrics["last_answer_accuracy"].value == 1
-    assert (found.details["unparsed"], found.details["unparsed_last_answer"]) == (1, 0)
-    assert found.details["rule"] == "mmmu, as published"
-    assert "last_answer_accuracy" in found.items[""].columns
+    result = score(tmp_path, said, gold)
+    assert accuracy(result) == pytest.approx(1 / 3)
+    assert result.metrics["last_answer_accuracy"].value == 1
+    assert (result.details["unparsed"], result.details["unparsed_last_answer"]) == (1, 0)
+    assert result.details["rule"] == "mmmu, as published"
+    assert "last_answer_accuracy" in result.items[""].columns
 
 
 def test_the_official_files_through_the_front_door(oracles: Path) -> None:
     folder = oracles / "mmmu"
-    found = evaluate_answers(
+    result = evaluate_answers(
         folder / "llava1.5_13b_total_val_output.json",
         folder / "answer_dict_val.json",
         protocol="mmmu_val",
         reading=Reading(compat=True),
     )
-    assert round(accuracy(found), 3) == 0.367
-    assert found.protocol == "mmmu_val" and found.n == {"questions": 900}
+    assert round(accuracy(result), 3) == 0.367
+    assert result.protocol == "mmmu_val" and result.n == {"questions": 900}
     sizes = {"Art and Design": 120, "Business": 150, "Tech and Engineering": 210, "Art": 30}
-    assert {name: found.details["groups"][name]["n"] for name in sizes} == sizes
-    assert len(found.items[""].ids) == 900
+    assert {name: result.details["groups"][name]["n"] for name in sizes} == sizes
+    assert len(result.items[""].ids) == 900
 
 
 def test_items_come_back_as_they_were(tmp_path: Path) -> None:
     files = write(tmp_path / "said.json", SAID), write(tmp_path / "gold.json", PROBLEMS)
-    found = evaluate_answers(*files, tmp_path / "out", protocol="own")
+    result = evaluate_answers(*files, tmp_path / "out", protocol="own")
     again = read_items(tmp_path / "out")
     assert (again.protocol, again.ids) == ("own", ("1", "2", "3"))
-    assert again.columns["accuracy"].value == accuracy(found)
+    assert again.columns["accuracy"].value == accuracy(result)
     turned = per_item(again.in_order_of(("3", "1", "2")).columns["accuracy"])
     assert turned.tolist() == [0, 1, 1]
     (tmp_path / "out" / ITEMS).write_bytes(b"{}")

@@ -39,18 +39,18 @@ def images(tmp_path: Path) -> Artifact:
 def test_an_encoder_gives_the_scores_of_its_features(images: Artifact) -> None:
     source = ClipEncoder(str(shipped_models() / "clip"), images.folder, device="cpu")
     options = CaptionOptions(metrics=("CLIPScore", "RefCLIPScore"), clip=source)
-    found = score({"one": SAID}, HUMAN, options)["one"].columns
+    result = score({"one": SAID}, HUMAN, options)["one"].columns
     encoder = GmailEncoder.from_pretrained(shipped_models() / "clip")
     seen = encoder.encode_images(
         [Image.new("RGB", (64, 64), colour) for colour in COLOURS.values()], route="frozen"
     )
     said = encoder.encode_texts([f"A photo depicts {text}" for text in SAID.values()])
     expected = 2.5 * (seen * said).sum(1).clamp(min=0).numpy()
-    assert per_item(found["CLIPScore"]) == pytest.approx(expected, abs=1e-5)
+    assert per_item(result["CLIPScore"]) == pytest.approx(expected, abs=1e-5)
     human = encoder.encode_texts([f"A photo depicts {t}" for some in HUMAN.values() for t in some])
     best = (said[:, None] * human.reshape(4, 2, -1)).sum(-1).amax(1).clamp(min=0).numpy()
     both = np.where(expected > 0, 2 * expected * best / (expected + best), 0)
-    assert per_item(found["RefCLIPScore"]) == pytest.approx(both, abs=1e-5)
+    assert per_item(result["RefCLIPScore"]) == pytest.approx(both, abs=1e-5)
 
 
 def test_frozen_images_meet_frozen_texts(images: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

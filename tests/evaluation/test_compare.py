@@ -21,19 +21,19 @@ def test_results_are_paired_by_id_whatever_their_order() -> None:
     hard, order = rng.normal(size=200), rng.permutation(200)
     a, b = hard + 0.2 + 0.01 * rng.normal(size=200), hard
     turned = items(b[order], tuple(IDS[at] for at in order))
-    found = compare_items(items(a), turned, metrics=["m"])
-    (apart,) = found.metrics.values()
+    result = compare_items(items(a), turned, metrics=["m"])
+    (apart,) = result.metrics.values()
     assert apart.value == pytest.approx(a.mean() - b.mean())
-    assert found.details["a"]["m"] - found.details["b"]["m"] == pytest.approx(apart.value)
+    assert result.details["a"]["m"] - result.details["b"]["m"] == pytest.approx(apart.value)
     assert 0.19 < apart.low < apart.value < apart.high < 0.21
-    assert found.n == {"items": 200} and found.protocol == "p"
-    assert found.details["verdicts"] == {"m": "A is better"}
+    assert result.n == {"items": 200} and result.protocol == "p"
+    assert result.details["verdicts"] == {"m": "A is better"}
 
 
 def test_a_result_does_not_differ_from_itself() -> None:
-    found = compare_items(items(np.arange(200.0)), items(np.arange(200.0)))
-    assert {(one.value, one.low, one.high) for one in found.metrics.values()} == {(0, 0, 0)}
-    assert set(found.details["verdicts"].values()) == {"no difference shown"}
+    result = compare_items(items(np.arange(200.0)), items(np.arange(200.0)))
+    assert {(one.value, one.low, one.high) for one in result.metrics.values()} == {(0, 0, 0)}
+    assert set(result.details["verdicts"].values()) == {"no difference shown"}
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def test_crops_are_parts_of_the_image_scaled_up() -> None:
 
 
 def test_labels_are_smoothed() -> None:
-    found = smoothed(torch.tensor([1]), 4, 0.2)
-    assert found.tolist() == [pytest.approx([0.05, 0.85, 0.05, 0.05])]
+    result = smoothed(torch.tensor([1]), 4, 0.2)
+    assert result.tolist() == [pytest.approx([0.05, 0.85, 0.05, 0.05])]
 
 
 def test_images_and_labels_are_mixed_in_one_proportion() -> None:
@@ -145,9 +145,9 @@ def test_fine_tuning_starts_at_the_weights_of_the_route(route: Route) -> None:
         pixels = torch.randn(2, 3, 64, 64)
         wanted = {one: encoder.trunk(pixels, one) for one in (Route.REAL, Route.FROZEN)}
         classifier = Classifier(merge(encoder, route), encoder, 3)
-        found = classifier.backbone.trunk(pixels)
+        result = classifier.backbone.trunk(pixels)
         assert classifier.logits(pixels).tolist() == torch.zeros(2, 3).tolist()
-    torch.testing.assert_close(found, wanted[route], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(result, wanted[route], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(wanted[Route.REAL], wanted[Route.FROZEN], atol=1e-2)
     trained = classifier.trained
     assert len(trained) == len(list(classifier.model.vision_model.parameters())) + 2

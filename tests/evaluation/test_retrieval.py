@@ -62,9 +62,9 @@ def test_plain_files_give_what_artifacts_do(
     scored: tuple[Artifact, Artifact, Artifact, Result], save_array: SaveArray
 ) -> None:
     files = save_array("i.npy", np.eye(3)[1:]), save_array("t.npy", TEXTS.numpy())
-    found = evaluate_retrieval(*files, save_array("o.npy", [0, 0, 1, 1]), protocol="toy", seed=3)
-    assert found.metrics == scored[3].metrics and found.n == scored[3].n
-    assert found.artifact is None and found.items[""].ids == ("0", "1")
+    result = evaluate_retrieval(*files, save_array("o.npy", [0, 0, 1, 1]), protocol="toy", seed=3)
+    assert result.metrics == scored[3].metrics and result.n == scored[3].n
+    assert result.artifact is None and result.items[""].ids == ("0", "1")
     whole = evaluate_retrieval(
         save_array("all.npy", np.eye(3)), files[1], save_array("p.npy", [1, 1, 2, 2])
     )

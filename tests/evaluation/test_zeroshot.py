@@ -99,12 +99,12 @@ def test_prompts_take_the_route_of_the_images(
         )
 
     prompts = {"red": ["a red ball"], "blue": ["a blue cube"]}
-    found = {r: embed_classes(adapted, prompts, features(r)) for r in (Route.FROZEN, Route.REAL)}
-    for route, classes in found.items():
+    result = {r: embed_classes(adapted, prompts, features(r)) for r in (Route.FROZEN, Route.REAL)}
+    for route, classes in result.items():
         texts = adapted.encode_texts([own for (own,) in prompts.values()], str(route))
         assert torch.allclose(classes.prompts[:, 0], texts, atol=1e-5)
         assert classes.made_with["weights"] == adapted.text_fingerprint(route)
-    assert not torch.allclose(found[Route.FROZEN].prompts, found[Route.REAL].prompts)
+    assert not torch.allclose(result[Route.FROZEN].prompts, result[Route.REAL].prompts)
     with pytest.raises(DataError, match="other weights"):
         embed_classes(
             adapted, prompts, make_features("other", ["a"], torch.eye(2)[:1], weights="w")

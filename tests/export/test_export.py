@@ -104,10 +104,10 @@ def test_peft(route: Route, folder: Path, pixels: torch.Tensor, tmp_path: Path) 
     base = CLIPModel.from_pretrained(artifact.folder / "base").eval()
     model = peft.PeftModel.from_pretrained(base, str(artifact.folder)).eval()
     with torch.no_grad():
-        found = model.base_model.model.get_image_features(pixels).pooler_output
-        assert torch.allclose(found, features(folder, pixels, route), atol=1e-5)
+        result = model.base_model.model.get_image_features(pixels).pooler_output
+        assert torch.allclose(result, features(folder, pixels, route), atol=1e-5)
         merged = model.merge_and_unload().get_image_features(pixels).pooler_output
-    assert torch.allclose(merged, found, atol=1e-4)
+    assert torch.allclose(merged, result, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -136,8 +136,8 @@ def test_an_adapted_text_tower_goes_along(towers: Any, clip_folder: Path, tmp_pa
     sentences = SentenceTransformer(
         str(made(source, tmp_path / "st", "sentence-transformers").folder), device="cpu"
     )
-    found = normalize(torch.from_numpy(sentences.encode(TEXTS)), dim=-1)
-    assert torch.allclose(found, normalize(expected, dim=-1), atol=1e-5)
+    result = normalize(torch.from_numpy(sentences.encode(TEXTS)), dim=-1)
+    assert torch.allclose(result, normalize(expected, dim=-1), atol=1e-5)
     unmoved = made(source, tmp_path / "frozen", "hf", Route.FROZEN).folder
     texts = CLIPModel.from_pretrained(unmoved).eval().get_text_features(**inputs).pooler_output
     assert torch.allclose(texts, frozen, atol=1e-5)
@@ -181,8 +181,8 @@ def test_open_clip(act: str, pixels: torch.Tensor, tmp_path: Path) -> None:
     assert {name: tensor.shape for name, tensor in state.items()} == shapes
     plain.load_state_dict(state)
     with torch.no_grad():
-        found = plain.visual(pixels)
-    assert torch.allclose(found, features(folder, pixels, Route.REAL), atol=1e-4)
+        result = plain.visual(pixels)
+    assert torch.allclose(result, features(folder, pixels, Route.REAL), atol=1e-4)
     described = json.loads(artifact.path("open_clip_config.json").read_text())
     assert described["model_cfg"]["quick_gelu"] is (act == "quick_gelu")
     assert described["model_cfg"]["vision_cfg"] == {
@@ -196,7 +196,7 @@ def test_open_clip(act: str, pixels: torch.Tensor, tmp_path: Path) -> None:
     again = convert(artifact.path("open_clip_model.safetensors"), tmp_path / "b", ConvertConfig())
     assert again.manifest["notes"]["activation"] == act
     back = features(again.folder, pixels, Route.FROZEN)
-    assert torch.allclose(back, found, atol=1e-4)
+    assert torch.allclose(back, result, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -215,9 +215,9 @@ def test_onnx(folder: Path, pixels: torch.Tensor, tmp_path: Path) -> None:
     artifact = made(folder, tmp_path / "onnx", "onnx", Route.GENERATED)
     session = onnxruntime.InferenceSession(str(artifact.path("model.onnx")))
     for count in (1, 3, 5):
-        found = session.run(None, {"pixel_values": pixels[:count].numpy()})[0]
+        result = session.run(None, {"pixel_values": pixels[:count].numpy()})[0]
         expected = features(folder, pixels[:count], Route.GENERATED).numpy()
-        assert np.abs(found - expected).max() < 1e-4
+        assert np.abs(result - expected).max() < 1e-4
 
 
 def test_siglip(siglip_folder: Path, pixels: torch.Tensor, tmp_path: Path) -> None:
@@ -228,8 +228,8 @@ def test_siglip(siglip_folder: Path, pixels: torch.Tensor, tmp_path: Path) -> No
     assert load_file(adapter.path("head.safetensors"))["weight"].shape == (32, 32)
     graph = made(folder, tmp_path / "onnx", "onnx")
     session = onnxruntime.InferenceSession(str(graph.path("model.onnx")))
-    found = session.run(None, {"pixel_values": pixels.numpy()})[0]
-    assert np.abs(found - expected.numpy()).max() < 1e-4
+    result = session.run(None, {"pixel_values": pixels.numpy()})[0]
+    assert np.abs(result - expected.numpy()).max() < 1e-4
     with pytest.raises(ModelError, match="onnx or peft"):
         made(folder, tmp_path / "hf", "hf")
     with pytest.raises(ModelError, match="llava"):
@@ -280,8 +280,8 @@ def test_every_layout_is_baked_in(
         artifact = made(folder, tmp_path / route, "hf", route)
         model = CLIPModel.from_pretrained(artifact.folder).eval()
         with torch.no_grad():
-            found = model.get_image_features(pixels).pooler_output
-        assert torch.allclose(found, features(folder, pixels, route), atol=1e-5)
+            result = model.get_image_features(pixels).pooler_output
+        assert torch.allclose(result, features(folder, pixels, route), atol=1e-5)
     if layout.get("tune"):
         with pytest.raises(ModelError, match="has no adapter"):
             made(folder, tmp_path / "peft", "peft")

@@ -32,8 +32,8 @@ def test_onnxruntime_maps_as_the_head_does(bent: bool, tmp_path: Path) -> None:
     out = export(ExportConfig(format="onnx"), made.folder, tmp_path / "onnx")
     session = onnxruntime.InferenceSession(str(out.path("model.onnx")))
     rows = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
-    found = session.run(["aligned"], {"features": rows})[0]
-    assert found == pytest.approx(head(torch.from_numpy(rows)).numpy(), abs=1e-4)
+    result = session.run(["aligned"], {"features": rows})[0]
+    assert result == pytest.approx(head(torch.from_numpy(rows)).numpy(), abs=1e-4)
 
 
 def test_the_matrix_alone(tmp_path: Path) -> None:

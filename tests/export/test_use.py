@@ -192,15 +192,15 @@ def test_a_crop_after_a_larger_resize_is_kept_or_refused(base: Path, tmp_path: P
         given = AutoImageProcessor.from_pretrained(out)(photo, return_tensors="pt")["pixel_values"]
         model = kind.from_pretrained(out).eval()
         with torch.no_grad():
-            found = (
+            result = (
                 model.get_image_features(given).pooler_output
                 if format == "hf"
                 else model(given).image_embeds
             )
-        assert torch.allclose(normalize(found, dim=-1), expected, atol=1e-4)
+        assert torch.allclose(normalize(result, dim=-1), expected, atol=1e-4)
     out = exported(base, tmp_path / "st", "sentence-transformers")
-    found = torch.from_numpy(by_sentences(out, [photo]))
-    assert torch.allclose(normalize(found, dim=-1), expected, atol=1e-4)
+    result = torch.from_numpy(by_sentences(out, [photo]))
+    assert torch.allclose(normalize(result, dim=-1), expected, atol=1e-4)
     with pytest.raises(ModelError, match="image transform"):
         exported(base, tmp_path / "open_clip", "open_clip")
 

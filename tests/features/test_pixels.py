@@ -20,22 +20,22 @@ PREPROCESS = Preprocess(size=32)
 
 
 def test_rows_equal_preprocessing_exactly(world: Any, tmp_path: Path) -> None:
-    found = read_pixels(prepare_pixels(world.real, PREPROCESS, tmp_path / "p"))
+    result = read_pixels(prepare_pixels(world.real, PREPROCESS, tmp_path / "p"))
     store = ImageStore(world.real)
-    assert list(found.ids) == store.ids
-    assert found.array.dtype == torch.uint8
+    assert list(result.ids) == store.ids
+    assert result.array.dtype == torch.uint8
     expected = PREPROCESS([store.read(name) for name in store.ids])
-    assert torch.equal(PREPROCESS.normalise(found.array), expected)
+    assert torch.equal(PREPROCESS.normalise(result.array), expected)
     wanted = ["r7", "r0", "r7"]
-    assert found.rows(wanted).tolist() == [store.ids.index(name) for name in wanted]
+    assert result.rows(wanted).tolist() == [store.ids.index(name) for name in wanted]
 
 
 def test_chosen_ids_keep_their_order(world: Any, tmp_path: Path) -> None:
-    found = read_pixels(prepare_pixels(world.real, PREPROCESS, tmp_path / "p", ids=["r9", "r2"]))
+    result = read_pixels(prepare_pixels(world.real, PREPROCESS, tmp_path / "p", ids=["r9", "r2"]))
     store = ImageStore(world.real)
-    assert list(found.ids) == ["r9", "r2"]
+    assert list(result.ids) == ["r9", "r2"]
     expected = PREPROCESS([store.read("r9"), store.read("r2")])
-    assert torch.equal(PREPROCESS.normalise(found.array), expected)
+    assert torch.equal(PREPROCESS.normalise(result.array), expected)
 
 
 def test_a_killed_preparation_ends_with_the_same_bytes(

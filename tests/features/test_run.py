@@ -43,9 +43,9 @@ def test_features_are_the_encoders(
     route: Route, encoder: GmailEncoder, world: Any, tmp_path: Path
 ) -> None:
     made = extract_images(world.real, encoder, route, tmp_path / "f", batch_size=5)
-    found = open_features(made)
-    assert list(found.ids) == ImageStore(world.real).ids
-    assert torch.allclose(found.array, _expected(encoder, world.real, route), atol=1e-5)
+    result = open_features(made)
+    assert list(result.ids) == ImageStore(world.real).ids
+    assert torch.allclose(result.array, _expected(encoder, world.real, route), atol=1e-5)
     assert made.counts == {"images": 12, "rows": 12}
     config = made.manifest["config"]
     assert (config["what"], config["route"]) == ("image", route.value)
@@ -57,19 +57,19 @@ def test_the_file_is_a_safetensors_file_and_is_mapped(
     encoder: GmailEncoder, world: Any, tmp_path: Path
 ) -> None:
     made = extract_images(world.real, encoder, Route.FROZEN, tmp_path / "f")
-    found = open_features(made)
-    assert torch.equal(load_file(made.path(FEATURES))["features"], found.array)
-    assert found.rows(["r3", "r0"]).tolist() == [found.ids.index("r3"), found.ids.index("r0")]
+    result = open_features(made)
+    assert torch.equal(load_file(made.path(FEATURES))["features"], result.array)
+    assert result.rows(["r3", "r0"]).tolist() == [result.ids.index("r3"), result.ids.index("r0")]
     with pytest.raises(DataError, match="2 of 3 ids .* 'x'"):
-        found.rows(["r1", "x", "y"])
+        result.rows(["r1", "x", "y"])
 
 
 def test_half_precision_storage(encoder: GmailEncoder, world: Any, tmp_path: Path) -> None:
     full = extract_images(world.real, encoder, Route.REAL, tmp_path / "32")
     half = extract_images(world.real, encoder, Route.REAL, tmp_path / "16", dtype="float16")
-    found = open_features(half).array
-    assert found.dtype == torch.float16
-    assert torch.equal(found, open_features(full).array.half())
+    result = open_features(half).array
+    assert result.dtype == torch.float16
+    assert torch.equal(result, open_features(full).array.half())
 
 
 def test_extraction_of_pixels_is_the_same_artifact(
@@ -86,14 +86,14 @@ def test_extraction_of_pixels_is_the_same_artifact(
 
 def test_texts_of_captions_and_of_pairs(encoder: GmailEncoder, world: Any, tmp_path: Path) -> None:
     made = extract_texts(world.captions, encoder, tmp_path / "c", batch_size=7, route=Route.REAL)
-    found = open_features(made)
+    result = open_features(made)
     captions = read_captions(world.captions)
-    assert list(found.ids) == [caption.caption_id for caption in captions]
+    assert list(result.ids) == [caption.caption_id for caption in captions]
     with torch.no_grad():
         expected = encoder.embed_texts([caption.text for caption in captions], Route.REAL)
-    assert torch.allclose(found.array, expected, atol=1e-5)
+    assert torch.allclose(result.array, expected, atol=1e-5)
     of_pairs = open_features(extract_texts(world.pairs, encoder, tmp_path / "p", route=Route.REAL))
-    assert torch.allclose(of_pairs.array[of_pairs.rows(found.ids)], expected, atol=1e-5)
+    assert torch.allclose(of_pairs.array[of_pairs.rows(result.ids)], expected, atol=1e-5)
     with pytest.raises(ArtifactError, match="holds images"):
         extract_texts(world.real, encoder, tmp_path / "x", route=Route.REAL)
 

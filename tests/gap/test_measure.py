@@ -49,14 +49,14 @@ def verdict_of(found: Measured) -> str:
 
 def test_a_set_measured_against_itself_has_no_gap() -> None:
     real, _ = pairs_of(80, noise=0, shift=0)
-    found = paired_gap(real, real)
-    values = values_of(found)
+    result = paired_gap(real, real)
+    values = values_of(result)
     assert values["paired_cosine"] == pytest.approx(1, abs=1e-6)
     assert values["centroid_distance"] == pytest.approx(0, abs=1e-6)
     assert values["gen_to_real_r1"] == 1
     assert values["cmmd"] == pytest.approx(0, abs=1e-9)
     assert values["frechet_distance"] == pytest.approx(0, abs=1e-6)
-    assert verdict_of(found) == "train_as_is"
+    assert verdict_of(result) == "train_as_is"
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,14 @@ def test_a_set_measured_against_itself_has_no_gap() -> None:
 )
 def test_the_advice_follows_the_gap(noise: float, shift: float, verdict: str) -> None:
     real, generated = pairs_of(200, noise=noise, shift=shift)
-    found = paired_gap(real, generated)
-    assert verdict_of(found) == verdict
-    assert not found.unavailable
+    result = paired_gap(real, generated)
+    assert verdict_of(result) == verdict
+    assert not result.unavailable
 
 
 def test_intervals_hold_their_values() -> None:
-    found = paired_gap(*pairs_of(80, noise=0.6, shift=1))
-    for name, one in found.metrics.items():
+    result = paired_gap(*pairs_of(80, noise=0.6, shift=1))
+    for name, one in result.metrics.items():
         assert one.low <= one.value <= one.high, name
     few = paired_gap(*pairs_of(14, noise=0.6, shift=1)).metrics["frechet_distance"]
     assert math.isnan(few.low) and math.isnan(few.high)
@@ -91,11 +91,11 @@ def test_the_floor_is_what_chance_alone_does() -> None:
 def test_sets_without_pairs_say_what_they_cannot_tell() -> None:
     real, _ = pairs_of(90, noise=0, shift=0)
     _, generated = pairs_of(60, noise=0.6, shift=2)
-    found = unpaired_gap(real, generated)
-    assert found.metrics["norm_ratio"].n == 60
-    assert set(found.metrics) >= {*UNPAIRED, "cmmd", "frechet_distance"}
-    assert set(found.unavailable) >= {"paired_cosine", "margin", "gen_to_real_r1"}
-    assert verdict_of(found) == "align_first"
+    result = unpaired_gap(real, generated)
+    assert result.metrics["norm_ratio"].n == 60
+    assert set(result.metrics) >= {*UNPAIRED, "cmmd", "frechet_distance"}
+    assert set(result.unavailable) >= {"paired_cosine", "margin", "gen_to_real_r1"}
+    assert verdict_of(result) == "align_first"
 
 
 def test_the_unpaired_gap_does_not_depend_on_the_order_of_rows() -> None:
@@ -180,12 +180,12 @@ def test_diversity_and_text_cosines_are_measured() -> None:
     numbers = torch.arange(3).repeat_interleave(40)
     means = torch.stack([real.features[numbers == at].mean(0) for at in range(3)])
     texts = Texts(means, numbers, numbers)
-    found = measure(real, generated, paired=False, texts=texts, config=QUICK)
-    values = values_of(found)
+    result = measure(real, generated, paired=False, texts=texts, config=QUICK)
+    values = values_of(result)
     rows = [torch.nn.functional.normalize(one.features, dim=-1) for one in (real, generated)]
     wanted = diversity(*rows, resamples=2)
     assert {name: values[name] for name in wanted} == {n: one.value for n, one in wanted.items()}
-    assert "coverage" in found.details["groups"]["classes"]["cat"]["metrics"]
+    assert "coverage" in result.details["groups"]["classes"]["cat"]["metrics"]
     cosines = torch.nn.functional.cosine_similarity(real.features, means[numbers])
     assert values["text_cosine_real"] == pytest.approx(float(cosines.mean()), abs=1e-6)
     assert 0 < values["text_cosine_generated"] < values["text_cosine_real"]
@@ -201,18 +201,18 @@ def test_features_that_do_not_fit_are_refused() -> None:
 
 def test_classes_stand_in_for_pairs() -> None:
     real, generated = classes_of(noise=0.3)
-    found = measure(real, generated, paired=False, config=QUICK)
-    values = values_of(found)
+    result = measure(real, generated, paired=False, config=QUICK)
+    values = values_of(result)
     assert values["class_margin"] / values["real_class_margin"] == pytest.approx(1, abs=0.15)
     assert values["class_r1"] > 0.9
-    assert verdict_of(found) != "too_far"
+    assert verdict_of(result) != "too_far"
     real, lost = (
         classes_of(noise=0.3, follow=follow, each=400)[at]
         for at, follow in enumerate((True, False))
     )
-    found = measure(real, lost, paired=False, config=QUICK)
-    assert verdict_of(found) == "too_far"
-    assert found.metrics["class_r1"].value < 0.6
+    result = measure(real, lost, paired=False, config=QUICK)
+    assert verdict_of(result) == "too_far"
+    assert result.metrics["class_r1"].value < 0.6
 
 
 def test_every_class_and_generator_is_measured_by_itself() -> None:
@@ -264,18 +264,18 @@ def test_transfer_is_what_generated_images_teach_about_real_ones() -> None:
 def test_classes_that_are_not_shared_are_told() -> None:
     real, generated = classes_of(noise=0.3)
     strange = FeatureSet(generated.features, ["x"] * len(generated))
-    found = measure(real, strange, paired=False, config=QUICK)
-    assert "fewer than two classes" in found.unavailable["class_margin"]
-    assert "class_margin" not in found.metrics
+    result = measure(real, strange, paired=False, config=QUICK)
+    assert "fewer than two classes" in result.unavailable["class_margin"]
+    assert "class_margin" not in result.metrics
     with pytest.raises(UserError, match="3 classes .* 120 images"):
         FeatureSet(real.features, ["a", "b", "c"])
 
 
 def test_an_encoder_that_tells_nothing_is_not_taken_for_a_bad_generator() -> None:
     same = torch.ones(30, 4)
-    found = paired_gap(same, same + 0)
-    assert verdict_of(found) == "cannot_tell"
-    assert "another encoder" in found.details["advice"]["sentence"]
+    result = paired_gap(same, same + 0)
+    assert verdict_of(result) == "cannot_tell"
+    assert "another encoder" in result.details["advice"]["sentence"]
 
 
 def test_features_that_mean_nothing_are_refused() -> None:

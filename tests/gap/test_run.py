@@ -119,13 +119,13 @@ def test_files_give_values_and_intervals(tmp_path: Path) -> None:
     real, generated = (one.numpy() for one in pairs_of(40, noise=0.3, shift=0))
     r, g = save(tmp_path / "r.npy", real), save(tmp_path / "g.npy", generated.astype(np.float16))
     pairs = [(str(row), str(row)) for row in range(40)]
-    found = measure_gap(r, g, pairs, config=QUICK)
-    assert set(found.details) == {"advice", "floor", "groups"}
-    assert found.protocol == "gap_paired"
-    one = found.metrics["paired_cosine"]
+    result = measure_gap(r, g, pairs, config=QUICK)
+    assert set(result.details) == {"advice", "floor", "groups"}
+    assert result.protocol == "gap_paired"
+    one = result.metrics["paired_cosine"]
     assert one.low <= one.value <= one.high
     assert measure_gap(r, g, None, config=QUICK).protocol == "gap_unpaired"
-    json.dumps(found.to_json(), allow_nan=False)
+    json.dumps(result.to_json(), allow_nan=False)
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:

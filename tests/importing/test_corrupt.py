@@ -145,9 +145,7 @@ def test_above_the_stated_rate_the_run_stops_with_one_sentence(
     tmp_path: Path, make_picture: Make
 ) -> None:
     place = as_folder(tmp_path / "in", everything(make_picture))
-    with pytest.raises(
-        DataError, match="12 of 15 images .* b_trunc"
-    ) as caught:
+    with pytest.raises(DataError, match="12 of 15 images .* b_trunc") as caught:
         write_import(folder_source([place]), tmp_path / "out", ImportOptions(limit_quarantine=0.5))
     assert "\n" not in str(caught.value)
 

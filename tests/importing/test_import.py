@@ -84,9 +84,7 @@ def test_a_truncated_image_is_quarantined_and_shifts_nothing(coco: Coco, tmp_pat
 
 def test_too_many_broken_images_stop_the_import(coco: Coco, tmp_path: Path) -> None:
     (coco[1] / "000000000009.jpg").write_bytes(b"")
-    with pytest.raises(
-        DataError, match="1 of 5 images .* 9: .* empty"
-    ):
+    with pytest.raises(DataError, match="1 of 5 images .* 9: .* empty"):
         import_coco(*coco[:2], tmp_path / "out", split_name="val")
 
 

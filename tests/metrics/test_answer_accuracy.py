@@ -187,11 +187,11 @@ def test_the_scienceqa_leaderboard_s_row(oracles):
         for row in rows
     ]
     said = {row["qid"]: LETTERS[int(row["gpt3_cot_ale"])] for row in rows}
-    found = accuracies(judge_scienceqa(questions, said, "zeroshot"))
-    assert round(100 * found["accuracy"].value, 2) == 75.17
-    assert round(100 * found["IMG"].value, 2) == 67.43
-    assert (found["accuracy"].n, found["IMG"].n) == (4241, 2017)
-    assert found["accuracy"].low < 0.7517 < found["accuracy"].high
+    result = accuracies(judge_scienceqa(questions, said, "zeroshot"))
+    assert round(100 * result["accuracy"].value, 2) == 75.17
+    assert round(100 * result["IMG"].value, 2) == 67.43
+    assert (result["accuracy"].n, result["IMG"].n) == (4241, 2017)
+    assert result["accuracy"].low < 0.7517 < result["accuracy"].high
 
 
 def test_scienceqa_s_columns():
@@ -208,9 +208,9 @@ def test_a_group_s_interval_is_that_of_its_own_questions():
     rng = np.random.default_rng(0)
     asked = [AnswerKey(str(n), ("A",), {}, ("half",) if n % 2 else ()) for n in range(400)]
     said = {one.question_id: "A" if rng.random() < 0.7 else "B" for one in asked}
-    found = accuracies(judge_scienceqa(asked, said, "zeroshot"), resamples=4000)
+    result = accuracies(judge_scienceqa(asked, said, "zeroshot"), resamples=4000)
     inside = [said[one.question_id] == "A" for one in asked if one.groups]
-    half = found["half"]
+    half = result["half"]
     assert half.value == pytest.approx(np.mean(inside)) and half.n == 200
     width = 2 * 1.96 * np.std(inside) / np.sqrt(200)
     assert half.high - half.low == pytest.approx(width, rel=0.1)

@@ -33,17 +33,17 @@ def test_weighted_mean_is_the_mean_of_the_drawn_values():
 
 def test_interval_is_normal_theory_for_a_large_sample():
     values = np.random.default_rng(0).normal(3, 2, size=2000)
-    found = bootstrap_mean(values, resamples=4000)
+    result = bootstrap_mean(values, resamples=4000)
     half = 1.96 * values.std() / np.sqrt(2000)
-    assert found.value == pytest.approx(values.mean()) and found.n == 2000
-    assert found.value - found.low == pytest.approx(half, rel=0.1)
-    assert found.high - found.value == pytest.approx(half, rel=0.1)
+    assert result.value == pytest.approx(values.mean()) and result.n == 2000
+    assert result.value - result.low == pytest.approx(half, rel=0.1)
+    assert result.high - result.value == pytest.approx(half, rel=0.1)
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    found = [bootstrap_mean(rng.exponential(size=60), resamples=300) for _ in range(300)]
-    assert 0.88 < np.mean([one.low <= 1 <= one.high for one in found]) < 0.98
+    result = [bootstrap_mean(rng.exponential(size=60), resamples=300) for _ in range(300)]
+    assert 0.88 < np.mean([one.low <= 1 <= one.high for one in result]) < 0.98
 
 
 def test_same_seed_same_interval_and_another_seed_another():
@@ -71,15 +71,15 @@ def test_copies_of_a_value_in_its_cluster_tell_nothing_new():
 
 def test_uneven_clusters_are_a_ratio_of_sums():
     values, clusters = np.array([1.0, 0, 0, 1, 1, 1]), np.array([5, 5, 5, 2, 9, 9])
-    found = bootstrap_mean(values, clusters=clusters)
-    assert found.value == pytest.approx(values.mean()) and found.n == 3
-    assert found.low == pytest.approx(1 / 3) and found.high == 1
+    result = bootstrap_mean(values, clusters=clusters)
+    assert result.value == pytest.approx(values.mean()) and result.n == 3
+    assert result.low == pytest.approx(1 / 3) and result.high == 1
 
 
 def test_columns_share_their_resamples():
     values = np.random.default_rng(0).normal(size=30)
-    found = bootstrap_means({"a": values, "b": values + 1})
-    assert found["b"].low - found["a"].low == pytest.approx(1)
+    result = bootstrap_means({"a": values, "b": values + 1})
+    assert result["b"].low - result["a"].low == pytest.approx(1)
 
 
 def test_units_of_a_kind_are_drawn_as_one_by_one():

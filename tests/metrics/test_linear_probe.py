@@ -44,7 +44,7 @@ def test_a_fit_is_where_the_gradient_of_the_objective_is_zero():
 
 def test_the_choice_and_the_hits_are_those_of_plain_fits():
     train, validation, test = split(60, 1), split(45, 2), split(60, 3)
-    found = linear_probe(train, validation, test, grid=(1e-3, 1.0, 30.0, 1e4))
+    result = linear_probe(train, validation, test, grid=(1e-3, 1.0, 30.0, 1e4))
 
     def plain(fit_on, score_on, decay):
         rows, labels = fit_on.arrays()
@@ -53,15 +53,15 @@ def test_the_choice_and_the_hits_are_those_of_plain_fits():
         wanted = score_on.arrays()
         return model.predict((wanted[0] - rows.mean(0)) / rows.std(0)) == wanted[1]
 
-    scores = {decay: plain(train, validation, decay).mean() for decay in found.validation}
-    assert found.validation == pytest.approx(scores)
-    assert found.weight_decay == min(d for d, one in scores.items() if one == max(scores.values()))
+    scores = {decay: plain(train, validation, decay).mean() for decay in result.validation}
+    assert result.validation == pytest.approx(scores)
+    assert result.weight_decay == min(d for d, one in scores.items() if one == max(scores.values()))
     both = Labelled(
         torch.cat([train.features, validation.features]),
         torch.cat([train.labels, validation.labels]),
     )
-    assert found.hits.astype(bool).tolist() == plain(both, test, found.weight_decay).tolist()
-    assert found.unconverged == 0
+    assert result.hits.astype(bool).tolist() == plain(both, test, result.weight_decay).tolist()
+    assert result.unconverged == 0
 
 
 def test_dimensions_count_alike_whatever_their_scale():
@@ -72,11 +72,11 @@ def test_dimensions_count_alike_whatever_their_scale():
 
 
 def test_a_fifth_is_held_out_without_validation_images():
-    found = linear_probe(split(100, 1), None, split(60, 3), grid=(1.0, 1e5))
+    result = linear_probe(split(100, 1), None, split(60, 3), grid=(1.0, 1e5))
     again = linear_probe(split(100, 1), None, split(60, 3), grid=(1.0, 1e5))
-    assert found.validation == again.validation
-    assert all(round(20 * score, 6) == round(20 * score) for score in found.validation.values())
-    assert 0.5 < found.hits.mean() < 1
+    assert result.validation == again.validation
+    assert all(round(20 * score, 6) == round(20 * score) for score in result.validation.values())
+    assert 0.5 < result.hits.mean() < 1
 
 
 def test_the_choice_may_be_by_class():

@@ -28,28 +28,28 @@ def test_values_are_those_of_the_full_cosine_matrix():
     real, generated = pairs()
     matrix = cosines(real, generated)
     off = matrix[~np.eye(80, dtype=bool)].mean()
-    found = gap_metrics(real, generated)
-    assert list(found) == NAMES
-    assert found["paired_cosine"].value == pytest.approx(np.diag(matrix).mean(), abs=1e-6)
-    assert found["unpaired_cosine"].value == pytest.approx(off, abs=1e-7)
-    assert found["margin"].value == pytest.approx(np.diag(matrix).mean() - off, abs=1e-6)
+    result = gap_metrics(real, generated)
+    assert list(result) == NAMES
+    assert result["paired_cosine"].value == pytest.approx(np.diag(matrix).mean(), abs=1e-6)
+    assert result["unpaired_cosine"].value == pytest.approx(off, abs=1e-7)
+    assert result["margin"].value == pytest.approx(np.diag(matrix).mean() - off, abs=1e-6)
     means = [torch.nn.functional.normalize(one).mean(0) for one in (real, generated)]
-    assert found["centroid_distance"].value == pytest.approx(float((means[0] - means[1]).norm()))
+    assert result["centroid_distance"].value == pytest.approx(float((means[0] - means[1]).norm()))
     norms = [float(one.norm(dim=1).mean()) for one in (real, generated)]
-    assert found["norm_ratio"].value == pytest.approx(norms[1] / norms[0])
-    for name, one in found.items():
+    assert result["norm_ratio"].value == pytest.approx(norms[1] / norms[0])
+    for name, one in result.items():
         assert one.low <= one.value <= one.high and one.n == 80, name
 
 
 def test_hand_computed():
     real = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
     generated = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
-    found = {name: one.value for name, one in gap_metrics(real, generated).items()}
-    assert found["paired_cosine"] == pytest.approx((1 + 0.8) / 2)
-    assert found["unpaired_cosine"] == pytest.approx((0.6 + 0) / 2)
-    assert found["margin"] == pytest.approx(0.6)
-    assert found["centroid_distance"] == pytest.approx(np.hypot(0.3, 0.1))
-    assert found["norm_ratio"] == pytest.approx(3 / 2)
+    result = {name: one.value for name, one in gap_metrics(real, generated).items()}
+    assert result["paired_cosine"] == pytest.approx((1 + 0.8) / 2)
+    assert result["unpaired_cosine"] == pytest.approx((0.6 + 0) / 2)
+    assert result["margin"] == pytest.approx(0.6)
+    assert result["centroid_distance"] == pytest.approx(np.hypot(0.3, 0.1))
+    assert result["norm_ratio"] == pytest.approx(3 / 2)
 
 
 def test_unpaired_interval_is_that_of_a_loop_over_resamples():
@@ -58,20 +58,20 @@ def test_unpaired_interval_is_that_of_a_loop_over_resamples():
     for drawn in rng.integers(12, size=(1000, 12)):
         couples = [matrix[i, j] for i in drawn for j in drawn if i != j]
         means.append(np.mean(couples))
-    found = gap_metrics(real, generated)["unpaired_cosine"]
-    assert [found.low, found.high] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-6)
+    result = gap_metrics(real, generated)["unpaired_cosine"]
+    assert [result.low, result.high] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-6)
 
 
 def test_no_gap_has_a_centroid_interval_near_zero():
     torch.manual_seed(0)
-    found = gap_metrics(torch.randn(300, 16), torch.randn(300, 16))["centroid_distance"]
-    assert found.low < 0.05 < found.high
+    result = gap_metrics(torch.randn(300, 16), torch.randn(300, 16))["centroid_distance"]
+    assert result.low < 0.05 < result.high
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_recall_of_a_collapsed_generator_is_chance(value):
-    found = gen_to_real_recall(torch.full((50, 6), value), torch.ones(50, 6), ks=(1, 5, 90))
-    assert [float(found[k].mean()) for k in (1, 5, 90)] == pytest.approx([1 / 50, 5 / 50, 1])
+    result = gen_to_real_recall(torch.full((50, 6), value), torch.ones(50, 6), ks=(1, 5, 90))
+    assert [float(result[k].mean()) for k in (1, 5, 90)] == pytest.approx([1 / 50, 5 / 50, 1])
 
 
 def test_recall_is_that_of_a_sort():
@@ -103,8 +103,8 @@ def test_groups_are_resampled_whole():
 def test_resamples_of_a_single_pair_leave_no_unpaired_couples():
     torch.manual_seed(0)
     real = torch.randn(3, 4)
-    found = gap_metrics(real, real + 0.1 * torch.randn(3, 4))["unpaired_cosine"]
-    assert -1 <= found.low <= found.value <= found.high <= 1
+    result = gap_metrics(real, real + 0.1 * torch.randn(3, 4))["unpaired_cosine"]
+    assert -1 <= result.low <= result.value <= result.high <= 1
 
 
 def test_refuses_one_pair_and_nan():
@@ -118,8 +118,8 @@ def test_what_each_real_image_adds_gives_the_same_values():
     """Two pairs of one real image are one item."""
     real, generated = pairs(40)
     real[1], groups = real[0], torch.tensor([0, *range(39)])
-    found = gap_metrics(real, generated, groups=groups)
+    result = gap_metrics(real, generated, groups=groups)
     columns = pair_columns(real, generated, groups)
     assert {len(column.values) for column in columns.values()} == {39}
     for name, column in columns.items():
-        assert column.value == pytest.approx(found[name].value, abs=1e-6)
+        assert column.value == pytest.approx(result[name].value, abs=1e-6)

@@ -35,11 +35,11 @@ def every_order(above: int, tied: int, positives: int) -> tuple[float, dict[int,
 @pytest.mark.parametrize("positives", [1, 2, 3])
 def test_ties_are_broken_in_every_possible_order(above, tied, positives):
     rank, hits = every_order(above, tied, positives)
-    found = Ranks(*(torch.tensor([count]) for count in (above, tied, positives)))
-    assert float(found.expected) == pytest.approx(rank)
+    result = Ranks(*(torch.tensor([count]) for count in (above, tied, positives)))
+    assert float(result.expected) == pytest.approx(rank)
     for k, hit in hits.items():
-        assert float(recall_at(found, k)) == pytest.approx(hit)
-    assert float(recall_at(found, above + tied + 1)) == 1
+        assert float(recall_at(result, k)) == pytest.approx(hit)
+    assert float(recall_at(result, above + tied + 1)) == 1
 
 
 @given(
@@ -51,8 +51,8 @@ def test_ties_are_broken_in_every_possible_order(above, tied, positives):
 def test_recall_is_hypergeometric(above, tied, positives, k):
     places = min(max(k - above, 0), tied + positives)
     expected = 1 - comb(tied, places) / comb(tied + positives, places)
-    found = Ranks(*(torch.tensor([count]) for count in (above, tied, positives)))
-    assert float(recall_at(found, k)) == pytest.approx(expected)
+    result = Ranks(*(torch.tensor([count]) for count in (above, tied, positives)))
+    assert float(recall_at(result, k)) == pytest.approx(expected)
 
 
 def test_recall_of_no_queries_is_empty():
@@ -72,16 +72,16 @@ def test_label_ranks_counts_like_a_loop(data):
     wanted = data.draw(
         st.lists(st.sampled_from(labels), min_size=len(queries), max_size=len(queries))
     )
-    found = label_ranks(
+    result = label_ranks(
         _directions(queries), _directions(candidates), torch.tensor(wanted), torch.tensor(labels)
     )
     for row, (angle, label) in enumerate(zip(queries, wanted, strict=True)):
         scores = [round(np.cos((angle - other) * np.pi / 6), 4) for other in candidates]
         own = [s for s, other in zip(scores, labels, strict=True) if other == label]
         others = [s for s, other in zip(scores, labels, strict=True) if other != label]
-        assert int(found.above[row]) == sum(score > max(own) for score in others)
-        assert int(found.tied[row]) == others.count(max(own))
-        assert int(found.positives[row]) == own.count(max(own))
+        assert int(result.above[row]) == sum(score > max(own) for score in others)
+        assert int(result.tied[row]) == others.count(max(own))
+        assert int(result.positives[row]) == own.count(max(own))
 
 
 def _directions(angles: list[int]) -> torch.Tensor:

@@ -26,8 +26,8 @@ def naive_recalls(images, texts, owner, k):
     texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
     scores = texts @ images.T
     first_texts, first_images = np.argsort(-scores.T, 1)[:, :k], np.argsort(-scores, 1)[:, :k]
-    i2t = [image in owner[found] for image, found in enumerate(first_texts)]
-    t2i = [owner[text] in found for text, found in enumerate(first_images)]
+    i2t = [image in owner[result] for image, result in enumerate(first_texts)]
+    t2i = [owner[text] in result for text, result in enumerate(first_images)]
     return np.mean(i2t), np.mean(t2i)
 
 
@@ -38,13 +38,13 @@ def test_recalls_of_distinct_scores_are_those_of_a_sort(monkeypatch, tile):
     owner = uneven(60)
     images = torch.randn(60, 16)
     texts = 2 * images[owner] + 5 * torch.randn(len(owner), 16)
-    found = retrieval_hits(images, texts, owner).estimates()
+    result = retrieval_hits(images, texts, owner).estimates()
     for k in (1, 5, 10):
         i2t, t2i = naive_recalls(images.numpy(), texts.numpy(), owner.numpy(), k)
-        assert found[f"i2t_r{k}"].value == pytest.approx(i2t)
-        assert found[f"t2i_r{k}"].value == pytest.approx(t2i)
-        assert found[f"t2i_r{k}"].low < t2i < found[f"t2i_r{k}"].high
-    assert {one.n for one in found.values()} == {60}
+        assert result[f"i2t_r{k}"].value == pytest.approx(i2t)
+        assert result[f"t2i_r{k}"].value == pytest.approx(t2i)
+        assert result[f"t2i_r{k}"].low < t2i < result[f"t2i_r{k}"].high
+    assert {one.n for one in result.values()} == {60}
 
 
 def test_hand_computed():
@@ -54,9 +54,9 @@ def test_hand_computed():
     to_text, to_image = retrieval_ranks(images, texts, torch.tensor([0, 1, 0]))
     assert to_text.expected.tolist() == [1, 2]
     assert to_image.expected.tolist() == [1, 1, 2]
-    found = retrieval_hits(images, texts, torch.tensor([0, 1, 0]), ks=(1, 2)).estimates()
-    assert found["i2t_r1"].value == 0.5 and found["t2i_r1"].value == pytest.approx(2 / 3)
-    assert found["i2t_r2"].value == found["t2i_r2"].value == 1
+    result = retrieval_hits(images, texts, torch.tensor([0, 1, 0]), ks=(1, 2)).estimates()
+    assert result["i2t_r1"].value == 0.5 and result["t2i_r1"].value == pytest.approx(2 / 3)
+    assert result["i2t_r2"].value == result["t2i_r2"].value == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -65,19 +65,19 @@ def test_a_collapsed_model_scores_chance(dtype, value):
     owner = uneven(300)
     m = len(owner)
     images = torch.full((300, 17), value, dtype=dtype)
-    found = retrieval_hits(images, images[owner], owner).estimates()
+    result = retrieval_hits(images, images[owner], owner).estimates()
     own = torch.bincount(owner)
     for k in (1, 5, 10):
         chance = np.mean([1 - comb(m - int(p), k) / comb(m, k) for p in own])
-        assert found[f"t2i_r{k}"].value == pytest.approx(k / 300)
-        assert found[f"i2t_r{k}"].value == pytest.approx(chance)
+        assert result[f"t2i_r{k}"].value == pytest.approx(k / 300)
+        assert result[f"i2t_r{k}"].value == pytest.approx(chance)
 
 
 def test_collapse_with_rounding_noise_still_scores_chance():
     torch.manual_seed(0)
     images = torch.ones(200, 64) + 1e-7 * torch.randn(200, 64)
-    found = retrieval_hits(images, images.clone(), torch.arange(200), ks=(1,)).estimates()
-    assert found["t2i_r1"].value == pytest.approx(1 / 200)
+    result = retrieval_hits(images, images.clone(), torch.arange(200), ks=(1,)).estimates()
+    assert result["t2i_r1"].value == pytest.approx(1 / 200)
 
 
 @settings(deadline=None)
@@ -166,14 +166,14 @@ def test_images_without_a_text_are_never_found_and_stand_in_the_way(data):
     owner = torch.tensor(data.draw(st.lists(st.integers(0, n - 1), min_size=m, max_size=m)))
     torch.manual_seed(data.draw(st.integers(0, 99)))
     images, texts = torch.randn(n, 4), torch.randn(m, 4)
-    found = retrieval_hits(images, texts, owner, (1, 3, 9))
+    result = retrieval_hits(images, texts, owner, (1, 3, 9))
     scores = torch.nn.functional.normalize(texts) @ torch.nn.functional.normalize(images).T
     for k in (1, 3, 9):
         first = scores.T.argsort(1, descending=True)[:, :k]
         i2t = [float((owner[row] == image).any()) for image, row in enumerate(first)]
-        assert found.i2t[f"i2t_r{k}"].tolist() == i2t
+        assert result.i2t[f"i2t_r{k}"].tolist() == i2t
         first = scores.argsort(1, descending=True)[:, :k]
         t2i = [float((row == image).any()) for image, row in zip(owner, first, strict=True)]
-        assert found.t2i[f"t2i_r{k}"].tolist() == t2i
-    for name, column in found.columns().items():
-        assert column.value == pytest.approx(found.estimates(resamples=2)[name].value)
+        assert result.t2i[f"t2i_r{k}"].tolist() == t2i
+    for name, column in result.columns().items():
+        assert column.value == pytest.approx(result.estimates(resamples=2)[name].value)

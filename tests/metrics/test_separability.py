@@ -14,14 +14,14 @@ def test_weighted_auc_is_that_of_scikit_learn_with_ties():
     rng = np.random.default_rng(0)
     high, low = rng.integers(0, 6, 30) / 5.0, rng.integers(0, 5, 20) / 5.0
     up, down = rng.integers(0, 4, (7, 30)).astype(float), rng.integers(0, 4, (7, 20)).astype(float)
-    found = weighted_auc(up, down, (high, low))
+    result = weighted_auc(up, down, (high, low))
     for row in range(7):
         expected = metrics.roc_auc_score(
             [1] * 30 + [0] * 20,
             np.concatenate([high, low]),
             sample_weight=np.concatenate([up[row], down[row]]),
         )
-        assert found[row] == pytest.approx(expected)
+        assert result[row] == pytest.approx(expected)
 
 
 def test_equal_features_cannot_be_told_apart():
@@ -31,15 +31,15 @@ def test_equal_features_cannot_be_told_apart():
 
 def test_one_distribution_gives_chance_as_often_as_the_interval_says():
     torch.manual_seed(0)
-    found = [probe_auc(torch.randn(150, 8), torch.randn(150, 8), resamples=200) for _ in range(20)]
-    assert np.mean([one.value for one in found]) == pytest.approx(0.5, abs=0.03)
-    assert sum(one.low < 0.5 < one.high for one in found) >= 17
+    result = [probe_auc(torch.randn(150, 8), torch.randn(150, 8), resamples=200) for _ in range(20)]
+    assert np.mean([one.value for one in result]) == pytest.approx(0.5, abs=0.03)
+    assert sum(one.low < 0.5 < one.high for one in result) >= 17
 
 
 def test_two_distributions_give_one():
     torch.manual_seed(0)
-    found = probe_auc(torch.randn(300, 8), torch.randn(300, 8) + 4)
-    assert found.value > 0.999 and found.high <= 1 and found.n == 300
+    result = probe_auc(torch.randn(300, 8), torch.randn(300, 8) + 4)
+    assert result.value > 0.999 and result.high <= 1 and result.n == 300
 
 
 def test_refitting_five_folds_widens_by_a_half():
@@ -53,8 +53,8 @@ def test_auc_of_one_known_shift():
     # A long constant axis keeps directions linear in the features after normalising.
     real = torch.cat([base, torch.full((3000, 1), 1000.0)], 1)
     generated = torch.cat([torch.randn(3000, 2) + torch.tensor([1.0, 0.0]), real[:, 2:]], 1)
-    found = probe_auc(real, generated, resamples=200)
-    assert found.low < 0.760 < found.high
+    result = probe_auc(real, generated, resamples=200)
+    assert result.low < 0.760 < result.high
 
 
 def test_a_pair_and_a_group_are_never_split():
@@ -68,8 +68,8 @@ def test_knowing_the_pairs_does_not_help():
     """Labels that are noise within each pair: a split pair would pull the AUC away from 0.5."""
     torch.manual_seed(0)
     base = torch.randn(150, 100)
-    found = probe_auc(base + 0.01 * torch.randn(150, 100), base + 0.01 * torch.randn(150, 100))
-    assert 0.45 < found.value < 0.55
+    result = probe_auc(base + 0.01 * torch.randn(150, 100), base + 0.01 * torch.randn(150, 100))
+    assert 0.45 < result.value < 0.55
 
 
 def test_seeded():

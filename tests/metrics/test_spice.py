@@ -67,29 +67,29 @@ def test_what_is_missing_is_named_with_the_command_that_fetches_it(monkeypatch, 
     with pytest.raises(MissingExtraError, match="get_stanford_models") as caught:
         spice.corenlp()
     assert "stanford-corenlp-3.6.0-models.jar" in str(caught.value)
-    found = caption_metrics({"1": "a"}, {"1": ["a"]}, metrics=["SPICE"], pretokenized=True)
-    assert not found.metrics and "SPICE_LIB" in found.unavailable["SPICE"]
+    result = caption_metrics({"1": "a"}, {"1": ["a"]}, metrics=["SPICE"], pretokenized=True)
+    assert not result.metrics and "SPICE_LIB" in result.unavailable["SPICE"]
 
 
 def test_scores_go_back_to_their_images_and_systems(jars, stand_in):
     stand_in(STAND_IN)
     systems = {"one 1": ["a b", "z"], "two": ["a", "c d e"]}
     with spice.spice_process() as process:
-        found = process.score(systems, [["a b c"], ["c d", "e"]]).result()
-    assert found["one 1"][0] == pytest.approx(0.2) and np.isnan(found["one 1"][1])
-    assert found["two"].tolist() == pytest.approx([0.1, 0.3])
+        result = process.score(systems, [["a b c"], ["c d", "e"]]).result()
+    assert result["one 1"][0] == pytest.approx(0.2) and np.isnan(result["one 1"][1])
+    assert result["two"].tolist() == pytest.approx([0.1, 0.3])
 
 
 def test_spice_stands_beside_the_other_metrics(jars, stand_in):
     stand_in(STAND_IN)
-    found = caption_metrics(
+    result = caption_metrics(
         {"1": "a b", "2": "c"},
         {"1": ["a b c"], "2": ["c"]},
         metrics=["SPICE", "ROUGE_L"],
         pretokenized=True,
     )
-    assert found.metrics["SPICE"].value == pytest.approx(0.15) and found.metrics["SPICE"].n == 2
-    assert list(found.metrics) == ["ROUGE_L", "SPICE"] and not found.unavailable
+    assert result.metrics["SPICE"].value == pytest.approx(0.15) and result.metrics["SPICE"].n == 2
+    assert list(result.metrics) == ["ROUGE_L", "SPICE"] and not result.unavailable
 
 
 @pytest.mark.parametrize(

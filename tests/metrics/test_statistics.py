@@ -18,21 +18,21 @@ from worlds.scoring import per_item
 
 def test_a_mean_is_estimated_as_by_the_plain_bootstrap():
     values = np.random.default_rng(0).normal(size=300)
-    found = estimates({"m": mean_column(values)}, resamples=4000)["m"]
+    result = estimates({"m": mean_column(values)}, resamples=4000)["m"]
     plain = bootstrap_mean(values, resamples=4000)
-    assert (found.value, found.n) == (pytest.approx(values.mean()), 300)
-    assert [found.low, found.high] == pytest.approx([plain.low, plain.high], abs=0.01)
+    assert (result.value, result.n) == (pytest.approx(values.mean()), 300)
+    assert [result.low, result.high] == pytest.approx([plain.low, plain.high], abs=0.01)
 
 
 def test_a_difference_is_paired():
     rng = np.random.default_rng(0)
     hard = rng.normal(size=300)
     a, b = hard + 0.1 + 0.05 * rng.normal(size=300), hard
-    found = differences({"m": mean_column(a)}, {"m": mean_column(b), "n": mean_column(b)})
+    result = differences({"m": mean_column(a)}, {"m": mean_column(b), "n": mean_column(b)})
     plain = bootstrap_mean(a - b)
-    assert list(found) == ["m"]
-    assert [found["m"].low, found["m"].high] == pytest.approx([plain.low, plain.high], abs=0.003)
-    assert found["m"].low > 0
+    assert list(result) == ["m"]
+    assert [result["m"].low, result["m"].high] == pytest.approx([plain.low, plain.high], abs=0.003)
+    assert result["m"].low > 0
 
 
 def test_bleu_of_a_resample_is_bleu_of_the_captions_drawn():
@@ -78,6 +78,6 @@ def test_over_runs_pairs_two_rows() -> None:
     runs = [rng.random(50) for _ in range(3)]
     first = [{"m": mean_column(run + 0.1), "own": mean_column(run)} for run in runs]
     second = [{"m": mean_column(run)} for run in runs]
-    found = over_runs(first, second)
-    assert list(found) == ["m"]
-    assert (found["m"].value, found["m"].low, found["m"].high) == pytest.approx((0.1, 0.1, 0.1))
+    result = over_runs(first, second)
+    assert list(result) == ["m"]
+    assert (result["m"].value, result["m"].low, result["m"].high) == pytest.approx((0.1, 0.1, 0.1))

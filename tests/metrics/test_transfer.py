@@ -58,8 +58,8 @@ def test_captions_are_looked_for_both_ways():
     there = captions[cosines.argmax(1)] == np.arange(12)
     back = cosines.argmax(0) == captions
     expected = there / 2 + back.reshape(12, 2).mean(1) / 2
-    found = caption_transfer(
+    result = caption_transfer(
         torch.from_numpy(made), torch.from_numpy(captions), torch.from_numpy(real), torch.arange(12)
     )
-    assert found.numpy() == pytest.approx(expected)
+    assert result.numpy() == pytest.approx(expected)
     assert 0 < expected.mean() < 1

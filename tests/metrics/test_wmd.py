@@ -23,10 +23,10 @@ WORDS = ["ball", "cube", "cone", "red", "blue", "floor", "wood", "stands"]
 
 @pytest.fixture(scope="module")
 def vectors():
-    found = models.KeyedVectors(vector_size=5)
+    result = models.KeyedVectors(vector_size=5)
     table = np.random.default_rng(0).normal(size=(len(WORDS), 5)).astype(np.float32)
-    found.add_vectors(WORDS, table)
-    return found
+    result.add_vectors(WORDS, table)
+    return result
 
 
 def by_linear_programme(first, second, vectors, *, normalise):
@@ -48,24 +48,24 @@ def test_it_is_the_distance_of_the_definition_and_of_gensim(vectors, normalise):
     rng = np.random.default_rng(1)
     say = lambda: list(rng.choice(WORDS, size=rng.integers(1, 7)))  # noqa: E731
     pairs = [(say(), say()) for _ in range(40)]
-    found = wmd_similarity(
+    result = wmd_similarity(
         [" ".join(a) for a, _ in pairs], [[" ".join(b)] for _, b in pairs], vectors,
         normalise=normalise,
     )  # fmt: skip
     solved = [by_linear_programme(a, b, vectors, normalise=normalise) for a, b in pairs]
     theirs = [vectors.wmdistance(a, b, norm=normalise) for a, b in pairs]
-    assert found == pytest.approx(np.exp(-np.array(solved)), abs=1e-9)
-    assert found == pytest.approx(np.exp(-np.array(theirs)), abs=1e-6)
+    assert result == pytest.approx(np.exp(-np.array(solved)), abs=1e-9)
+    assert result == pytest.approx(np.exp(-np.array(theirs)), abs=1e-6)
 
 
 def test_the_best_reference_counts_and_stop_words_do_not(vectors):
-    found = wmd_similarity(
+    result = wmd_similarity(
         ["the red ball", "a cube", "unseen words", "is it"],
         [["blue cube", "red ball is here"], ["cone"], ["ball"], ["ball"]],
         vectors,
     )
-    assert found[0] == 1 and 0 < found[1] < 1
-    assert found[2:].tolist() == [0, 0]
+    assert result[0] == 1 and 0 < result[1] < 1
+    assert result[2:].tolist() == [0, 0]
     assert len(STOP_WORDS) == 153
 
 
@@ -96,8 +96,8 @@ def test_wmd_among_the_metrics(vectors):
     pytest.importorskip("pycocoevalcap")
     said, human = {"1": "red ball", "2": "cone"}, {"1": ["red ball"], "2": ["cube"]}
     how = {"metrics": ["WMD"], "pretokenized": True}
-    found = caption_metrics(said, human, word_vectors=WordVectors(vectors), **how)
-    assert 0.5 < found.metrics["WMD"].value < 1
+    result = caption_metrics(said, human, word_vectors=WordVectors(vectors), **how)
+    assert 0.5 < result.metrics["WMD"].value < 1
     trained = caption_metrics(said, human, word_vectors=WordVectors(), **how)
-    assert trained.metrics["WMD"].value != found.metrics["WMD"].value
+    assert trained.metrics["WMD"].value != result.metrics["WMD"].value
     assert "word vectors" in caption_metrics(said, human, **how).unavailable["WMD"]

@@ -75,9 +75,9 @@ def test_groups_are_listed_from_the_farthest(tmp_path: Path) -> None:
 
 def test_intervals_stand_beside_their_metrics(tmp_path: Path) -> None:
     plain = result(metrics={"probe_auc": 0.9, "cmmd": 0.2}, intervals={"probe_auc": [0.8, 0.95]})
-    found = gap_estimates(plain)
-    assert (found["probe_auc"].low, found["probe_auc"].high) == (0.8, 0.95)
-    assert np.isnan(found["cmmd"].low)
+    actual = gap_estimates(plain)
+    assert (actual["probe_auc"].low, actual["probe_auc"].high) == (0.8, 0.95)
+    assert np.isnan(actual["cmmd"].low)
     assert "0.01" in gap_tables(plain)["gap"].rows[1].cells[1]
     page = write_gap_report(plain, SIDES, tmp_path / "out").read_text(encoding="utf-8")
     assert "0.900" in page
@@ -96,15 +96,15 @@ def test_a_result_without_parts_still_has_a_page(tmp_path: Path) -> None:
 
 def test_pca_is_scikit_learns_up_to_sign_and_scale() -> None:
     decomposition = pytest.importorskip("sklearn.decomposition")
-    found = project_pca(*SIDES)
-    assert found is not None
+    actual = project_pca(*SIDES)
+    assert actual is not None
     rows = np.concatenate(SIDES)
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     wanted = decomposition.PCA(2).fit_transform(rows)
-    places = np.concatenate([found.real, found.generated])
+    places = np.concatenate([actual.real, actual.generated])
     for axis in range(2):
         assert abs(np.corrcoef(places[:, axis], wanted[:, axis])[0, 1]) == pytest.approx(1)
     spread = np.ptp(places, axis=0) / np.ptp(wanted, axis=0)
     assert spread[0] == pytest.approx(spread[1])
     other = project(*SIDES)
-    assert other is not None and other.separability == found.separability
+    assert other is not None and other.separability == actual.separability

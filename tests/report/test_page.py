@@ -68,8 +68,8 @@ def test_writes_the_page_every_table_and_every_figure(report: Path) -> None:
     }
     figures = ("headline", "pairs", "embeddings", "curves")
     names |= {f"figures/{f}.{end}" for f in figures for end in ("svg", "png")}
-    found = {str(p.relative_to(report)) for p in report.rglob("*") if p.is_file()}
-    assert found == names | {"index.html"}
+    result = {str(p.relative_to(report)) for p in report.rglob("*") if p.is_file()}
+    assert result == names | {"index.html"}
 
 
 def test_every_section_is_there_in_order(page: str) -> None:

@@ -27,9 +27,9 @@ def test_the_layout_is_the_same_every_time() -> None:
 
 def test_many_points_are_thinned_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "MOST", 10)
-    found = project(*clouds(25, 1.0))
-    assert found is not None and found.total == (25, 25)
-    assert len(found.real) == len(found.generated) == 10
+    result = project(*clouds(25, 1.0))
+    assert result is not None and result.total == (25, 25)
+    assert len(result.real) == len(result.generated) == 10
 
 
 def test_separability_of_apart_mixed_and_paired_clouds() -> None:
@@ -69,5 +69,5 @@ def test_what_cannot_be_drawn_is_refused(
 def test_equal_embeddings_are_no_picture_and_repeated_ones_are() -> None:
     assert project(np.ones((6, 3)), np.ones((6, 3))) is None
     row = np.concatenate([np.ones((5, 3)), np.eye(3)])
-    found = project(row, row)
-    assert found is not None and np.isfinite(found.real).all()
+    result = project(row, row)
+    assert result is not None and np.isfinite(result.real).all()

@@ -42,15 +42,15 @@ class Slow(ShardMaker):
 
 def workers() -> list[psutil.Process]:
     """Return the actors' processes among our descendants."""
-    found = []
+    result = []
     for process in psutil.Process().children(recursive=True):
         try:
             title = " ".join(process.cmdline())
         except psutil.Error:
             continue
         if "ray::_RayWorker" in title:
-            found.append(process)
-    return found
+            result.append(process)
+    return result
 
 
 def kill_some(out: Path, wanted: int, killed: list[int]) -> None:

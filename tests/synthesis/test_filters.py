@@ -151,8 +151,8 @@ def test_no_near_duplicate_is_missed(bits: int, seed: int) -> None:
             near = int((unpacked[first] != unpacked[second]).sum()) <= bits
             if near and first not in expected and second not in expected:
                 expected[second] = first
-    found = duplicates(hashes, bits, None, 0.0)
-    assert {row: match.row for row, match in found.items()} == expected
+    result = duplicates(hashes, bits, None, 0.0)
+    assert {row: match.row for row, match in result.items()} == expected
 
 
 def test_spread_by_hand() -> None:

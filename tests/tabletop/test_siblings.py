@@ -46,9 +46,9 @@ def test_a_siglip_learns_and_loads_as_one(corpus: Corpus, tmp_path: Path) -> Non
     encoder = GmailEncoder.from_pretrained(folder)
     images = encoder.encode_images([Image.fromarray(image) for image in corpus.images])
     texts = encoder.encode_texts([text for row in corpus.captions for text in row])
-    found = siblings.siglip_scores(model, tokenizer, corpus)
+    result = siblings.siglip_scores(model, tokenizer, corpus)
     assert siblings.recall(images, texts) == pytest.approx(
-        {key: found[key] for key in ("i2t_r1", "t2i_r1")}, abs=0.2
+        {key: result[key] for key in ("i2t_r1", "t2i_r1")}, abs=0.2
     )
 
 

@@ -44,13 +44,13 @@ def words(text: str) -> list[str]:
 
 def read_phrases(caption: str) -> list[tuple[int, list[str], str | None]]:
     """Parse noun phrases from the words alone: count, adjectives, shape."""
-    found = []
+    result = []
     for count, adjectives, noun in PHRASE.findall(caption.lower()):
         single = (
             noun if noun in NOUNS else noun.removesuffix("es") if noun == "boxes" else noun[:-1]
         )
-        found.append((COUNTS[count], adjectives.split(), NOUNS[single]))
-    return found
+        result.append((COUNTS[count], adjectives.split(), NOUNS[single]))
+    return result
 
 
 def fits(thing, adjectives: list[str], shape: str | None) -> bool:

@@ -192,9 +192,9 @@ def test_a_loss_in_pieces_trains_like_the_whole() -> None:
         return parts.loss(step)
 
     expected = _run(whole)
-    found = fit(parts.parameters, pieces, CONFIG, seed=5, evaluate=parts.score)
+    result = fit(parts.parameters, pieces, CONFIG, seed=5, evaluate=parts.score)
     assert torch.allclose(parts.weight, whole.weight, atol=1e-6)
-    assert [row["total"] for row in found.losses] == pytest.approx(
+    assert [row["total"] for row in result.losses] == pytest.approx(
         [row["total"] for row in expected.losses], abs=1e-6
     )
 

@@ -74,14 +74,14 @@ def test_masked_pairs_have_no_part_of_a_smoothed_label() -> None:
     generator = torch.Generator().manual_seed(3)
     images, long_texts, short_texts = (torch.randn(3, 5, generator=generator) for _ in range(3))
     same = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
-    found = long_short_loss(images, long_texts, short_texts, 4.0, same_long=same)["long"]
+    result = long_short_loss(images, long_texts, short_texts, 4.0, same_long=same)["long"]
     table = 4.0 * normalize(images, dim=-1) @ normalize(long_texts, dim=-1).T
     losses = []
     for logits in (table, table.T):
         for row, columns in ((0, [0, 2]), (1, [1, 2]), (2, [0, 1, 2])):
             kept, label = logits[row, columns][None], torch.tensor([columns.index(row)])
             losses.append(torch.nn.functional.cross_entropy(kept, label, label_smoothing=0.1))
-    assert float(found) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)
+    assert float(result) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)
 
 
 def test_directions_without_variance_have_no_gradient() -> None:
@@ -90,6 +90,6 @@ def test_directions_without_variance_have_no_gradient() -> None:
     weights = torch.randn(4, 16, generator=torch.Generator().manual_seed(6))
     gradients = []
     for noise in (0.0, 1e-7):
-        found = principal_part(features + noise * weights.flip(0), 32)
-        gradients.append(torch.autograd.grad((found * weights).sum(), features)[0])
+        result = principal_part(features + noise * weights.flip(0), 32)
+        gradients.append(torch.autograd.grad((result * weights).sum(), features)[0])
     assert torch.allclose(*gradients, atol=1e-4)

@@ -72,9 +72,9 @@ def test_following_ends_with_the_run_and_tells_nothing_twice(
 ) -> None:
     monkeypatch.setattr(trackers, "_POLL_SECONDS", 0.01)
     path = run / "events.jsonl"
-    found: list[float] = []
+    result: list[float] = []
     listener = threading.Thread(
-        target=lambda: found.extend(row["step"] for row in read_events(path, follow=True))
+        target=lambda: result.extend(row["step"] for row in read_events(path, follow=True))
     )
     listener.start()
     more = [*ROWS[:2], {"event": "loss", "step": 2.0, "total": 3.5}]  # killed, and back to step 1
@@ -84,7 +84,7 @@ def test_following_ends_with_the_run_and_tells_nothing_twice(
     (run / "manifest.json").write_text("{}")
     listener.join(timeout=20)
     assert not listener.is_alive()
-    assert found == [0.0, 1.0, 2.0, 3.0]
+    assert result == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_what_cannot_be_tracked_says_so(run: Path, tmp_path: Path) -> None:
