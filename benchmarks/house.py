@@ -5,7 +5,8 @@
 
 Every figure is counted from the syntax trees of ``src/gmail_align``. "Files that name" an example
 is a proxy for the cost of one more of its kind: the files whose code (not comments or docstrings)
-mentions the example. The models of the tabletop world are left out there.
+mentions the example. The models of the tabletop world are left out there, and so are studies, which
+name what they measure.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ EXAMPLES = {
     "captioner IFCap": {"ifcap"},
 }
 """What one more would look like: an example of each kind, and the words that name it in code."""
+LEFT_OUT = (f"{PACKAGE}/tabletop/", f"{PACKAGE}/studies/")
 OWN_FOLDERS = {"captioner IFCap": f"{PACKAGE}/captioning/ifcap/"}
 """Folders that hold nothing but the example: their files count as one."""
 LONG_FUNCTIONS = {"loop.py", "pipeline.py"}
@@ -194,14 +196,17 @@ def measure(sources: Sources) -> dict[str, str]:
         "import cycles, type checking included": str(len(cycles(graph))),
         "comments": str(sum(_comments(text) for text in sources.values())),
     }
-    vocabulary = {
-        path: words(text) for path, text in sources.items() if f"{PACKAGE}/tabletop/" not in path
-    }
+    vocabulary = vocabulary_of(sources)
     for label in EXAMPLES:
         figures[f"files that name: {label}"] = str(len(naming(label, vocabulary)))
     for room, sizes_of_room in sorted(rooms.items()):
         figures[f"{room}: modules / lines"] = f"{len(sizes_of_room)} / {sum(sizes_of_room)}"
     return figures
+
+
+def vocabulary_of(sources: Sources) -> dict[str, set[str]]:
+    """Return the words of every file in which an example counts."""
+    return {p: words(text) for p, text in sources.items() if not p.startswith(LEFT_OUT)}
 
 
 def naming(label: str, vocabulary: dict[str, set[str]]) -> list[str]:
@@ -255,7 +260,7 @@ def main() -> None:
 
 def _print_files(trees: dict[str, Sources]) -> None:
     for name, sources in trees.items():
-        vocabulary = {p: words(t) for p, t in sources.items() if f"{PACKAGE}/tabletop/" not in p}
+        vocabulary = vocabulary_of(sources)
         for label in EXAMPLES:
             print(f"\n{name}, {label}:")
             print("\n".join(f"  {path}" for path in naming(label, vocabulary)))

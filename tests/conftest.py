@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 from gmail_align import progress
-from worlds.runs import smoke
+from worlds.runs import COUNTS, counted_smoke
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("repeatable")
@@ -34,7 +34,8 @@ def loud():
 def smoke_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Work folder of the finished smoke run; tests copy it before they change it."""
     work = tmp_path_factory.mktemp("runs") / "smoke"
-    subprocess.run([*smoke(work), "--json"], check=True, stdout=subprocess.DEVNULL)
+    command = counted_smoke(work, work.with_name(COUNTS))
+    subprocess.run([*command, "--json"], check=True, stdout=subprocess.DEVNULL)
     return work
 
 

@@ -19,7 +19,7 @@ from gmail_align.encoders.shipped import shipped_models
 from gmail_align.recipe import read_recipe, recipe_file, recipe_of
 from gmail_align.workflow.steps.encoders import Aligned
 from gmail_align.workflow.work import in_order
-from worlds.runs import smoke
+from worlds.runs import COUNTS, smoke
 
 UNTIMED = ("report", "seconds")
 MEASURED = ("seconds", "memory_gb")
@@ -77,6 +77,32 @@ def test_images_are_counted_from_artifacts(finished: tuple[Path, dict[str, Any]]
     assert used["generated_raw"]["generated_images"] == 40 + 20
     assert used["real"]["generated_images"] == 0
     assert used["generated_gmail"]["steps"] == 4 + 4
+
+
+def test_each_image_is_decoded_and_goes_through_the_frozen_tower_once(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    """80 real and 60 generated images; the tower also sees the two pictures that check a save."""
+    counts = json.loads(finished[0].with_name(COUNTS).read_text())
+    assert counts["decoded"] == [1] * 140
+    assert counts["embedded"][:140] == [1] * 140
+    assert len(counts["embedded"]) == 140 + 2
+
+
+def test_four_artifacts_hold_a_caption_before_the_aligner_reads_it(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    work, _ = finished
+    steps = json.loads((work / "index.json").read_text())["generated_gmail"]
+    names = [step["what"] for step in steps]
+    last = next(n for n, name in enumerate(names) if name.startswith("encoder"))
+    folders = [Path(step["folder"]) for step in steps[:last] if "world" not in step["what"]]
+    (pairs,) = (folder for folder in folders if folder.parts[0] == "pairs")
+    row = json.loads((work / pairs / "pairs.jsonl").read_text().splitlines()[0])
+    text = row["text"].encode()
+    files = {folder: [f for f in (work / folder).rglob("*") if f.is_file()] for folder in folders}
+    holding = [one.parts[0] for one in files if any(text in f.read_bytes() for f in files[one])]
+    assert sorted(holding) == ["captions", "generated", "imports", "pairs"]
 
 
 def test_report_and_index_are_written(finished: tuple[Path, dict[str, Any]]) -> None:
