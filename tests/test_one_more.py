@@ -19,6 +19,7 @@ from gmail_align.captioning.kinds import CAPTIONERS, CaptionerKind, kind_of
 from gmail_align.cli.captioners import train_command
 from gmail_align.cli.data import import_command
 from gmail_align.encoders.backbones import BACKBONES, load_backbone
+from gmail_align.encoders.backbones.clip import ClipBackbone
 from gmail_align.evaluation.captions import CaptionOptions, evaluate_captions
 from gmail_align.importing.run import import_data
 from gmail_align.importing.source import Source
@@ -106,15 +107,15 @@ def test_recipes_know_the_captioners_of_the_table():
 
 
 def test_a_backbone_is_a_class_and_a_line(monkeypatch, tmp_path):
-    class Toy:
+    class Toy(ClipBackbone):
         @classmethod
         def load(cls, folder):
-            return cls(), folder
+            assert folder == tmp_path
+            return cls.__new__(cls)
 
     monkeypatch.setitem(BACKBONES, "toy", Toy)
     (tmp_path / "config.json").write_text('{"model_type": "toy"}')
-    backbone, folder = load_backbone(tmp_path)
-    assert isinstance(backbone, Toy) and folder == tmp_path
+    assert type(load_backbone(tmp_path)) is Toy
 
 
 @pytest.mark.parametrize("label", HOUSE["EXAMPLES"])
@@ -124,7 +125,4 @@ def test_few_files_name_an_example(label, vocabulary):
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    sources = HOUSE["working_tree"]()
-    return {
-        path: HOUSE["words"](text) for path, text in sources.items() if "/tabletop/" not in path
-    }
+    return HOUSE["vocabulary_of"](HOUSE["working_tree"]())

@@ -99,7 +99,7 @@ def classes(folder: Path) -> None:
 LAYOUTS = {
     "coco": coco,
     "karpathy": karpathy,
-    "urban1k": loose,
+    "imagefolder": loose,
     "parquet": parquet,
     "webdataset": shards,
     "folder": classes,

@@ -260,8 +260,8 @@ def compare(
         options = caption_options(chosen, scored_by.protocol or "captions", scoring)
         items, lost = caption_items(results, scored_by.references, options)
     elif scored_by.answers is not None:
-        how = {"protocol": scored_by.protocol or "answers", "subset": scoring.subset}
-        items = answer_items(results, scored_by.answers, reading.reading(), **how)
+        protocol, subset, read = scored_by.protocol or "answers", scoring.subset, reading.reading()
+        items = answer_items(results, scored_by.answers, read, protocol=protocol, subset=subset)
     else:
         items = _kept_items(results, scored_by.protocol)
     metrics, several = chosen.names(), len(results) > 2

@@ -161,5 +161,7 @@ def answer_items(
     Raises:
         UserError: see :func:`gmail_align.evaluation.answers.evaluate_answers`.
     """
-    how = {"protocol": protocol, "subset": subset}
-    return [evaluate_answers(path, answers, reading=reading, **how).items[""] for path in responses]
+    return [
+        evaluate_answers(path, answers, protocol=protocol, subset=subset, reading=reading).items[""]
+        for path in responses
+    ]
