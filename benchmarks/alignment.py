@@ -48,7 +48,7 @@ from gmail_align.alignment.task import BatchRequest, Table, Tables, gather
 from gmail_align.alignment.terms import needed_features
 from gmail_align.data.batches import Batches
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.features.prefetch import prefetch
+from gmail_align.features.rows import prefetch
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.loop import fit, peak_memory
 

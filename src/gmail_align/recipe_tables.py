@@ -15,8 +15,7 @@ from gmail_align.config import Config, build, merge
 from gmail_align.encoders.shipped import SHIPPED
 from gmail_align.errors import ConfigError
 from gmail_align.report.names import HEADLINE
-from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.synthesis.filter_config import FilterConfig
+from gmail_align.synthesis.config import FilterConfig, SynthesisConfig
 from gmail_align.vlm.config import AnswerConfig, LlavaConfig
 
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmail_align.features.prefetch import prefetch
-from gmail_align.features.rows import RowFile, fill_rows
+from gmail_align.features.rows import RowFile, fill_rows, prefetch
 
 
 def _fill(target: RowFile, batch: int, die_at: int | None = None) -> list[range]:

@@ -21,7 +21,7 @@ from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import shipped_models
 from gmail_align.errors import ArtifactError, ConfigError, DataError
-from gmail_align.synthesis.filter_config import FilterConfig
+from gmail_align.synthesis.config import FilterConfig
 from gmail_align.synthesis.filters import duplicates, filter_images, spread
 
 

@@ -18,7 +18,7 @@ from gmail_align.data.pairs import make_pairs, read_pairs
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError, DataError
-from gmail_align.synthesis.filter_config import FilterConfig
+from gmail_align.synthesis.config import FilterConfig
 from gmail_align.synthesis.filters import filter_images
 from gmail_align.synthesis.reassign import REASSIGNED, best_images
 from gmail_align.tabletop.render import render

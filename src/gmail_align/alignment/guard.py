@@ -18,8 +18,7 @@ from gmail_align.alignment.config import FIGURES, AlignConfig
 from gmail_align.alignment.embedding import embed
 from gmail_align.alignment.held_out_classes import zero_shot_hits
 from gmail_align.alignment.pair_index import PairNumbers
-from gmail_align.alignment.recall import first_is_own
-from gmail_align.alignment.score import Part, Score, gain, total
+from gmail_align.alignment.score import Part, Score, first_is_own, gain, total
 from gmail_align.alignment.task import HeldOut, groups_of
 from gmail_align.alignment.terms import (
     TERMS,

@@ -34,7 +34,7 @@ from gmail_align.encoders.folder import find_folder, folder_fingerprint
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ConfigError, TrainingError
 from gmail_align.features.cache import Cache
-from gmail_align.features.prefetch import prefetch
+from gmail_align.features.rows import prefetch
 from gmail_align.progress import say, set_quiet
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.config import OptimConfig

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from gmail_align.metrics.bootstrap import Estimate, bootstrap_replicates, interval
 
@@ -60,3 +63,13 @@ def gain(before: Score, after: Score, images: int) -> Estimate:
 
     value = float(statistic(np.ones((1, images)))[0])
     return interval(value, bootstrap_replicates(images, statistic, resamples=_RESAMPLES), images)
+
+
+def first_is_own(scores: Float[Tensor, "q c"], own: Bool[Tensor, "q c"]) -> Bool[Tensor, " q"]:
+    """Tell of each row whether its best column is one of its own; ties are misses.
+
+    The mean is recall at one.
+    """
+    best_own = scores.masked_fill(~own, -torch.inf).amax(dim=1)
+    best_other = scores.masked_fill(own, -torch.inf).amax(dim=1)
+    return best_own > best_other

@@ -22,7 +22,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from gmail_align.alignment.config import ScratchConfig
 from gmail_align.alignment.pair_index import hold_out
-from gmail_align.alignment.recall import first_is_own
+from gmail_align.alignment.score import first_is_own
 from gmail_align.artifacts import MANIFEST, Artifact, begin, load
 from gmail_align.data.batches import Batches
 from gmail_align.data.captions import Caption, read_captions
@@ -38,7 +38,7 @@ from gmail_align.encoders.folder import (
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.errors import DataError, ModelError
 from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
-from gmail_align.features.prefetch import prefetch
+from gmail_align.features.rows import prefetch
 from gmail_align.progress import set_quiet
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.distributed import ranks

@@ -12,8 +12,7 @@ from gmail_align.cli.shared import Shared, command
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
 from gmail_align.mirror import Mirror
-from gmail_align.synthesis.config import HUB_COPIES, SynthesisConfig
-from gmail_align.synthesis.filter_config import FilterConfig
+from gmail_align.synthesis.config import HUB_COPIES, FilterConfig, SynthesisConfig
 
 
 @command

@@ -39,7 +39,7 @@ from gmail_align.features.run import extract_images
 from gmail_align.features.store import open_features
 from gmail_align.metrics.clipscore import clip_score
 from gmail_align.progress import track
-from gmail_align.synthesis.filter_config import FilterConfig
+from gmail_align.synthesis.config import FilterConfig
 from gmail_align.synthesis.reassign import (
     REASSIGNED,
     Reassigned,

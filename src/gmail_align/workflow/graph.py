@@ -20,7 +20,7 @@ from gmail_align.recipe_tables import (
     uses_generated_images,
     uses_real_images,
 )
-from gmail_align.synthesis.filter_config import FilterConfig
+from gmail_align.synthesis.config import FilterConfig
 from gmail_align.workflow.datasets import DataSets
 from gmail_align.workflow.rows import JudgedEncoder, RowSteps
 from gmail_align.workflow.steps.data import (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.artifacts import Artifact
-from gmail_align.synthesis.filter_config import FilterConfig
+from gmail_align.synthesis.config import FilterConfig
 from gmail_align.workflow.steps.data import World
 from gmail_align.workflow.work import Model, Step, Work, not_identity
 
