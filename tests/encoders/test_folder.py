@@ -63,6 +63,13 @@ def test_a_configuration_with_values_of_another_type(key: str, value: Any, broke
     _refused(broken, str(broken))
 
 
+def test_several_ends_of_texts_are_refused(broken: Path) -> None:
+    config = json.loads((broken / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = [3, 4]
+    (broken / "config.json").write_text(json.dumps(config))
+    _refused(broken, str(broken))
+
+
 def test_another_kind_of_model(broken: Path) -> None:
     (broken / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     _refused(broken, "gpt2")

@@ -110,8 +110,8 @@ class Backbone:
             )
         backbone = cls.of(model.requires_grad_(False))
         if cls.has_texts:
-            ids = backbone.probe_inputs()["input_ids"][:, -2:]
             with torch.no_grad(), damage_explained(folder / CONFIG, ModelError):
+                ids = backbone.probe_inputs()["input_ids"][:, -2:]
                 backbone.text_features(ids, torch.ones_like(ids))
         backbone.check(folder)
         return backbone
