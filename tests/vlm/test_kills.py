@@ -28,7 +28,7 @@ def start(clip_folder: Path, llama: Path, world: World) -> Start:
         words += f" --validation-conversations {world.captions.folder}"
         words += f" --validation-images {world.real.folder} --tune lora --batch-rows 2"
         words += " --row-tokens 256 --rows-at-once 1 --device cpu --set lora.rank=4"
-        words += " --set optim.steps=6 --set optim.checkpoint_every=2 --set optim.evaluate_every=3"
+        words += " --set optim.steps=12 --set optim.checkpoint_every=2 --set optim.evaluate_every=3"
         child = os.fork()
         if child == 0:
             _in_child(words.split(), number, at)
