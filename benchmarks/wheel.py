@@ -1,9 +1,10 @@
-"""Install the wheel into an empty environment, away from the repository, and run the demo there.
+"""Install the wheel into an empty environment, away from the repository, and run a recipe there.
 
-    python benchmarks/wheel.py [--demo]
+    python benchmarks/wheel.py [smoke | demo]
 
 Prints the size of the wheel, the packages that it brings and the time of each step. Needs a package
-index. Without ``--demo`` the installed command lists the recipes and says what is missing.
+index. ``smoke`` runs every stage at the smallest size, ``demo`` what ``make demo`` runs. Without
+either the installed command lists the recipes.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def call(where: Path, *words: str | Path) -> str:
 def main() -> None:
     """Build, install, run, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--demo", action="store_true", help="run the whole demo")
-    runs_demo = parser.parse_args().demo
+    parser.add_argument("recipe", nargs="?", choices=("smoke", "demo"), help="what to run")
+    recipe = parser.parse_args().recipe
     with tempfile.TemporaryDirectory() as name:
         work, start = Path(name), time.monotonic()
         here = Path(sys.executable)
@@ -49,8 +50,11 @@ def main() -> None:
         packages = [one for one in listed if one["name"] not in ("pip", "setuptools")]
         print(f"install: {len(packages)} packages in {time.monotonic() - start:.0f} s")
         command, start = work / "empty/bin/gmail-align", time.monotonic()
-        shown = call(work, command, *(("demo",) if runs_demo else ("recipes", "list")))
+        shown = call(work, command, *(("run", recipe) if recipe else ("recipes", "list")))
         print(f"run: {time.monotonic() - start:.0f} s\n{shown}")
+        if recipe:
+            page = work / "runs" / recipe / "report/index.html"
+            print(f"report: {page.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from gmail_align.cli.main import COMMANDS, Entry, Group
+from gmail_align.cli.main import COMMANDS, Entry, Group, app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -117,3 +120,23 @@ def test_files_of_the_project_can_be_read():
     named = [one for line in copied for one in line.split()]
     allowed = (ROOT / ".dockerignore").read_text()
     assert named and all((ROOT / one).exists() and f"!{one}" in allowed for one in named)
+
+
+def test_the_job_files_of_the_cluster_page_parse():
+    page = (ROOT / "docs/how-to/cluster.md").read_text()
+    job, sky = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, flags=re.S))
+    assert (job["kind"], job["spec"]["completionMode"]) == ("Job", "Indexed")
+    (pod,) = job["spec"]["template"]["spec"]["containers"]
+    assert f"+ 1))/{job['spec']['completions']}" in pod["args"][0]
+    mounted = {one["name"] for one in pod["volumeMounts"]}
+    assert mounted == {one["name"] for one in job["spec"]["template"]["spec"]["volumes"]}
+    (batch,) = re.findall(r"```bash\n(.*?)```", page, flags=re.S)
+    assert batch.startswith("#!") and re.search(r"^#SBATCH --array=1-8$", batch, flags=re.M)
+    for script in (pod["args"][0], sky["run"], sky["setup"], batch):
+        ran = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+    for script in (pod["args"][0], sky["run"], batch):
+        words = shlex.split(script.partition("gmail-align ")[2])
+        options = {word for word in words if word.startswith("--")}
+        shown = CliRunner().invoke(app, [words[0], "--help"], env={"COLUMNS": "300"}).stdout
+        assert options and all(option in shown for option in options)

@@ -37,6 +37,14 @@ def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *words: str | Path) -
     return printed.getvalue()
 
 
+def test_the_first_lines_of_the_readme(tmp_path: Path) -> None:
+    page = (EXAMPLES.parent / "README.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    with contextlib.chdir(tmp_path), contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "README.md", "exec"), {})
+    assert "tensor([[" in printed.getvalue()
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten drawn scenes, with their first captions in ``metadata.csv``."""

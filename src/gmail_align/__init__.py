@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         evaluate_probe,
         evaluate_retrieval,
         evaluate_zeroshot,
+        measure_gap,
     )
     from gmail_align.api.stages import (
         align,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
         export,
         extract,
         import_data,
-        measure_gap,
         pair,
         predict_captions,
         synthesize,
@@ -93,6 +93,7 @@ _HOMES = {
     "predict_answers": "gmail_align.api.multimodal",
     "ask": "gmail_align.api.multimodal",
     "compare": "gmail_align.api.scores",
+    "measure_gap": "gmail_align.api.scores",
     "run": "gmail_align.api.runs",
     "plan": "gmail_align.api.runs",
     "study": "gmail_align.api.runs",

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,12 @@ def stable_seed(*parts: int | str) -> int:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
+    return dict(_installed())
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """Read the versions once: a run asks for every artifact, and parsing metadata is slow."""
     installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

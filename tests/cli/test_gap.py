@@ -1,9 +1,11 @@
 """``gap`` as a stranger meets it: two folders of images, or two files of features."""
 
+import io
 import json
 import zipfile
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -83,10 +85,35 @@ def test_zips_and_names_as_pairs(folders, tmp_path):
     ran = call(
         *("gap", "--real", tmp_path / "real.zip", "--generated", tmp_path / "made.zip", "--paired"),
         *("--encoder", "tabletop", "--out", tmp_path / "out", "--json", *QUICK),
+        *("--atlas", tmp_path / "gap.parquet"),
     )
     assert ran.exit_code == 0, ran.stderr
     result = json.loads(ran.stdout)
     assert (result["protocol"], result["n"]) == ("gap_paired", {"pairs": 6})
+    rows = pq.read_table(tmp_path / "gap.parquet").to_pylist()
+    assert len(rows) == 12 and {row["side"] for row in rows} == {"real", "generated"}
+    mean = np.mean([row["cosine"] for row in rows])
+    assert mean == pytest.approx(result["metrics"]["paired_cosine"], abs=1e-5)
+    with Image.open(io.BytesIO(rows[0]["image"]["bytes"])) as picture:
+        assert picture.size == (64, 64)
+
+
+def test_two_sides_one_after_the_other_or_by_name(folders):
+    real, made = folders / "real", folders / "made"
+    plan = json.loads(
+        call("gap", real, made, "--encoder", "tabletop", "--dry-run", "--json").stdout
+    )
+    assert (plan["real"], plan["generated"]) == (str(real), str(made))
+    for words in ([], [real], [real, "--generated", made], [real, made, real]):
+        ran = call("gap", *words)
+        assert ran.exit_code == 2 and "REAL GENERATED" in ran.stderr
+
+
+def test_an_atlas_of_another_format_is_refused_before_anything_is_made(folders, tmp_path):
+    words = ("gap", "--real", folders / "real", "--generated", folders / "made")
+    ran = call(*words, "--encoder", "tabletop", "--out", tmp_path / "o", "--atlas", "gap.csv")
+    assert ran.exit_code == 2 and "gap.csv" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_clip_on_this_machine_is_taken_where_none_is_named(folders, tmp_path, monkeypatch):

@@ -74,6 +74,26 @@ def test_pairs_of_the_same_images_as_the_captions(
     assert chosen.manifest["counts"] == {"pairs": 10, "real_images": 5}
 
 
+def test_the_rest_is_what_the_same_choice_leaves(
+    captions: Artifact, pairs: Artifact, tmp_path: Path
+) -> None:
+    every = {row.caption_id for row in read_captions(captions)}
+    for name, each, some in (("images", None, 5), ("each", 1, None), ("both", 2, 5)):
+        parts = [
+            choose_captions(captions, each, tmp_path / f"{name}{rest}", images=some, rest=rest)
+            for rest in (False, True)
+        ]
+        first, second = ({row.caption_id for row in read_captions(part)} for part in parts)
+        assert first | second == every and not first & second
+        assert parts[1].counts == {"captions": len(second), "images": len(images(parts[1]))}
+    words = ["choose", str(pairs.folder), "--images", "5", "--rest", "--out", str(tmp_path / "p")]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    left = {row.real_image_id for row in read_pairs(load(tmp_path / "p"))}
+    assert left == images(captions) - images(load(tmp_path / "imagesFalse"))
+    with pytest.raises(UserError, match="captions"):
+        choose_captions(captions, None, tmp_path / "all", images=1.0, rest=True)
+
+
 @pytest.mark.parametrize("number", [0.0, -1.0])
 def test_a_number_above_zero_is_asked_for(pairs: Artifact, tmp_path: Path, number: float) -> None:
     with pytest.raises(UserError, match="above 0"):

@@ -95,7 +95,7 @@ def test_measures_that_came_nearer_and_farther_are_named() -> None:
         {"name": "gmail", "gap": {name: est(value) for name, value in after.items()}},
     ]
     assert words.moved_measures(result) == [
-        "gmail: nearer: paired cosine, norm ratio; farther: unpaired cosine."
+        "gmail: nearer: Paired cosine, Norm ratio; farther: Unpaired cosine."
     ]
 
 
@@ -110,6 +110,9 @@ def test_equal_scores_before_and_after_are_explained() -> None:
 def test_the_ceiling_is_the_bound_and_the_best_other_row() -> None:
     text = words.ceiling(full_result())  # the bound has 0.85, the best other row 0.80
     assert "Row real, 85.0" in text and "Row real_scarce, reaches 94%" in text
+    result = full_result()
+    result["rows"][-1]["metrics"]["CIDEr"] = est(0.1)
+    assert "too small to show the ceiling" in words.ceiling(result)
     result = full_result()
     result["rows"][-1]["mark"] = ""
     assert words.ceiling(result) == ""

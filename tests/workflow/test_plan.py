@@ -18,6 +18,7 @@ from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
 from gmail_align.recipe import recipe_file, recipe_names
 from gmail_align.workflow.costs import encoder_shape, language_shape
+from gmail_align.workflow.plan import plan_lines
 from gmail_align.workflow.work import Model
 
 
@@ -50,6 +51,15 @@ def test_a_plan_counts_what_is_to_be_made(tmp_path: Path) -> None:
     assert amounts["images that tabletop generates from captions"] == 700
     assert amounts["encoder aligned from tabletop, seed 0"] == 3 * 100 * 64
     assert not (tmp_path / "none").exists()
+
+
+def test_equal_steps_are_one_line_and_tiny_amounts_are_said_to_be_tiny(tmp_path: Path) -> None:
+    plan = pipeline.plan("demo", tmp_path)
+    lines = plan_lines(plan)
+    learners = [line for line in lines if "to make clipcap captioner" in line]
+    times = sum(row["what"].partition(",")[0] == "clipcap captioner" for row in plan["steps"])
+    assert learners == [f"  to make clipcap captioner, seed 0 ({times} times)"]
+    assert "under 0.001 GPU-hours" in "".join(lines) and "e-0" not in "".join(lines)
 
 
 def test_a_plan_names_what_is_missing(tmp_path: Path) -> None:

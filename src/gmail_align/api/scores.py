@@ -1,4 +1,4 @@
-"""The evaluations: one function for each protocol, and the comparison of two results."""
+"""The gap, the evaluations by one function for each protocol, and the comparison of results."""
 
 from __future__ import annotations
 
@@ -12,6 +12,52 @@ from gmail_align.api.places import ModelPlace, Place, artifact_of, folder_of, op
 if TYPE_CHECKING:
     from gmail_align.data.labels import Labels
     from gmail_align.results import Result
+
+
+def measure_gap(
+    real: Place,
+    generated: Place,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    seed: int = 0,
+    atlas: str | os.PathLike[str] | None = None,
+    images: tuple[Place, Place] | None = None,
+) -> Result:
+    """Measure how far the features of generated images are from those of real ones.
+
+    Args:
+        real: Features of real images: an artifact, or a ``.npy`` file of shape (n, d).
+        generated: Features of generated images by the same encoder.
+        out: Folder of the result; nothing is kept when None.
+        pairs: Id of a real image and id of its generated one, for what only pairs can tell.
+        seed: Seed of the bootstrap.
+        atlas: Also writes a row an image with its place on a map, ``FILE.parquet``.
+        images: The real and the generated images, for the pictures of ``atlas``.
+
+    Example:
+        >>> gap = measure_gap("features/real", "features/raw", atlas="gap.parquet")
+        >>> 0 <= gap.metrics["probe_auc"].value <= 1
+        True
+    """
+    from gmail_align.data.images import ImageStore
+    from gmail_align.features.store import open_features
+    from gmail_align.gap.config import GapConfig, require_parquet
+    from gmail_align.gap.run import measure_gap as run
+    from gmail_align.report.atlas import AtlasSide, write_atlas
+
+    config, places = GapConfig(), (place_of(real), place_of(generated))
+    if atlas is not None:
+        require_parquet(Path(atlas))
+    result = run(*places, pairs, folder_of(out), config=config, seed=seed)
+    if atlas is not None:
+        stores = [images and ImageStore(artifact_of(images[side], "images")) for side in (0, 1)]
+        first, second = (
+            AtlasSide(open_features(place), store)
+            for place, store in zip(places, stores, strict=True)
+        )
+        write_atlas(Path(atlas), (first, second), pairs, most=config.max_pairs, seed=seed)
+    return result
 
 
 def evaluate_captions(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ from gmail_align.api.places import (
     Place,
     artifact_of,
     config_of,
-    folder_of,
     model_of,
     open_encoder,
     place_of,
@@ -22,7 +21,6 @@ from gmail_align.errors import ConfigError
 
 if TYPE_CHECKING:
     from gmail_align.captioning.inputs import CaptionedImages
-    from gmail_align.results import Result
 
 
 def write_tabletop(out: str | os.PathLike[str], images: Mapping[str, int]) -> Artifact:
@@ -266,33 +264,6 @@ def align_features(
     joined = [None if one is None else Path(one) for one in (pairs, *(classes or (None, None)))]
     sources = FeatureSources(place_of(real), place_of(generated), *joined)
     return run(config_of(FeatureAlignConfig, None, settings), sources, Path(out), seed=seed)
-
-
-def measure_gap(
-    real: Place,
-    generated: Place,
-    out: str | os.PathLike[str] | None = None,
-    *,
-    pairs: Sequence[tuple[str, str]] | None = None,
-    seed: int = 0,
-) -> Result:
-    """Measure how far the features of generated images are from those of real ones.
-
-    Args:
-        real: Features of real images: an artifact, or a ``.npy`` file of shape (n, d).
-        generated: Features of generated images by the same encoder.
-        out: Folder of the result; nothing is kept when None.
-        pairs: Id of a real image and id of its generated one, for what only pairs can tell.
-        seed: Seed of the bootstrap.
-
-    Example:
-        >>> gap = measure_gap("features/real", "features/raw")
-        >>> 0 <= gap.metrics["probe_auc"].value <= 1
-        True
-    """
-    from gmail_align.gap.run import measure_gap as run
-
-    return run(place_of(real), place_of(generated), pairs, folder_of(out), seed=seed)
 
 
 def train_captioner(

@@ -96,6 +96,7 @@ def choose(
     out: Out,
     each: Annotated[int | None, Field(ge=1)] = None,
     images: Annotated[str | None, "N"] = None,
+    rest: bool = False,
     seed: int = 0,
 ) -> None:
     """Keep some captions of each image, or all captions or pairs of some images.
@@ -108,6 +109,7 @@ def choose(
         source: Captions, or pairs.
         each: Most captions of an image; all by default.
         images: Real images: a number such as 1000, or a share such as 0.2.
+        rest: Keep what the same choice without --rest leaves.
         seed: Another seed makes another choice.
     """
     from gmail_align.data.subsets import choose_captions, choose_pairs
@@ -121,9 +123,10 @@ def choose(
     if shared.dry_run:
         shared.show_plan("choose", out, source=source)
     elif artifact.kind == "pairs" and number is not None:
-        shared.show_artifact(choose_pairs(artifact, number, out, seed=seed))
+        shared.show_artifact(choose_pairs(artifact, number, out, rest=rest, seed=seed))
     else:
-        shared.show_artifact(choose_captions(artifact, each, out, images=number, seed=seed))
+        kept = choose_captions(artifact, each, out, images=number, rest=rest, seed=seed)
+        shared.show_artifact(kept)
 
 
 @command

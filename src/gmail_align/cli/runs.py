@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from gmail_align.artifacts import load, write_bytes
+from gmail_align.artifacts import MANIFEST, load, write_bytes
 from gmail_align.cli.options import File, Folder, Model, Overrides, Settings
 from gmail_align.cli.shared import Shared, command
 from gmail_align.cli.synthesize import generator_config
@@ -165,20 +166,37 @@ def _number(estimate: Mapping[str, Any] | None, sign: str = "") -> str:
 
 
 @command
-def report(shared: Shared, work: Folder, /, out: Folder | None = None) -> None:
-    """Write a finished run's report again: index.html, tables/ and figures/.
+def report(
+    shared: Shared, folders: Annotated[list[Path], "DIR..."], /, out: Folder | None = None
+) -> None:
+    """Write the report of a finished run again, or one of results that you made yourself.
+
+    A report is index.html, tables/ and figures/. Of results, gaps and aligned encoders, each is
+    called by the name of its folder.
 
     Args:
-        work: Folder of a finished run.
-        out: Folder of the report; DIR/report.
+        folders: Folder of a finished run; or folders of results, gaps and encoders.
+        out: Folder of the report; by default RUN/report, and of results report.
     """
     from gmail_align import pipeline
 
+    is_run = len(folders) == 1 and not (folders[0] / MANIFEST).exists()
+    place = out or (folders[0] / pipeline.REPORT if is_run else Path(pipeline.REPORT))
     if shared.dry_run:
-        shared.show_plan("report", out or work / "report", work=work)
+        shared.show_plan("report", place, of=folders)
         return
-    page = pipeline.report_again(work, out)
+    page = pipeline.report_again(folders[0], place) if is_run else _report_of(folders, place)
     shared.show({"report": str(page)}, f"report: {page}")
+
+
+def _report_of(folders: Sequence[Path], out: Path) -> Path:
+    """Write one page of results, gaps and encoders."""
+    from gmail_align.report.gather import gather
+    from gmail_align.report.page import write_report
+
+    words = ["gmail-align", "report", *map(str, folders), "--out", str(out)]
+    title = "Results side by side"
+    return write_report(gather(folders, title, shlex.join(words)), out)
 
 
 @command

@@ -44,7 +44,7 @@ QUARANTINE: Final = "quarantine.jsonl"
 
 _BLOCK: Final = tarfile.BLOCKSIZE
 _ROW_GROUP: Final = 65_536
-_SCHEMA: Final = pa.schema(
+INDEX_SCHEMA: Final = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
@@ -220,7 +220,7 @@ def check_quarantine(
 
 
 def finish_images(draft: Draft, *, limit_quarantine: float = 0.01, **notes: Any) -> Artifact:
-    """Merge the sidecars into ``index.parquet`` and ``quarantine.jsonl`` and write the manifest.
+    """Index the images (:func:`index_images`) and write the manifest.
 
     Args:
         draft: The artifact; all its shards are written.
@@ -230,6 +230,11 @@ def finish_images(draft: Draft, *, limit_quarantine: float = 0.01, **notes: Any)
     Raises:
         DataError: no image is left, an id comes twice, or too many were left out.
     """
+    return draft.finish(index_images(draft, limit_quarantine), **notes)
+
+
+def index_images(draft: Draft, limit_quarantine: float) -> dict[str, int]:
+    """Merge the sidecars into ``index.parquet`` and ``quarantine.jsonl``; return their counts."""
     left_out: list[Quarantined] = []
     paths = sorted(draft.path("shards").glob("*.tar"))
     with atomic_file(draft.path(INDEX)) as file:
@@ -243,8 +248,7 @@ def finish_images(draft: Draft, *, limit_quarantine: float = 0.01, **notes: Any)
             f"{left_out[0].id}: {left_out[0].reason})"
         )
     write_jsonl(draft.path(QUARANTINE), [asdict(entry) for entry in left_out])
-    counts = {"images": count, "quarantined": len(left_out), "shards": len(paths)}
-    return draft.finish(counts, **notes)
+    return {"images": count, "quarantined": len(left_out), "shards": len(paths)}
 
 
 class ImageStore:
@@ -263,7 +267,7 @@ class ImageStore:
         self.artifact = artifact
         advice = f"delete {artifact.folder} and make it again"
         with damage_explained(artifact.path(INDEX), ArtifactError, advice):
-            table = pq.read_table(artifact.path(INDEX), schema=_SCHEMA)
+            table = pq.read_table(artifact.path(INDEX), schema=INDEX_SCHEMA)
         self._table = table.combine_chunks()
         self._places = [self._table.column(n).to_numpy() for n in ("shard", "offset", "size")]
         self._digests = self._table.column("sha256")
@@ -389,8 +393,8 @@ def _merge(paths: Sequence[Path], left_out: list[Quarantined]) -> Iterator[Image
 
 def _write_index(file: IO[bytes], records: Iterator[ImageRecord]) -> int:
     count = 0
-    with pq.ParquetWriter(file, _SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(file, INDEX_SCHEMA, compression="zstd") as writer:
         while rows := [asdict(record) for record in islice(records, _ROW_GROUP)]:
-            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+            writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
             count += len(rows)
     return count

@@ -22,6 +22,7 @@ def choose_captions(
     out: Path,
     *,
     images: int | float | None = None,
+    rest: bool = False,
     seed: int = 0,
 ) -> Artifact:
     """Keep some captions of every image, or all captions of some images, or both.
@@ -33,12 +34,13 @@ def choose_captions(
         each: How many of an image are kept; all where there are fewer, or where it is None.
         out: Folder of the new ``captions`` artifact, in the order of the old one.
         images: Number of images (an int), or their share (a float up to 1.0); None keeps all.
+        rest: Keep what the same choice without ``rest`` leaves.
         seed: Changes the choice.
 
     Raises:
-        UserError: neither number is given, or one is not above 0.
+        UserError: neither number is given, one is not above 0, or nothing is left.
     """
-    config = _config(each=each, images=images)
+    config = _config(each=each, images=images, rest=rest)
     draft = begin(out, "captions", config, {"captions": captions}, seed)
     if draft.complete:
         return draft.complete
@@ -52,8 +54,15 @@ def choose_captions(
         for name in chosen
         for row in sorted(by_image[name], key=lambda row: stable_seed(seed, row.caption_id))[:each]
     }
-    count = write_captions(draft, (row for row in rows if row.caption_id in kept))
-    return draft.finish({"captions": count, "images": len(chosen)})
+    wanted = [row for row in rows if (row.caption_id in kept) != rest]
+    _require_rows(wanted, captions)
+    count = write_captions(draft, wanted)
+    return draft.finish({"captions": count, "images": len({row.image_id for row in wanted})})
+
+
+def _require_rows(rows: Collection[object], source: Artifact) -> None:
+    if not rows:
+        raise UserError(f"nothing of {source.folder} is left by this choice: change its number")
 
 
 def split(
@@ -129,37 +138,45 @@ def _keep(draft: Draft, source: Artifact, choose: Callable[[Set[str]], Set[str]]
     return draft.finish({"captions": count, "images": len(kept)})
 
 
-def choose_pairs(pairs: Artifact, images: int | float, out: Path, *, seed: int = 0) -> Artifact:
+def choose_pairs(
+    pairs: Artifact, images: int | float, out: Path, *, rest: bool = False, seed: int = 0
+) -> Artifact:
     """Keep all pairs of some real images, chosen by a hash of the seed and the image's id.
 
     Args:
         pairs: The pairs.
         images: Number of real images (an int), or their share (a float up to 1.0).
         out: Folder of the new ``pairs`` artifact.
+        rest: Keep the pairs of all other real images.
         seed: Changes the choice.
 
     Raises:
-        UserError: the number is not above 0.
+        UserError: the number is not above 0, or nothing is left.
     """
-    draft = begin(out, "pairs", _config(images=images), {"pairs": pairs}, seed)
+    config = _config(images=images, rest=rest)
+    draft = begin(out, "pairs", config, {"pairs": pairs}, seed)
     if draft.complete:
         return draft.complete
     rows = read_pairs(pairs)
     kept = _some({row.real_image_id for row in rows}, images, seed)
-    chosen = [row for row in rows if row.real_image_id in kept]
+    chosen = [row for row in rows if (row.real_image_id in kept) != rest]
+    _require_rows(chosen, pairs)
     write_jsonl(draft.path(PAIRS), [asdict(row) for row in chosen])
-    return draft.finish({"pairs": len(chosen), "real_images": len(kept)})
+    count = len({row.real_image_id for row in chosen})
+    return draft.finish({"pairs": len(chosen), "real_images": count})
 
 
-def _config(*, images: int | float | None, each: int | None = None) -> dict[str, Any]:
-    """Return the numbers that were given."""
+def _config(
+    *, images: int | float | None, each: int | None = None, rest: bool = False
+) -> dict[str, Any]:
+    """Return the numbers that were given, and whether the rest is kept."""
     numbers = {"each": each, "images": images}
     given = {name: number for name, number in numbers.items() if number is not None}
     wrong = [name for name, number in given.items() if not 0 < number < float("inf")]
     if wrong or not given:
         what = f"{wrong[0]} is {given[wrong[0]]:g}" if wrong else "nothing says how many to choose"
         raise UserError(f"{what}: give a number above 0")
-    return given
+    return {**given, **({"rest": True} if rest else {})}
 
 
 def _some(names: Collection[str], images: int | float | None, seed: int) -> set[str]:

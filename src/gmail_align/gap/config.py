@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from gmail_align.config import Config
+from gmail_align.errors import ConfigError
 
 
 class GapConfig(Config):
@@ -40,3 +41,13 @@ class RowLabels:
     generated_classes: Annotated[Path | None, "FILE"] = None
     generators: Annotated[Path | None, "FILE"] = None
     text_features: Annotated[Path | None, "T.npy"] = None
+
+
+def require_parquet(file: Path) -> None:
+    """Refuse a name by which viewers of maps would not know the format.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if file.suffix != ".parquet":
+        raise ConfigError(f"the atlas {file} is a Parquet table: let its name end in .parquet")

@@ -76,6 +76,8 @@ class Prepared:
     real_images: Artifact | None = None
     """The images of the real side; None where features were given."""
     generated_images: Artifact | None = None
+    captions: Sequence[Mapping[str, str]] = ({}, {})
+    """Image id -> caption of both sides, as far as known."""
 
 
 def kind_of(source: Path, encoded: bool) -> str:
@@ -144,10 +146,13 @@ def prepare(source: Source, encoder: GmailEncoder | None) -> Prepared:
     """
     sets = _image_set(source, "real", encoder), _image_set(source, "generated", encoder)
     known, pairs, captions = Annotations(generators=_generators(sets[1].artifact)), None, None
+    texts: list[dict[str, str]] = [{}, {}]
     if source.pairs is not None:
         rows = _some(read_pairs(source.pairs), source, "pairs")
         pairs = [(row.real_image_id, row.generated_image_id) for row in rows]
         captions = [row.caption_id for row in rows]
+        for row in reversed(rows):  # the first caption of an image counts
+            texts[0][row.real_image_id] = texts[1][row.generated_image_id] = row.text
     if sets[0].paths is not None and sets[1].paths is not None:
         known = Annotations(*labels_of(sets[0].paths, sets[1].paths))
         if source.by_name:
@@ -159,14 +164,14 @@ def prepare(source: Source, encoder: GmailEncoder | None) -> Prepared:
         for one, kind in zip(sets, KINDS, strict=True)
     ]
     if encoder is not None:
-        texts = [{}, {}] if captions else _captions_of(sets, chosen, pairs)
+        texts = texts if captions else _captions_of(sets, chosen, pairs)
         known = _with_texts(known, encoder, source, captions, texts)
     real, generated = (
         _features(one.artifact, kind, source, encoder, ids)
         for one, kind, ids in zip(sets, KINDS, chosen, strict=True)
     )
-    images = (one.artifact if one.artifact.kind == "images" else None for one in sets)
-    return Prepared(real, generated, pairs, known, *images)
+    first, second = (one.artifact if one.artifact.kind == "images" else None for one in sets)
+    return Prepared(real, generated, pairs, known, first, second, texts)
 
 
 def prepare_files(real: Path, generated: Path, labels: RowLabels, *, paired: bool) -> Prepared:

@@ -90,9 +90,10 @@ class ReportData:
         title: Title of the page.
         command: The command line that makes the same report again.
         result: The run's result: ``rows``, ``claims``, ``encoders``, ``seconds``, ``seed``,
-            ``seeds`` (how many), ``counts`` (name -> number), ``unavailable`` (metric -> why) and
-            ``limits`` (sentences). An estimate is ``{"value", "low", "high", "n"}``; scores are
-            fractions as the metrics give them, multiplied by 100 only where they are shown.
+            ``seeds`` (how many), ``counts`` (name -> number), ``unavailable`` (metric -> why),
+            ``limits`` (sentences) and ``gathered`` (of how many results, where no run made them).
+            An estimate is ``{"value", "low", "high", "n"}``; scores are fractions as the metrics
+            give them, multiplied by 100 only where they are shown.
         stages: The stages that ran, in order.
         curves: Name of an alignment -> the course of its training.
         pairs: Real images next to generated ones.
@@ -168,6 +169,7 @@ class EncoderResult:
         steps: Steps of its training; None where it was not trained.
         best_step: The step that the guard kept, of the first seed.
         applied: Whether the alignment is applied, of the first seed.
+        label: Its name in tables, where it is no step of a recipe.
     """
 
     name: str
@@ -177,6 +179,7 @@ class EncoderResult:
     steps: int | None = None
     best_step: int | None = None
     applied: bool | None = None
+    label: str = ""
 
 
 def rows(result: Mapping[str, Any]) -> list[RowResult]:
@@ -227,6 +230,7 @@ def encoders(result: Mapping[str, Any]) -> list[EncoderResult]:
             row.get("steps"),
             next(iter(row.get("best_steps") or ()), None),
             next(iter(row.get("applied") or ()), None),
+            str(row.get("label") or ""),
         )
         for row in _objects(result, "encoders")
     ]

@@ -43,12 +43,9 @@ _STYLE: Final[dict[str, Any]] = {
     "axes.titlelocation": "left",
     "axes.prop_cycle": "cycler('color', ['#23211d', '#0b6b5d', '#bd5418', '#3a5fa6', '#8a8378'])",
     "legend.frameon": False,
-    "savefig.dpi": 160,
 }
-_METADATA: Final = {
-    "svg": {"Date": None, "Creator": "gmail-align"},
-    "png": {"Software": "gmail-align"},
-}
+_DOTS: Final = 160
+"""Pixels an inch of the PNG."""
 Painter = Callable[[Any], None]
 
 
@@ -80,16 +77,21 @@ def drawn(name: str, size: tuple[float, float], paint: Painter) -> dict[str, byt
     require("matplotlib", "report")
     style = require("matplotlib.style", "report")
     figures = require("matplotlib.figure", "report")
-    files = {}
+    agg, svg = (require(f"matplotlib.backends.backend_{kind}", "report") for kind in ("agg", "svg"))
+    files = {f"{name}.{kind}": io.BytesIO() for kind in ("svg", "png")}
     with style.context(["default", _STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        page = figures.Figure(figsize=size, layout="constrained")
+        page = figures.Figure(figsize=size, layout="constrained", dpi=_DOTS)
         paint(page)
-        for kind, metadata in _METADATA.items():
-            file = io.BytesIO()
-            page.savefig(file, format=kind, metadata=metadata)
-            files[f"{name}.{kind}"] = file.getvalue()
-    return files
+        # Figure.savefig would lay out and draw twice for each file; the layout takes the most time.
+        agg.FigureCanvasAgg(page).print_png(
+            files[f"{name}.png"], metadata={"Software": "gmail-align"}
+        )
+        page.set_layout_engine("none")
+        svg.FigureCanvasSVG(page).print_svg(
+            files[f"{name}.svg"], metadata={"Date": None, "Creator": "gmail-align"}
+        )
+    return {name: file.getvalue() for name, file in files.items()}
 
 
 def _headline(page: Any, data: ReportData) -> None:

@@ -28,13 +28,19 @@ def data_uri(encoded: bytes, name: str, longest: int = LONGEST) -> str:
     Raises:
         DataError: it is not an image, or a damaged one.
     """
-    image, kind = decode(encoded, name)
-    if kind not in _TYPES or max(image.size) > longest:
-        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=_QUALITY)
-        encoded, kind = file.getvalue(), "JPEG"
+    encoded, kind = small_file(encoded, name, longest)
     return f"data:{_TYPES[kind]};base64,{base64.b64encode(encoded).decode('ascii')}"
+
+
+def small_file(encoded: bytes, name: str, longest: int) -> tuple[bytes, str]:
+    """Return a small JPEG or PNG of an image, and which of both; see :func:`data_uri`."""
+    image, kind = decode(encoded, name)
+    if kind in _TYPES and max(image.size) <= longest:
+        return encoded, kind
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue(), "JPEG"
 
 
 def decode(encoded: bytes, name: str) -> tuple[Image.Image, str]:

@@ -62,8 +62,14 @@ def project(real: Embeddings, generated: Embeddings) -> Projection | None:
     both = _drawn(real, generated)
     if both is None:
         return None
-    perplexity = min(PERPLEXITY, (len(both) - 1) / 3)
-    return _placed(_tsne(both, perplexity), real, generated, perplexity)
+    return _placed(_tsne(both), real, generated, _perplexity(both))
+
+
+def lay_out(real: Embeddings, generated: Embeddings) -> Points | None:
+    """Return the places of every embedding by t-SNE, real before generated; see :func:`project`."""
+    _require_matrices(real, generated)
+    both = _joined(real, generated)
+    return None if both is None else _tsne(both)
 
 
 def project_pca(real: Embeddings, generated: Embeddings) -> Projection | None:
@@ -82,9 +88,13 @@ def project_pca(real: Embeddings, generated: Embeddings) -> Projection | None:
 def _drawn(real: Embeddings, generated: Embeddings) -> Points | None:
     """Return the rows that are drawn, real before generated; None where there is nothing to see."""
     _require_matrices(real, generated)
+    return _joined(_thinned(real), _thinned(generated))
+
+
+def _joined(real: Embeddings, generated: Embeddings) -> Points | None:
     if min(len(real), len(generated)) < _LEAST:
         return None
-    both = np.concatenate([unit_rows(_thinned(real)), unit_rows(_thinned(generated))])
+    both = np.concatenate([unit_rows(real), unit_rows(generated)])
     return both if np.ptp(both, axis=0).any() else None
 
 
@@ -116,13 +126,17 @@ def separability(real: Embeddings, generated: Embeddings) -> float:
     return float(np.mean([same[kind == 0].mean(), same[kind == 1].mean()]))
 
 
-def _tsne(rows: Points, perplexity: float) -> Points:
+def _perplexity(rows: Points) -> float:
+    return min(PERPLEXITY, (len(rows) - 1) / 3)
+
+
+def _tsne(rows: Points) -> Points:
     """Run t-SNE in one thread, as sums in several threads are not added in a fixed order."""
     require("sklearn", "report")
     manifold = require("sklearn.manifold", "report")
     threads = require("threadpoolctl", "report")
     model: Any = manifold.TSNE(
-        n_components=2, init="pca", random_state=0, perplexity=perplexity, n_jobs=1
+        n_components=2, init="pca", random_state=0, perplexity=_perplexity(rows), n_jobs=1
     )
     with threads.threadpool_limits(limits=1):
         return np.asarray(model.fit_transform(rows), dtype=np.float64)

@@ -241,7 +241,8 @@ def _best(scored: Iterable[RowResult], metric: str) -> str | None:
 def _encoder_label(one: EncoderResult) -> str:
     if one.steps is None and one.name == "frozen":
         return "Before"
-    return f"After {one.name}" + (" (not applied)" if one.applied is False else "")
+    name = one.label or f"After {one.name}"
+    return name + (" (not applied)" if one.applied is False else "")
 
 
 def _whole(value: float | None) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from gmail_align.metrics.bootstrap import Estimate
 from gmail_align.report.data import (
     ClaimResult,
+    EncoderResult,
     ReportData,
     claims,
     encoders,
@@ -43,7 +44,12 @@ class Finding(NamedTuple):
 
 def standfirst(result: Mapping[str, Any]) -> str:
     """Say in one sentence what was compared."""
-    scored = scored_rows(result)
+    scored, gathered = scored_rows(result), result.get("gathered")
+    if gathered:
+        return (
+            f"What {count(gathered)} results and encoders say, next to each other. Numbers compare "
+            "where protocol and number of images are equal."
+        )
     if not scored:
         return "What the run measured, with the data, versions and fingerprints behind it."
     if len(scored) == 1:
@@ -57,7 +63,7 @@ def standfirst(result: Mapping[str, Any]) -> str:
 
 def findings(result: Mapping[str, Any]) -> list[Finding]:
     """Say of every claim whether it holds, with the numbers behind it; the first one leads."""
-    if not scored_rows(result):
+    if not scored_rows(result) or result.get("gathered"):
         return []
     tested = claims(result)
     if not tested:
@@ -119,7 +125,7 @@ def _tested(claim: ClaimResult) -> str:
 
 def gap_summary(result: Mapping[str, Any]) -> str:
     """Say whether the first alignment drew pairs together, or drew everything together."""
-    measured = [one for one in encoders(result) if one.gap]
+    measured = _measured(result)
     names = ("paired_cosine", "unpaired_cosine", "margin")
     if len(measured) < 2 or not all(name in one.gap for name in names for one in measured[:2]):
         return ""
@@ -142,7 +148,7 @@ def gap_summary(result: Mapping[str, Any]) -> str:
 
 def moved_measures(result: Mapping[str, Any]) -> list[str]:
     """Say of every alignment which measures came nearer, and which went farther."""
-    measured = [one for one in encoders(result) if one.gap]
+    measured = _measured(result)
     notes = []
     for one in measured[1:]:
         moves: dict[str, list[str]] = {"nearer": [], "farther": []}
@@ -150,10 +156,15 @@ def moved_measures(result: Mapping[str, Any]) -> list[str]:
             if name in one.gap and name in measured[0].gap:
                 way = _way(measure.closer, measured[0].gap[name].value, one.gap[name].value)
                 if way:
-                    moves[way].append(measure.label.partition(",")[0].lower())
+                    moves[way].append(measure.label.partition(",")[0])
         words = [f"{way}: {', '.join(names)}" for way, names in moves.items() if names]
         notes += [f"{one.name}: {'; '.join(words)}."] if words else []
     return notes
+
+
+def _measured(result: Mapping[str, Any]) -> list[EncoderResult]:
+    """Return the encoders whose gaps are before and after; results of one's own need not be."""
+    return [] if result.get("gathered") else [one for one in encoders(result) if one.gap]
 
 
 def _way(closer: str, before: float, after: float) -> str:
@@ -172,6 +183,8 @@ def same_routes(result: Mapping[str, Any]) -> str:
     judged = encoders(result)
     scores = [(one.retrieval, one.zeroshot) for one in judged]
     if len(judged) < 2 or not any(scores[0]) or any(one != scores[0] for one in scores[1:]):
+        return ""
+    if result.get("gathered"):
         return ""
     return (
         "Before and after are equal here because real images go through the frozen encoder: "
@@ -192,6 +205,11 @@ def ceiling(result: Mapping[str, Any]) -> str:
     top, value = bound.metrics[metric].value, best.metrics[metric].value
     if not top > 0:
         return ""
+    if value > top:
+        return (
+            f"{bound.label} should be the ceiling of this task, and {best.label} scores more: this "
+            "run is too small to show the ceiling."
+        )
     return (
         f"The ceiling of this task is {bound.label}, {number(top)} {metric} points; the best other "
         f"row, {best.label}, reaches {value / top:.0%} of it."

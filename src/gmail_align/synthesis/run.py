@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gmail_align.artifacts import Artifact, Draft, begin, sha256_file, write_bytes
+from gmail_align.artifacts import Artifact, Draft, begin, sha256_file, write_bytes, write_json
 from gmail_align.data.captions import CaptionShard, cut_captions
 from gmail_align.data.images import (
+    INDEX,
     Quarantined,
     check_quarantine,
-    finish_images,
+    index_images,
     read_shard,
     shard_name,
 )
@@ -23,6 +24,7 @@ from gmail_align.progress import say
 from gmail_align.runtime import resolve_device
 from gmail_align.synthesis.card import CARD, dataset_card, survey_shards
 from gmail_align.synthesis.config import SynthesisConfig
+from gmail_align.synthesis.croissant import CROISSANT, croissant
 from gmail_align.synthesis.shards import PARTS, Generator, ShardMaker
 from gmail_align.synthesis.weights import find_pipeline, weights_fingerprint
 
@@ -180,9 +182,12 @@ class _Run:
         write_bytes(self.draft.path(CARD), card.encode())
         if survey.cut:
             say(f"{survey.cut} of {survey.images} prompts are longer than the generator reads")
-        return finish_images(
-            self.draft,
-            limit_quarantine=self.config.limit_quarantine,
+        counts = index_images(self.draft, self.config.limit_quarantine)
+        index = self.draft.path(INDEX)
+        described = croissant(self.config, index, counts["images"], survey.first)
+        write_json(self.draft.path(CROISSANT), described)
+        return self.draft.finish(
+            counts,
             batch_size=self.maker.batch_size,
             dtype=self.maker.config.dtype,
             prompts_cut=survey.cut,

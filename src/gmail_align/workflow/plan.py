@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -41,6 +42,8 @@ CAPTION_TOKENS: Final = 20
 """Tokens of a caption, its end included, where it is not known."""
 LLAVA_TOKENS: Final = 80
 """Tokens of a conversation besides those of its image."""
+_LEAST: Final = 0.001
+"""Smaller amounts are printed as less than this."""
 
 
 @dataclass(frozen=True)
@@ -329,10 +332,11 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """Lay a plan out for people."""
-    lines = [
-        f"{plan['existing']} steps exist, {plan['missing_steps']} are to be made",
-        *(f"  {'exists ' if row['exists'] else 'to make'} {row['what']}" for row in plan["steps"]),
-    ]
+    lines = [f"{plan['existing']} steps exist, {plan['missing_steps']} are to be made"]
+    steps = Counter(
+        f"  {'exists ' if row['exists'] else 'to make'} {row['what']}" for row in plan["steps"]
+    )
+    lines += [line + (f" ({times} times)" if times > 1 else "") for line, times in steps.items()]
     for need in plan["needs"]:
         lines.append(f"missing: {need['what']}: {need['bring']}")
     lines.append(f"cost on one {plan['card']}:")
@@ -351,13 +355,17 @@ def _cost_line(cost: Mapping[str, Any]) -> str:
             _amount_text(cost["gpu_hours"], "GPU-hours"),
         ]
     if cost["amount"] and cost["gpu_hours"]:
-        parts.append(f"{cost['amount'] / cost['gpu_hours'] / 3600:,.3g} a second")
+        parts.append(_amount_text(cost["amount"] / cost["gpu_hours"] / 3600, "a second"))
     if cost["memory_gb"] is not None:
-        parts.append(f"{cost['memory_gb']:.3g} GB of memory")
+        parts.append(_amount_text(cost["memory_gb"], "GB of memory"))
     if cost["disk_gb"]:
-        parts.append(f"{cost['disk_gb']:.3g} GB of disk")
+        parts.append(_amount_text(cost["disk_gb"], "GB of disk"))
     return f"{cost['what']}: {', '.join(parts)}"
 
 
 def _amount_text(value: float | None, unit: str) -> str:
-    return f"unknown {unit}" if value is None else f"{value:,.4g} {unit}"
+    if value is None:
+        return f"unknown {unit}"
+    if 0 < value < _LEAST:
+        return f"under {_LEAST} {unit}"
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.4g} {unit}"
