@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from peft import LoraConfig, LoraModel
@@ -21,11 +22,19 @@ from gmail_align.training.config import OptimConfig
 from gmail_align.training.distributed import ranks
 from gmail_align.training.loop import FitReport, PiecewiseLoss, fit
 from gmail_align.vlm.config import LlavaConfig
+from gmail_align.vlm.connector import Seen
 from gmail_align.vlm.costs import Meter
 from gmail_align.vlm.loss import Objective
 from gmail_align.vlm.model import Llava
 from gmail_align.vlm.packing import PackedRows, Plan, Sample, pack
-from gmail_align.vlm.patches import PatchReader
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Reads what an encoder makes of the images of samples."""
+
+    def read(self, samples: Sequence[Sample]) -> Seen:
+        """Return what is read of the samples' images, in order."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class TrainingData:
 
     train: Sequence[Sample]
     held: Sequence[Sample]
-    reader: PatchReader
+    reader: Reader
 
 
 def fit_llava(
