@@ -60,6 +60,7 @@ def photos(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_row_learns_from_the_same_pairs(tmp_path: Path) -> None:
     data, options = photos(tmp_path / "data"), StudyOptions(work=tmp_path / "work")
     result = flickr8k_within(TINY, data, options)
