@@ -95,9 +95,8 @@ def list_studies(options: StudyOptions) -> list[dict[str, Any]]:
         )
     for name, real in DATA_STUDIES.items():
         ran = (options.place(name) / RESULT).exists()
-        left = "needs --data DIR" if real.needs_data else "about an hour a seed on a CPU"
-        row = {"name": name, "number": "", "title": real.title, "ran": ran, "left": left}
-        rows.append(row)
+        left = "needs --data DIR" if real.needs_data else "does not state its cost"
+        rows.append({"name": name, "number": "", "title": real.title, "ran": ran, "left": left})
     return rows
 
 

@@ -32,7 +32,6 @@ from gmail_align.artifacts import (
     fingerprint,
     load,
     write_bytes,
-    write_jsonl,
 )
 from gmail_align.captioning.clipcap.config import ClipCapConfig
 from gmail_align.captioning.config import CaptionerOptim
@@ -48,7 +47,8 @@ from gmail_align.encoders.feature_map import FeatureMap
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import DataError
 from gmail_align.evaluation.captions import CaptionOptions, evaluate_captions
-from gmail_align.features.store import open_features
+from gmail_align.features.run import finish_rows
+from gmail_align.features.store import FEATURES, open_features
 from gmail_align.importing.run import import_data
 from gmail_align.importing.source import ImportOptions
 from gmail_align.metrics.transfer import caption_transfer
@@ -82,7 +82,7 @@ CLAIMS: Final = (
 
 @dataclass(frozen=True)
 class FlickrBudget:
-    """How much of everything; the defaults are those of the study, about three hours on a CPU."""
+    """How much of everything; the defaults are those of the study."""
 
     photos: int = 3000
     """Training photos, each with an image generated from one of its captions."""
@@ -297,9 +297,8 @@ def _store(array: Tensor, ids: Sequence[str], of: Artifact, out: Path) -> Artifa
 
 
 def _finish(draft: Draft, array: Tensor, ids: Sequence[str]) -> Artifact:
-    write_jsonl(draft.path("ids.jsonl"), list(ids))
-    write_bytes(draft.path("features.safetensors"), save({"features": array.contiguous()}))
-    return draft.finish({"images": len(ids), "rows": len(ids)})
+    write_bytes(draft.path(FEATURES), save({"features": array.contiguous()}))
+    return finish_rows(draft, ids, "images")
 
 
 def _result(runs: Sequence[Mapping[str, Any]], sides: Sides, budget: FlickrBudget) -> StudyResult:
