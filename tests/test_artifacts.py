@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -505,6 +506,24 @@ def test_of_runs_that_begin_at_once_the_draft_is_the_one_that_works(tmp_path):
     code = [sys.executable, "-c", textwrap.dedent(RACERS), str(tmp_path)]
     ran = subprocess.run(code, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_stage_that_begins_while_another_looks_is_not_foreign(tmp_path, monkeypatch):
+    folder, listing = tmp_path / "new", Path.iterdir
+    folder.mkdir()
+    begun = []
+
+    def list_late(path):
+        monkeypatch.undo()
+        other = begin(folder, "captions", {})
+        write_bytes(other.path("rows"), b"x")
+        other.finish({})
+        begun.append(path)
+        return listing(path)
+
+    monkeypatch.setattr(Path, "iterdir", list_late)
+    assert begin(folder, "captions", {}).complete is not None
+    assert begun == [folder]
 
 
 def test_the_same_stage_in_several_processes_is_made_once(tmp_path):

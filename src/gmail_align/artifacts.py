@@ -378,9 +378,13 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _refuse_foreign(folder: Path, kind: str) -> None:
     """Refuse a folder that holds anything but the traces of a start that was killed at once."""
-    if (folder / DRAFT).exists() or _is_complete(folder) or not folder.exists():
+    if not folder.exists():
         return
     if folder.is_dir() and all(is_mark(path.name) for path in folder.iterdir()):
+        return
+    # Look for the draft after the list: a process that begins meanwhile writes its draft before any
+    # file, and its manifest before it removes the draft.
+    if (folder / DRAFT).exists() or _is_complete(folder):
         return
     raise ArtifactError(f"{folder} is not empty and not an unfinished {kind}: choose another")
 
