@@ -6,8 +6,9 @@ A block of a page names a result and its fingerprint:
     ...
     <!-- end of result -->
 
-``columns=CIDEr,real`` after the name keeps those columns alone. ``python docs/tables.py`` writes
-the tables of every block again, from the result beside the page. Nobody types a number
+``columns=CIDEr,real`` after the name keeps those columns alone. In the place of a name,
+``verdicts=studies/table-*`` stands for the verdicts of those studies. ``python docs/tables.py``
+writes the tables of every block again, from the result beside the page. Nobody types a number
 between the two lines, and a test checks it.
 """
 
@@ -18,19 +19,30 @@ import sys
 from pathlib import Path
 
 from gmail_align.report.tables import markdown
-from gmail_align.studies.result import read_study_result
-from gmail_align.studies.tables import tables
+from gmail_align.studies.result import RESULT, read_study_result
+from gmail_align.studies.tables import tables, verdicts_table
 
 DOCS = Path(__file__).resolve().parent
-PAGES = (DOCS.parent / "README.md", DOCS / "evidence.md")
+PAGES = (DOCS.parent / "README.md", DOCS / "evidence.md", DOCS / "paper-tables.md")
+VERDICTS = re.compile(r"<!-- result: verdicts=(\S+) -->\n.*?<!-- end of result -->", re.S)
 BLOCK = re.compile(
-    r"<!-- result: (\S+)(?: columns=(\S+))?(?: (\w+))? -->\n.*?<!-- end of result -->", re.S
+    r"<!-- result: (?!verdicts)(\S+)(?: columns=(\S+))?(?: (\w+))? -->\n.*?<!-- end of result -->",
+    re.S,
 )
 
 
 def filled(text: str) -> str:
     """Return a page's text with the tables of every block as their results say."""
+    text = VERDICTS.sub(lambda block: _verdicts(block[1]), text)
     return BLOCK.sub(lambda block: _block(block[1], block[2]), text)
+
+
+def _verdicts(pattern: str) -> str:
+    folders = sorted(
+        DOCS.glob(pattern), key=lambda path: (-ord(path.name[0]), len(path.name), path.name)
+    )
+    table = verdicts_table([read_study_result(folder / RESULT) for folder in folders])
+    return f"<!-- result: verdicts={pattern} -->\n\n{markdown(table)}\n<!-- end of result -->"
 
 
 def _block(name: str, columns: str | None) -> str:

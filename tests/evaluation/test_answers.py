@@ -50,6 +50,13 @@ def accuracy(result: Result) -> float:
     return result.metrics["accuracy"].value
 
 
+def test_chance_is_what_a_drawn_choice_would_get(tmp_path: Path) -> None:
+    result = score(tmp_path, SAID, PROBLEMS)
+    assert result.metrics["chance"].value == pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 3)
+    said = dict.fromkeys(MMMU, "B")
+    assert "chance" not in score(tmp_path, said, MMMU).metrics  # one is open
+
+
 def test_scienceqa_from_problems(tmp_path: Path) -> None:
     result = score(tmp_path, SAID, PROBLEMS)
     json.dumps(result.to_json(), allow_nan=False)
@@ -112,7 +119,9 @@ def test_letters_and_records_do_as_well(tmp_path: Path) -> None:
     gold = write(tmp_path / "gold.json", PROBLEMS)
     for name, said in (("said.jsonl", lines), ("said.json", lines), ("short.json", short)):
         file = write(tmp_path / name, said)
-        assert evaluate_answers(file, gold, protocol="own").metrics == letters.metrics
+        metrics = dict(evaluate_answers(file, gold, protocol="own").metrics)
+        assert "chance" not in letters.metrics and metrics.pop("chance")  # letters name no choice
+        assert metrics == letters.metrics
 
 
 def test_the_fine_tuned_rule_and_missing_responses(tmp_path: Path) -> None:

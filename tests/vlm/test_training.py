@@ -20,13 +20,13 @@ from transformers import (
 
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
 from gmail_align.data.images import ImageStore
-from gmail_align.data.questions import QUESTIONS
+from gmail_align.data.questions import QUESTIONS, Question
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.merge import merge
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.vlm import training
-from gmail_align.vlm.answers import answer, ask, predict_answers
+from gmail_align.vlm.answers import answer, ask, predict_answers, shuffle_images
 from gmail_align.vlm.config import AnswerConfig
 from gmail_align.vlm.folder import load_llava
 from gmail_align.vlm.loss import Objective
@@ -369,6 +369,37 @@ def test_questions_are_answered_into_predictions(
         predict_answers(trained, questions, tmp_path / "other", how, images=world.generated)
     with pytest.raises(ArtifactError, match="images"):
         predict_answers(world.real, questions, tmp_path / "kind", how, images=world.real)
+
+
+def asked_of(name: str, *images: str) -> Question:
+    return Question(question_id=name, question="", answers=("A",), image_ids=images)
+
+
+def test_shuffled_images_stand_in_for_each_other() -> None:
+    asked = [asked_of(str(n), f"i{n % 5}", f"j{n}") for n in range(9)]
+    other = shuffle_images(asked)
+    assert sorted(other) == sorted(other.values()) and len(other) == 14
+    assert all(own != stand_in for own, stand_in in other.items())
+    assert other == shuffle_images(asked[::-1])
+    with pytest.raises(ConfigError, match="shuffle_images"):
+        shuffle_images([replace(one, image_ids=("i0",)) for one in asked])
+
+
+def test_captions_of_shuffled_images_are_those_of_the_others(
+    trained: Artifact, world: World, tmp_path: Path
+) -> None:
+    texts = []
+    for shuffled in (False, True):
+        how = AnswerConfig(
+            device="cpu", max_tokens=4, prompt="What colour?", shuffle_images=shuffled
+        )
+        out = predict_answers(trained, None, tmp_path / str(shuffled), how, images=world.real)
+        rows = read_jsonl(out.path("predictions.jsonl"))
+        texts.append({row["image_id"]: row["text"] for row in rows})
+    names = ImageStore(world.real).ids
+    assert len(set(texts[0].values())) > 1
+    other = shuffle_images([asked_of(n, n) for n in names])
+    assert texts[1] == {name: texts[0][other[name]] for name in names}
 
 
 def test_a_question_about_a_file_is_answered(

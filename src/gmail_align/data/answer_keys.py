@@ -68,15 +68,14 @@ def answer_key(asked: Question, benchmark: str) -> AnswerKey:
         asked: The question, as models are asked it.
         benchmark: ``scienceqa`` or ``mmmu``.
     """
-    letters = [letter(number) for number in range(len(asked.choices))]
+    texts = {letter(number): text for number, text in enumerate(asked.choices)}
     if benchmark == "mmmu":
-        texts = dict(zip(letters, asked.choices, strict=True)) if asked.choices else None
-        return AnswerKey(asked.question_id, asked.answers, texts, _mmmu_groups(asked.question_id))
+        groups = _mmmu_groups(asked.question_id)
+        return AnswerKey(asked.question_id, asked.answers, texts or None, groups)
     problem: dict[str, Any] = {"hint": asked.hint, "image": bool(asked.image_ids)}
     for group in asked.groups:  # the subject, the grade and the topic, as far as they are known
         problem.setdefault("grade" if group.startswith("grade") else "subject", group)
-    own = dict.fromkeys(letters)
-    return AnswerKey(asked.question_id, asked.answers, own, groups_of(problem))
+    return AnswerKey(asked.question_id, asked.answers, texts, groups_of(problem))
 
 
 def with_choices(keys: Sequence[AnswerKey], responses: Predictions) -> list[AnswerKey]:
@@ -130,10 +129,12 @@ def _scienceqa(path: Path, name: str, entry: Any) -> AnswerKey:
             f"{path}: the answer to {name} is {answer!r}: a letter A to E is needed, or an index"
         )
     texts = problem.get("choices")
-    offered = LETTERS[: len(texts)] if isinstance(texts, list) else LETTERS
+    offered = dict.fromkeys(LETTERS)
+    if isinstance(texts, list):
+        offered = {one: str(text) for one, text in zip(LETTERS, texts, strict=False)}
     if answer not in offered:
         raise DataError(f"{path}: the answer to {name} is {answer}, beyond its choices")
-    return AnswerKey(name, (answer,), dict.fromkeys(offered), groups_of(problem))
+    return AnswerKey(name, (answer,), offered, groups_of(problem))
 
 
 def _mmmu(path: Path, name: str, entry: Any) -> AnswerKey:

@@ -17,16 +17,18 @@ from gmail_align.errors import ConfigError, DataError
 from gmail_align.items import Items
 from gmail_align.metrics.answer_accuracy import (
     ACCURACY,
+    CHANCE,
     MMMU_SEED,
     AnswerKey,
     Judgement,
     accuracies,
+    chances,
     judge_mmmu,
     judge_read,
     judge_scienceqa,
     membership,
 )
-from gmail_align.metrics.bootstrap import Estimate
+from gmail_align.metrics.bootstrap import Estimate, bootstrap_mean
 from gmail_align.metrics.mmmu import read_last_answer
 from gmail_align.metrics.scienceqa import COLUMNS, Rule
 from gmail_align.metrics.statistics import mean_column
@@ -119,7 +121,8 @@ def evaluate_answers(
     """Score responses to questions: accuracy over all of them, and by group.
 
     MMMU's ``accuracy`` is by the published rule; ``last_answer_accuracy`` stands beside it, and
-    takes the letter that a response states last. The result also holds ``groups`` (subject,
+    takes the letter that a response states last. Where every question has known choices,
+    ``chance`` is what choices drawn at random would get. The result also holds ``groups`` (subject,
     discipline or column of the table -> estimate), ``unparsed`` (responses in which no answer was
     found), ``rule``, and for MMMU ``choices_unknown``, the questions of which only the letters
     could be looked for.
@@ -173,6 +176,9 @@ def _accuracies(scores: Scores, seed: int) -> tuple[dict[str, Estimate], dict[st
     overall = {ACCURACY: groups.pop(ACCURACY)}
     for name, other in scores.others.items():
         overall[name] = accuracies(other, seed=seed)[ACCURACY]
+    drawn = chances(scores.judgement.questions)
+    if drawn is not None:
+        overall[CHANCE] = bootstrap_mean(drawn, seed=seed)
     ordered = [*(one for one in COLUMNS if one in groups), *groups]
     return overall, {name: groups[name] for name in ordered}
 
@@ -210,4 +216,7 @@ def _items(protocol: str, scores: Scores) -> Items:
     }
     for name, other in scores.others.items():
         columns[name] = mean_column(other.right.astype(np.float64))
+    drawn = chances(questions)
+    if drawn is not None:
+        columns[CHANCE] = mean_column(drawn)
     return Items(protocol, tuple(one.question_id for one in questions), columns)

@@ -17,6 +17,8 @@ from gmail_align.metrics.scienceqa import Rule, read_letter
 MMMU_SEED = 42
 """What MMMU's evaluation seeds its random choices with."""
 ACCURACY = "accuracy"
+CHANCE = "chance"
+"""What a choice drawn at random would get."""
 ReadChoice = Callable[[str, Mapping[str, str | None]], str | None]
 """Response and letter -> the choice's text; returns the letter, or None where there is none."""
 
@@ -143,6 +145,15 @@ def accuracies(
         name: interval(float(values[at]), replicates[:, at], int(sizes[at]))
         for at, name in enumerate(names)
     }
+
+
+def chances(questions: Sequence[AnswerKey]) -> Values | None:
+    """Return the chance that a choice drawn at random is right; None where a choice is unknown."""
+    choices = [list((one.choices or {"": None}).values()) for one in questions]
+    if any(text is None for texts in choices for text in texts):
+        return None
+    pairs = zip(questions, choices, strict=True)
+    return np.array([len(one.gold) / len(texts) for one, texts in pairs])
 
 
 def membership(questions: Sequence[AnswerKey]) -> dict[str, Values]:

@@ -124,12 +124,12 @@ def render(results: Sequence[StudyResult], title: str, about: str) -> str:
         "about": about,
         "studies": [_view(result) for result in results],
         "counts": [(v, n) for v in VERDICTS if (n := sum(c.verdict == v for c in claims))],
-        "summary": _summary(results) if len(results) > 1 else None,
+        "summary": verdicts_table(results) if len(results) > 1 else None,
     }
     return str(environment().get_template("studies.html").render(script=None, **view))
 
 
-def _summary(results: Sequence[StudyResult]) -> Table:
+def verdicts_table(results: Sequence[StudyResult]) -> Table:
     """Return one line for each claim of every study."""
     lines = [
         Row(
@@ -142,7 +142,8 @@ def _summary(results: Sequence[StudyResult]) -> Table:
         for claim in result.claims
     ]
     columns = [Column("Difference", DIFFERENCE), Column("Verdict at this scale", text=True)]
-    return Table("verdicts", "The verdict of every claim", "Claim", columns, lines)
+    title = "The verdict of every claim"
+    return Table("verdicts", title, "Claim", columns, lines, detailed=True)
 
 
 def _unit_of(claim: TestedClaim) -> Unit:

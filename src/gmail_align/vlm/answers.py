@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 from collections.abc import Callable, Collection, Sequence
@@ -156,7 +157,7 @@ def predict_answers(
     Raises:
         DataError: an image of a question is missing; the message names the question.
         ConfigError: a question has images and none are given, or there are both questions and a
-            prompt, or neither.
+            prompt, or neither; or there is one image, and images are to be shuffled.
     """
     how = config or AnswerConfig()
     if (questions is None) == (how.prompt is None) or (questions is None and images is None):
@@ -171,6 +172,7 @@ def predict_answers(
         return draft.complete
     store = ImageStore(images) if images else None
     asked, key = _asked(questions, store, of), "question_id" if questions else "image_id"
+    other = shuffle_images(asked) if how.shuffle_images else {}
     llava = load_llava(vlm, resolve_device(how.device))
     lay_out, parts = _layout(questions, how.prompt), []
     with progress("answers", len(asked), "questions") as bar:
@@ -179,7 +181,8 @@ def predict_answers(
             parts.append(draft.path(f"{_PARTS}/{start:08d}.jsonl"))
             if not parts[-1].exists():
                 prompts = [lay_out(question) for question in batch]
-                shown = [[store.read(n) for n in p.image_ids] if store else [] for p in prompts]
+                names = [[other.get(n, n) for n in prompt.image_ids] for prompt in prompts]
+                shown = [[store.read(n) for n in own] if store else [] for own in names]
                 texts = answer(llava, [p.text for p in prompts], shown, how.max_tokens)
                 told = zip(batch, texts, prompts, strict=True)
                 rows = [{key: q.question_id, "text": t, "prompt": p.text} for q, t, p in told]
@@ -188,6 +191,22 @@ def predict_answers(
     write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
     shutil.rmtree(draft.path(_PARTS), ignore_errors=True)
     return draft.finish({"questions" if questions else "images": len(asked)})
+
+
+def shuffle_images(questions: Sequence[Question]) -> dict[str, str]:
+    """Name, for every image of the questions, the one that stands in for it; always the same one.
+
+    The images change places in a ring, whose order is drawn once. So none stays where it was, and
+    a question of several images still has different ones.
+
+    Raises:
+        ConfigError: there is only one image.
+    """
+    names = sorted({name for question in questions for name in question.image_ids})
+    if len(names) == 1:
+        raise ConfigError("shuffle_images needs two images or more, and the questions have one")
+    random.Random(0).shuffle(names)
+    return dict(zip(names, [*names[1:], *names[:1]], strict=True))
 
 
 def _layout(questions: Artifact | None, prompt: str | None) -> Callable[[Question], Prompt]:

@@ -141,9 +141,12 @@ class AnswerConfig(Config):
     """Longest answer in tokens, its end included."""
     batch_size: int = Field(default=16, ge=1)
     """Questions answered together."""
+    shuffle_images: bool = False
+    """Show every question other images than its own: how much do the words alone answer?"""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``; the same run on another device has the same identity."""
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that two equal predictions share."""
-        return self.model_dump(mode="json", exclude={"device"})
+        left_out = {"device"} if self.shuffle_images else {"device", "shuffle_images"}
+        return self.model_dump(mode="json", exclude=left_out)

@@ -48,7 +48,7 @@ class Budget:
     diffusion: tuple[int, int] = (2500, 3000)
     long_clip: tuple[int, int] = (450, 200)
     siglip: int = 1200
-    llama: int = 260
+    llama: int = 2600
     flow: int = 600
     flow_images: int = 4000
 
