@@ -63,6 +63,20 @@ def test_a_configuration_with_values_of_another_type(key: str, value: Any, broke
     _refused(broken, str(broken))
 
 
+def test_how_a_configuration_wraps_outputs_makes_no_difference(broken: Path) -> None:
+    config = json.loads((broken / "config.json").read_text())
+    config["return_dict"] = config["vision_config"]["return_dict"] = False
+    (broken / "config.json").write_text(json.dumps(config))
+    assert GmailEncoder.from_pretrained(broken).backbone.patches(torch.zeros(1, 3, 32, 32)).ndim == 3
+
+
+def test_layers_that_the_configuration_does_not_describe_are_refused(broken: Path) -> None:
+    path = broken / "model.safetensors"
+    name = "vision_model.encoder.layers.0.ls1.gamma"
+    save_file({**load_file(path), name: torch.ones(2)}, path)
+    _refused(broken, name)
+
+
 def test_several_ends_of_texts_are_refused(broken: Path) -> None:
     config = json.loads((broken / "config.json").read_text())
     config["text_config"]["eos_token_id"] = [3, 4]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -183,8 +185,38 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+@dataclass(frozen=True)
+class _Defaults:
+    """What a class of transformers takes for a key that its configuration leaves out."""
+
+    crop: bool
+    square: bool
+    """Whether a single number as ``size`` is a square's side, instead of the shortest one's."""
+    resample: int = 3
+    crop_size: int = 224
+
+
+_PROCESSORS: Final = {
+    **dict.fromkeys(("CLIP", "Llava", "Bit"), _Defaults(crop=True, square=False)),
+    **dict.fromkeys(("Siglip", "Blip"), _Defaults(crop=False, square=True)),
+    "ViT": _Defaults(crop=False, square=True, resample=2),
+    "DeiT": _Defaults(crop=True, square=True),
+}
+"""The processors whose steps are known, by the first part of the names of their classes."""
+_READ: Final = {
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale"),
+    *("rescale_factor", "do_normalize", "image_mean", "image_std", "do_pad"),
+    *("image_processor_type", "feature_extractor_type"),
+    # These make no difference to an RGB image.
+    *("do_convert_rgb", "data_format", "input_data_format", "processor_class", "return_tensors"),
+    *("transformers_version", "_valid_processor_keys", "device", "disable_grouping"),
+}
+
+
 def _parse(config: dict[str, Any], path: Path) -> Preprocess:
     where = f"the preprocessor configuration in {path}"
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type")
+    default = _defaults(config, kind, where)
     if not all(config.get(key, True) for key in ("do_resize", "do_rescale", "do_normalize")):
         raise ModelError(
             f"{where} leaves out resizing, rescaling or normalising, which is not supported"
@@ -192,17 +224,21 @@ def _parse(config: dict[str, Any], path: Path) -> Preprocess:
     if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-12:
         raise ModelError(f"{where} rescales by {config['rescale_factor']}; only 1/255 is supported")
     pad = bool(config.get("do_pad"))
-    if pad and not str(config.get("image_processor_type")).startswith("LlavaImageProcessor"):
+    if pad and not str(kind).startswith("LlavaImageProcessor"):
         raise ModelError(f"{where} pads, which is not supported")
-    resample = config.get("resample", Image.Resampling.BICUBIC)
+    resample = config.get("resample", default.resample)
     names = {int(value): name for name, value in _RESAMPLING.items()}
     if resample not in names:
         raise ModelError(f"{where} resamples by method {resample}; known are {sorted(names)}")
     mean, std = (_triple(config.get(key), where, key) for key in ("image_mean", "image_std"))
-    size, crop = config.get("size", 224), bool(config.get("do_center_crop", False))
-    if isinstance(size, dict) and "height" in size:
+    if 0.0 in std:
+        raise ModelError(f"{where} has the image_std {std}, by which nothing can be divided")
+    size, crop = config.get("size", 224), bool(config.get("do_center_crop", default.crop))
+    crop_size = config.get("crop_size", default.crop_size)
+    squeezed = default.square if isinstance(size, int) else "height" in size
+    if squeezed:
         side = _side(size, "size", where)
-        if crop and _side(config.get("crop_size", side), "crop_size", where) != side:
+        if crop and _side(crop_size, "crop_size", where) != side:
             raise ModelError(
                 f"{where} resizes to a square and then crops it, which is not supported"
             )
@@ -212,9 +248,32 @@ def _parse(config: dict[str, Any], path: Path) -> Preprocess:
         raise ModelError(
             f"{where} neither crops nor resizes to a square: its output has no fixed size"
         )
-    side = _side(config.get("crop_size", shortest), "crop_size", where)
+    side = _side(crop_size, "crop_size", where)
     resize_to = None if side == shortest else shortest
     return Preprocess(side, "shortest", True, mean, std, names[resample], resize_to, pad)
+
+
+def _defaults(config: dict[str, Any], kind: Any, where: str) -> _Defaults:
+    """Return what the named processor takes for keys that are left out.
+
+    Raises:
+        ModelError: it takes other steps than those here, a key asks for one, or a key is left out
+            and no processor is named.
+    """
+    known = _PROCESSORS.get(re.sub("(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", str(kind)))
+    if known is None and kind is not None:
+        raise ModelError(
+            f"{where} is of {kind}, whose steps are not known: use one of {', '.join(_PROCESSORS)}"
+        )
+    odd = [key for key in config.keys() - _READ if config[key] not in (None, False)]
+    if odd:
+        raise ModelError(
+            f"{where} has {min(odd)}, which is not supported: if it makes no difference, remove it"
+        )
+    unsaid = {"resample", "do_center_crop", "crop_size"} - config.keys()
+    if known is None and unsaid:
+        raise ModelError(f"{where} names no processor and leaves out {min(unsaid)}: add it")
+    return known or _PROCESSORS["CLIP"]
 
 
 def _side(value: Any, key: str, where: str) -> int:
@@ -229,4 +288,7 @@ def _side(value: Any, key: str, where: str) -> int:
 def _triple(value: Sequence[float] | None, where: str, key: str) -> tuple[float, float, float]:
     if not isinstance(value, list | tuple) or len(value) != 3:
         raise ModelError(f"{where} has no {key} of three numbers")
-    return float(value[0]), float(value[1]), float(value[2])
+    first, second, third = map(float, value)
+    if not math.isfinite(first + second + third):
+        raise ModelError(f"{where} has the {key} {value}, which is not finite")
+    return first, second, third

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -93,6 +94,8 @@ class Backbone:
             )
         with damage_explained(folder / CONFIG, ModelError, "get the model again"):
             config = cls.model_class.config_class.from_pretrained(folder, local_files_only=True)
+            for own in (config, *(getattr(config, name) for name in config.sub_configs)):
+                own.return_dict = True  # how outputs are wrapped, and no part of the model
         with damage_explained(folder, ModelError, "get the model again"), no_bars():
             loaded: Any = cls.model_class.from_pretrained(
                 folder,
@@ -107,6 +110,12 @@ class Backbone:
             raise ModelError(
                 f"{folder} lacks {len(info['missing_keys'])} weights of a {cls.name}, such as "
                 f"{min(info['missing_keys'])}: get the model again"
+            )
+        unused = [name for name in info["unexpected_keys"] if re.search(r"\blayers?\.\d", name)]
+        if unused:
+            raise ModelError(
+                f"{folder} holds {len(unused)} weights of layers that its {CONFIG} does not "
+                f"describe, such as {min(unused)}: get the model again"
             )
         backbone = cls.of(model.requires_grad_(False))
         if cls.has_texts:
