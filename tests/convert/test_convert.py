@@ -25,6 +25,7 @@ from gmail_align.convert.convert import convert
 from gmail_align.convert.openai_format import to_openai
 from gmail_align.encoders.backbones.clip import stretch_positions
 from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ModelError, UserError
 from gmail_align.training.config import OptimConfig
@@ -363,6 +364,50 @@ def test_heads_that_weights_do_not_tell_are_asked_for(tmp_path: Path) -> None:
             convert(tmp_path / "vit.safetensors", tmp_path / "out", ConvertConfig(heads=heads))
     made = convert(tmp_path / "vit.safetensors", tmp_path / "out", ConvertConfig(heads=4))
     assert json.loads(made.path("config.json").read_text())["num_attention_heads"] == 4
+
+
+def _timm(folder: Path, **changes: Any) -> Path:
+    """Write a ViT as the hub has timm's: its weights and its description."""
+    transform = {"mean": [0.1] * 3, "std": [0.2] * 3, "interpolation": "bilinear"}
+    transform |= {"input_size": [3, 32, 32], "crop_pct": 0.9, "crop_mode": "center"}
+    described = {"architecture": "vit_tiny_patch16_224", "num_features": 192, "num_classes": 0}
+    described |= {
+        "global_pool": "token",
+        "pretrained_cfg": transform | changes.pop("transform", {}),
+    }
+    save_file(dict(TimmViT(width=192, layers=1).state_dict()), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(described | changes))
+    return folder / "model.safetensors"
+
+
+def test_a_description_of_timm_is_honoured(tmp_path: Path) -> None:
+    made = convert(_timm(tmp_path), tmp_path / "out", ConvertConfig())
+    assert json.loads(made.path("config.json").read_text())["num_attention_heads"] == 3
+    mean, std = (0.1,) * 3, (0.2,) * 3
+    expected = Preprocess(32, mean=mean, std=std, interpolation="bilinear", resize_to=35)
+    assert Preprocess.from_folder(made.folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "changes"),
+    [
+        ("global_pool", {"global_pool": "avg"}),
+        ("architecture", {"architecture": "vit_tiny_patch16_clip_quickgelu_224"}),
+        ("model_args", {"model_args": {"qk_norm": True}}),
+        ("model_args", {"model_args": {"global_pool": "avg"}}),
+        ("num_features", {"num_features": 9}),
+        ("crop_mode", {"transform": {"crop_mode": "squash"}}),
+        ("interpolation", {"transform": {"interpolation": "lanczos"}}),
+        ("input_size", {"transform": {"input_size": [3, 32, 48]}}),
+        ("patch_dropout", {"transform": {"patch_dropout": 0.5}}),
+    ],
+)
+def test_what_a_description_of_timm_says_beside_is_refused(
+    named: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=named):
+        convert(_timm(tmp_path, **changes), tmp_path / "out", ConvertConfig())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_probe_that_differs_is_an_error(tmp_path: Path) -> None:

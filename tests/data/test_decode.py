@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from gmail_align.data import decode
-from gmail_align.data.decode import decode_rgb, encode, extension, to_rgb
+from gmail_align.data.decode import decode_rgb, encode, extension, read_header, to_rgb
 from gmail_align.encoders.preprocess import open_image
 from gmail_align.errors import DataError
 from gmail_align.importing.admission import admit
@@ -125,6 +125,32 @@ def test_32_bits_are_refused_even_where_images_are_converted() -> None:
             admit("a", buffer.getvalue(), convert=True)
 
 
+def _tiff(bits: int, channels: int) -> bytes:
+    """Return a TIFF of 8 x 8 pixels, which are all 1, with so many bits a channel."""
+    pixels = np.full(64 * channels, 1, "<u2").tobytes()[: 64 * channels * bits // 8]
+    tags = {256: 8, 257: 8, 259: 1, 262: 1 + channels // 3, 273: 200, 277: channels, 278: 8}
+    tags |= {279: len(pixels), 258: bits if channels == 1 else 190}
+    rows = [
+        struct.pack("<HHII", tag, 3, channels if tag == 258 else 1, value)
+        for tag, value in sorted(tags.items())
+    ]
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(rows)) + b"".join(rows) + bytes(4)
+    return head.ljust(190, b"\0") + struct.pack("<3H", bits, bits, bits) + bytes(4) + pixels
+
+
+def test_depths_that_pillow_hides_are_seen() -> None:
+    with pytest.raises(DataError, match="more than 8 bits"):
+        admit("a", _tiff(16, 3))
+    assert read_header(_tiff(8, 3)).deep is False
+    with pytest.raises(DataError, match="12 bits"):
+        decode_rgb(_tiff(12, 1))
+    with pytest.raises(DataError, match="more than 8 bits"):
+        admit("a", b"P6 8 8 1023 " + bytes(384))
+    assert not read_header(b"P6 8 8 127 " + bytes(192)).deep
+    with pytest.raises(DataError, match="32"):
+        open_image(Image.new("F", (8, 8), 0.5))
+
+
 def test_16_bits_become_8_by_their_upper_ones() -> None:
     deep = np.random.default_rng(1).integers(0, 65536, (16, 24), dtype=np.uint16)
     graymap = b"P5 24 16 65535 " + deep.astype(">u2").tobytes()
@@ -167,6 +193,17 @@ def test_colours_of_another_profile_become_srgb(form: str) -> None:
         buffer = io.BytesIO()
         red.save(buffer, form, icc_profile=data)
         assert np.asarray(decode_rgb(buffer.getvalue()))[8, 8][0] > 200
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P"])
+def test_colours_of_a_transparent_image_become_srgb(mode: str) -> None:
+    buffer, clear = io.BytesIO(), Image.new("RGBA", (16, 16), (250, 5, 5, 255))
+    clear.paste((0, 0, 0, 0), (0, 0, 4, 4))
+    clear.convert(mode).save(buffer, "PNG", icc_profile=swapped_profile())
+    for image in (decode_rgb(buffer.getvalue()), open_image(Image.open(buffer))):
+        pixels = np.asarray(image)
+        assert pixels[8, 8][2] > 200 > 60 > pixels[8, 8][0]
+        assert pixels[0, 0].tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize("form", ["jpeg", "png"])

@@ -67,7 +67,9 @@ def test_how_a_configuration_wraps_outputs_makes_no_difference(broken: Path) -> 
     config = json.loads((broken / "config.json").read_text())
     config["return_dict"] = config["vision_config"]["return_dict"] = False
     (broken / "config.json").write_text(json.dumps(config))
-    assert GmailEncoder.from_pretrained(broken).backbone.patches(torch.zeros(1, 3, 32, 32)).ndim == 3
+    assert (
+        GmailEncoder.from_pretrained(broken).backbone.patches(torch.zeros(1, 3, 32, 32)).ndim == 3
+    )
 
 
 def test_layers_that_the_configuration_does_not_describe_are_refused(broken: Path) -> None:

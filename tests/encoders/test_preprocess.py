@@ -129,7 +129,10 @@ def test_keys_that_are_left_out_are_those_of_the_named_processor(tmp_path: Path)
         ({"image_mean": [0.5, float("nan"), 0.5]}, "image_mean"),
         ({"image_std": [0.0, 0.5, 0.5]}, "image_std"),
         ({"do_center_crop": ..., "crop_size": ..., "size": SQUARE}, "square"),
-        ({"image_processor_type": "DeiTImageProcessor", "size": SQUARE, "crop_size": ...}, "square"),
+        (
+            {"image_processor_type": "DeiTImageProcessor", "size": SQUARE, "crop_size": ...},
+            "square",
+        ),
         ({"image_processor_type": "ConvNextImageProcessor"}, "ConvNext"),
         ({"image_processor_type": "Siglip2ImageProcessor"}, "Siglip2"),
         ({"do_flip_channel_order": True}, "do_flip_channel_order"),

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gmail_align.artifacts import Artifact
-from gmail_align.data.captions import read_captions
+from gmail_align.artifacts import Artifact, begin
+from gmail_align.data.captions import Caption, read_captions, write_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
@@ -62,6 +62,22 @@ def test_the_file_is_a_safetensors_file_and_is_mapped(
     assert result.rows(["r3", "r0"]).tolist() == [result.ids.index("r3"), result.ids.index("r0")]
     with pytest.raises(DataError, match="2 of 3 ids .* 'x'"):
         result.rows(["r1", "x", "y"])
+
+
+@pytest.mark.parametrize("fixture", ["clip_folder", "siglip_folder"])
+def test_texts_that_the_encoder_does_not_read_to_their_end_are_counted(
+    fixture: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = GmailEncoder.from_pretrained(request.getfixturevalue(fixture))
+    room = encoder.backbone.text_length - len(encoder.tokenizer(["a"], padding=False).input_ids[0])
+    draft = begin(tmp_path / "captions", "captions", {}, {})
+    lengths = (1, room + 1, room + 2, 200)
+    rows = [Caption(str(number), "a " * words, str(number)) for number, words in enumerate(lengths)]
+    write_captions(draft, rows)
+    captions = draft.finish({"captions": len(rows)})
+    made = extract_texts(captions, encoder, tmp_path / "texts", route=Route.FROZEN, batch_size=1)
+    assert made.manifest["notes"] == {"texts_cut": 2}
+    assert "2 of 4 texts" in capsys.readouterr().err
 
 
 def test_half_precision_storage(encoder: GmailEncoder, world: Any, tmp_path: Path) -> None:

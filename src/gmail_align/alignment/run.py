@@ -136,7 +136,7 @@ def _finish(draft: Draft, encoder: GmailEncoder, task: Task, notes: dict[str, An
     encoder.save(draft.folder)
     draft.path(CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(draft.path(WORK), ignore_errors=True)
-    draft.finish(_counts(task), **notes)
+    draft.finish(_counts(task), **notes, **task.tables.notes)
 
 
 def _untrained(config: AlignConfig, folder: Path, seed: int) -> GmailEncoder:

@@ -39,6 +39,7 @@ from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.errors import DataError, ModelError
 from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
 from gmail_align.features.rows import prefetch
+from gmail_align.features.run import TEXTS_CUT
 from gmail_align.progress import set_quiet
 from gmail_align.runtime import resolve_device, stable_seed
 from gmail_align.training.distributed import ranks
@@ -61,6 +62,8 @@ class _Data:
     """Shape (n,): row of each caption's image."""
     text: Rows
     """Shape (n,): one number a text."""
+    cut: int
+    """Captions that are longer than the text tower reads."""
 
     def batch(self, places: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return pixels, token ids and mask of each distinct text, and which text is whose."""
@@ -116,7 +119,7 @@ def train_clip(
     data = here.first_alone(lambda: _prepare(captions, images, folder, model, out / _WORK))
     held = hold_out(data.image, config.holdout, config.holdout_limit, seed)
     training = _Training(model, data, held, Preprocess.from_folder(folder), config)
-    notes = training.run(out, seed)
+    notes = training.run(out, seed) | ({TEXTS_CUT: data.cut} if data.cut else {})
     if draft is not None:
         _save(model, folder, out)
         counts = {"captions": int((~held).sum()), "images": len(np.unique(data.image[~held]))}
@@ -162,11 +165,13 @@ def _prepare(
     made = prepare_pixels(images, Preprocess.from_folder(folder), work / "pixels", ids=names)
     pixels = read_pixels(made)
     texts, backbone = [row.text for row in rows], ClipBackbone(model)
-    ids, mask = backbone.tokenize(backbone.tokenizer(folder), texts)
+    tokenizer = backbone.tokenizer(folder)
+    ids, mask = backbone.tokenize(tokenizer, texts)
+    cut = backbone.tell_cut(tokenizer, texts)
     numbers: dict[str, int] = {}
     text = [numbers.setdefault(line, len(numbers)) for line in texts]
     image = pixels.rows([row.image_id for row in rows]).numpy()
-    return _Data(pixels, ids, mask, image, np.array(text, dtype=np.int64))
+    return _Data(pixels, ids, mask, image, np.array(text, dtype=np.int64), cut)
 
 
 class _Training:

@@ -32,6 +32,7 @@ from gmail_align.artifacts import Artifact
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.cache import Cache
+from gmail_align.features.run import TEXTS_CUT
 from gmail_align.features.store import open_features
 from gmail_align.runtime import stable_seed
 
@@ -73,6 +74,8 @@ class Tables:
     the text tower is trained."""
     known: Mapping[str, Table]
     """What is frozen: ``frozen``, ``frozen_patches``, ``texts`` and ``short``."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What the manifest says of them."""
 
 
 @dataclass(frozen=True)
@@ -211,21 +214,26 @@ class TableMaker:
         known = {"frozen": self.frozen(real, "real", needed)}
         if "frozen_patches" in self.needs:
             known["frozen_patches"] = self.frozen(real, "real", needed, patches=True)
-        if self.encoder.has_texts:
-            self._texts(inputs, known)
-        return Tables(inputs, known)
+        cut = self._texts(inputs, known) if self.encoder.has_texts else 0
+        return Tables(inputs, known, {TEXTS_CUT: cut} if cut else {})
 
-    def _texts(self, inputs: dict[str, Table], known: dict[str, Table]) -> None:
-        """Add the frozen features of texts and, where the text tower is trained, their tokens."""
-        columns = {"texts": "text"}
+    def _texts(self, inputs: dict[str, Table], known: dict[str, Table]) -> int:
+        """Add the frozen features of texts and, where the text tower is trained, their tokens.
+
+        Returns:
+            Texts that are longer than the text tower reads.
+        """
+        columns, cut = {"texts": "text"}, 0
         if self.config.text_loss == "long_short":
             columns["short"] = "first"
         for name, column in columns.items():
             texts = self._captions(column)
-            array = open_features(self.cache.text_features(texts, self.encoder)).array
-            known[name] = Table(array, column)
+            made = self.cache.text_features(texts, self.encoder)
+            cut = max(cut, made.manifest.get("notes", {}).get(TEXTS_CUT, 0))
+            known[name] = Table(open_features(made).array, column)
             if self.encoder.adapts_texts:
                 inputs[name] = Table(read_tokens(self._tokens(texts)), column)
+        return cut
 
     def _tokens(self, captions: Artifact) -> Artifact:
         return self.cache.made(

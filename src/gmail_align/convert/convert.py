@@ -23,6 +23,7 @@ from gmail_align.convert import openai_format, timm_format
 from gmail_align.convert.config import ConvertConfig
 from gmail_align.convert.open_clip_config import OPEN_CLIP_CONFIG, OpenClipConfig
 from gmail_align.convert.openai_format import ClipOptions, TowerOptions
+from gmail_align.convert.timm_config import TimmConfig
 from gmail_align.convert.weights import read_weights
 from gmail_align.encoders.backbones import load_backbone
 from gmail_align.encoders.backbones.backbone import Backbone
@@ -153,24 +154,32 @@ def _open_ai(
 def _syn_clr(path: Path, state: dict[str, Tensor], config: ConvertConfig) -> Converted:
     if config.stretch or config.activation == "quick_gelu":
         raise ModelError("a ViT in timm's naming has no texts to stretch, and uses GELU")
-    if config.heads is None:
+    described = TimmConfig.from_folder(path.parent)
+    heads = config.heads if described is None else described.heads(config.heads)
+    if heads is None:
         raise ModelError(
             f"{path} does not tell how many attention heads its ViT has: give --heads (12 for the "
             "usual ViT-B, 16 for ViT-L)"
         )
     plain = timm_format.vision_state(state)
-    backbone = VitBackbone.of(timm_format.build_vit(plain, config.heads))
+    backbone = VitBackbone.of(timm_format.build_vit(plain, heads))
     probe = backbone.probe_inputs()
-    probe["image_features"] = timm_format.encode_image(plain, probe["pixels"], config.heads)
+    probe["image_features"] = timm_format.encode_image(plain, probe["pixels"], heads)
     notes = {
         "format": "timm",
         "activation": "gelu",
-        "heads": [config.heads],
+        "heads": [heads],
         "left_behind": len(state) - len(plain),
     }
-    preprocessor = Preprocess(backbone.vision_config.image_size).to_config()
-    say("images are normalised as CLIP's: if others were used, correct preprocessor_config.json")
-    return Converted(backbone, probe, preprocessor, None, notes)
+    size, width = backbone.vision_config.image_size, backbone.vision_config.hidden_size
+    if described is None:
+        steps = Preprocess(size)
+        say(
+            "images are normalised as CLIP's: if others were used, correct preprocessor_config.json"
+        )
+    else:
+        steps = described.preprocess(size, width)
+    return Converted(backbone, probe, steps.to_config(), None, notes)
 
 
 def _stretched(folder: Path, config: ConvertConfig) -> Converted:

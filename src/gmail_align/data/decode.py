@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -47,8 +47,16 @@ SUFFIXES: Final = frozenset({*_FORMATS, *_UNREADABLE})
 _SHALLOW: Final = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 _FOREIGN: Final = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError),
-    *(AttributeError, AssertionError, RuntimeError),
+    *(AttributeError, AssertionError, RuntimeError, ImageCms.PyCMSError),
 )
+_MANAGED: Final = {
+    **dict.fromkeys(("RGB", "RGBA", "P", "PA"), "RGB"),
+    **dict.fromkeys(("L", "LA"), "L"),
+    "CMYK": "CMYK",
+}
+"""Mode of an image whose profile is applied -> the mode in which its colours are converted."""
+_BITS_PER_SAMPLE: Final = 258
+_SIZ: Final = b"\xff\x4f\xff\x51"
 _SRGB: Final = (b"sRGB", "sRGB".encode("utf-16-be"))
 _ORIENTATION: Final = 0x0112
 _MARK: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -84,6 +92,9 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=_readable()) as image:
             check_size(*image.size)
+            _check_range(image)
+            if image.format == "TIFF" and 8 < _bits(image, data) < 16:
+                raise DataError(f"has {_bits(image, data)} bits a channel: scale to 8 or 16")
             yield image
     except UnidentifiedImageError as error:
         raise DataError(_unknown(data)) from error
@@ -119,8 +130,7 @@ def finished(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if is_turned(image):
         ImageOps.exif_transpose(image, in_place=True)
-    managed = _in_srgb(image, profile) if isinstance(profile, bytes) else None
-    return to_rgb(image) if managed is None else managed
+    return to_rgb(image, _to_srgb(image.mode, profile) if isinstance(profile, bytes) else None)
 
 
 def is_turned(image: Image.Image) -> bool:
@@ -128,28 +138,19 @@ def is_turned(image: Image.Image) -> bool:
     return bool(image.getexif().get(_ORIENTATION, 1) != 1)
 
 
-def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """Convert the colours of another profile to sRGB; None where there is nothing to convert.
+def _to_srgb(mode: str, profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """Return how colours of another profile become sRGB; None where there is nothing to convert.
 
-    Transparent images, and profiles that cannot be read, are left as they are.
+    A profile that cannot be read, or that is of another kind of colours, is ignored.
     """
-    if (
-        any(name in profile for name in _SRGB)
-        or image.mode not in ("RGB", "CMYK", "L")
-        or len(profile) > MAX_PROFILE
-    ):
-        return None
-    if image.info.get("transparency") is not None:
+    if any(name in profile for name in _SRGB) or mode not in _MANAGED or len(profile) > MAX_PROFILE:
         return None
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         srgb = ImageCms.createProfile("sRGB")
-        managed = ImageCms.profileToProfile(image, own, srgb, outputMode="RGB")
+        return ImageCms.buildTransform(own, srgb, _MANAGED[mode], "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, ImportError):
         return None
-    if managed is not None:
-        managed.info.pop("icc_profile", None)  # it holds the time of its making
-    return managed
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -157,26 +158,72 @@ def upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if is_turned(image) else image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, colours: ImageCms.ImageCmsTransform | None = None) -> Image.Image:
     """Convert to RGB; what is transparent is laid on white, as in transformers' processors.
 
     16 bits a channel become 8 by dropping the lower ones.
+
+    Args:
+        image: The image.
+        colours: How its colours become sRGB; None where they are.
+
+    Raises:
+        DataError: it has 32 bits a channel.
     """
-    if image.mode == "RGB" and "transparency" not in image.info:
+    _check_range(image)
+    if image.mode == "RGB" and "transparency" not in image.info and colours is None:
         return image
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "A" not in image.getbands() and image.info.get("transparency") is None:
-        return image.convert("RGB")
+        return image.convert("RGB") if colours is None else _managed(image, image.mode, colours)
     result = Image.new("RGB", image.size)
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):  # whole images of three kinds would take too much
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         strip.info = image.info
         clear = strip.convert("RGBA")
+        if colours is not None:
+            alpha = clear.getchannel("A")
+            clear = _managed(strip if image.mode in ("L", "LA") else clear, image.mode, colours)
+            clear.putalpha(alpha)
         white = Image.new("RGBA", clear.size, (255, 255, 255, 255))
         result.paste(Image.alpha_composite(white, clear).convert("RGB"), (0, top))
     return result
+
+
+def _managed(image: Image.Image, mode: str, colours: ImageCms.ImageCmsTransform) -> Image.Image:
+    """Convert the colours of an image that came in a mode, without its transparency."""
+    managed = ImageCms.applyTransform(image.convert(_MANAGED[mode]), colours)
+    assert managed is not None, "it was not to be changed in place"
+    managed.info.pop("icc_profile", None)  # it holds the time of its making
+    return managed
+
+
+def _check_range(image: Image.Image) -> None:
+    """Refuse pixels whose range is not known, so that they cannot be brought to 8 bits.
+
+    Raises:
+        DataError: they are such.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format not in (None, "PNG", "PPM")):
+        raise DataError("has more than 8 bits a channel, and 32 cannot be converted: scale to 8")
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Return the bits of a channel in a file that was opened, which Pillow's mode may hide."""
+    known: Any = image
+    if image.format == "PNG":
+        return data[24]
+    if image.format == "TIFF":
+        return max(known.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
+    if image.format == "JPEG2000":
+        return (data[data.index(_SIZ) + 42] & 0x7F) + 1
+    if image.format == "AVIF" and b"pixi" in data:
+        return data[data.index(b"pixi") + 9]
+    if image.format == "PPM" and isinstance(known.tile[0][3], tuple):
+        return int(known.tile[0][3][1]).bit_length()
+    return 8 if image.mode in _SHALLOW else 16
 
 
 @dataclass(frozen=True)
@@ -202,8 +249,7 @@ def read_header(data: bytes) -> Header:
     """Read the header of encoded bytes.
 
     Raises:
-        DataError: they are not an image, or one of 32 bits a channel, which cannot be brought to 8
-            without knowing their range.
+        DataError: they are not an image, or one of a range that is not known.
     """
     with opened(data) as image:
         form, mode = image.format or "", image.mode
@@ -211,9 +257,7 @@ def read_header(data: bytes) -> Header:
         stored = 4 if not one or mode in ("I", "F") else 2 if mode.startswith("I") else 1
         decoded = image.width * image.height * (stored + 4)
         several = form != "MPO" and bool(getattr(image, "is_animated", False))
-    if mode == "F" or (mode == "I" and form not in ("PNG", "PPM")):
-        raise DataError("has more than 8 bits a channel, and 32 cannot be converted: scale to 8")
-    deep = data[24:25] == b"\x10" if form == "PNG" else mode not in _SHALLOW
+        deep = _bits(image, data) > 8
     return Header(form, mode, decoded, several, deep)
 
 

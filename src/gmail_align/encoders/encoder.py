@@ -314,6 +314,10 @@ class GmailEncoder(nn.Module):
         """Return token ids and attention mask, padded as the text tower wants it."""
         return self.backbone.tokenize(self.tokenizer, texts)
 
+    def tell_cut(self, texts: Sequence[str]) -> int:
+        """Say how many texts are longer than the text tower reads, and return that."""
+        return self.backbone.tell_cut(self.tokenizer, texts)
+
     def embed_texts(self, texts: Sequence[str], route: Route) -> Float[Tensor, "m dim"]:
         """Tokenize and embed one batch of texts, not normalised."""
         ids, mask = self.tokenize(texts)

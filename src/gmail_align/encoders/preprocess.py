@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from gmail_align.artifacts import fingerprint
-from gmail_align.data.decode import decode_rgb, to_rgb, upright
+from gmail_align.data.decode import decode_rgb, finished, to_rgb, upright
 from gmail_align.encoders.resize import planes, resized_centre
 from gmail_align.errors import DataError, ModelError, damage_explained
 
@@ -168,7 +168,7 @@ def open_image(image: Image.Image | str | Path) -> Image.Image:
         DataError: the file is missing or is not an image.
     """
     if isinstance(image, Image.Image):
-        return to_rgb(upright(image))
+        return finished(upright(image))
     with damage_explained(Path(image)):
         data = Path(image).read_bytes()
     try:

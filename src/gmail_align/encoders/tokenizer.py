@@ -11,9 +11,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gmail_align.errors import ModelError, damage_explained
+from gmail_align.progress import say
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 """One of these holds a vocabulary; without any, transformers would make up an empty tokenizer."""
+
+_CHUNK = 4096
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -74,3 +77,18 @@ def tokenize(
     )
     ids = batch["input_ids"]
     return ids, batch.get("attention_mask", torch.ones_like(ids))  # SigLIP's makes no mask
+
+
+def tell_cut(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> int:
+    """Say how many texts are longer than ``length`` tokens, and so are cut; return that."""
+    count = 0
+    for start in range(0, len(texts), _CHUNK):
+        chunk = list(texts[start : start + _CHUNK])
+        rows = tokenizer(chunk, truncation=False, padding=False, verbose=False)["input_ids"]
+        count += sum(len(row) > length for row in rows)
+    if count:
+        say(
+            f"{count} of {len(texts)} texts are longer than the {length} tokens that the encoder "
+            "reads, and are cut"
+        )
+    return count

@@ -125,7 +125,9 @@ def _of_encoder(
     model = GmailEncoder.from_pretrained(source.encoder).to(resolve_device(source.device))
 
     def texts(lines: Sequence[str]) -> Values:
-        rows = model.encode_texts([PROMPT + line for line in lines], source.route)
+        prompts = [PROMPT + line for line in lines]
+        model.tell_cut(prompts)
+        rows = model.encode_texts(prompts, source.route)
         return np.asarray(rows.numpy(), dtype=np.float64)
 
     def images() -> Iterator[Any]:

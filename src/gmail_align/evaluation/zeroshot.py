@@ -83,6 +83,7 @@ def embed_classes(
     seen = open_features(images)
     route = seen.made_with.get("route", "real")
     _require_weights(encoder, seen, route)
+    encoder.tell_cut([text for own in prompts.values() for text in own])
     rows = torch.stack([encoder.encode_texts(list(own), route) for own in prompts.values()])
     made_with = {
         "what": "text",

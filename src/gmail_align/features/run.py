@@ -23,6 +23,8 @@ from gmail_align.features.rows import RowFile, fill_rows
 from gmail_align.features.store import IDS, feature_file
 
 StoredDtype = Literal["float32", "float16"]
+TEXTS_CUT = "texts_cut"
+"""Note of a manifest: how many texts are longer than the text tower reads."""
 
 
 def extract_images(
@@ -188,7 +190,7 @@ def extract_texts(
         label="features (text)",
         unit="captions",
     )
-    return finish_rows(draft, names, "captions")
+    return finish_rows(draft, names, "captions", encoder.tell_cut(lines))
 
 
 def begin_images(
@@ -289,7 +291,8 @@ def read_texts(source: Artifact) -> Mapping[str, str]:
     return texts
 
 
-def finish_rows(draft: Draft, names: Sequence[str], unit: str) -> Artifact:
-    """Write the ids and the manifest."""
+def finish_rows(draft: Draft, names: Sequence[str], unit: str, texts_cut: int = 0) -> Artifact:
+    """Write the ids and the manifest, which counts texts that were cut."""
     write_jsonl(draft.path(IDS), list(names))
-    return draft.finish({unit: len(names), "rows": len(names)})
+    notes = {TEXTS_CUT: texts_cut} if texts_cut else {}
+    return draft.finish({unit: len(names), "rows": len(names)}, **notes)

@@ -88,7 +88,8 @@ def extract_on(
     draft = _begin(source, encoder, how, out, part)
     if draft.complete is not None:
         return draft.complete
-    names = list(read_texts(source)) if how.texts else ImageStore(source).ids
+    texts = read_texts(source) if how.texts else {}
+    names = list(texts) if how.texts else ImageStore(source).ids
     unit = "captions" if how.texts else "images"
     target = feature_file(out, len(names), encoder.dim, how.dtype)
     size = how.batch_size * _BATCHES
@@ -114,7 +115,7 @@ def extract_on(
     if not target.path.exists():
         _join(target, [maker.path(start) for start in starts])
     shutil.rmtree(out / ROWS, ignore_errors=True)
-    return finish_rows(draft, names, unit)
+    return finish_rows(draft, names, unit, encoder.tell_cut(list(texts.values())) if texts else 0)
 
 
 def _begin(

@@ -296,6 +296,7 @@ def _features(images: Artifact, folder: Path, encoder: GmailEncoder | None) -> T
 def _clip_scores(store: ImageStore, features: Tensor, encoder: GmailEncoder) -> Iterator[float]:
     """Yield the CLIPScore of each image and its prompt, both by the frozen model."""
     rows = iter(features.split(_TEXTS))
+    encoder.tell_cut([store.record(image_id).text for image_id in store.ids])
     for ids in _chunks(store.ids, _TEXTS):
         prompts = [store.record(image_id).text for image_id in ids]
         with torch.no_grad():

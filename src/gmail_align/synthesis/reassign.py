@@ -97,6 +97,7 @@ def reassign(
     captions = _captions_of(store)
     texts = {text: row for row, text in enumerate(dict.fromkeys(captions.values()))}
     names = list(texts)
+    encoder.tell_cut(names)
     with torch.no_grad():
         parts = [
             encoder.embed_texts(names[start : start + _TEXTS], Route.FROZEN)

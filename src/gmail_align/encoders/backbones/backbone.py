@@ -22,7 +22,7 @@ from gmail_align.encoders.probe import (
     probe_pixels,
     read_probe,
 )
-from gmail_align.encoders.tokenizer import tokenize
+from gmail_align.encoders.tokenizer import tell_cut, tokenize
 from gmail_align.errors import ModelError, damage_explained
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -237,6 +237,10 @@ class Backbone:
     ) -> tuple[Int[Tensor, "m t"], Int[Tensor, "m t"]]:
         """Return token ids and attention mask, padded and cut as the text tower needs them."""
         return tokenize(tokenizer, texts, self.text_length, full_length=self.full_length)
+
+    def tell_cut(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:
+        """Say how many texts :meth:`tokenize` cuts, and return that."""
+        return tell_cut(tokenizer, texts, self.text_length)
 
     def stretch(self, length: int) -> Backbone:
         """Return the model with its text positions stretched to ``length``.
