@@ -61,7 +61,7 @@ def test_a_set_measured_against_itself_has_no_gap() -> None:
 
 @pytest.mark.parametrize(
     ("noise", "shift", "verdict"),
-    [(0.1, 0.0, "train_as_is"), (0.6, 1.5, "align_first"), (30.0, 0.0, "too_far")],
+    [(0.1, 0.0, "train_as_is"), (0.6, 1.5, "align_first"), (30.0, 0.0, "cannot_tell")],
 )
 def test_the_advice_follows_the_gap(noise: float, shift: float, verdict: str) -> None:
     real, generated = pairs_of(200, noise=noise, shift=shift)
@@ -130,6 +130,7 @@ def advice(near: float, auc: float, spread: float = 0.0, **more: Estimate) -> Ve
         "margin": known(near, spread),
         "unpaired_cosine": known(0.0),
         "probe_auc": known(auc, spread),
+        "text_recall_real": known(0.5),
     }
     return advise(metrics | more, 1 / 150)[0]
 
@@ -166,6 +167,19 @@ def test_an_encoder_that_does_not_know_the_real_images_judges_nothing() -> None:
         assert advice(near, auc, **unsure) is Verdict.CANNOT_TELL
     classes = {"class_margin": known(0.1), "real_class_margin": known(0.01, 0.02)}
     assert advise({"probe_auc": known(0.9), **classes})[0] is Verdict.CANNOT_TELL
+
+
+def test_without_captions_a_far_generator_and_a_strange_encoder_look_alike() -> None:
+    far = {"margin": known(0.01), "unpaired_cosine": known(0.0), "probe_auc": known(0.5)}
+    assert advise(far)[0] is Verdict.CANNOT_TELL
+    assert advise(far | {"text_recall_real": known(0.5)}, 1 / 150)[0] is Verdict.TOO_FAR
+
+
+def test_an_encoder_to_which_all_real_images_are_alike_judges_nothing() -> None:
+    noise = torch.randn(80, 16) / 1000
+    real, generated = torch.eye(16)[0] + noise[:40], torch.eye(16)[1] + noise[40:]
+    assert verdict_of(unpaired_gap(real, generated)) == "cannot_tell"
+    assert verdict_of(paired_gap(real, generated)) == "cannot_tell"
 
 
 def test_a_few_images_decide_nothing() -> None:

@@ -61,6 +61,16 @@ def test_a_choice_is_read_as_mmmu_does(response, letter):
         ("Let me think.\nIt is small.\nC.", "C"),
         ("(B)", "B"),
         ("I would say it is the blue cube", "B"),
+        ("(A) red (B) blue. So the answer is \\boxed{B}", "B"),
+        ("(b)", "B"),
+        ("b.", "B"),
+        ("Answer - B", "B"),
+        ("Answer: A blue cube", "B"),  # the article
+        ("Answer: A because it is red", "A"),
+        ("(B) is correct, (A) is wrong.", "B"),
+        ("I choose C", "C"),
+        ("Answer: I think a small cone", "C"),
+        ("conical", None),
         ("(A) red (B) blue", None),  # copied options, and no answer
         ("a red ball or a cone", None),
         ("Answer: G", None),

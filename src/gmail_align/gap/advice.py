@@ -24,6 +24,8 @@ KNOWING = 2.0
 """Times chance that an encoder has to find the text of a real image before it can judge any."""
 FEWEST = 20
 """Images of each kind below which an interval of resampled images is too narrow to be trusted."""
+_KNOWN = frozenset({"text_recall_real", "real_class_margin"})
+"""What shows that an encoder knows the real images."""
 
 THRESHOLDS: Mapping[str, float] = {
     "near": NEAR,
@@ -46,7 +48,9 @@ def closeness(margin: float, unpaired_cosine: float) -> float:
     return margin / max(1 - unpaired_cosine, 1e-6)
 
 
-def advise(metrics: Mapping[str, Estimate], chance: float | None = None) -> tuple[Verdict, str]:
+def advise(
+    metrics: Mapping[str, Estimate], chance: float | None = None, alike: float = 0.0
+) -> tuple[Verdict, str]:
     """Return the verdict and one sentence that says why.
 
     Whether the numbers can decide at all is asked first.
@@ -56,20 +60,26 @@ def advise(metrics: Mapping[str, Estimate], chance: float | None = None) -> tupl
             paired, ``class_margin`` and ``real_class_margin`` where they share classes, and
             ``text_recall_real`` where they have texts.
         chance: Text recall of an encoder that guesses.
+        alike: Mean cosine of two different real images.
     """
-    doubt = _doubt(metrics, chance)
+    doubt = _doubt(metrics, chance, alike)
     if doubt is not None:
         return Verdict.CANNOT_TELL, f"Nothing can be told: {doubt}."
     auc = metrics["probe_auc"]
     told = f"a linear probe tells real from generated with AUC {_shown(auc)}"
     near, share = _closeness(metrics)
+    if near is not None and near.high < FAR and not metrics.keys() & _KNOWN:
+        return Verdict.CANNOT_TELL, (
+            f"Nothing can be told: {share}; either the generator does not follow its captions, or "
+            "this encoder does not know such images: give captions or classes, which tell."
+        )
     if near is not None and near.high < FAR:
         return Verdict.TOO_FAR, (
             f"The generator is too far: {share}, so most of what the captions say is not in the"
             " images and no alignment can add it; use a better generator or other prompts."
         )
-    alike = auc.high <= INDISTINGUISHABLE
-    if alike and (near is None or near.low >= NEAR):
+    same = auc.high <= INDISTINGUISHABLE
+    if same and (near is None or near.low >= NEAR):
         why = (
             f"{told}, which is hardly more than chance" if near is None else f"{share}, and {told}"
         )
@@ -89,16 +99,17 @@ def advise(metrics: Mapping[str, Estimate], chance: float | None = None) -> tupl
     )
 
 
-def _doubt(metrics: Mapping[str, Estimate], chance: float | None) -> str | None:
+def _doubt(metrics: Mapping[str, Estimate], chance: float | None, alike: float) -> str | None:
     """Say why the numbers cannot decide, whatever they are; None if they can."""
     fewest = min(metrics["probe_auc"].n, *(one.n for one in metrics.values()))
     if fewest < FEWEST:
         return f"{fewest} images of each kind are too few; give at least {FEWEST}"
     unpaired = metrics.get("unpaired_cosine")
-    if unpaired is not None and unpaired.value > ALIKE:
+    alike = alike if unpaired is None else max(alike, unpaired.value)
+    if alike > ALIKE:
         return (
-            "to this encoder unrelated images are all alike (mean cosine"
-            f" {unpaired.value:.4f}); measure with another encoder"
+            f"to this encoder unrelated images are all alike (mean cosine {alike:.4f}); measure "
+            "with another encoder"
         )
     recall, other = metrics.get("text_recall_real"), "measure with another encoder"
     if recall is not None and chance is not None:

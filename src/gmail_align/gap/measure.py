@@ -117,13 +117,19 @@ def measure(
     if texts is not None:
         understood, count = _understood((real, generated), texts, rows, unavailable, how)
         found, chance = found | understood, 1 / count
-    verdict, sentence = advise(found, chance)
+    verdict, sentence = advise(found, chance, _alike(real.features))
     details = {
         "floor": _floor(real.features, seed),
         "groups": measure_groups(real, generated, paired=paired, config=config, seed=seed),
         "advice": {"verdict": verdict.value, "sentence": sentence, "thresholds": dict(THRESHOLDS)},
     }
     return Measured(found, unavailable, details)
+
+
+def _alike(features: Float[Tensor, "n d"]) -> float:
+    """Return the mean cosine of two different images."""
+    rows, count = unit_rows(features).double(), len(features)
+    return float((rows.sum(dim=0).square().sum() - count) / max(1, count * (count - 1)))
 
 
 def _require_content(sets: Mapping[str, FeatureSet]) -> None:

@@ -42,13 +42,19 @@ _NUMBERS = (
     r"-?\d+(?:\.\d+)?[eE][+-]?\d+",  # 1.2e-3
     r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",  # 12, 1.5, .5
 )
-_MARKS = re.compile(r"[*_`$]|\\\\boxed|\\\\text")
+_MARKS = re.compile(r"[*_`$]|\\boxed|\\text")
+_WORD = r"(?!A\s+(?!(?:because|since|as|is|for|due|given)\b)[a-z]|I\s+[a-z])"
+"""What keeps the article and the pronoun from being read as letters."""
 _STATED = re.compile(
-    r"(?i:answer|option|choice)(?:\s+(?i:is|would be|should be|must be))?\s*[:=]?\s*"
-    r"[({\[]*([A-J])(?![A-Za-z'])"
+    r"(?i:answer|option|choice|letter|choose|pick|select)"
+    r"(?:\s+(?i:is|would be|should be|must be))?\s*(?:[:=–—→-]|[-=]>)?\s*"
+    rf"[({{\[]*{_WORD}([A-J])(?![A-Za-z'])"
+    r"|\b([A-J])[)}\]]?\s+is\s+(?:the\s+)?(?i:correct|right)\b"
 )
 _BEGUN = re.compile(r"\(?([A-J])(?:[).:,]|\s*$)")
 _BRACKETED = re.compile(r"[({\[]([A-J])[)}\]]")
+_LETTER_ALONE = 4
+"""A shorter response may be a small letter alone, as in ``(b)``."""
 _FROM_LENGTH = 6
 """A response of this many words is searched for the choices' texts."""
 
@@ -89,17 +95,19 @@ def read_choice(response: str, choices: Mapping[str, str | None]) -> str | None:
 def read_last_answer(response: str, choices: Mapping[str, str | None]) -> str | None:
     """Return the letter that a response states last as its answer, None where it states none.
 
-    A statement is a letter behind "answer", "option" or "choice" (with "is", a colon or a line
-    break between them), or a letter that begins the first or the last line. Without any, the letter
-    in brackets or the choice's text counts if it is the only one. Marks of bold text are passed
-    over.
+    A statement is a letter behind "answer", "option", "choice" and the like (with "is", a colon or
+    a line break between them), one that "is correct", or one that begins the first or the last
+    line. Without any, the letter in brackets or the choice's text counts if it is the only one.
+    Marks of bold text are passed over, and so are the article "A" and the pronoun "I".
 
     Args:
         response: What the model said.
         choices: Letter -> the choice's text; None where the text is not known.
     """
     plain = _MARKS.sub("", response).strip()
-    stated = [letter for letter in _STATED.findall(plain) if letter in choices]
+    if len(plain) < _LETTER_ALONE:
+        plain = plain.upper()
+    stated = [one or other for one, other in _STATED.findall(plain) if (one or other) in choices]
     if stated:
         return str(stated[-1])
     lines = plain.split("\n")
@@ -107,14 +115,25 @@ def read_last_answer(response: str, choices: Mapping[str, str | None]) -> str | 
         begun = _BEGUN.match(line.strip())
         if begun and begun[1] in choices and len(_listed_letters(line, choices)) < 2:
             return str(begun[1])
-    texts = {letter: text.lower() for letter, text in choices.items() if text}
-    for named in (
-        _listed_letters(plain, choices),
-        {letter for letter, text in texts.items() if text in plain.lower()},
-    ):
+    for named in (_listed_letters(plain, choices), _named(plain.lower(), choices)):
         if len(named) == 1:
             return named.pop()
     return None
+
+
+def _named(plain: str, choices: Mapping[str, str | None]) -> set[str]:
+    """Return the choices whose text stands in a response, and not within another's text."""
+    texts = {letter: text.strip().lower() for letter, text in choices.items() if text}
+    there = {
+        letter: text
+        for letter, text in texts.items()
+        if text and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", plain)
+    }
+    return {
+        letter
+        for letter, text in there.items()
+        if not any(text != other and text in other for other in there.values())
+    }
 
 
 def _listed_letters(text: str, choices: Mapping[str, str | None]) -> set[str]:
