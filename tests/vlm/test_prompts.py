@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gmail_align.data.questions import Question
-from gmail_align.vlm.answers import Prompt, mmmu_prompt, question_prompt
+from gmail_align.errors import DataError
+from gmail_align.vlm.answers import Prompt, answer, mmmu_prompt, question_prompt
+from gmail_align.vlm.model import Llava
 
 LETTER = "Answer with the option's letter from the given choices directly."
 PHRASE = "Answer the question using a single word or phrase."
@@ -34,3 +38,11 @@ def test_mmmu_shows_an_image_where_it_is_named() -> None:
 def test_an_open_question_of_mmmu_asks_for_a_phrase() -> None:
     asked = question("How many in <image 1>?", image_ids=("q-1",))
     assert mmmu_prompt(asked) == Prompt(f"How many in <image>?\n\n{PHRASE}", ("q-1",))
+
+
+def test_a_prompt_that_does_not_fit_into_the_language_model_is_named(llava: Llava) -> None:
+    assert answer(llava, ["Say a word."], [[]], 2)
+    with pytest.raises(DataError, match="prompt that begins 'Say it"):
+        answer(llava, ["Say it again. " * 50], [[]], 2)
+    with pytest.raises(DataError, match="max_tokens"):
+        answer(llava, ["Say a word."], [[]], 600)

@@ -23,7 +23,7 @@ from gmail_align.convert.openai_format import encode_image, encode_text, read_sh
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import no_bars
 from gmail_align.encoders.route import Route
-from gmail_align.errors import ModelError
+from gmail_align.errors import ModelError, damage_explained
 from gmail_align.export.hugging_face import export_hf
 from gmail_align.export.source import ExportSource, pixels_of
 from gmail_align.extras import require
@@ -31,6 +31,8 @@ from gmail_align.leases import TEMPORARY
 
 ONNX = "model.onnx"
 OPSET = 18
+_OPEN_CLIP = 3
+"""The oldest major version that pools texts at ``eos_id`` and takes a folder's own tokenizer."""
 _EXTERNAL_BYTES = 1_500_000_000
 """A graph above this has its weights in a file beside it: one file may have 2 GB."""
 
@@ -83,8 +85,15 @@ def _check_by_open_clip(source: ExportSource, out: Path) -> dict[str, float]:
         open_clip: Any = importlib.import_module("open_clip")
     except Exception:  # a torchvision that does not fit torch raises RuntimeError
         return {}
-    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{out}")
-    tokenize, what = open_clip.get_tokenizer(f"local-dir:{out}"), "open_clip"
+    if int(open_clip.__version__.split(".")[0]) < _OPEN_CLIP:
+        source.notes.append(
+            f"It takes open_clip {_OPEN_CLIP} or newer; {open_clip.__version__}, which is "
+            "installed here, was not asked."
+        )
+        return {}
+    with damage_explained("what was exported", ModelError, "report which open_clip this was"):
+        model, transform = open_clip.create_model_from_pretrained(f"local-dir:{out}")
+        tokenize, what = open_clip.get_tokenizer(f"local-dir:{out}"), "open_clip"
     model.eval()
     return {
         "open_clip's photo": source.check_photo(
@@ -131,7 +140,9 @@ def _describe(source: ExportSource) -> dict[str, Any]:
     end = source.probe["input_ids"][1, -1].item()
     if end != text.vocab_size - 1:  # open_clip pools at the largest id unless it is told
         towers["text_cfg"] |= {"pool_type": "eos", "eos_id": end}
-        source.notes.append("It takes open_clip 3 or newer, which pools texts at `eos_id`.")
+        source.notes.append(
+            f"It takes open_clip {_OPEN_CLIP} or newer, which pools texts at `eos_id`."
+        )
     if source.tokenizer is not None:
         towers["text_cfg"]["hf_tokenizer_name"] = "."
         source.notes.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import shutil
@@ -89,13 +90,20 @@ def answer(
         most: Longest answer in tokens.
 
     Raises:
-        DataError: a prompt has more or fewer places than images.
+        DataError: a prompt has more or fewer places than images, or does not fit into the model.
     """
     layout, model = llava.layout, llava.model
+    room = getattr(model.config.text_config, "max_position_embeddings", math.inf) - most
     rows = []
     for number, (prompt, own) in enumerate(zip(prompts, images, strict=True)):
         asked = Conversation(str(number), (Turn(prompt),), tuple(map(str, range(len(own)))))
         rows.append([token for part, _ in layout.segments(asked) for token in part])
+        if len(rows[-1]) > room:
+            raise DataError(
+                f"the prompt that begins {prompt[:40]!r} has {len(rows[-1])} tokens, but the "
+                f"language model has room for {room} and an answer of {most}: lower max_tokens, or "
+                "ask with fewer words or images"
+            )
     width, end = max(map(len, rows)), layout.end_id()
     ids = torch.tensor([[end] * (width - len(row)) + row for row in rows])
     mask = torch.arange(width) >= width - torch.tensor([[len(row)] for row in rows])
