@@ -173,15 +173,18 @@ def to_rgb(image: Image.Image, colours: ImageCms.ImageCmsTransform | None = None
     _check_range(image)
     if image.mode == "RGB" and "transparency" not in image.info and colours is None:
         return image
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if "A" not in image.getbands() and image.info.get("transparency") is None:
+    deep = image.mode.startswith("I")
+    if not (deep or "A" in image.getbands() or image.info.get("transparency") is not None):
         return image.convert("RGB") if colours is None else _managed(image, image.mode, colours)
     result = Image.new("RGB", image.size)
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):  # whole images of three kinds would take too much
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         strip.info = image.info
+        if deep:
+            eight = Image.fromarray((np.asarray(strip) >> 8).astype(np.uint8))
+            result.paste(eight.convert("RGB"), (0, top))
+            continue
         clear = strip.convert("RGBA")
         if colours is not None:
             alpha = clear.getchannel("A")
