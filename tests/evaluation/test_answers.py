@@ -241,6 +241,8 @@ def test_items_come_back_as_they_were(tmp_path: Path) -> None:
         (SAID, [{"answer": 1}], {}, "record 0 of .*gold.json"),
         (SAID, [{"id": 1, "answer": 1}, {"id": "1", "answer": 0}], {}, "gold.json.* 1"),
         (SAID, {"a_Art_1": {"question_type": "short-answer"}}, {}, "a_Art_1"),
+        (SAID, {"a_Art_1": {"question_type": "short-answer", "ground_truth": " "}}, {}, "a_Art_1"),
+        (SAID, {"a_Art_1": {"ground_truth": "AB"}}, {}, "a_Art_1 is 'AB'"),
         (SAID, MMMU, {"protocol": "scienceqa_img_test"}, "mmmu"),
         (SAID, PROBLEMS, {"protocol": "mmmu_val"}, "scienceqa"),
     ],

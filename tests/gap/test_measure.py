@@ -182,6 +182,14 @@ def test_an_encoder_to_which_all_real_images_are_alike_judges_nothing() -> None:
     assert verdict_of(paired_gap(real, generated)) == "cannot_tell"
 
 
+def test_copies_of_a_few_images_decide_nothing() -> None:
+    real, generated = (torch.randn(2, 8).repeat(30, 1) for _ in range(2))
+    assert verdict_of(unpaired_gap(real, generated)) == "cannot_tell"
+    same = torch.zeros(60, dtype=torch.int64)
+    sets = FeatureSet(real), FeatureSet(generated)
+    assert verdict_of(measure(*sets, paired=True, groups=same, config=QUICK)) == "cannot_tell"
+
+
 def test_a_few_images_decide_nothing() -> None:
     real, _ = pairs_of(FEWEST - 1, noise=0, shift=0)
     for generated in (real, real + 3):

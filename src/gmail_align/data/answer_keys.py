@@ -142,14 +142,19 @@ def _mmmu(path: Path, name: str, entry: Any) -> AnswerKey:
     gold = first_of(entry, ("ground_truth", "answer"))
     if isinstance(gold, str):
         gold = [gold]
-    if not isinstance(gold, list) or not gold or not all(isinstance(one, str) for one in gold):
+    texts = isinstance(gold, list) and all(isinstance(one, str) and one.strip() for one in gold)
+    if not texts or not gold:
         raise DataError(
             f"{path}: {name} does not have a ground_truth: give MMMU's answer dictionary"
         )
     groups = _mmmu_groups(name)
     if entry.get("question_type", "multiple-choice") != "multiple-choice":
         return AnswerKey(name, tuple(gold), None, groups)
-    return AnswerKey(name, tuple(gold), _choices(entry) or {}, groups)
+    choices = _choices(entry)
+    odd = [one for one in gold if one not in tuple(choices or _MOST_LETTERS)]
+    if odd:
+        raise DataError(f"{path}: the answer to {name} is {odd[0]!r}, not a letter of its choices")
+    return AnswerKey(name, tuple(gold), choices, groups)
 
 
 def _mmmu_groups(question_id: str) -> tuple[str, ...]:

@@ -49,7 +49,10 @@ def closeness(margin: float, unpaired_cosine: float) -> float:
 
 
 def advise(
-    metrics: Mapping[str, Estimate], chance: float | None = None, alike: float = 0.0
+    metrics: Mapping[str, Estimate],
+    chance: float | None = None,
+    alike: float = 0.0,
+    distinct: float = math.inf,
 ) -> tuple[Verdict, str]:
     """Return the verdict and one sentence that says why.
 
@@ -61,8 +64,9 @@ def advise(
             ``text_recall_real`` where they have texts.
         chance: Text recall of an encoder that guesses.
         alike: Mean cosine of two different real images.
+        distinct: Images of a kind, copies left out.
     """
-    doubt = _doubt(metrics, chance, alike)
+    doubt = _doubt(metrics, chance, alike, distinct)
     if doubt is not None:
         return Verdict.CANNOT_TELL, f"Nothing can be told: {doubt}."
     auc = metrics["probe_auc"]
@@ -99,9 +103,11 @@ def advise(
     )
 
 
-def _doubt(metrics: Mapping[str, Estimate], chance: float | None, alike: float) -> str | None:
+def _doubt(
+    metrics: Mapping[str, Estimate], chance: float | None, alike: float, distinct: float
+) -> str | None:
     """Say why the numbers cannot decide, whatever they are; None if they can."""
-    fewest = min(metrics["probe_auc"].n, *(one.n for one in metrics.values()))
+    fewest = min(distinct, *(one.n for one in metrics.values()))
     if fewest < FEWEST:
         return f"{fewest} images of each kind are too few; give at least {FEWEST}"
     unpaired = metrics.get("unpaired_cosine")

@@ -104,6 +104,8 @@ def measure(
     rows = sampled(len(real), len(generated), paired, config.max_pairs, seed)
     real, generated = real.take(rows[0]), generated.take(rows[1])
     groups = None if groups is None else groups[rows[0]]
+    if groups is not None and len(groups.unique()) < 2:
+        groups = None  # copies of one image are too few for a verdict, but have numbers
     owner = cluster_index(None if groups is None else groups.numpy(), len(real))
     how = {"resamples": config.resamples, "seed": seed}
     found = gap_metrics(real.features, generated.features, groups=groups, **how)
@@ -117,13 +119,19 @@ def measure(
     if texts is not None:
         understood, count = _understood((real, generated), texts, rows, unavailable, how)
         found, chance = found | understood, 1 / count
-    verdict, sentence = advise(found, chance, _alike(real.features))
+    distinct = min(_distinct(one.features) for one in (real, generated))
+    verdict, sentence = advise(found, chance, _alike(real.features), distinct)
     details = {
         "floor": _floor(real.features, seed),
         "groups": measure_groups(real, generated, paired=paired, config=config, seed=seed),
         "advice": {"verdict": verdict.value, "sentence": sentence, "thresholds": dict(THRESHOLDS)},
     }
     return Measured(found, unavailable, details)
+
+
+def _distinct(features: Float[Tensor, "n d"]) -> int:
+    """Count the rows, copies left out."""
+    return len({row.tobytes() for row in features.cpu().numpy()})
 
 
 def _alike(features: Float[Tensor, "n d"]) -> float:
