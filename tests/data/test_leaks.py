@@ -157,7 +157,9 @@ def test_captions_leak_by_id_and_equal_names_of_other_sets_do_not(tmp_path: Path
     kept = drop_leaks(train, leaks, tmp_path / "k")
     assert [row.image_id for row in read_captions(kept)] == ["1", "3"]
     other = captions(tmp_path / "cc", ["1", "2"], format="cc")
-    assert not find_leaks(other, [test]).leaks
+    told = find_leaks(other, [test])
+    assert (told.leaks, told.not_compared) == ([], (str(test.folder),))
+    assert not leaks.not_compared
     with pytest.raises(ArtifactError, match="holds result: images, captions or pairs"):
         find_leaks(begin(tmp_path / "r", "result", {}).finish({}), [test])
 

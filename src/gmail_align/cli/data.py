@@ -12,7 +12,7 @@ from pydantic import Field
 from gmail_align.artifacts import load
 from gmail_align.cli.options import Folder, Out, Seed, expand
 from gmail_align.cli.shared import Shared, command, make_command
-from gmail_align.errors import UserError
+from gmail_align.errors import DataError, UserError
 from gmail_align.progress import say
 
 
@@ -197,6 +197,12 @@ def leaks(
     if drop is None:
         shared.show(value, lines)
         refuse_leaks(leaking, train_set)
+    if leaking.not_compared:
+        raise DataError(
+            f"cannot tell whether {train} leaks into {leaking.not_compared[0]}: their ids do not "
+            "both name photos of a known set, and looks were not compared; give the images of both"
+        )
+    if drop is None:
         return
     made = drop_leaks(train_set, leaking, drop)
     value["dropped_into"] = {"folder": str(made.folder), "counts": made.counts}

@@ -44,6 +44,8 @@ class Leaks:
     train: int
     evaluation: int
     hashed: bool
+    not_compared: tuple[str, ...] = ()
+    """Evaluations of which nothing can be told: neither ids nor looks could be compared."""
 
     @property
     def ids(self) -> set[str]:
@@ -59,6 +61,7 @@ class Leaks:
             "train_images": self.train,
             "evaluation_images": self.evaluation,
             "hashed": self.hashed,
+            "not_compared": list(self.not_compared),
             "found": [asdict(leak) for leak in self.leaks],
         }
 
@@ -109,10 +112,14 @@ def find_leaks(
     both = hashed and train.kind == "images"
     hashes = hash_images(ImageStore(train), "hash train") if both else None
     leaks: dict[tuple[str, str], Leak] = {}
-    total, compared = 0, False
+    total, compared, unknown = 0, False, list[str]()
     for evaluation in evaluations:
         theirs = _ids(evaluation)
         total += len(theirs)
+        looks = hashes is not None and evaluation.kind == "images"
+        photos = any(photo_key(name, evaluation.manifest["config"]) for name in theirs)
+        if theirs and own and not (looks or (keys and photos)):
+            unknown.append(str(evaluation.folder))
         for leak in _by_id(keys, theirs, evaluation):
             leaks.setdefault((leak.image_id, leak.evaluation), leak)
         if hashes is not None and evaluation.kind == "images":
@@ -121,7 +128,7 @@ def find_leaks(
                 leaks.setdefault((leak.image_id, leak.evaluation), leak)
     order = {image_id: number for number, image_id in enumerate(own)} if leaks else {}
     rows = sorted(leaks.values(), key=lambda leak: (order[leak.image_id], leak.evaluation))
-    return Leaks(rows, len(own), total, compared)
+    return Leaks(rows, len(own), total, compared, tuple(unknown))
 
 
 def refuse_leaks(leaks: Leaks, train: Artifact) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gmail_align.artifacts import begin, load
 from gmail_align.errors import DataError
+from gmail_align.progress import say
 from gmail_align.remote import url_of
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.workflow.work import Model, Step, Work, not_identity, plain_key
@@ -169,6 +170,8 @@ class LeakCheck(Step):
         inputs = {"train": train, **{f"judged{n}": one for n, one in enumerate(judged)}}
         leaks = find_leaks(train, judged, hashed=self.looks)
         refuse_leaks(leaks, train)
+        for place in leaks.not_compared:
+            say(f"cannot tell whether {place} has training images: ids of both mean nothing")
         draft = begin(out, "leaks", {"looks": self.looks}, inputs)
         if draft.complete is None:
             draft.finish({"compared": leaks.evaluation})
