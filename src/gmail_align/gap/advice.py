@@ -52,7 +52,7 @@ def advise(
     metrics: Mapping[str, Estimate],
     chance: float | None = None,
     alike: float = 0.0,
-    distinct: float = math.inf,
+    distinct: int | None = None,
 ) -> tuple[Verdict, str]:
     """Return the verdict and one sentence that says why.
 
@@ -64,7 +64,7 @@ def advise(
             ``text_recall_real`` where they have texts.
         chance: Text recall of an encoder that guesses.
         alike: Mean cosine of two different real images.
-        distinct: Images of a kind, copies left out.
+        distinct: Images of each kind, copies left out.
     """
     doubt = _doubt(metrics, chance, alike, distinct)
     if doubt is not None:
@@ -104,10 +104,11 @@ def advise(
 
 
 def _doubt(
-    metrics: Mapping[str, Estimate], chance: float | None, alike: float, distinct: float
+    metrics: Mapping[str, Estimate], chance: float | None, alike: float, distinct: int | None
 ) -> str | None:
     """Say why the numbers cannot decide, whatever they are; None if they can."""
-    fewest = min(distinct, *(one.n for one in metrics.values()))
+    fewest = min(one.n for one in metrics.values())
+    fewest = fewest if distinct is None else min(distinct, fewest)
     if fewest < FEWEST:
         return f"{fewest} images of each kind are too few; give at least {FEWEST}"
     unpaired = metrics.get("unpaired_cosine")
