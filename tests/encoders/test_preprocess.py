@@ -103,6 +103,9 @@ def test_keys_that_are_left_out_are_those_of_the_named_processor(tmp_path: Path)
     half = (0.5, 0.5, 0.5)
     vit = Preprocess(224, "square", False, half, half, "bilinear")
     assert Preprocess.from_folder(tmp_path) == vit
+    path.write_text(json.dumps(plain))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    assert Preprocess.from_folder(tmp_path) == vit
     clip = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 256}}
     path.write_text(json.dumps(plain | clip))
     assert Preprocess.from_folder(tmp_path) == Preprocess(mean=half, std=half, resize_to=256)

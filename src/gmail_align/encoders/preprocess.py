@@ -216,6 +216,7 @@ _READ: Final = {
 def _parse(config: dict[str, Any], path: Path) -> Preprocess:
     where = f"the preprocessor configuration in {path}"
     kind = config.get("image_processor_type") or config.get("feature_extractor_type")
+    kind = kind or _processor_of(path)
     default = _defaults(config, kind, where)
     if not all(config.get(key, True) for key in ("do_resize", "do_rescale", "do_normalize")):
         raise ModelError(
@@ -251,6 +252,14 @@ def _parse(config: dict[str, Any], path: Path) -> Preprocess:
     side = _side(crop_size, "crop_size", where)
     resize_to = None if side == shortest else shortest
     return Preprocess(side, "shortest", True, mean, std, names[resample], resize_to, pad)
+
+
+def _processor_of(path: Path) -> str | None:
+    """Return the processor that transformers takes for a folder's model where none is named."""
+    if not (path / "config.json").exists():
+        return None
+    model = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    return next((name for name in _PROCESSORS if name.lower() == model), None)
 
 
 def _defaults(config: dict[str, Any], kind: Any, where: str) -> _Defaults:
