@@ -219,7 +219,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG":
         return data[24]
     if image.format == "TIFF":
-        return max(known.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
+        return int(max(known.tag_v2.get(_BITS_PER_SAMPLE, (1,))))
     if image.format == "JPEG2000":
         return (data[data.index(_SIZ) + 42] & 0x7F) + 1
     if image.format == "AVIF" and b"pixi" in data:
