@@ -120,6 +120,46 @@ TARGETS = {
     "result/manifest.json": "compare {world}/result {world}/result",
 }
 """File of the world -> a command that reads it."""
+_EXTRACT = "extract {world}/test/images --route frozen --out {out} --encoder {world}/"
+_READ = "extract {world}/test/captions --out {out} --encoder {world}/"
+_DRAW = "synthesize --captions {world}/chosen --out {out} --steps 1 --model {world}/diffusion"
+_SAY = TARGETS["captioner/config.json"]
+_ALIGN = (
+    "align features --real {world}/x.npy --generated {world}/y.npy --set optim.steps=2 --out {out}"
+)
+_CONVERT = "convert {world}/openclip/open_clip_model.safetensors --out {out}"
+TARGETS |= {
+    "clip/model.safetensors": _EXTRACT + "clip",
+    "siglip/config.json": _EXTRACT + "siglip",
+    "siglip/preprocessor_config.json": _EXTRACT + "siglip",
+    "siglip/tokenizer.json": _READ + "siglip",
+    "siglip/tokenizer_config.json": _READ + "siglip",
+    "encoder/manifest.json": _EXTRACT + "encoder",
+    "encoder/adapter/adapter_config.json": _EXTRACT + "encoder --route generated",
+    "encoder/adapter/adapter_model.safetensors": _EXTRACT + "encoder --route generated",
+    "encoder/base/config.json": _EXTRACT + "encoder",
+    "diffusion/vae/config.json": _DRAW,
+    "diffusion/text_encoder/config.json": _DRAW,
+    "diffusion/tokenizer/tokenizer.json": _DRAW,
+    "diffusion/tokenizer/tokenizer_config.json": _DRAW,
+    "captioner/language_model/config.json": _SAY,
+    "captioner/language_model/generation_config.json": _SAY,
+    "captioner/language_model/tokenizer.json": _SAY,
+    "captioner/language_model/model.safetensors": _SAY,
+    "vlm/tokenizer.json": TARGETS["vlm/config.json"],
+    "vlm/preprocessor_config.json": TARGETS["vlm/config.json"],
+    "vlm/model.safetensors": TARGETS["vlm/config.json"],
+    "pairs.npy": _ALIGN + " --pairs {world}/pairs.npy",
+    "numbers.npy": _ALIGN
+    + " --real-classes {world}/numbers.npy --generated-classes {world}/numbers.npy",
+    "openclip/open_clip_config.json": _CONVERT,
+    "openclip/open_clip_model.safetensors": _CONVERT,
+    "labels.json": "evaluate probe --train {world}/real_features --test {world}/features"
+    " --labels {world}/labels.json --out {out}",
+    "train/images/shards/00000.jsonl": TARGETS["train/images/index.parquet"],
+    "named.csv": "import flickr30k --tokens {world}/named.csv --images {world}/photos.tar"
+    " --out {out} --limit-quarantine 1",
+}
 
 _RESULT = "evaluate captions {world}/said --references {world}/test/captions --metric ROUGE_L"
 _ODD: tuple[Any, ...] = (
@@ -203,10 +243,14 @@ def prepare(torturer: Torturer) -> None:
     from gmail_align.encoders.shipped import shipped_models
 
     world = torturer.world
-    for name in ("clip", "diffusion"):
+    for name in ("clip", "siglip", "diffusion"):
         shutil.copytree(shipped_models() / name, world / name)
     for name in ("x", "y"):
         np.save(world / f"{name}.npy", np.random.default_rng(0).normal(size=(20, 8)))
+    np.save(world / "pairs.npy", np.repeat(np.arange(20), 2).reshape(20, 2))
+    np.save(world / "numbers.npy", np.arange(20) % 2)
+    export = "export {world}/clip --format open_clip --route frozen --out {world}/openclip"
+    torturer.run(torturer.words(export))
     images = sorted((world / "coco/images").glob("*train*"))[:4]
     rows = [{"id": str(n), "caption": f"a red ball {n}"} for n in range(4)]
     (world / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -264,6 +308,7 @@ def prepare_texts(world: Path, names: list[str]) -> None:
         (world / f"{name}.json").write_text(json.dumps(value))
     (world / "mmmu.jsonl").write_text(json.dumps(asked) + "\n" + json.dumps(asked | {"id": "x_2"}))
     (world / "named.token").write_text("".join(f"{name}#0\ta ball\n" for name in names))
+    (world / "named.csv").write_text("image,caption\n" + "".join(f"{n},a ball\n" for n in names))
     (world / "web.tsv").write_text("a ball\thttp://a/1.jpg\na cube\thttp://a/2.jpg\n")
     for folder in ("beside", "mine"):
         shutil.copytree(world / "photos", world / folder)
