@@ -15,6 +15,7 @@ from gmail_align.studies import real
 from gmail_align.studies.result import RESULT, Number, ShownRow, StudyResult, read_study_result
 from gmail_align.studies.run import StudyOptions, numbers_of
 from gmail_align.studies.tables import claims_table, files_of, render, study_table
+from gmail_align.workflow.summary import verdict_of
 from worlds.browser import CHROMIUM, browser
 
 TINY = """
@@ -231,6 +232,14 @@ def test_each_number_of_a_row_has_its_own_status() -> None:
     columns = [{"name": "a", "label": "First"}, {"name": "b", "label": "Second"}]
     (shown,) = study_table(made_result(rows=[row], columns=columns, claims=[])).rows
     assert shown.cells[-1] == "First: matched source; Second: no match found"
+
+
+def test_a_difference_by_rounding_alone_decides_nothing() -> None:
+    for sign in (1, -1):
+        small, low, high = (sign * one for one in (1e-16, 1e-17, 1e-15))
+        rounding = {"value": small, "low": min(low, high), "high": max(low, high)}
+        assert verdict_of(rounding) == "not significant"
+    assert verdict_of({"value": 0.2, "low": 0.1, "high": 0.3}) == "holds"
 
 
 def test_a_book_counts_verdicts_and_lists_its_studies() -> None:

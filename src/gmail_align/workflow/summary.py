@@ -21,6 +21,8 @@ from gmail_align.workflow.work import Step, Work, in_order
 if TYPE_CHECKING:
     from gmail_align.items import Items
 
+_ROUNDING: Final = 1e-12
+"""Differences up to it are rounding."""
 ONE_SEED: Final = (
     "Everything was trained with one seed, so the intervals cover the choice of test images and "
     "not the luck of training: rows that differ in their seed alone can differ by more."
@@ -244,9 +246,10 @@ def verdict_of(difference: Mapping[str, Any] | None) -> str:
     """Return ``holds``, ``not significant`` or ``reversed``; ``not tested`` without a number."""
     if difference is None or difference["low"] is None or difference["high"] is None:
         return "not tested"
-    if difference["low"] > 0:
+    if min(difference["low"], difference["value"]) > _ROUNDING:
         return "holds"
-    return "reversed" if difference["high"] < 0 else "not significant"
+    above = max(difference["high"], difference["value"])
+    return "reversed" if above < -_ROUNDING else "not significant"
 
 
 def _encoders(steps: RecipeSteps, work: Work) -> list[dict[str, Any]]:
