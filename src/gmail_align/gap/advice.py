@@ -107,10 +107,10 @@ def _doubt(
     metrics: Mapping[str, Estimate], chance: float | None, alike: float, distinct: int | None
 ) -> str | None:
     """Say why the numbers cannot decide, whatever they are; None if they can."""
+    too_few = "{} images of each kind are too few; give at least " + str(FEWEST)
     fewest = min(one.n for one in metrics.values())
-    fewest = fewest if distinct is None else min(distinct, fewest)
     if fewest < FEWEST:
-        return f"{fewest} images of each kind are too few; give at least {FEWEST}"
+        return too_few.format(fewest)
     unpaired = metrics.get("unpaired_cosine")
     alike = alike if unpaired is None else max(alike, unpaired.value)
     if alike > ALIKE:
@@ -118,6 +118,8 @@ def _doubt(
             f"to this encoder unrelated images are all alike (mean cosine {alike:.4f}); measure "
             "with another encoder"
         )
+    if distinct is not None and distinct < FEWEST:
+        return f"{too_few.format(distinct)}, copies left out"
     recall, other = metrics.get("text_recall_real"), "measure with another encoder"
     if recall is not None and chance is not None:
         needed = min(KNOWING * chance, (1 + chance) / 2)
