@@ -147,7 +147,8 @@ def _describe(source: ExportSource) -> dict[str, Any]:
         towers["text_cfg"]["hf_tokenizer_name"] = "."
         source.notes.append(
             "open_clip takes the tokenizer of this folder; when you upload the folder, set "
-            "`hf_tokenizer_name` in `open_clip_config.json` to the name of the repository."
+            "`hf_tokenizer_name` in `open_clip_config.json` to the name of the repository. It "
+            "repairs texts (ftfy, HTML entities) first, which the encoder does not."
         )
     return {
         "model_cfg": {
