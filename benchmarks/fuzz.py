@@ -308,7 +308,9 @@ def prepare_texts(world: Path, names: list[str]) -> None:
         (world / f"{name}.json").write_text(json.dumps(value))
     (world / "mmmu.jsonl").write_text(json.dumps(asked) + "\n" + json.dumps(asked | {"id": "x_2"}))
     (world / "named.token").write_text("".join(f"{name}#0\ta ball\n" for name in names))
-    (world / "named.csv").write_text("image,caption\n" + "".join(f"{n},a ball\n" for n in names))
+    (world / "named.csv").write_text(
+        "image_name,comment_number,comment\n" + "".join(f"{n},0,a ball\n" for n in names)
+    )
     (world / "web.tsv").write_text("a ball\thttp://a/1.jpg\na cube\thttp://a/2.jpg\n")
     for folder in ("beside", "mine"):
         shutil.copytree(world / "photos", world / folder)
