@@ -15,7 +15,7 @@ from pydantic import Field
 from gmail_align.config import Config, build, load_toml, merge
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import Recipe, recipe_file, recipe_of, shipped_file, shipped_names
-from gmail_align.recipe_tables import Claim, Row, Table, nearest
+from gmail_align.recipe_tables import HEADLINE, Claim, Row, Table, nearest
 
 Scale = Literal["tabletop", "paper"]
 """The small world that is shipped, or the paper's data, models and sizes."""
@@ -75,6 +75,16 @@ class StudyRow(Config):
         return self.status.get(column, "no match found")
 
 
+class StudyClaim(Config):
+    """A sentence that a study tests; see :class:`gmail_align.recipe_tables.Claim`."""
+
+    name: str
+    better: str
+    worse: str
+    metric: str | dict[Scale, str] = HEADLINE
+    """As of a column: one name, or one at each scale where the claim is tested."""
+
+
 class Plot(Config):
     """A plot beside the table: a line for each list of rows."""
 
@@ -106,7 +116,7 @@ class Study(Config):
     """What the table asks, in a sentence or two."""
     column: tuple[Column, ...] = Field(min_length=1)
     row: tuple[StudyRow, ...] = Field(min_length=1)
-    claim: tuple[Claim, ...] = ()
+    claim: tuple[StudyClaim, ...] = ()
     plot: tuple[Plot, ...] = ()
     report: bool = False
     """Whether the report of the run is written beside the table: maps of features, galleries of
@@ -134,6 +144,15 @@ class Study(Config):
         """Return the columns that exist at a scale."""
         return [column for column in self.column if column.metric_at(scale) is not None]
 
+    def claims_at(self, scale: Scale) -> list[Claim]:
+        """Return the claims of a scale."""
+        metrics = [m.get(scale) if isinstance(m := c.metric, dict) else m for c in self.claim]
+        return [
+            Claim(name=claim.name, better=claim.better, worse=claim.worse, metric=metric)
+            for claim, metric in zip(self.claim, metrics, strict=True)
+            if metric is not None
+        ]
+
     def recipe(self, scale: Scale, changes: Table | None = None) -> Recipe:
         """Return the recipe of a scale: the base, the study's tables, the scale's, the changes.
 
@@ -150,7 +169,7 @@ class Study(Config):
         absent = {row.name for row in self.row if row.missing_at(scale)}
         data["title"] = ": ".join(filter(None, (self.number, self.title)))
         data["row"] = [row for row in self.recipe_rows if row["name"] not in absent]
-        claims = [one for one in self.claim if not {one.better, one.worse} & absent]
+        claims = [one for one in self.claims_at(scale) if not {one.better, one.worse} & absent]
         data["claim"] = [one.model_dump() for one in claims]
         try:
             return recipe_of(data)

@@ -199,7 +199,7 @@ def _claims(study: Study, scale: Scale, summary: Mapping[str, Any]) -> tuple[Tes
     columns = {column.metric_at(scale): column for column in study.columns_at(scale)}
     printed = {row.name: row.paper for row in study.row}
     claims = []
-    for claim in study.claim:
+    for claim in study.claims_at(scale):
         column = columns.get(claim.metric)
         sides = [
             printed[n].get(column.name) if column else None for n in (claim.better, claim.worse)
