@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 from hypothesis import settings
 
 from gmail_align import progress
-from worlds.runs import COUNTS, counted_smoke
+from gmail_align.metrics import meteor
+from worlds.runs import COUNTS, counted_smoke, with_few_paraphrases
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("repeatable")
@@ -30,20 +32,38 @@ def loud():
     progress.set_quiet(False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_paraphrases(tmp_path_factory: pytest.TempPathFactory):
+    """Let METEOR load few paraphrases; tests of its published numbers give it all again."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("meteor")
+        patch.setattr(meteor, "jar", with_few_paraphrases(meteor.jar, folder))
+        yield
+
+
 @pytest.fixture(scope="session")
 def smoke_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Work folder of the finished smoke run; tests copy it before they change it."""
-    work = tmp_path_factory.mktemp("runs") / "smoke"
-    command = counted_smoke(work, work.with_name(COUNTS))
-    subprocess.run([*command, "--json"], check=True, stdout=subprocess.DEVNULL)
+    """Work folder of the finished smoke run; tests copy it before they change it.
+
+    Test processes that run next to each other share it: the first makes it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    home = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    work = home / "runs" / "smoke"
+    work.parent.mkdir(exist_ok=True)
+    with (home / "runs" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (work / "result.json").exists():
+            command = counted_smoke(work, work.with_name(COUNTS))
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return work
 
 
 @pytest.fixture(scope="session")
 def oracles() -> Path:
     """Folder of published evaluator outputs; tests that need it are skipped where it is absent."""
-    beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    folder = Path(os.environ.get("GMAIL_ALIGN_DATA", beside)) / "oracles"
+    usual = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("GMAIL_ALIGN_DATA", usual)) / "oracles"
     if not folder.is_dir():
         pytest.skip("no oracle data: set GMAIL_ALIGN_DATA")
     return folder

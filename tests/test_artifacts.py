@@ -581,8 +581,8 @@ def test_a_log_keeps_what_was_said_and_is_no_content(tmp_path):
         say("the first of two lines")
     finally:
         set_quiet(False)
-    told = draft.finish({"rows": 0})
+    logged = draft.finish({"rows": 0})
     say("after the end")
-    log = told.path(LOG).read_text()
+    log = logged.path(LOG).read_text()
     assert "the first of two lines" in log and "after the end" not in log
-    assert told.fingerprint == plain.fingerprint and LOG not in told.manifest["files"]
+    assert logged.fingerprint == plain.fingerprint and LOG not in logged.manifest["files"]

@@ -64,11 +64,11 @@ def test_what_is_not_damage_passes(cause):
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP])
 def test_what_the_system_refuses_is_never_called_damage(number):
-    told = OSError(number, "words of a library")
+    original = OSError(number, "words of a library")
     wrapped = ValueError("cannot parse")
     wrapped.__cause__ = OSError(number, os.strerror(number))
     foreign = RuntimeError(f"I/O error: {os.strerror(number)} (os error {number})")
-    for cause in (told, wrapped, foreign):
+    for cause in (original, wrapped, foreign):
         explained = errors.damage_explained("a file", errors.ModelError)
         with pytest.raises(errors.ModelError) as caught, explained:
             raise cause

@@ -51,11 +51,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = {image["id"]: image["file_name"] for image in rows["images"]}
     lines = [f"{names[row['image_id']]}#0\t{row['caption']}" for row in rows["annotations"][::5]]
     (folder / "flickr.token").write_text("\n".join(lines))
-    beside = folder / "beside"
-    beside.mkdir()
+    long = folder / "long"
+    long.mkdir()
     for row in rows["annotations"]:
-        shutil.copy(folder / "images" / names[row["image_id"]], beside)
-        (beside / names[row["image_id"]]).with_suffix(".txt").write_text(row["caption"])
+        shutil.copy(folder / "images" / names[row["image_id"]], long)
+        (long / names[row["image_id"]]).with_suffix(".txt").write_text(row["caption"])
     (folder / "cc").mkdir()
     with tarfile.open(folder / "cc" / "00000.tar", "w") as tar:
         write_coco(folder / "web", "train", IMAGES["train"], start=100)
@@ -99,7 +99,7 @@ def tiny_set(home: Path, table: dict[str, Any]) -> dict[str, Any]:
         case "flickr30k":
             made = {"source": str(home / "flickr.token"), **images}
         case "sharegpt4v" | "urban1k":
-            return {"import": "urban1k", "source": [str(home / "beside")]}
+            return {"import": "urban1k", "source": [str(home / "long")]}
         case "classification":
             return classes(home, table["name"], table.get("split", "test"))
         case _:

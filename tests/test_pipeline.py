@@ -19,7 +19,7 @@ from gmail_align.encoders.shipped import shipped_models
 from gmail_align.recipe import read_recipe, recipe_file, recipe_of
 from gmail_align.workflow.steps.encoders import Aligned
 from gmail_align.workflow.work import in_order
-from worlds.runs import COUNTS, smoke
+from worlds.runs import COUNTS, counted_smoke
 
 UNTIMED = ("report", "seconds")
 MEASURED = ("seconds", "memory_gb")
@@ -222,9 +222,15 @@ def test_a_row_is_named_in_messages_without_its_steps() -> None:
 def test_killed_run_ends_with_the_same_result(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """SIGKILL while the alignments are trained, then again later, then to the end."""
+    """SIGKILL while the alignments are trained, then again later, then to the end.
+
+    It begins with the data and the images of the finished run, which no kill would touch.
+    """
     work = tmp_path / "smoke"
-    command = smoke(work)
+    made = ("worlds", "imports", "captions", "generated", "leaks", "pairs")
+    for kind in made:
+        shutil.copytree(finished[0] / kind, work / kind)
+    command = counted_smoke(work, tmp_path / COUNTS)
     for marker in ("encoders/*/draft.json", "captioners/*"):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         while process.poll() is None and not list(work.glob(marker)):

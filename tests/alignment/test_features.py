@@ -42,8 +42,8 @@ def classes(folder: Path, *, turned: float = 0.3, count: int = 60, seed: int = 0
         np.save(folder / f"{side}.npy", (rows @ matrix + offset).astype(np.float32))
         (folder / f"{side}.txt").write_text("".join(f"class {one}\n" for one in labels))
     names = ("real.npy", "generated.npy", "real.txt", "generated.txt")
-    real, generated, *told = (folder / name for name in names)
-    return FeatureSources(real, generated, None, *told)
+    real, generated, *labels = (folder / name for name in names)
+    return FeatureSources(real, generated, None, *labels)
 
 
 def pairs(folder: Path, count: int = 40) -> FeatureSources:
@@ -162,9 +162,9 @@ def test_pairs_are_judged_by_retrieval(tmp_path: Path) -> None:
 
 def test_classes_without_real_images_are_judged_by_held_out_classes(tmp_path: Path) -> None:
     sources = classes(tmp_path / "data")
-    told = (tmp_path / "data" / "generated.txt").read_text().replace("class 3", "class 9")
-    told = told.replace("class 9\n", "class 3\n", 30)
-    (tmp_path / "data" / "generated.txt").write_text(told)
+    labels = (tmp_path / "data" / "generated.txt").read_text().replace("class 3", "class 9")
+    labels = labels.replace("class 9\n", "class 3\n", 30)
+    (tmp_path / "data" / "generated.txt").write_text(labels)
     made = align_features(config(), sources, tmp_path / "head")
     assert "held-out classes" in made.manifest["notes"]["message"]
 
@@ -196,12 +196,12 @@ def test_texts_are_trained_on_where_there_are_some(tmp_path: Path) -> None:
     sources = pairs(tmp_path / "data")
     texts = tmp_path / "data" / "texts.npy"
     np.save(texts, np.load(tmp_path / "data" / "real.npy")[::-1].copy())
-    told = FeatureSources(**{**vars(sources), "texts": texts})
+    with_texts = FeatureSources(**{**vars(sources), "texts": texts})
     plain = align_features(config(), sources, tmp_path / "plain")
-    made = align_features(config(), told, tmp_path / "texts")
+    made = align_features(config(), with_texts, tmp_path / "texts")
     scores = [one.manifest["notes"]["scores"] for one in (plain, made)]
     assert scores[0]["shift"] == scores[1]["shift"]
-    task = open_task(told)
+    task = open_task(with_texts)
     assert task.groups.texts is not None
     assert task.groups.texts.tolist() == list(range(40))
 

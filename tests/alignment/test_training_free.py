@@ -25,7 +25,7 @@ RIDGE = 1e-3
 
 
 @pytest.fixture
-def sides() -> tuple[np.ndarray, np.ndarray]:
+def two_sets() -> tuple[np.ndarray, np.ndarray]:
     """Correlated features of two modalities, of other sizes, means, scales and axes."""
     rng = np.random.default_rng(0)
     generated = rng.normal(size=(50, 6)) @ rng.normal(size=(6, 6)) + 3
@@ -33,47 +33,51 @@ def sides() -> tuple[np.ndarray, np.ndarray]:
     return generated, real
 
 
-def _moments(*sides: np.ndarray) -> list[Moments]:
-    return [Moments.of(torch.from_numpy(side)) for side in sides]
+def _moments(*two_sets: np.ndarray) -> list[Moments]:
+    return [Moments.of(torch.from_numpy(one_set)) for one_set in two_sets]
 
 
-def test_moments_are_those_of_numpy(sides: tuple[np.ndarray, np.ndarray]) -> None:
+def test_moments_are_those_of_numpy(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
     rows = torch.arange(3, 40)
-    for side in sides:
-        for result, given in ((_moments(side)[0], side), (_moments(side[3:40])[0], side[3:40])):
+    for one_set in two_sets:
+        for result, given in (
+            (_moments(one_set)[0], one_set),
+            (_moments(one_set[3:40])[0], one_set[3:40]),
+        ):
             assert np.allclose(result.mean.numpy(), given.mean(0), atol=1e-12)
             assert np.allclose(result.covariance.numpy(), np.cov(given.T, bias=True), atol=1e-12)
-        some = Moments.of(torch.from_numpy(side), rows)
-        assert torch.allclose(some.covariance, _moments(side[3:40])[0].covariance)
+        some = Moments.of(torch.from_numpy(one_set), rows)
+        assert torch.allclose(some.covariance, _moments(one_set[3:40])[0].covariance)
     with pytest.raises(DataError):
         Moments.of(torch.ones(1, 4))
     with pytest.raises(DataError):
         Moments.of(torch.full((3, 4), float("nan")))
 
 
-def test_a_shift_matches_means(sides: tuple[np.ndarray, np.ndarray]) -> None:
-    generated, real = sides
-    result = mean_shift(*_moments(*sides))(torch.from_numpy(generated)).numpy()
+def test_a_shift_matches_means(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
+    generated, real = two_sets
+    result = mean_shift(*_moments(*two_sets))(torch.from_numpy(generated)).numpy()
     assert np.allclose(result, generated - generated.mean(0) + real.mean(0), atol=1e-12)
 
 
 def test_shift_and_scale_match_the_mean_and_the_total_variance(
-    sides: tuple[np.ndarray, np.ndarray],
+    two_sets: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    generated, real = sides
-    result = shift_scale(*_moments(*sides))(torch.from_numpy(generated)).numpy()
+    generated, real = two_sets
+    result = shift_scale(*_moments(*two_sets))(torch.from_numpy(generated)).numpy()
     scale = np.sqrt(real.var(0).sum() / generated.var(0).sum())
     expected = (generated - generated.mean(0)) * scale + real.mean(0)
     assert np.allclose(result, expected, atol=1e-12)
     assert result.var(0).sum() == pytest.approx(real.var(0).sum())
 
 
-def test_coral_matches_the_covariance(sides: tuple[np.ndarray, np.ndarray]) -> None:
+def test_coral_matches_the_covariance(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
     """``A`` is symmetric root times inverse root of both covariances with their ridges."""
-    generated, real = sides
-    fitted = coral(*_moments(*sides))
+    generated, real = two_sets
+    fitted = coral(*_moments(*two_sets))
     covariances = [
-        np.cov(side.T, bias=True) + RIDGE * side.var(0).mean() * np.eye(6) for side in sides
+        np.cov(one_set.T, bias=True) + RIDGE * one_set.var(0).mean() * np.eye(6)
+        for one_set in two_sets
     ]
     matrix = fitted.matrix.numpy()
     assert np.allclose(matrix @ covariances[0] @ matrix.T, covariances[1], atol=1e-9)
@@ -96,9 +100,9 @@ def _root(matrix: np.ndarray) -> np.ndarray:
     return root
 
 
-def test_equal_features_have_no_scale(sides: tuple[np.ndarray, np.ndarray]) -> None:
+def test_equal_features_have_no_scale(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
     flat = _moments(np.ones((5, 6)))[0]
-    real = _moments(sides[1])[0]
+    real = _moments(two_sets[1])[0]
     for method in (shift_scale, coral):
         with pytest.raises(DataError):
             method(flat, real)

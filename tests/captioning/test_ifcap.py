@@ -25,7 +25,7 @@ from gmail_align.data.model_outputs import open_predictions
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.features.store import open_features
 from gmail_align.training.config import OptimConfig
-from worlds.captioning import Rows, captioned, named_captions_beside, write_features
+from worlds.captioning import Rows, captioned, named_captions_of, write_features
 
 from .conftest import MakeFeatures, quick, train_clipcap
 
@@ -78,7 +78,7 @@ def source(
     generated: Artifact | None = None,
 ) -> CaptionerData:
     """Join (caption id, caption) with features of the captions and of generated images."""
-    captions = named_captions_beside(texts, rows)
+    captions = named_captions_of(texts, rows)
     images = (CaptionedImages(generated, captions),) if generated else ()
     return CaptionerData(images, EmbeddedCaptions(captions, texts, retrieval))
 

@@ -59,7 +59,7 @@ def test_retrieval_of_files(pairs, tmp_path):
     assert len(lines) == 7 and all(" to " in line for line in lines[1:])
 
 
-def test_images_without_a_text_are_told_and_count_as_not_found(pairs, tmp_path):
+def test_images_without_a_text_are_named_and_count_as_not_found(pairs, tmp_path):
     owner = save(tmp_path / "some.npy", np.repeat(np.arange(15), 10))
     ran = call("evaluate", "retrieval", *flat({**pairs, "--text-image": owner}), "--json")
     assert ran.exit_code == 0
@@ -109,7 +109,7 @@ def test_a_protocol_asserts_its_counts(pairs):
         ({"--text-features": "absent.npy"}, "absent.npy"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(pairs, tmp_path, change, named):
+def test_mistakes_are_explained_in_a_sentence(pairs, tmp_path, change, named):
     given = {**pairs, **change}
     for name, value in change.items():
         if isinstance(value, np.ndarray):

@@ -82,7 +82,7 @@ def test_artifacts(tmp_path):
     assert ran.exit_code == 2 and "1 of 45 images" in ran.stderr
 
 
-def test_mistakes_are_told_in_a_sentence(files, tmp_path):
+def test_mistakes_are_explained_in_a_sentence(files, tmp_path):
     np.save(tmp_path / "bad.npy", np.full((45, 6), np.nan))
     for words, sentence in (
         (files[:2] + files[8:], "--train-labels"),

@@ -130,7 +130,7 @@ def test_a_clip_on_this_machine_is_taken_where_none_is_named(folders, tmp_path, 
     assert ran.exit_code == 2 and "no CLIP is on this machine" in ran.stderr
 
 
-def test_captions_beside_images_give_text_recall(folders, tmp_path, monkeypatch):
+def test_captions_of_the_images_give_text_recall(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for side, inside in (("real", "real"), ("made", "made/sd")):
         for path in sorted((folders / inside).rglob("*.png")):
@@ -220,7 +220,7 @@ def test_files_of_features(files, tmp_path):
         ({"--pairs": "x"}, "--pairs"),
     ],
 )
-def test_mistakes_in_files_are_told_in_a_sentence(files, tmp_path, change, sentence):
+def test_mistakes_in_files_are_explained_in_a_sentence(files, tmp_path, change, sentence):
     import re
 
     (tmp_path / "short.txt").write_text("cat\ndog\n")
@@ -240,7 +240,7 @@ def test_mistakes_in_files_are_told_in_a_sentence(files, tmp_path, change, sente
     assert re.search(sentence, ran.stderr.splitlines()[-1])
 
 
-def test_mistakes_in_folders_are_told_in_a_sentence(folders, tmp_path):
+def test_mistakes_in_folders_are_explained_in_a_sentence(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     real, made = folders / "real", folders / "made"
     encoder, out = ("--encoder", "tabletop"), ("--out", tmp_path / "out")

@@ -152,7 +152,7 @@ def test_the_leak_guard_stops_or_drops(world, tmp_path):
         (["mmmu", "--source", "{w}/classes"], "validation"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(world, tmp_path, words, sentence):
+def test_mistakes_are_explained_in_a_sentence(world, tmp_path, words, sentence):
     ran = call("import", *(word.format(w=world) for word in words), "--out", tmp_path / "out")
     assert ran.exit_code == 2, (ran.stdout, ran.stderr, ran.exception)
     (line,) = ran.stderr.splitlines()

@@ -143,11 +143,12 @@ def test_no_command_imports_torch_for_its_help():
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
-@pytest.mark.parametrize("words", [["recipes", "list"], ["recipes", "show", "demo"]])
-def test_light_commands_never_import_torch(words):
+def test_light_commands_never_import_torch():
     code = (
-        "import sys; from gmail_align.cli.main import app;"
-        f"app({words}, standalone_mode=False); assert 'torch' not in sys.modules"
+        "import sys; from gmail_align.cli.main import app\n"
+        "for words in (['recipes', 'list'], ['recipes', 'show', 'demo']):\n"
+        "    app(words, standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 

@@ -111,7 +111,7 @@ def call(function: Callable[..., None], *words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def told(function: Callable[..., None], *words: object) -> Any:
+def read(function: Callable[..., None], *words: object) -> Any:
     ran = call(function, *words, "--json")
     assert ran.exit_code == 0, ran.output
     return json.loads(ran.stdout)
@@ -130,16 +130,16 @@ def test_plain_keys_are_options_with_default_bounds_and_help() -> None:
 def test_what_stands_later_wins_key_by_key(tmp_path: Path) -> None:
     file = tmp_path / "stage.toml"
     file.write_text('rows = 7\nkind = "b"\n[optim]\nsteps = 7\n')
-    assert told(stage, "--rows-read", 3)["rows_read"] == 3
-    big = told(stage, "--preset", "big")
+    assert read(stage, "--rows-read", 3)["rows_read"] == 3
+    big = read(stage, "--preset", "big")
     assert (big["rows"], big["optim"]["steps"]) == (100, 100)
-    over = told(stage, "--preset", "big", "--config", file)
+    over = read(stage, "--preset", "big", "--config", file)
     assert (over["rows"], over["kind"], over["optim"]["steps"]) == (7, "b", 7)
-    assert told(stage, "--config", file, "--rows", 8)["rows"] == 8
+    assert read(stage, "--config", file, "--rows", 8)["rows"] == 8
     words = ["--rows", 8, "--set", "rows=9", "--no-on", "--share", "mean"]
-    last = told(stage, "--config", file, *words)
+    last = read(stage, "--config", file, *words)
     assert (last["rows"], last["kind"], last["on"], last["share"]) == (9, "b", False, "mean")
-    assert told(stage, "--share", 0.25)["share"] == 0.25
+    assert read(stage, "--share", 0.25)["share"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -167,13 +167,13 @@ def test_keys_are_listed_with_default_and_meaning() -> None:
 
 
 def test_a_command_may_build_its_configuration_later() -> None:
-    said = told(pending, "--preset", "big", "--rows", 3)
+    said = read(pending, "--preset", "big", "--rows", 3)
     assert said == {"preset": "big", "given": {"rows": 3}, "kind": "b"}
 
 
 def test_a_group_is_a_dataclass_of_described_values() -> None:
-    assert told(grouped, "--place", "x") == {"place": "x", "limit": 0.1, "swap": False}
-    assert told(grouped, "--place", "x", "--limit", 1, "--swap")["swap"] is True
+    assert read(grouped, "--place", "x") == {"place": "x", "limit": 0.1, "swap": False}
+    assert read(grouped, "--place", "x", "--limit", 1, "--swap")["swap"] is True
     assert call(grouped, "--place", "x", "--limit", 2).exit_code == 2
     assert "--place" in call(grouped).stderr
 
@@ -184,15 +184,15 @@ def test_the_signature_and_the_docstring_make_options_and_arguments() -> None:
     assert "--kind <x|y> A kind." in shown
     assert "--folders DIR Folders." in shown
     assert "Nothing: at all" not in shown
-    said = told(placed, "a", "b", "c", "--kind", "y", "--folders", "d", "--folders", "e")
+    said = read(placed, "a", "b", "c", "--kind", "y", "--folders", "d", "--folders", "e")
     assert said == {"name": "a", "more": ["b", "c"], "kind": "y", "folders": ["d", "e"]}
-    assert told(placed, "a") == {"name": "a", "more": None, "kind": None, "folders": []}
+    assert read(placed, "a") == {"name": "a", "more": None, "kind": None, "folders": []}
 
 
 def test_a_recipe_gets_overrides(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text("[a]\nb = 1\n")
-    said = told(recipe, "--config", file, "--set", "c=2")
+    said = read(recipe, "--config", file, "--set", "c=2")
     assert said == {"overrides": ["a.b=1", "c=2"]}
 
 

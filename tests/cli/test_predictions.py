@@ -86,7 +86,7 @@ def test_a_comparison_of_predictions_is_that_of_kept_results(scored, tmp_path):
     assert "CIDEr" in shown and "(" in shown
 
 
-def test_words_learnt_from_the_references_are_told(files, tmp_path):
+def test_words_learnt_from_the_references_are_mentioned(files, tmp_path):
     pytest.importorskip("gensim")
     words = ("--references", tmp_path / "human.json", "--metrics", "wmd", "--json")
     ran = call("evaluate", "captions", "--predictions", tmp_path / "said.json", *words)

@@ -174,7 +174,7 @@ def test_a_result_is_printed_with_intervals(world):
         ("zeroshot", ["--labels", "{work}/align.toml"], "image 0"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(world, name, extra, sentence):
+def test_mistakes_are_explained_in_a_sentence(world, name, extra, sentence):
     places, commands, _ = world
     ran = call([*commands[name], *(word.format(**places) for word in extra)])
     assert ran.exit_code == 2, ran.stderr
@@ -184,9 +184,8 @@ def test_mistakes_are_told_in_a_sentence(world, name, extra, sentence):
 
 
 def test_images_need_a_route_and_an_encoder(world):
-    places, commands, _ = world
+    commands = world[1]
     words = [word for word in commands["extract"] if word not in ("--route", "real")]
     assert "name a --route (frozen, generated, real, real_head)" in call(words).stderr
     words = [word for word in commands["gap"] if word not in ("--encoder", "tabletop")]
     assert "name an --encoder" in call(words).stderr
-    assert places

@@ -117,8 +117,8 @@ def test_no_preprocessor(broken: Path) -> None:
 
 def test_a_preprocessor_of_another_size(broken: Path) -> None:
     path = broken / "preprocessor_config.json"
-    sides = {"crop_size": {"height": 16, "width": 16}, "size": {"shortest_edge": 16}}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **sides}))
+    sizes = {"crop_size": {"height": 16, "width": 16}, "size": {"shortest_edge": 16}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **sizes}))
     _refused(broken, "16 pixels")
 
 
@@ -128,7 +128,7 @@ def test_a_model_type_that_is_not_a_name(kind: Any, broken: Path) -> None:
     _refused(broken, "model of type")
 
 
-def test_an_adapter_beside_the_model_is_named(broken: Path) -> None:
+def test_an_adapter_next_to_the_model_is_named(broken: Path) -> None:
     (broken / "adapter_config.json").write_text("{}")
     _refused(broken, "adapter_config.json")
 

@@ -61,12 +61,12 @@ def test_features_equal_transformers(siglip_folder: Path, plain: SiglipModel) ->
 def test_padding_is_to_the_full_length(siglip_folder: Path) -> None:
     """A text's features do not depend on the texts beside it, and are not those without padding."""
     encoder = GmailEncoder.from_pretrained(siglip_folder)
-    beside = encoder.encode_texts([TEXTS[2], "a red image of tone 3 4 5 6 7"])[0]
-    assert torch.allclose(encoder.encode_texts([TEXTS[2]])[0], beside, atol=1e-6)
+    in_a_batch = encoder.encode_texts([TEXTS[2], "a red image of tone 3 4 5 6 7"])[0]
+    assert torch.allclose(encoder.encode_texts([TEXTS[2]])[0], in_a_batch, atol=1e-6)
     short = encoder.tokenizer([TEXTS[2]], return_tensors="pt")
     with torch.no_grad():
         bare = encoder.embed_text_ids(short["input_ids"], short["attention_mask"], Route.REAL)
-    assert not torch.allclose(normalize(bare[0], dim=-1), beside, atol=1e-3)
+    assert not torch.allclose(normalize(bare[0], dim=-1), in_a_batch, atol=1e-3)
 
 
 def test_routes(siglip_folder: Path, plain: SiglipModel, pixels: torch.Tensor) -> None:

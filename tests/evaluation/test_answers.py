@@ -106,8 +106,8 @@ def test_the_leaderboard_s_columns_by_the_official_formula(oracles: Path, tmp_pa
     assert list(result.details["groups"]) == list(columns)
     for column, belongs in columns.items():
         right = [said[n] == "ABCDE"[one["answer"]] for n, one in tested.items() if belongs(one)]
-        told = result.details["groups"][column]
-        assert (told["value"], told["n"]) == (pytest.approx(np.mean(right)), len(right))
+        group = result.details["groups"][column]
+        assert (group["value"], group["n"]) == (pytest.approx(np.mean(right)), len(right))
     assert result.n == {"questions": 361}
 
 
@@ -181,7 +181,7 @@ def test_mmmu_from_the_answer_dictionary_and_from_records(tmp_path: Path) -> Non
     )
 
 
-def test_the_last_stated_answer_stands_beside_the_published_rule(tmp_path: Path) -> None:
+def test_the_last_stated_answer_stands_next_to_the_published_rule(tmp_path: Path) -> None:
     said = {
         "validation_Art_1": "(A) red (B) blue (C) green (D) black\n\nAnswer: B",
         "validation_Art_2": "**B**",

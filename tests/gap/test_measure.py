@@ -261,29 +261,29 @@ def test_both_sides_are_read_by_their_texts() -> None:
     numbers = torch.tensor([names.index(name) for name in real.classes or ()])
     means = torch.stack([real.features[numbers == at].mean(0) for at in range(3)])
     texts = Texts(means, numbers, numbers)
-    told = measure(real, generated, paired=False, texts=texts, config=QUICK).metrics
-    assert told["text_recall_real"].value > 0.95
+    scores = measure(real, generated, paired=False, texts=texts, config=QUICK).metrics
+    assert scores["text_recall_real"].value > 0.95
     wrong = Texts(means, numbers, (numbers + 1) % 3)
-    told = measure(real, generated, paired=False, texts=wrong, config=QUICK).metrics
-    assert told["text_recall_generated"].value < 0.1
+    scores = measure(real, generated, paired=False, texts=wrong, config=QUICK).metrics
+    assert scores["text_recall_generated"].value < 0.1
 
 
 def test_transfer_is_what_generated_images_teach_about_real_ones() -> None:
     real, generated = classes_of(noise=0.3)
-    told = measure(real, generated, paired=False, config=QUICK).metrics
-    assert told["transfer"].value > 0.9 and told["transfer_real"].value > 0.9
+    scores = measure(real, generated, paired=False, config=QUICK).metrics
+    assert scores["transfer"].value > 0.9 and scores["transfer_real"].value > 0.9
     names = sorted(set(generated.classes or ()))
     turned = [names[(names.index(name) + 1) % 3] for name in generated.classes or ()]
     wrong = FeatureSet(generated.features, turned)
-    told = measure(real, wrong, paired=False, config=QUICK).metrics
-    assert told["transfer"].value < 0.1 < 0.9 < told["transfer_real"].value
-    assert told["transfer"].low <= told["transfer"].value <= told["transfer"].high
+    scores = measure(real, wrong, paired=False, config=QUICK).metrics
+    assert scores["transfer"].value < 0.1 < 0.9 < scores["transfer_real"].value
+    assert scores["transfer"].low <= scores["transfer"].value <= scores["transfer"].high
     near, _ = pairs_of(40, noise=0, shift=0)
     assert values_of(paired_gap(near, near))["transfer_captions"] == 1
     assert values_of(paired_gap(near, near.flip(0)))["transfer_captions"] < 0.1
 
 
-def test_classes_that_are_not_shared_are_told() -> None:
+def test_classes_that_are_not_shared_are_named() -> None:
     real, generated = classes_of(noise=0.3)
     strange = FeatureSet(generated.features, ["x"] * len(generated))
     result = measure(real, strange, paired=False, config=QUICK)

@@ -234,7 +234,7 @@ def write_table(drawn: Drawn, kind: str) -> dict[str, Any]:
     return {"source": path, "images": [drawn.images]}
 
 
-def write_beside(drawn: Drawn) -> dict[str, Any]:
+def write_texts_next_to_images(drawn: Drawn) -> dict[str, Any]:
     drawn.captions = 0
     for name, few in drawn.rows:
         if (drawn.images / name).exists():
@@ -277,7 +277,7 @@ WRITERS: dict[str, tuple[str, Callable[[Drawn], dict[str, Any]]]] = {
     "csv": ("parquet", lambda drawn: write_table(drawn, "csv")),
     "tsv": ("parquet", lambda drawn: write_table(drawn, "tsv")),
     "parquet": ("parquet", lambda drawn: write_table(drawn, "parquet")),
-    "urban1k": ("urban1k", write_beside),
+    "urban1k": ("urban1k", write_texts_next_to_images),
     "imagefolder": ("imagefolder", write_metadata),
     "webdataset": ("webdataset", write_shards),
 }
@@ -298,8 +298,8 @@ def test_captions_and_images_are_imported_or_listed(
     if kind == "cc":
         return
     images = made["images"].counts
-    beside = kind in ("urban1k", "imagefolder")
-    there = len(list(drawn.images.glob("*.jpg"))) if beside else len(drawn.rows)
+    whole_folder = kind in ("urban1k", "imagefolder")
+    there = len(list(drawn.images.glob("*.jpg"))) if whole_folder else len(drawn.rows)
     assert images["images"] + images["quarantined"] == there
     store = ImageStore(made["images"])
     for image_id in store.ids:

@@ -66,7 +66,7 @@ def test_a_stream_of_small_blocks_reads_what_json_reads(
     "text",
     ["", "[1, 2", "[1 2]", "[1,]", '{"a": 1', '{"a" 1}', "{1: 2}", '["a', "nonsense", "[" * 99_999],
 )
-def test_what_is_no_json_is_told_with_its_file(tmp_path: Path, text: str) -> None:
+def test_what_is_no_json_is_named_with_its_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
     if not text or text == "nonsense":

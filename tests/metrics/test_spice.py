@@ -80,7 +80,7 @@ def test_scores_go_back_to_their_images_and_systems(jars, stand_in):
     assert result["two"].tolist() == pytest.approx([0.1, 0.3])
 
 
-def test_spice_stands_beside_the_other_metrics(jars, stand_in):
+def test_spice_stands_next_to_the_other_metrics(jars, stand_in):
     stand_in(STAND_IN)
     result = caption_metrics(
         {"1": "a b", "2": "c"},

@@ -25,9 +25,9 @@ def test_the_probe_is_scikit_learns():
     peer = LogisticRegression(C=1 / (DECAY * len(train)), tol=1e-10, max_iter=5000)
     peer.fit((train - centre) / scale, own)
     expected = peer.predict((test - centre) / scale) == theirs
-    sides = [torch.from_numpy(one) for one in (train, own, test, theirs)]
-    assert class_transfer(*sides).numpy().tolist() == expected.tolist()
-    single = [one.float() if one.is_floating_point() else one for one in sides]
+    inputs = [torch.from_numpy(one) for one in (train, own, test, theirs)]
+    assert class_transfer(*inputs).numpy().tolist() == expected.tolist()
+    single = [one.float() if one.is_floating_point() else one for one in inputs]
     assert np.mean(class_transfer(*single).numpy() != expected) < 0.01
     assert 0.4 < expected.mean() < 0.95
 

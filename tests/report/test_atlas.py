@@ -25,7 +25,7 @@ class Store:
         return file.getvalue()
 
 
-def sides(count: int) -> tuple[AtlasSide, AtlasSide]:
+def real_and_generated(count: int) -> tuple[AtlasSide, AtlasSide]:
     rng = torch.Generator().manual_seed(0)
     real, generated = (torch.randn(count, 8, generator=rng) for _ in range(2))
     first = Features([f"r{row}" for row in range(count)], real)
@@ -37,7 +37,7 @@ def sides(count: int) -> tuple[AtlasSide, AtlasSide]:
 
 
 def test_rows_are_images_with_places_pairs_and_pictures(tmp_path: Path) -> None:
-    both = sides(6)
+    both = real_and_generated(6)
     pairs = [(f"r{row}", f"g{row}") for row in range(5)] + [("r0", "g5")]
     file = write_atlas(tmp_path / "new" / "gap.parquet", both, pairs, most=100)
     table = pq.read_table(file)
@@ -57,7 +57,9 @@ def test_rows_are_images_with_places_pairs_and_pictures(tmp_path: Path) -> None:
 
 
 def test_without_pairs_as_many_of_each_side_as_were_measured(tmp_path: Path) -> None:
-    rows = pq.read_table(write_atlas(tmp_path / "a.parquet", sides(9), None, most=5)).to_pylist()
+    rows = pq.read_table(
+        write_atlas(tmp_path / "a.parquet", real_and_generated(9), None, most=5)
+    ).to_pylist()
     assert [row["side"] for row in rows] == ["real"] * 5 + ["generated"] * 5
     assert {row["pair"] for row in rows} == {None}
     assert rows[0]["neighbors"] == {"ids": [], "distances": []}
@@ -65,4 +67,4 @@ def test_without_pairs_as_many_of_each_side_as_were_measured(tmp_path: Path) -> 
 
 def test_a_name_without_the_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.csv"):
-        write_atlas(tmp_path / "a.csv", sides(5), None, most=5)
+        write_atlas(tmp_path / "a.csv", real_and_generated(5), None, most=5)

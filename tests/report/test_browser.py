@@ -87,13 +87,15 @@ def test_the_page_is_no_wider_than_the_screen(opened: Page, width: int) -> None:
 def test_the_page_of_a_gap_shows_images_and_pairs(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     real = rng.normal(size=(8, 5))
-    sides = real, real[::-1] + 0.1
+    features = real, real[::-1] + 0.1
     ids = [f"i{k}" for k in range(8)]
     classes = {name: "far" if k < 4 else "near & dear" for k, name in enumerate(ids)}
     side = ImageSide(ids, lambda name: encoded(shade=10 * int(name[1:])), classes)
     pairs = list(zip(ids, ids[::-1], strict=True))
     images = GapImages(side, side, pairs, "some encoder")
-    page_file = write_gap_report(result(), sides, tmp_path / "gap", images=images, command="again")
+    page_file = write_gap_report(
+        result(), features, tmp_path / "gap", images=images, command="again"
+    )
     with browser(tmp_path / "profile") as page:
         page.open(page_file.as_uri())
         assert page.console == []

@@ -73,7 +73,7 @@ def test_groups_are_listed_from_the_farthest(tmp_path: Path) -> None:
     assert rows[-1].cells[:2] == [1, 2] and rows[-1].cells[2:] == [None, None]
 
 
-def test_intervals_stand_beside_their_metrics(tmp_path: Path) -> None:
+def test_intervals_stand_next_to_their_metrics(tmp_path: Path) -> None:
     plain = result(metrics={"probe_auc": 0.9, "cmmd": 0.2}, intervals={"probe_auc": [0.8, 0.95]})
     actual = gap_estimates(plain)
     assert (actual["probe_auc"].low, actual["probe_auc"].high) == (0.8, 0.95)

@@ -10,38 +10,38 @@ from gmail_align.report.data import ReportData
 from .conftest import claim, est, full_result, rows
 
 
-def told(difference: Any, verdict: str) -> str:
+def described(difference: Any, verdict: str) -> str:
     claims = [claim("gmail", "raw", difference, verdict)]
     (finding,) = words.findings({"rows": rows(), "claims": claims})
     return f"{finding.lead} {finding.text}"
 
 
 def test_a_gain_is_a_gain() -> None:
-    text = told(est(0.05, 0.02), "holds")
+    text = described(est(0.05, 0.02), "holds")
     assert text.startswith("gmail beats raw: holds, by one seed.")
     assert "more than Row raw" in text and "+3.0\u00a0to\u00a0+7.0" in text
     assert "40 real test images" in text
 
 
 def test_a_loss_is_a_loss() -> None:
-    text = told(est(-0.05, 0.02), "reversed")
+    text = described(est(-0.05, 0.02), "reversed")
     assert "the opposite holds" in text and "5.0 CIDEr points less than Row raw" in text
 
 
 @pytest.mark.parametrize("value", [0.01, -0.01, 0.02, 0.0])
 def test_an_interval_that_touches_zero_decides_nothing(value: float) -> None:
     interval = {"value": value, "low": min(value - 0.02, 0), "high": 0.03, "n": 9}
-    text = told(interval, "not significant")
+    text = described(interval, "not significant")
     assert "no clear difference" in text and "includes zero" in text
 
 
 def test_without_a_pairing_nothing_is_claimed() -> None:
-    assert "not tested" in told(None, "not tested")
+    assert "not tested" in described(None, "not tested")
     assert words.findings({"rows": rows()})[0].lead == "Nothing is claimed."
     assert words.findings({}) == []
 
 
-def test_every_claim_is_told_in_order() -> None:
+def test_every_claim_is_described_in_order() -> None:
     leads = [finding.lead for finding in words.findings(full_result())]
     assert [lead.rpartition(": ")[2] for lead in leads] == [
         "holds, by one seed.",
@@ -50,7 +50,7 @@ def test_every_claim_is_told_in_order() -> None:
     ]
 
 
-def test_the_gap_is_told_by_its_margin() -> None:
+def test_the_gap_is_described_by_its_margin() -> None:
     result = full_result()
     assert "stand out more" in words.gap_summary(result)
     result["encoders"][1]["gap"]["margin"] = est(0.4)

@@ -50,8 +50,8 @@ def test_a_caption_answers_what_it_says_and_nothing_else() -> None:
     assert answered(Facts(total=3)) == {"counting"}
     named = Facts((first, second))
     assert answered(named) <= {"colour", "shape", "existence"}
-    told = {one.things for one in offered if answered_by(one, scene, named)}
-    assert told and told <= {(0,), (1,)}
+    about = {one.things for one in offered if answered_by(one, scene, named)}
+    assert about and about <= {(0,), (1,)}
     detail = Mention(first.shape, first.colour, size=scene.things[0].size)
     assert "size" in answered(Facts((detail,)))
     assert "size" not in answered(Facts((Mention(size=scene.things[0].size),)))

@@ -47,7 +47,7 @@ def test_no_more_logits_than_allowed_are_in_memory() -> None:
     assert max(sizes) == 8
 
 
-def told_where_samples_begin(
+def knowing_where_samples_begin(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -82,7 +82,7 @@ def test_rows_as_one_row_have_the_same_loss(llava: Llava) -> None:
     a, b, c = (Sample.make(talk, llava.layout, 400) for talk in talks)
     rows = pack([[a, b], [c]])
     seen = Seen(torch.randn(2, 16, 32), (Route.FROZEN,) * 2)
-    AttentionInterface.register("told", told_where_samples_begin)
+    AttentionInterface.register("told", knowing_where_samples_begin)
     AttentionMaskInterface.register("told", lambda *_, **__: None)
     with torch.no_grad():
         expected = Objective(llava.model, Connector())(rows, seen)

@@ -86,12 +86,12 @@ def test_a_mistake_is_one_sentence_and_nothing_is_lost(
     changes: str, named: str, places: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "text.json").write_text(json.dumps([{"conversations": said("Say it.", "word")}]))
-    code, told = call(changes, {**places, "text": tmp_path / "text.json"}, tmp_path / "out")
-    sentences = [row for row in told.splitlines() if row.startswith("gmail-align: ")]
-    assert code == 2, told
+    code, printed = call(changes, {**places, "text": tmp_path / "text.json"}, tmp_path / "out")
+    sentences = [row for row in printed.splitlines() if row.startswith("gmail-align: ")]
+    assert code == 2, printed
     assert len(sentences) == 1
     assert named in sentences[0]
-    assert "Traceback" not in told
+    assert "Traceback" not in printed
     made = [path for path in (tmp_path / "out").rglob("*") if path.suffix not in (".json", ".log")]
     assert not [path for path in made if path.is_file() and path.stat().st_size]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,15 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from gmail_align import pipeline
+from gmail_align.cli.main import app
 from gmail_align.errors import DataError, UserError
 from gmail_align.recipe import read_recipe
 from gmail_align.workflow.init import Models, init_recipe
 from gmail_align.workflow.layouts import find_layout
 
 TABLETOP = Models("tabletop", "tabletop", "tabletop")
-GMAIL_ALIGN = (sys.executable, "-m", "gmail_align")
 
 
 def picture(path: Path, seed: int) -> str:
@@ -120,7 +119,7 @@ def test_layouts_are_known(importer: str, tmp_path: Path) -> None:
     assert set(layout.data) == {"train", "validation", "test"}
 
 
-def test_a_table_beside_images_is_known(tmp_path: Path) -> None:
+def test_a_table_among_images_is_known(tmp_path: Path) -> None:
     assert "metadata.jsonl" in find_layout(write(tmp_path / "data", hugging_face)).kind
 
 
@@ -143,19 +142,18 @@ def tables(folder: Path, *splits: str) -> None:
 
 def test_files_of_a_split_are_a_set_of_their_own(tmp_path: Path) -> None:
     tables(tmp_path / "csv", "test", "train", "dev", "other")
-    found = find_layout(tmp_path / "csv")
-    assert {part: [Path(one).stem for one in table["source"]] for part, table in found.data.items()}
-    assert [Path(one).name for one in found.data["train"]["source"]] == ["train.csv"]
-    assert [Path(one).name for one in found.data["test"]["source"]] == ["test.csv"]
-    assert [Path(one).name for one in found.data["validation"]["source"]] == ["dev.csv"]
-    assert len(found.left_out) == 1 and found.images == dict.fromkeys(found.data, 4)
+    layout = find_layout(tmp_path / "csv")
+    assert [Path(one).name for one in layout.data["train"]["source"]] == ["train.csv"]
+    assert [Path(one).name for one in layout.data["test"]["source"]] == ["test.csv"]
+    assert [Path(one).name for one in layout.data["validation"]["source"]] == ["dev.csv"]
+    assert len(layout.left_out) == 1 and layout.images == dict.fromkeys(layout.data, 4)
     for split in ("train", "eval"):
         write(tmp_path / f"tars/{split}", shards)
-    found = find_layout(tmp_path / "tars")
-    assert len(found.data["train"]["source"]) == len(found.data["test"]["source"]) == 1
+    layout = find_layout(tmp_path / "tars")
+    assert len(layout.data["train"]["source"]) == len(layout.data["test"]["source"]) == 1
     for split in ("train", "dev"):
-        write(tmp_path / f"beside/{split}", loose)
-    assert find_layout(tmp_path / "beside").data["test"]["split"] == "dev"
+        write(tmp_path / f"loose/{split}", loose)
+    assert find_layout(tmp_path / "loose").data["test"]["split"] == "dev"
 
 
 def test_what_is_damaged_in_a_folder_is_named(tmp_path: Path) -> None:
@@ -190,8 +188,8 @@ def test_an_empty_folder_and_an_existing_file_are_refused(tmp_path: Path) -> Non
 
 
 def test_generated_images_are_known_by_their_name(tmp_path: Path) -> None:
-    for side, start in (("real", 0), ("fake", 500)):
-        with zipfile.ZipFile(tmp_path / f"train_{side}.zip", "w") as archive:
+    for kind, start in (("real", 0), ("fake", 500)):
+        with zipfile.ZipFile(tmp_path / f"train_{kind}.zip", "w") as archive:
             for at, name in enumerate(("dog", "cat")):
                 for k in range(12):
                     seed = start + 100 * at + k
@@ -219,7 +217,7 @@ def test_captions_run_from_the_folder_to_the_report(tmp_path: Path) -> None:
     data = write(tmp_path / "data", loose)
     out = tmp_path / "mine.toml"
     words = ["init", str(data), "--out", str(out), "--generator", "tabletop"]
-    subprocess.run([*GMAIL_ALIGN, *words], check=True, capture_output=True)
+    assert CliRunner().invoke(app, words).exit_code == 0
     fast = ["learn.clipcap.optim.steps=4", "learn.clipcap.optim.evaluate_every=4"]
     fast += [f"align.{name}.optim.steps=2" for name in ("gmail", "control")]
     fast += ["generator.steps=1", "learn.clipcap.beam=1"]

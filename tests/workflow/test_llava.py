@@ -78,8 +78,8 @@ def test_a_row_is_trained_and_answers_questions(tmp_path: Path) -> None:
 
 
 def trained(tables: dict[str, Any], **row: Any) -> TrainedLlava:
-    told = {**tables, "row": [{"name": "one", "learn": "llava", **row}]}
-    steps = pipeline.steps_of(recipe_of(told), Path())
+    one_row = {**tables, "row": [{"name": "one", "learn": "llava", **row}]}
+    steps = pipeline.steps_of(recipe_of(one_row), Path())
     learner = steps.rows["one"][0].learner
     assert isinstance(learner, TrainedLlava)
     return learner

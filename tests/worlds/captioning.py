@@ -47,20 +47,20 @@ def write_features(folder: Path, ids: list[str], array: Tensor, **config: str) -
     return draft.finish({"rows": len(ids)})
 
 
-def captions_beside(features: Artifact, rows: Rows) -> Artifact:
+def captions_of(features: Artifact, rows: Rows) -> Artifact:
     """Write (image id, caption) as a ``captions`` artifact next to features of the images."""
     captions = [Caption(f"caption{n}", text, name) for n, (name, text) in enumerate(rows)]
     return _write_captions(features.folder.parent, captions)
 
 
-def named_captions_beside(features: Artifact, rows: Rows) -> Artifact:
+def named_captions_of(features: Artifact, rows: Rows) -> Artifact:
     """Write (caption id, caption) as a ``captions`` artifact next to features of the captions."""
     return _write_captions(features.folder.parent, [Caption(n, text, "image") for n, text in rows])
 
 
 def captioned(features: Artifact, rows: Rows) -> CaptionedImages:
     """Join features with (image id, caption)."""
-    return CaptionedImages(features, captions_beside(features, rows))
+    return CaptionedImages(features, captions_of(features, rows))
 
 
 def _write_captions(parent: Path, captions: list[Caption]) -> Artifact:

@@ -1,7 +1,7 @@
 """Run the command line and count what it decodes and embeds: ``counted.py COUNTS WORDS...``.
 
 The counts say how often each image was decoded by each preprocessing, and how often its pixels
-went through the frozen tower of each model.
+went through the frozen tower of each model. METEOR has few paraphrases, as in all tests.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from gmail_align.cli.main import app
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
+from gmail_align.metrics import meteor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from worlds.runs import with_few_paraphrases
 
 DECODED: Counter[str] = Counter()
 EMBEDDED: Counter[str] = Counter()
@@ -40,6 +44,7 @@ def counted_trunk(self, images, route=Route.REAL):
 
 if __name__ == "__main__":
     Preprocess.pixels, GmailEncoder.trunk = counted_pixels, counted_trunk
+    meteor.jar = with_few_paraphrases(meteor.jar, Path(sys.argv[1]).parent)
     try:
         app(sys.argv[2:], prog_name="gmail-align")
     finally:

@@ -71,8 +71,8 @@ def write_clip(
                 parameter.add_(0.05 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     side = image_size
-    sides = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    CLIPImageProcessorPil(**sides).save_pretrained(folder)
+    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    CLIPImageProcessorPil(**sizes).save_pretrained(folder)
     return folder
 
 
@@ -105,8 +105,8 @@ def write_vit(folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(2)
         ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
-    sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPImageProcessorPil(**sides).save_pretrained(folder)
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessorPil(**sizes).save_pretrained(folder)
     return folder
 
 

@@ -72,8 +72,8 @@ def shared_data() -> Callable[[str], Path]:
     """Return a function that finds a folder of the test data, or skips the test."""
 
     def find(name: str) -> Path:
-        beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-        folder = Path(os.environ.get("GMAIL_ALIGN_DATA", beside)) / name
+        usual = Path(__file__).resolve().parents[3] / "shared" / "data"
+        folder = Path(os.environ.get("GMAIL_ALIGN_DATA", usual)) / name
         if not folder.is_dir():
             pytest.skip(f"no {name} data: set GMAIL_ALIGN_DATA")
         return folder

@@ -166,24 +166,30 @@ def test_cifake_both_layouts_and_pairs_by_class(tmp_path: Path, make_picture: Ma
         for number, mark in ((0, ""), (1, " (6)"), (2, " (6)")):
             file.writestr(f"train/REAL/{number:04d}{mark}.jpg", make_picture(number))
             file.writestr(f"train/FAKE/{number + 1000}{mark}.jpg", make_picture(number + 10))
-    sides = {
-        side: write_import(
-            cifake([tmp_path / "archive.zip"], generated=side == "generated", real=side == "real"),
-            tmp_path / side,
+    imported = {
+        modality: write_import(
+            cifake(
+                [tmp_path / "archive.zip"],
+                generated=modality == "generated",
+                real=modality == "real",
+            ),
+            tmp_path / modality,
             ImportOptions(),
         )
-        for side in ("real", "generated")
+        for modality in ("real", "generated")
     }
-    real, generated = (ImageStore(sides[side]["images"]) for side in ("real", "generated"))
+    real, generated = (
+        ImageStore(imported[modality]["images"]) for modality in ("real", "generated")
+    )
     assert real.ids == ["airplane-00000", "dog-00000", "dog-00001"]
     assert generated.ids == ["airplane-00000-0-0", "dog-00000-0-0", "dog-00001-0-0"]
     record = generated.record("dog-00001-0-0")
     assert (record.source, record.prompt) == ("generated", "a photo of a dog.")
     assert generated.read_bytes("dog-00001-0-0") == make_picture(12)
     pairs = make_pairs(
-        sides["real"]["captions"],
-        sides["real"]["images"],
-        sides["generated"]["images"],
+        imported["real"]["captions"],
+        imported["real"]["images"],
+        imported["generated"]["images"],
         tmp_path / "pairs",
     )
     assert [(one.real_image_id, one.generated_image_id) for one in read_pairs(pairs)] == [

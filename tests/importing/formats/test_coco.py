@@ -106,7 +106,7 @@ def test_a_caption_that_cannot_be_used_is_left_out_and_shifts_nothing(
     assert after == {name: caption for name, caption in before.items() if name != "31"}
 
 
-def test_absent_images_are_left_out_by_name_and_a_wrong_folder_is_told(
+def test_absent_images_are_left_out_by_name_and_a_wrong_folder_is_named(
     coco: Coco, tmp_path: Path
 ) -> None:
     path, folder, _ = coco
