@@ -119,8 +119,8 @@ class LlavaConfig(Config):
     """What each process under torchrun holds: the whole model, or its part of every layer
     (FSDP2)."""
     keep_patches: bool | None = None
-    """Compute each image's patches once and keep them on disk until the training is complete; when
-    None, if the vision tower's work is more than a tenth of the language model's."""
+    """Compute each image's patches once and keep them on disk until the training is complete. None
+    does so if the vision tower's work is more than a tenth of the language model's."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``; the same run on another device has the same identity."""
     optim: LlavaOptim = LlavaOptim()
