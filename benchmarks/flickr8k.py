@@ -170,14 +170,20 @@ def settings(steps: int) -> ClipCapConfig:
     )
 
 
+def options(description: str, name: str) -> argparse.ArgumentParser:
+    """Return a parser of the work folder and the data of a benchmark of Flickr8k."""
+    usual = Path(__file__).resolve().parents[2] / "shared" / "data"
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("runs") / name)
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("GMAIL_ALIGN_DATA", usual))
+    )
+    return parser
+
+
 def main() -> None:
     """Train, predict, score, and print samples."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/flickr8k"))
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("GMAIL_ALIGN_DATA", beside))
-    )
+    parser = options(str(__doc__), "flickr8k")
     parser.add_argument("--gpt2-steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=2500)
     given = parser.parse_args()

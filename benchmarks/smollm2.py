@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import time
 import zipfile
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flickr8k import HELD_OUT, METRICS, Photos, nearest_captions, read_split
+from flickr8k import HELD_OUT, METRICS, Photos, nearest_captions, options, read_split
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from transformers import (
@@ -206,12 +205,7 @@ def caption_all(llava: Llava, places: Places, given: argparse.Namespace) -> Capt
 
 def main() -> None:
     """Train, caption, score, and print samples."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/smollm2"))
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("GMAIL_ALIGN_DATA", beside))
-    )
+    parser = options(str(__doc__), "smollm2")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--photos", type=int, default=5700, help="photos to train on")
     parser.add_argument("--judged", type=int, default=1000, help="validation photos to caption")

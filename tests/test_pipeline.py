@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,12 @@ def test_report_and_index_are_written(finished: tuple[Path, dict[str, Any]]) -> 
     for steps in index.values():
         assert all((work / step["folder"] / MANIFEST).exists() for step in steps)
     before = Path(result["report"]).read_bytes()
-    assert pipeline.report_again(work).read_bytes() == before
+    code = (
+        "import sys; from pathlib import Path; from gmail_align import pipeline\n"
+        "pipeline.report_again(Path(sys.argv[1])); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(work)], check=True)
+    assert Path(result["report"]).read_bytes() == before
 
 
 def test_second_run_does_nothing(finished: tuple[Path, dict[str, Any]]) -> None:

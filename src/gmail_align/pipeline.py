@@ -219,8 +219,15 @@ def fetch_inputs(steps: RecipeSteps) -> bool:
 
 
 def train_rows(steps: RecipeSteps, work: Work) -> None:
-    """Make the targets of every row: its alignment, its learner, and what that says of tests."""
-    rows = [row for seed in zip(*steps.rows.values(), strict=True) for row in seed]
+    """Make the targets of every row: its alignment, its learner, and what that says of tests.
+
+    Rows with most trainings begin first, so that no long row is left for one worker at the end.
+    """
+    rows = [
+        row
+        for seed in zip(*steps.rows.values(), strict=True)
+        for row in sorted(seed, key=_trainings, reverse=True)
+    ]
     job = Job(
         partial(train_row, work),
         done=lambda row: all(work.done(step) for step in row.targets),
@@ -229,6 +236,10 @@ def train_rows(steps: RecipeSteps, work: Work) -> None:
         gpu=work.engine.gpus() > 0,
     )
     run_shards(rows, job, work.engine)
+
+
+def _trainings(row: RowSteps) -> int:
+    return sum(step.trains for step in in_order(row.targets))
 
 
 def train_row(work: Work, row: RowSteps, advance: Callable[[int], None]) -> None:

@@ -17,11 +17,10 @@ from gmail_align.artifacts import Artifact, load, read_jsonl
 from gmail_align.data.json_files import file_fingerprint
 from gmail_align.data.npy import read_floats
 from gmail_align.errors import ArtifactError, DataError, damage_explained
-from gmail_align.features.rows import RowFile
+from gmail_align.features.rows import FEATURES as FEATURES
+from gmail_align.features.rows import IDS as IDS
+from gmail_align.features.rows import KEY, RowFile
 
-FEATURES = "features.safetensors"
-IDS = "ids.jsonl"
-_KEY = "features"
 _MADE_WITH = ("what", "encoder", "weights", "route")
 _DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2)}
 
@@ -68,7 +67,7 @@ def feature_file(folder: Path, count: int, dim: int, dtype: str) -> RowFile:
     """Return the file of a ``(count, dim)`` store, with the header of a safetensors file."""
     code, width = _DTYPES[dtype]
     entry = {"dtype": code, "shape": [count, dim], "data_offsets": [0, count * dim * width]}
-    text = json.dumps({_KEY: entry}, separators=(",", ":")).encode()
+    text = json.dumps({KEY: entry}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return RowFile(folder / FEATURES, count, dim * width, len(text).to_bytes(8, "little") + text)
 
@@ -94,7 +93,7 @@ def open_features(source: Path | Artifact) -> Features:
         )
     with damage_explained(artifact.folder, ArtifactError, "delete it and extract again"):
         with safe_open(artifact.path(FEATURES), framework="pt") as file:
-            array = file.get_tensor(_KEY)
+            array = file.get_tensor(KEY)
         ids = [str(name) for name in read_jsonl(artifact.path(IDS))]
     if array.ndim != 2 or len(ids) != len(array):
         raise ArtifactError(

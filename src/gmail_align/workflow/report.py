@@ -10,7 +10,7 @@ from gmail_align.artifacts import read_jsonl
 from gmail_align.data.captions import read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.data.pairs import Pair, read_pairs
-from gmail_align.features.store import open_features
+from gmail_align.features.rows import read_rows
 from gmail_align.report.data import (
     CaptionedImage,
     Curve,
@@ -137,10 +137,9 @@ def _embeddings(
 
 def _features(work: Work, gap: Gap, pairs: Sequence[Pair]) -> tuple[Embeddings, Embeddings]:
     some = pairs[:POINTS_SHOWN]
-    real, generated = open_features(work.get(gap.real)), open_features(work.get(gap.generated))
     return (
-        real.array[real.rows([row.real_image_id for row in some])].numpy(),
-        generated.array[generated.rows([row.generated_image_id for row in some])].numpy(),
+        read_rows(work.get(gap.real), [row.real_image_id for row in some]),
+        read_rows(work.get(gap.generated), [row.generated_image_id for row in some]),
     )
 
 
