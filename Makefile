@@ -27,7 +27,7 @@ lint: install
 
 # Two processes, a file of tests in each at a time: most tests use one thread.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: install
 	$(PIP) install -c constraints.txt -e '.[docs]'

@@ -23,6 +23,24 @@ from worlds.runs import COUNTS, counted_smoke, with_few_paraphrases
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("repeatable")
 
+LONG = (
+    "tests/test_pipeline.py",
+    "tests/test_torture.py",
+    "workflow/test_init.py",
+    "tests/test_paper_recipes.py",
+    "studies/test_run.py",
+    "synthesis/test_killed.py",
+    "workflow/test_llava.py",
+    "vlm/test_ranks.py",
+    "metrics/test_caption_scores.py",
+)
+"""Files of few and long tests."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files: at the end one of two processes would wait for them."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+
 
 @pytest.fixture(autouse=True)
 def loud():
