@@ -138,19 +138,16 @@ class Meteor:
         """Send ``requests`` from a thread of their own, so that no pipe fills; read the replies."""
         if self._process is None or self._process.stdout is None:
             raise self._failure or GmailAlignError("METEOR is not running")
-        self._set_timer(600 + 0.5 * len(requests) if self.timeout is None else self.timeout)
+        limit = 600 + 0.5 * len(requests) if self.timeout is None else self.timeout
+        self._timer = threading.Timer(limit, self._process.kill)
+        self._timer.daemon = True
+        self._timer.start()
         feeder = threading.Thread(target=self._feed, args=(requests,), daemon=True)
         feeder.start()
         replies = [self._numbers(self._process.stdout.readline()) for _ in requests]
         feeder.join()
+        self._timer.cancel()  # the process may be asked again
         return replies
-
-    def _set_timer(self, seconds: float) -> None:
-        assert self._process is not None
-        self.timeout = seconds
-        self._timer = threading.Timer(seconds, self._process.kill)
-        self._timer.daemon = True
-        self._timer.start()
 
     def _feed(self, requests: list[str]) -> None:
         assert self._process is not None and self._process.stdin is not None
@@ -173,7 +170,7 @@ class Meteor:
 
     def _reason(self) -> str:
         if self._timer is not None and not self._timer.is_alive():
-            return f"METEOR did not finish in {self.timeout:g} s"
+            return f"METEOR did not finish in {self._timer.interval:g} s"
         self._stderr.seek(0)
         return f"METEOR's Java process ended early: {last_line(self._stderr.read())}"
 
