@@ -99,7 +99,15 @@ def outline_of(steps: RecipeSteps, work: Work) -> Outline | None:
 
 
 def make(steps: RecipeSteps, work: Work) -> None:
-    """Make everything that a recipe consists of, and skip what is complete."""
+    """Make everything that a recipe consists of, and skip what is complete.
+
+    Raises:
+        MissingExtraError: a module that it needs is not installed on this machine.
+    """
+    from gmail_align.workflow.plan import require_extras
+
+    if work.mirror is None and not work.engine.on_ray:  # else another machine may do that part
+        require_extras(step for step in in_order(steps.targets) if not work.done(step))
     # 1. Data, leak check, synthesis, pairs, and the features that no training changes.
     for step in steps.shared:
         work.get(step)

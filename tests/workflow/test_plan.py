@@ -16,6 +16,7 @@ from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
+from gmail_align.errors import MissingExtraError
 from gmail_align.recipe import recipe_file, recipe_names
 from gmail_align.workflow.costs import encoder_shape, language_shape
 from gmail_align.workflow.plan import plan_lines
@@ -89,6 +90,18 @@ def test_a_plan_names_what_is_missing(tmp_path: Path) -> None:
     (made,) = (cost for cost in plan["costs"] if "generates" in cost["what"])
     assert made["amount"] == 4500  # a tenth of the images is the test set; both parts have images
     assert made["tflop"] == pytest.approx(4500 * 83, rel=0.01)
+
+
+def test_a_run_without_its_modules_is_refused_before_it_makes_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("diffusers", "sklearn", "gensim"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=r"diffusers.*gmail-align\[report,synthesis\]"):
+        pipeline.run("smoke", tmp_path)
+    assert not list(tmp_path.rglob("manifest.json"))
+    needs = [need["what"] for need in pipeline.plan("smoke", tmp_path)["needs"]]
+    assert needs == ["modules: sklearn", "modules: diffusers"]
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("paper-")])

