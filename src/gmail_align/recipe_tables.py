@@ -19,7 +19,7 @@ from gmail_align.synthesis.config import FilterConfig, SynthesisConfig
 from gmail_align.vlm.config import AnswerConfig, LlavaConfig
 
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-_OWN_KEYS: Final = ("captions_per_image", "limit", "expect", "prompts")
+_OWN_KEYS: Final = ("captions_per_image", "limit", "expect", "about", "prompts")
 _OF_LLAVA: Final = ("kind", "model", "says", "conversations", "questions", "answer")
 Table = Mapping[str, Any]
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class Source(Config):
     """Options of the importer."""
     expect: dict[Literal["images", "captions"], int] = Field(default_factory=dict)
     """Counts that the import must have, up to a hundredth; a plan uses them before the import."""
+    about: dict[Literal["images", "captions"], int] = Field(default_factory=dict)
+    """Estimates for a plan, from which the import may differ."""
     captions_per_image: int | None = Field(None, ge=1)
     """Captions of each image that an image is generated from; None is all of them."""
     limit: int | None = Field(None, ge=2)

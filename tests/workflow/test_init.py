@@ -213,8 +213,25 @@ def test_generated_images_are_known_by_their_name(tmp_path: Path) -> None:
     }
 
 
+def test_captions_of_an_image_are_counted(tmp_path: Path) -> None:
+    names = pictures(tmp_path / "table", 20)
+    rows = [f"{name},thing {name} {k}" for name in names for k in range(3)]
+    (tmp_path / "table" / "captions.csv").write_text("\n".join(["file_name,caption", *rows]))
+    for folder in (tmp_path / "table", several_lines(tmp_path / "texts")):
+        made = init_recipe(folder, tmp_path / f"{folder.name}.toml", TABLETOP)
+        train = read_recipe(str(made.path)).data["train"]
+        assert train.captions_per_image == 1 and not train.expect
+        assert train.about["captions"] in (2 * train.about["images"], 3 * train.about["images"])
+
+
+def several_lines(folder: Path) -> Path:
+    for text in write(folder, loose).glob("*.txt"):
+        text.write_text(f"{text.read_text()}\n\nanother {text.stem}\n")
+    return folder
+
+
 def test_captions_run_from_the_folder_to_the_report(tmp_path: Path) -> None:
-    data = write(tmp_path / "data", loose)
+    data = several_lines(tmp_path / "data")
     out = tmp_path / "mine.toml"
     words = ["init", str(data), "--out", str(out), "--generator", "tabletop"]
     assert CliRunner().invoke(app, words).exit_code == 0

@@ -38,7 +38,7 @@ def amount_of(step: Step, work: Work) -> Amount:
             return Amount(counts["images"], counts["captions"])
         if step.source.world is not None:
             return Amount(step.source.world.images, 5 * step.source.world.images)
-        expected = step.source.expect
+        expected = step.source.expect or step.source.about
         return Amount(expected.get("images"), expected.get("captions"))
     if isinstance(step, World):
         return Amount(step.images, 5 * step.images)

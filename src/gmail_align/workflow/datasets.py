@@ -136,8 +136,10 @@ class DataSets:
                 state[key] = [files_state(one) for one in options[key]]
             else:
                 state[key] = value
-        expect = {str(part): count for part, count in source.expect.items()}
-        return DataImport(source.importer, state, options, expect=expect)
+        counts = [
+            {str(part): n for part, n in own.items()} for own in (source.expect, source.about)
+        ]
+        return DataImport(source.importer, state, options, None, *counts)
 
     def _place(self, path: Path) -> Path:
         """Return a path of the recipe, which starts at its home unless it is a URL."""

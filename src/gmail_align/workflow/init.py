@@ -153,7 +153,7 @@ def _write(layout: Layout, models: Models, notes: Sequence[str], out: Path, *, s
         "\n".join(f"# {printable(' '.join(line.split()))}".rstrip() for line in runbook),
         f"title = {toml_value(f'GMAIL on {Path(out).stem}')}\nseed = 0\nseeds = 1",
         *(
-            f"[data.{split}]\n" + _table(layout.data[split], layout, split)
+            f"[data.{split}]\n" + _table(layout.data[split], split)
             for split in ("train", "validation", "test")
         ),
         *([] if layout.classes else [_SUBSETS]),
@@ -168,9 +168,10 @@ def _write(layout: Layout, models: Models, notes: Sequence[str], out: Path, *, s
     return "\n\n".join(parts) + "\n"
 
 
-def _table(table: Mapping[str, Any], layout: Layout, split: str) -> str:
+def _table(table: Mapping[str, Any], split: str) -> str:
     lines = [f"{key} = {toml_value(value)}" for key, value in table.items()]
-    if split != "test" and "share" not in table and layout.captions > 1:
+    counts = table.get("expect") or table.get("about") or {}
+    if split != "test" and counts and counts["captions"] > counts["images"]:
         lines.append(
             "captions_per_image = 1  # an image is generated from each of so many captions"
         )

@@ -15,6 +15,7 @@ from gmail_align.data.decode import SUFFIXES
 from gmail_align.errors import DataError
 from gmail_align.importing.archives import open_members, scan_tar
 from gmail_align.importing.formats.classes import CIFAR10
+from gmail_align.importing.formats.image_folders import captions_in
 from gmail_align.importing.members import is_text
 from gmail_align.importing.rows import parquet_file, table_rows
 from gmail_align.importing.splits import split_of_file, split_of_folders
@@ -39,6 +40,9 @@ _SPLITS: Final[dict[str | None, str]] = {
 """Split of files -> set of a recipe. Of several for one set, the first that is there counts."""
 _LOOKED_AT: Final = 50_000
 """Files of a folder that are looked at."""
+_READ: Final = 1000
+"""Text files that are read to estimate how many captions an image has."""
+_NOT_OPTIONS: Final = ("import", "expect", "about")
 
 Table = dict[str, Any]
 
@@ -51,7 +55,8 @@ class Layout:
         kind: Name of the layout, in words.
         data: Split -> table of a recipe; ``train`` is always there.
         images: Split -> number of images.
-        captions: Captions of an image, on average.
+        captions: Split -> number of captions, where it is not that of the images.
+        counted: Whether the numbers are counts; else they are estimates, and an import may differ.
         classes: Number of classes; 0 where images have captions of their own.
         generated: Table of generated images that lie there too.
         notes: What was seen and what is assumed, a sentence each.
@@ -61,7 +66,8 @@ class Layout:
     kind: str
     data: dict[str, Table]
     images: dict[str, int]
-    captions: float = 1.0
+    captions: dict[str, int] = field(default_factory=dict)
+    counted: bool = True
     classes: int = 0
     generated: Table | None = None
     notes: list[str] = field(default_factory=list)
@@ -76,7 +82,7 @@ class Layout:
         """Yield the importer, its options and the folder of every import."""
         tables = self.imports()
         for name, table in tables.items():
-            options = {key: one for key, one in table.items() if key not in ("import", "expect")}
+            options = {key: one for key, one in table.items() if key not in _NOT_OPTIONS}
             yield table["import"], options, out / name if len(tables) > 1 else out
 
 
@@ -166,16 +172,15 @@ def _has_captions(path: Path) -> bool:
 
 
 def _karpathy(folder: Path, files: Sequence[str], name: str) -> Layout:
-    images: Counter[str] = Counter()
+    images, captions = Counter[str](), Counter[str]()
     names: dict[str, list[str]] = {}
-    captions = 0
     for entry in json_items(Path(name), "images"):
         if not isinstance(entry, dict) or not isinstance(entry.get("sentences"), list):
             raise DataError(f"{name}: an entry of 'images' is not of Karpathy's layout")
         own = str(entry.get("split"))
         split = _SPLITS.get(own, "train")
         images[split] += 1
-        captions += len(entry["sentences"])
+        captions[split] += len(entry["sentences"])
         if own not in names.setdefault(split, []):
             names[split].append(own)
     places = _image_places(folder, files)
@@ -188,12 +193,11 @@ def _karpathy(folder: Path, files: Sequence[str], name: str) -> Layout:
         }
         for split in images
     }
-    total = sum(images.values())
-    return Layout("Karpathy's json", data, dict(images), captions / max(total, 1))
+    return Layout("Karpathy's json", data, dict(images), dict(captions))
 
 
 def _coco(folder: Path, files: Sequence[str], names: Sequence[str]) -> Layout:
-    data, images, captions = {}, {}, 0
+    data, images, captions = dict[str, Table](), dict[str, int](), dict[str, int]()
     sets, left_out = _of_splits(folder, names)
     for part, (name, *others) in sets.items():
         if others:
@@ -203,9 +207,8 @@ def _coco(folder: Path, files: Sequence[str], names: Sequence[str]) -> Layout:
         places = _image_places(folder, files, split_of_file(Path(name).name) or "")
         data[part] = {"import": "coco", "source": name, "images": places}
         images[part] = sum(1 for _ in json_items(Path(name), "images"))
-        captions += sum(1 for _ in json_items(Path(name), "annotations"))
-    each = captions / max(sum(images.values()), 1)
-    return Layout("COCO's json", data, images, each, left_out=left_out)
+        captions[part] = sum(1 for _ in json_items(Path(name), "annotations"))
+    return Layout("COCO's json", data, images, captions, left_out=left_out)
 
 
 def _shards(folder: Path, files: Sequence[str]) -> Layout | None:
@@ -221,7 +224,9 @@ def _shards(folder: Path, files: Sequence[str]) -> Layout | None:
     data = {part: {"import": "webdataset", "source": own} for part, own in sets.items()}
     images = {part: each * len(own) for part, own in sets.items()}
     shown = f"{len(shards)} shards; the first holds {each} images, and all are taken as alike."
-    return Layout("WebDataset shards", data, images, notes=[shown], left_out=left_out)
+    return Layout(
+        "WebDataset shards", data, images, counted=False, notes=[shown], left_out=left_out
+    )
 
 
 def _parquet(folder: Path, files: Sequence[str]) -> Layout | None:
@@ -239,7 +244,7 @@ def _parquet(folder: Path, files: Sequence[str]) -> Layout | None:
     sets, left_out = _of_splits(folder, tables)
     data = {part: {**options, "source": own} for part, own in sets.items()}
     images = {part: sum(map(_parquet_length, own)) for part, own in sets.items()}
-    return Layout("Parquet", data, images, left_out=left_out)
+    return Layout("Parquet", data, images, counted=False, left_out=left_out)
 
 
 def _parquet_length(name: str) -> int:
@@ -251,7 +256,7 @@ def _captions_beside(folder: Path, files: Sequence[str]) -> Layout | None:
     """Read images with a table of captions in their folder, or with a text file each."""
     images = [name for name in files if _suffix(name) in SUFFIXES]
     table = next((name for name in files if _TABLES.fullmatch(os.path.basename(name))), None)
-    texts = {os.path.splitext(name)[0] for name in files if name.endswith((".txt", ".caption"))}
+    texts = {os.path.splitext(n)[0]: n for n in files if n.endswith((".txt", ".caption"))}
     beside = sum(os.path.splitext(name)[0] in texts for name in images)
     if not images or (table is None and beside < len(images) / 2):
         return None
@@ -266,7 +271,18 @@ def _captions_beside(folder: Path, files: Sequence[str]) -> Layout | None:
         data[part] = {"import": "imagefolder", "source": [str(folder)]}
         data[part] |= {"split": split} if len(counts) > 1 else {}
         sizes[part] = counts[split]
-    return Layout(kind, data, sizes, left_out=left_out)
+    if table is None:
+        own = [texts[stem] for name in images if (stem := os.path.splitext(name)[0]) in texts]
+        each = _lines(own[:_READ]) / len(own[:_READ])
+    else:
+        each = sum(len(captions_in(row)) for row in _records(table)) / len(images)
+    captions = {part: round(each * count) for part, count in sizes.items()}
+    return Layout(kind, data, sizes, captions, counted=False, left_out=left_out)
+
+
+def _lines(files: Sequence[str]) -> int:
+    """Count the lines of files that are not blank."""
+    return sum(bool(line.strip()) for n in files for line in Path(n).read_bytes().splitlines())
 
 
 def _tables(folder: Path, files: Sequence[str]) -> Layout | None:
@@ -292,10 +308,10 @@ def _tables(folder: Path, files: Sequence[str]) -> Layout | None:
         part: Counter(str(row.get(image)) for name in own for row in _records(name))
         for part, own in sets.items()
     }
-    total = sum(own.total() for own in rows.values())
     images = {part: len(own) for part, own in rows.items()}
+    captions = {part: own.total() for part, own in rows.items()}
     kind = f"tables of images and captions ({', '.join(map(os.path.basename, tables[:3]))})"
-    return Layout(kind, data, images, total / sum(images.values()), left_out=left_out)
+    return Layout(kind, data, images, captions, left_out=left_out)
 
 
 def _records(name: str) -> Iterator[Mapping[str, Any]]:
@@ -358,10 +374,9 @@ def _importer(classes: Counter[str]) -> tuple[str, Any]:
 def _with_splits(layout: Layout) -> Layout:
     """Say how many images each set has, and hold out the sets that the folder does not have."""
     for split, table in layout.data.items():
-        table["expect"] = {
-            "images": layout.images[split],
-            "captions": round(layout.images[split] * layout.captions),
-        }
+        images = layout.images[split]
+        counts = {"images": images, "captions": layout.captions.get(split, images)}
+        table["expect" if layout.counted else "about"] = counts
     if "train" not in layout.data:
         split = next(iter(layout.data))
         layout.data["train"] = layout.data.pop(split)

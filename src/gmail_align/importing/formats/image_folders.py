@@ -159,7 +159,7 @@ class _CaptionsBeside:
                 raise DataError(f"{file} has more than {MAX_TEXT} bytes")
             inside = Inside(file, self._members.read(file))
             if suffix(file) == "json":
-                return _captions_in(dict(json_pairs(inside)))
+                return captions_in(dict(json_pairs(inside)))
             lines = [line for _, line in text_lines(inside)]
         except DataError as error:
             return [error]
@@ -185,7 +185,7 @@ class _Table:
             if isinstance(row, Mapping):
                 names = (_plain(row.get(column)) for column in _NAME_COLUMNS)
                 image = next(filter(None, names), f"row {number}")
-                self._texts[posixpath.normpath(image)] += _captions_in(row)
+                self._texts[posixpath.normpath(image)] += captions_in(row)
             else:
                 self._texts[f"row {number}"] += []
         below = [image[self._start :] for image in images if image.startswith(name[: self._start])]
@@ -213,7 +213,7 @@ def _short_names(path: str) -> tuple[str, ...]:
     return tuple(name for name in names if name != path)
 
 
-def _captions_in(row: Mapping[str, Any]) -> list[Any]:
+def captions_in(row: Mapping[str, Any]) -> list[Any]:
     """Return the captions of the first column that has one, with what is no text among them."""
     columns = [row[column] for column in _TEXT_COLUMNS if column in row]
     lists = [value if isinstance(value, list) else [value] for value in columns]

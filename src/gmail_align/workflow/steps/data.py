@@ -53,6 +53,8 @@ class DataImport:
     """The tabletop world that is imported, where it is one."""
     expect: Mapping[str, int] = field(default_factory=dict, metadata={"identity": False})
     """Counts that the import must have, up to a hundredth."""
+    about: Mapping[str, int] = field(default_factory=dict, metadata={"identity": False})
+    """Estimates of these counts."""
 
     @property
     def missing(self) -> list[Path]:
