@@ -17,7 +17,6 @@ import pytest
 from hypothesis import settings
 
 from gmail_align import progress
-from gmail_align.metrics import meteor
 from worlds.runs import COUNTS, counted_smoke, with_few_paraphrases
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
@@ -53,6 +52,8 @@ def loud():
 @pytest.fixture(scope="session", autouse=True)
 def few_paraphrases(tmp_path_factory: pytest.TempPathFactory):
     """Let METEOR load few paraphrases; tests of its published numbers give it all again."""
+    from gmail_align.metrics import meteor  # not before shapes are checked in what is imported
+
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("meteor")
         patch.setattr(meteor, "jar", with_few_paraphrases(meteor.jar, folder))
