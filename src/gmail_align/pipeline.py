@@ -46,6 +46,7 @@ def run(
     engine: str = "local",
     workers: int | None = None,
     mirror: str | None = None,
+    cache_limit: int | None = None,
 ) -> dict[str, Any]:
     """Run a recipe into a work folder and return its result, with the report's path.
 
@@ -56,6 +57,7 @@ def run(
         engine: ``local``, ``ray`` or ``ray://HOST``.
         workers: Rows and shards made at a time; None is what the recipe says.
         mirror: URL of a folder that gets every artifact, and from where missing ones are taken.
+        cache_limit: Bytes of decoded pixels of one image store that are kept; None is any number.
 
     Raises:
         UserError: a setting, a model or an input cannot be used.
@@ -72,7 +74,7 @@ def run(
     if fetch_inputs(steps):
         steps = steps_of(recipe, home)  # a model that has come is known by its content
     outline = outline_of(steps, Work(folder))
-    work = Work(folder, engine_of(recipe, engine, workers), outline, copy)
+    work = Work(folder, engine_of(recipe, engine, workers), outline, copy, cache_limit)
     write_json(folder / INDEX, index_of(steps))
     make(steps, work)
     result = {"recipe": name, **summarise(recipe, steps, work)}

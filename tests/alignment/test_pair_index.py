@@ -17,7 +17,6 @@ from gmail_align.alignment.pair_index import (
     COLUMNS,
     REAL,
     PairIndex,
-    find_rows,
     first_sentence,
     hold_out,
     index_pairs,
@@ -28,6 +27,7 @@ from gmail_align.alignment.task import BatchRequest, Table, Tables, gather
 from gmail_align.artifacts import begin, write_jsonl
 from gmail_align.data.batches import Batches
 from gmail_align.data.captions import read_captions
+from gmail_align.data.names import Names
 from gmail_align.data.pairs import PAIRS, Pair, read_pairs
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
@@ -102,12 +102,6 @@ def test_the_first_sentence() -> None:
     assert first_sentence(". A dot") == ". A dot"
 
 
-@given(st.lists(st.text(max_size=4), min_size=1, unique=True), st.lists(st.text(max_size=4)))
-def test_rows_are_found_by_name(stored: list[str], wanted: list[str]) -> None:
-    rows = {name: row for row, name in enumerate(stored)}
-    assert find_rows(stored, wanted).tolist() == [rows.get(name, -1) for name in wanted]
-
-
 def test_memory_does_not_grow_with_pairs(tmp_path: Path) -> None:
     """What batches of a million pairs hold, beside 4 bytes for an order and 4 for groups."""
     count, block = 300_000, np.arange(5 * 50_000, dtype=np.int32).reshape(-1, 5)
@@ -133,11 +127,11 @@ def test_a_batch_holds_the_rows_of_its_pairs(clip_folder: Path, world: Any, tmp_
     frozen = open_features(cache.image_features(world.real, encoder))
     texts = open_features(cache.text_features(index.texts("text", tmp_path / "texts"), encoder))
     inputs = {
-        name: Table(some.array, name, find_rows(some.ids, index.names(name)))
+        name: Table(some.array, name, Names.of(some.ids).rows(index.names(name)))
         for name, some in pixels.items()
     }
     known = {
-        "frozen": Table(frozen.array, "real", find_rows(frozen.ids, index.names("real"))),
+        "frozen": Table(frozen.array, "real", Names.of(frozen.ids).rows(index.names("real"))),
         "texts": Table(texts.array, "text"),
     }
     tables, places = Tables(inputs, known), np.array([13, 22, 12])

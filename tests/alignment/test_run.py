@@ -26,6 +26,7 @@ from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, TrainingError
 from gmail_align.features import run as features_run
 from gmail_align.features.cache import Cache
+from gmail_align.features.pixels import PIXELS
 from gmail_align.progress import LOG
 from gmail_align.training.config import OptimConfig
 
@@ -175,6 +176,12 @@ def test_a_shared_cache_changes_nothing(run: Run, tmp_path: Path) -> None:
     run(CONFIG.model_copy(update={"temperature": 0.1}), "third", cache=cache)
     after = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_pixels_beyond_the_limit_change_nothing(run: Run, tmp_path: Path) -> None:
+    limited = run(CONFIG, "limited", cache=tmp_path / "cache", cache_limit=0)
+    assert not list((tmp_path / "cache").rglob(PIXELS))
+    assert limited.manifest["files"] == run(CONFIG, "kept").manifest["files"]
 
 
 def test_without_real_terms_no_real_image_is_trained_on(

@@ -13,6 +13,7 @@ from gmail_align.data.images import ImageStore
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.features.cache import Cache
+from gmail_align.features.pixels import PIXELS
 from gmail_align.features.run import extract_images, extract_texts
 from gmail_align.features.store import FEATURES, open_features
 
@@ -84,6 +85,24 @@ def test_few_images_of_a_store_are_made_alone(
     assert patches.ids == ["r7", "r2"]
     assert patches.array.shape == (2, encoder.width)
     assert len(counts.decoded) == 14
+
+
+def test_images_beyond_the_limit_are_decoded_when_they_are_read(
+    clip_folder: Path, world: Any, tmp_path: Path, counts: Counts
+) -> None:
+    encoder = GmailEncoder.from_pretrained(clip_folder)
+    limit = 12 * 3 * encoder.preprocess.size**2 - 1
+    kept, lazy = Cache(tmp_path / "kept"), Cache(tmp_path / "lazy", limit)
+    one, other = (cache.pixels(world.real, encoder.preprocess) for cache in (kept, lazy))
+    assert list(one.ids) == list(other.ids)
+    for rows in (torch.tensor([7, 0, 7]), slice(2, 5), torch.tensor([], dtype=torch.int64)):
+        assert torch.equal(one.array[rows], other.array[rows])
+    assert len(counts.decoded) == 12 + 6
+    made = [open_features(cache.image_features(world.real, encoder)) for cache in (kept, lazy)]
+    assert torch.equal(made[0].array, made[1].array)
+    assert not list(lazy.folder.rglob(PIXELS))
+    few = lazy.pixels(world.real, encoder.preprocess, ["r3"])
+    assert torch.equal(few.array[torch.tensor([0])], one.array[one.rows(["r3"])])
 
 
 def test_texts_are_embedded_once(

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from gmail_align.artifacts import Artifact, atomic_file, begin, read_jsonl
 from gmail_align.data.captions import Caption, write_captions
+from gmail_align.data.names import Names
 from gmail_align.data.pairs import iter_pairs
 from gmail_align.data.unique import temporary_database
 from gmail_align.errors import DataError
@@ -58,10 +59,10 @@ class PairIndex:
         """Yield the ids, texts or sentences of a column, by ascending number."""
         return read_jsonl(self.artifact.path(_names_file(column)))
 
-    def names_of(self, column: str, numbers: Places) -> list[str]:
+    def names_of(self, column: str, numbers: Places) -> Sequence[str]:
         """Return the names of these numbers of a column, in their order."""
         if len(numbers) == self.count(column) and np.array_equal(numbers, np.arange(len(numbers))):
-            return list(self.names(column))
+            return Names(self.names(column))
         wanted = set(numbers.tolist())
         names = {n: name for n, name in enumerate(self.names(column)) if n in wanted}
         return [names[number] for number in numbers.tolist()]
@@ -171,21 +172,6 @@ def hold_out(groups: Places, share: float, limit: int, seed: int) -> npt.NDArray
     count = min(max(2, round(share * len(images))), limit, len(images) // 2)
     rng = np.random.default_rng(stable_seed(seed, "hold out"))
     return np.isin(groups, rng.permutation(images)[:count])
-
-
-def find_rows(stored: Iterable[str], wanted: Iterable[str]) -> npt.NDArray[np.int64]:
-    """Return the row at which each wanted name is stored; -1 where it is not.
-
-    Names are compared by hashes of 16 bytes, so that no name is held.
-    """
-    keys, sought = _hashes(stored), _hashes(wanted)
-    order = np.argsort(keys)
-    rows = order[np.searchsorted(keys, sought, sorter=order).clip(max=len(keys) - 1)]
-    return np.where(keys[rows] == sought, rows, -1)
-
-
-def _hashes(names: Iterable[str]) -> npt.NDArray[Any]:
-    return np.fromiter((_hash(name) for name in names), np.dtype("S16"))
 
 
 def _hash(name: str) -> bytes:

@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -71,6 +71,7 @@ def align(
     *,
     seed: int = 0,
     cache: Path | None = None,
+    cache_limit: int | None = None,
 ) -> Artifact:
     """Align generated images to the frozen features of real ones (Sec. 3); an ``encoder`` artifact.
 
@@ -86,6 +87,8 @@ def align(
         seed: Seed of the adapter, the held-out part and the batches.
         cache: Where decoded pixels and frozen features are kept, to be shared by runs on the same
             images; a folder inside ``out`` that is removed at the end when None.
+        cache_limit: Bytes of decoded pixels of one image store that may be kept; None is any
+            number.
 
     Raises:
         ConfigError: every weight is 0.
@@ -109,7 +112,7 @@ def align(
     here.wait()
     settings = config if config.method == "gmail" else settings_of(config)
     encoder = _untrained(settings, folder, seed)
-    kept = Cache(cache or out / WORK)
+    kept = Cache(cache or out / WORK, cache_limit)
     task = here.first_alone(lambda: prepare(settings, given, encoder, kept, seed))
     if config.method == "gmail":
         notes = _Training(encoder, task, config, seed).run(out)
@@ -229,7 +232,8 @@ def _fit_map(
     numbers = [np.unique(task.train[:, n]) for n in (COLUMNS.index("generated"), REAL)]
     made = here.first_alone(lambda: tables.frozen(generated, "generated", numbers[0]))
     features = (made, task.tables.known["frozen"])
-    moments = [Moments.of(t.array, t.rows_of(n)) for t, n in zip(features, numbers, strict=True)]
+    rows = zip(features, numbers, strict=True)
+    moments = [Moments.of(cast("Tensor", t.array), t.rows_of(n)) for t, n in rows]
     guard = Guard(encoder, task.held, config)
     encoder.applied = False
     start = {"step": 0.0, **here.from_first(guard.metrics)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,6 @@ from gmail_align.alignment.pair_index import (
     REAL,
     PairIndex,
     PairNumbers,
-    find_rows,
     hold_out,
     index_pairs,
     without_images,
@@ -29,9 +28,11 @@ from gmail_align.alignment.pair_index import (
 from gmail_align.alignment.terms import needed_features, trains_real_head
 from gmail_align.alignment.tokens import extract_tokens, read_tokens
 from gmail_align.artifacts import Artifact
+from gmail_align.data.names import Names
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.cache import Cache
+from gmail_align.features.pixels import DecodedRows
 from gmail_align.features.run import TEXTS_CUT
 from gmail_align.features.store import open_features
 from gmail_align.runtime import stable_seed
@@ -46,8 +47,8 @@ _PAIRS_AN_IMAGE = 4
 class Table:
     """Rows that were computed or decoded once, and which pair reads which."""
 
-    array: Tensor
-    """Mapped from a file: memory does not grow with it."""
+    array: Tensor | DecodedRows
+    """Mapped from a file, or decoded when read: memory does not grow with it."""
     column: str
     """The column of pairs whose number says the row."""
     rows: npt.NDArray[np.int64] | None = None
@@ -270,11 +271,12 @@ class TableMaker:
         return Table(features.array, column, self._rows(column, features.ids, numbers, images))
 
     def _rows(
-        self, column: str, stored: Iterable[str], needed: Numbers, images: Artifact
+        self, column: str, stored: Sequence[str], needed: Numbers, images: Artifact
     ) -> npt.NDArray[np.int64]:
         """Return the row of each number of a column."""
-        rows = find_rows(stored, self.index.names(column))
-        missing = needed[rows[needed] < 0]
+        rows = Names.of(stored).rows(self.index.names(column))
+        lost = np.flatnonzero(rows < 0)
+        missing = needed[np.isin(needed, lost)] if len(lost) else lost
         if len(missing):
             raise DataError(
                 f"{len(missing)} images of the pairs are not in {images.folder}, the first of them "

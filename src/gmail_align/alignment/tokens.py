@@ -36,7 +36,7 @@ def extract_tokens(captions: Artifact, encoder: GmailEncoder, out: Path) -> Arti
     draft = begin(out, "tokens", {"encoder": encoder.base_fingerprint}, {"captions": captions})
     if draft.complete is not None:
         return draft.complete
-    texts = list(read_texts(captions).values())
+    texts = read_texts(captions).lines
 
     def make(batch: object) -> npt.NDArray[Any]:
         rows: npt.NDArray[Any] = pack(encoder, cast("list[str]", batch)).numpy()

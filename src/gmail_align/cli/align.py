@@ -13,13 +13,27 @@ from gmail_align.alignment.feature_config import FeatureAlignConfig
 from gmail_align.api.places import open_encoder
 from gmail_align.artifacts import load
 from gmail_align.cli.options import Device, EncoderName, File, Folder, Model, Out, Place, Seed
-from gmail_align.cli.shared import Shared, command
+from gmail_align.cli.shared import Shared, bytes_of, command
 from gmail_align.convert.config import ConvertConfig
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
 from gmail_align.engine import Engine
 from gmail_align.errors import ConfigError
 from gmail_align.export.config import ExportConfig
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept for other commands.
+
+    Attributes:
+        cache: Folder of decoded pixels and frozen features that several commands share.
+        cache_limit: Decoded pixels that may be kept of one set of images, such as 200GB; images
+            that take more are decoded whenever they are read.
+    """
+
+    cache: Folder | None = None
+    cache_limit: Annotated[str, "SIZE"] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ def align(
     base: Model,
     out: Out,
     config: AlignConfig,
-    cache: Folder | None = None,
+    keep: Kept,
     seed: Seed = 0,
 ) -> None:
     """Align generated images to the frozen features of the real images of their captions.
@@ -87,7 +101,6 @@ def align(
 
     Args:
         base: Folder or hub id of a CLIP; tabletop is shipped.
-        cache: Folder of decoded pixels and frozen features that several commands share.
     """
     inputs = load(data.pairs, "pairs"), load(data.real, "images"), load(data.generated, "images")
     classes = None if data.classes is None else load(data.classes, "classes")
@@ -99,7 +112,8 @@ def align(
     from gmail_align.training.distributed import ranks
 
     sources = Sources(*inputs, classes)
-    made = align(config, sources, model_path(base, "clip"), out, seed=seed, cache=cache)
+    cache, limit, path = keep.cache, bytes_of(keep.cache_limit), model_path(base, "clip")
+    made = align(config, sources, path, out, seed=seed, cache=cache, cache_limit=limit)
     if ranks().first:
         shared.show_artifact(made)
 
@@ -149,8 +163,8 @@ def extract(
     out: Out,
     forward: Forward,
     place: Place,
+    keep: Kept,
     route: Route | None = None,
-    cache: Folder | None = None,
 ) -> None:
     """Compute features of images through one route, or of captions, and keep them.
 
@@ -161,7 +175,6 @@ def extract(
         source: Images, captions or pairs (for their captions).
         route: Which weights images go through; images need it. For captions it is
             the route of the images that they are compared with, by default real.
-        cache: Folder of decoded pixels and frozen features that several commands share.
     """
     artifact = load(source)
     texts = artifact.kind != "images"
@@ -173,6 +186,7 @@ def extract(
         return
     engine, part = place.open()
     size, dtype, device = forward.batch_size, forward.dtype, forward.device
+    cache = keep.cache
     if cache is not None and (part is not None or engine.on_ray or (engine.workers or 1) > 1):
         raise ConfigError("--cache works in one process: leave out --workers and --shard-of")
     if cache is None and (part is not None or _needs_workers(engine, device)):
@@ -188,7 +202,8 @@ def extract(
     if texts:
         made = extract_texts(artifact, model, out, route=way, batch_size=size, dtype=dtype)
     else:
-        extract_all = extract_images if cache is None else Cache(cache).extract_images
+        kept = None if cache is None else Cache(cache, bytes_of(keep.cache_limit))
+        extract_all = extract_images if kept is None else kept.extract_images
         made = extract_all(artifact, model, way, out, batch_size=size, dtype=dtype)
     shared.show_artifact(made)
 

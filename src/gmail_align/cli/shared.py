@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from gmail_align import progress
 from gmail_align.artifacts import Artifact
@@ -32,7 +33,13 @@ from gmail_align.cli.options import (
     option_names,
 )
 from gmail_align.config import Config, load_toml, to_toml
-from gmail_align.errors import GmailAlignError, Terminated, UserError, full_disk_explained
+from gmail_align.errors import (
+    ConfigError,
+    GmailAlignError,
+    Terminated,
+    UserError,
+    full_disk_explained,
+)
 from gmail_align.progress import printable
 from gmail_align.runtime import termination_raised
 
@@ -319,6 +326,18 @@ def _sentence(error: BaseException) -> str:
     if path is not None and isinstance(error, OSError):
         text = f"{path} cannot be used: {error.strerror}"
     return " ".join(" ".join([text, *getattr(error, "__notes__", [])]).split())
+
+
+def bytes_of(size: str | None) -> int | None:
+    """Return the bytes of a size such as ``200GB``; None where none is given.
+
+    Raises:
+        ConfigError: it is not a size.
+    """
+    try:
+        return None if size is None else int(TypeAdapter(ByteSize).validate_python(size))
+    except ValidationError as error:
+        raise ConfigError(f"{size!r} is not a size: give a number and a unit, as 200GB") from error
 
 
 def _complain(sentence: str) -> None:

@@ -16,13 +16,9 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import Any, Final, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from gmail_align.artifacts import (
@@ -35,40 +31,16 @@ from gmail_align.artifacts import (
 )
 from gmail_align.data.decode import decode_rgb, extension
 from gmail_align.data.ids import safe_id
+from gmail_align.data.image_index import INDEX as INDEX
+from gmail_align.data.image_index import ImageIndex, write_index
+from gmail_align.data.names import Names
 from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError, damage_explained
 from gmail_align.remote import read_range
 
-INDEX: Final = "index.parquet"
 QUARANTINE: Final = "quarantine.jsonl"
 
 _BLOCK: Final = tarfile.BLOCKSIZE
-_ROW_GROUP: Final = 65_536
-INDEX_SCHEMA: Final = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("shard", pa.int32(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),
-        pa.field("sha256", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("generator", pa.string(), nullable=False),
-        pa.field("revision", pa.string(), nullable=False),
-        pa.field("seed", pa.int64()),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("weights", pa.string()),
-        pa.field("scheduler", pa.string()),
-        pa.field("steps", pa.int32()),
-        pa.field("guidance_scale", pa.float64()),
-        pa.field("unsafe", pa.bool_()),
-        pa.field("tokens_cut", pa.int32()),
-        pa.field("adapter", pa.string()),
-        pa.field("clip_scores", pa.list_(pa.float64())),
-        pa.field("caption", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +210,7 @@ def index_images(draft: Draft, limit_quarantine: float) -> dict[str, int]:
     left_out: list[Quarantined] = []
     paths = sorted(draft.path("shards").glob("*.tar"))
     with atomic_file(draft.path(INDEX)) as file:
-        count = _write_index(file, _merge(paths, left_out))
+        count = write_index(file, map(asdict, _merge(paths, left_out)))
     if not count and not left_out:
         raise DataError(f"{draft.folder} would not hold an image: the source lists none")
     check_quarantine(left_out, count + len(left_out), limit_quarantine)
@@ -252,7 +224,10 @@ def index_images(draft: Draft, limit_quarantine: float) -> dict[str, int]:
 
 
 class ImageStore:
-    """Random access to the images of an ``images`` artifact; safe to share between threads."""
+    """Random access to the images of an ``images`` artifact; safe to share between threads.
+
+    Memory does not grow with the images.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         """Open the index.
@@ -267,27 +242,20 @@ class ImageStore:
         self.artifact = artifact
         advice = f"delete {artifact.folder} and make it again"
         with damage_explained(artifact.path(INDEX), ArtifactError, advice):
-            table = pq.read_table(artifact.path(INDEX), schema=INDEX_SCHEMA)
-        self._table = table.combine_chunks()
-        self._places = [self._table.column(n).to_numpy() for n in ("shard", "offset", "size")]
-        self._digests = self._table.column("sha256")
+            self._index = ImageIndex(artifact.path(INDEX))
 
-    @cached_property
-    def ids(self) -> list[str]:
+    @property
+    def ids(self) -> Names:
         """The ids of all images, in the order in which they were written."""
-        return list(self._table.column("id").to_pylist())
-
-    @cached_property
-    def _rows(self) -> dict[str, int]:
-        return {image_id: row for row, image_id in enumerate(self.ids)}
+        return self._index.ids
 
     def __len__(self) -> int:
         """Return how many images are stored."""
-        return int(self._table.num_rows)
+        return len(self.ids)
 
     def __contains__(self, image_id: object) -> bool:
         """Tell whether an image of that id is stored."""
-        return image_id in self._rows
+        return image_id in self.ids
 
     def record(self, image_id: str) -> ImageRecord:
         """Return what the index says about an image.
@@ -295,8 +263,7 @@ class ImageStore:
         Raises:
             DataError: no such image.
         """
-        row: dict[str, Any] = self._table.slice(self._row(image_id), 1).to_pylist()[0]
-        return ImageRecord(**row)
+        return ImageRecord(**self._index.record(self._row(image_id)))
 
     def read_bytes(self, image_id: str) -> bytes:
         """Return an image's encoded bytes, checked against the recorded hash.
@@ -306,7 +273,7 @@ class ImageStore:
             ArtifactError: the shard is missing or its bytes have changed.
         """
         row = self._row(image_id)
-        shard, offset, size = (int(column[row]) for column in self._places)
+        shard, offset, size = self._index.places[row].tolist()
         path, url = self.artifact.path(shard_name(shard)), self.artifact.url
         with damage_explained(path, ArtifactError, f"make {self.artifact.folder} again"):
             if url is not None and not path.exists():
@@ -315,7 +282,7 @@ class ImageStore:
                 with open(path, "rb", buffering=0) as file:
                     file.seek(offset)
                     data = file.read(min(size, os.fstat(file.fileno()).st_size))
-        if hashlib.sha256(data).hexdigest() != self._digests[row].as_py():
+        if hashlib.sha256(data).digest() != self._index.digests[row].tobytes():
             raise ArtifactError(
                 f"image {image_id} in {path} is damaged: make {self.artifact.folder} again"
             )
@@ -335,12 +302,10 @@ class ImageStore:
             raise DataError(f"image {image_id} in {self.artifact.folder}: {error}") from error
 
     def _row(self, image_id: str) -> int:
-        try:
-            return self._rows[image_id]
-        except KeyError:
-            raise DataError(
-                f"{self.artifact.folder} does not hold the image {image_id!r}"
-            ) from None
+        row = self.ids.row(image_id)
+        if row < 0:
+            raise DataError(f"{self.artifact.folder} does not hold the image {image_id!r}")
+        return row
 
 
 def _add_sample(tar: tarfile.TarFile, record: ImageRecord, data: bytes) -> ImageRecord:
@@ -389,12 +354,3 @@ def _merge(paths: Sequence[Path], left_out: list[Quarantined]) -> Iterator[Image
             if not seen.add(record.id):
                 raise DataError(f"image id {record.id} comes twice: ids must be unique")
             yield record
-
-
-def _write_index(file: IO[bytes], records: Iterator[ImageRecord]) -> int:
-    count = 0
-    with pq.ParquetWriter(file, INDEX_SCHEMA, compression="zstd") as writer:
-        while rows := [asdict(record) for record in islice(records, _ROW_GROUP)]:
-            writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
-            count += len(rows)
-    return count

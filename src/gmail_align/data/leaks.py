@@ -176,7 +176,7 @@ def drop_leaks(train: Artifact, leaks: Leaks, out: Path) -> Artifact:
     return finish_images(draft)
 
 
-def _ids(artifact: Artifact) -> list[str]:
+def _ids(artifact: Artifact) -> Sequence[str]:
     """Return the ids of the photos that an artifact holds, each once."""
     if artifact.kind == "images":
         return ImageStore(artifact).ids

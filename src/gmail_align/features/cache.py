@@ -20,10 +20,17 @@ from pathlib import Path
 from typing import Literal
 
 from gmail_align.artifacts import MANIFEST, Artifact, fingerprint
+from gmail_align.data.images import ImageStore
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
-from gmail_align.features.pixels import Pixels, prepare_pixels, read_pixels
+from gmail_align.features.pixels import (
+    DecodedRows,
+    Pixels,
+    chosen_ids,
+    prepare_pixels,
+    read_pixels,
+)
 from gmail_align.features.run import (
     StoredDtype,
     begin_images,
@@ -32,6 +39,7 @@ from gmail_align.features.run import (
     extract_texts,
 )
 from gmail_align.leases import one_at_a_time
+from gmail_align.progress import say
 
 _Frozen = Literal["image", "patches"]
 
@@ -46,9 +54,15 @@ class Cache:
     store, those images alone are decoded and embedded.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Name the folder; it is created when something is written."""
-        self.folder = folder
+    def __init__(self, folder: Path, limit: int | None = None) -> None:
+        """Name the folder; it is created when something is written.
+
+        Args:
+            folder: The folder.
+            limit: Bytes of decoded pixels of one image store that may be kept; images that take
+                more are decoded whenever they are read. None keeps any number.
+        """
+        self.folder, self.limit = folder, limit
 
     def made(self, source: Artifact, parts: object, make: Callable[[Path], Artifact]) -> Artifact:
         """Return an artifact that ``make`` makes in a folder of the cache, once.
@@ -78,9 +92,18 @@ class Cache:
             DataError: an id is not in the store, or cannot be decoded.
         """
         ids = self._chosen(images, ids, ["pixels", preprocess.fingerprint])
+        parts = ["pixels", preprocess.fingerprint, ids]
+        count = images.counts["images"] if ids is None else len(ids)
+        size = 3 * preprocess.size**2 * count
+        known = (self._folder(images, parts) / MANIFEST).exists()
+        if self.limit is not None and size > self.limit and not known:
+            say(f"{count} decoded images take {size / 1e9:.1f} GB: they are decoded when read")
+            store = ImageStore(images)
+            names = chosen_ids(store, ids)
+            return Pixels(names, DecodedRows(store, preprocess, names))
         made = self.made(
             images,
-            ["pixels", preprocess.fingerprint, ids],
+            parts,
             lambda folder: prepare_pixels(images, preprocess, folder, ids=ids),
         )
         return read_pixels(made)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_jsonl
 from gmail_align.data.images import ImageStore
+from gmail_align.data.names import Names
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.errors import ArtifactError, DataError, damage_explained
 from gmail_align.features.rows import RowFile, fill_rows
@@ -28,14 +28,36 @@ Decode = Callable[[Sequence[str]], Tensor]
 """Image ids -> UInt8[Tensor, "b 3 s s"]."""
 
 
+class DecodedRows:
+    """Images that are decoded, resized and cropped whenever they are read, in threads.
+
+    Args:
+        store: The image store.
+        preprocess: Resizing and cropping.
+        names: Image id of each row.
+    """
+
+    def __init__(self, store: ImageStore, preprocess: Preprocess, names: Sequence[str]) -> None:
+        self._store, self._preprocess, self._names = store, preprocess, names
+        self._pool = ThreadPoolExecutor()
+
+    def __getitem__(self, rows: slice | Tensor) -> UInt8[Tensor, "k 3 s s"]:
+        """Return the images of these rows."""
+        every = range(len(self._names))
+        places = every[rows] if isinstance(rows, slice) else rows.tolist()
+        own = [self._names[place] for place in places]
+        parts = list(self._pool.map(lambda n: self._preprocess.pixels([self._store.read(n)]), own))
+        return torch.cat([self._preprocess.pixels([]), *parts])
+
+
 @dataclass(frozen=True)
 class Pixels:
     """Images before normalisation; ``Preprocess.normalise`` of a row is its ``Preprocess``."""
 
     ids: Sequence[str]
     """Image id of each row."""
-    array: UInt8[Tensor, "n 3 s s"]
-    """Mapped from the file: memory does not grow with n."""
+    array: UInt8[Tensor, "n 3 s s"] | DecodedRows
+    """Mapped from the file, or decoded when read: memory does not grow with n."""
 
     def rows(self, ids: Sequence[str]) -> Int64[Tensor, " k"]:
         """Return the row of each image.
@@ -43,16 +65,12 @@ class Pixels:
         Raises:
             DataError: an image is not there.
         """
-        try:
-            return torch.tensor([self._places[name] for name in ids], dtype=torch.int64)
-        except KeyError as error:
-            raise DataError(
-                f"image {error} has no pixels here: prepare the images again"
-            ) from error
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.ids)}
+        rows = Names.of(self.ids).rows(ids)
+        lost = (rows < 0).nonzero()[0]
+        if len(lost):
+            name = ids[int(lost[0])]
+            raise DataError(f"image {name!r} has no pixels here: prepare the images again")
+        return torch.from_numpy(rows)
 
 
 def prepare_pixels(
@@ -84,7 +102,7 @@ def prepare_pixels(
             label="pixels",
             unit="images",
         )
-    write_jsonl(draft.path(IDS), names)
+    write_jsonl(draft.path(IDS), iter(names))
     return draft.finish({"images": len(names)}, size=preprocess.size)
 
 
@@ -97,7 +115,7 @@ def read_pixels(artifact: Artifact) -> Pixels:
     if artifact.kind != "pixels":
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, but pixels are needed here")
     with damage_explained(artifact.folder, ArtifactError, "delete it and run again"):
-        ids = [str(name) for name in read_jsonl(artifact.path(IDS))]
+        ids = Names(str(name) for name in read_jsonl(artifact.path(IDS)))
         size = int(artifact.manifest["notes"]["size"])
         file = pixel_file(artifact.folder, len(ids), size)
         if file.path.stat().st_size != file.size:
@@ -111,13 +129,15 @@ def pixel_file(folder: Path, count: int, size: int) -> RowFile:
     return RowFile(folder / PIXELS, count, 3 * size * size)
 
 
-def chosen_ids(store: ImageStore, ids: Sequence[str] | None) -> list[str]:
+def chosen_ids(store: ImageStore, ids: Sequence[str] | None) -> Sequence[str]:
     """Return ``ids``, or all ids of the store.
 
     Raises:
         DataError: an id is not in the store, or comes twice, or there is none.
     """
-    names = list(store.ids if ids is None else ids)
+    if ids is None and len(store):
+        return store.ids
+    names = list(ids or ())
     missing = [name for name in names if name not in store]
     if missing:
         raise DataError(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, write_jsonl
-from gmail_align.data.captions import iter_captions
+from gmail_align.data.captions import Caption, iter_captions
 from gmail_align.data.images import ImageStore
-from gmail_align.data.pairs import read_pairs
+from gmail_align.data.names import Names
+from gmail_align.data.pairs import Pair, iter_pairs
+from gmail_align.data.unique import UniqueIds
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, DataError
@@ -177,7 +179,7 @@ def extract_texts(
     if draft.complete is not None:
         return draft.complete
     texts = read_texts(captions)
-    names, lines = list(texts), list(texts.values())
+    names, lines = texts
 
     def embed(batch: object) -> npt.NDArray[Any]:
         return text_rows(encoder, cast("list[str]", batch), route, dtype)
@@ -269,30 +271,49 @@ def _rows(features: Tensor, dtype: StoredDtype) -> npt.NDArray[Any]:
     return array
 
 
-def read_texts(source: Artifact) -> Mapping[str, str]:
-    """Return text by caption id, of captions or of pairs.
+class Texts(NamedTuple):
+    """Captions: each id once, with its text."""
+
+    ids: Names
+    lines: Names
+
+
+def read_texts(source: Artifact) -> Texts:
+    """Return the ids of captions, or of those of pairs, and their texts.
 
     Raises:
         ArtifactError: the artifact holds neither.
         DataError: there is no caption, or one id has two texts.
     """
-    if source.kind == "captions":
-        rows = ((caption.caption_id, caption.text) for caption in iter_captions(source))
-    elif source.kind == "pairs":
-        rows = ((pair.caption_id, pair.text) for pair in read_pairs(source))
-    else:
+    readers: dict[str, Callable[[Artifact], Iterator[Caption | Pair]]]
+    readers = {"captions": iter_captions, "pairs": iter_pairs}
+    if source.kind not in readers:
         raise ArtifactError(f"{source.folder} holds {source.kind}, but captions are needed here")
-    texts: dict[str, str] = {}
-    for name, text in rows:
-        if texts.setdefault(name, text) != text:
-            raise DataError(f"caption id {name} of {source.folder} has two texts: make ids unique")
-    if not texts:
+
+    def once() -> Iterator[Caption | Pair]:
+        known = UniqueIds()
+        for row in readers[source.kind](source):
+            if known.add(row.caption_id):
+                known.add(_both(row))
+                yield row
+            elif known.add(_both(row)):
+                raise DataError(
+                    f"caption id {row.caption_id} of {source.folder} has two texts: make ids unique"
+                )
+
+    texts = Texts(Names(r.caption_id for r in once()), Names(r.text for r in once()))
+    if not len(texts.ids):
         raise DataError(f"{source.folder} does not have any caption: import captions first")
     return texts
 
 
+def _both(row: Caption | Pair) -> str:
+    """Return an id with its text, as no id is written."""
+    return f"\n{row.caption_id}\n{row.text}"
+
+
 def finish_rows(draft: Draft, names: Sequence[str], unit: str, texts_cut: int = 0) -> Artifact:
     """Write the ids and the manifest, which counts texts that were cut."""
-    write_jsonl(draft.path(IDS), list(names))
+    write_jsonl(draft.path(IDS), iter(names))
     notes = {TEXTS_CUT: texts_cut} if texts_cut else {}
     return draft.finish({unit: len(names), "rows": len(names)}, **notes)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from gmail_align.artifacts import Artifact, Draft, atomic_file, load
 from gmail_align.data.images import ImageStore
+from gmail_align.data.names import Names
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.engine import Engine, Job, Part, run_shards
@@ -88,8 +89,8 @@ def extract_on(
     draft = _begin(source, encoder, how, out, part)
     if draft.complete is not None:
         return draft.complete
-    texts = read_texts(source) if how.texts else {}
-    names = list(texts) if how.texts else ImageStore(source).ids
+    texts = read_texts(source) if how.texts else None
+    names = ImageStore(source).ids if texts is None else texts.ids
     unit = "captions" if how.texts else "images"
     target = feature_file(out, len(names), encoder.dim, how.dtype)
     size = how.batch_size * _BATCHES
@@ -115,7 +116,8 @@ def extract_on(
     if not target.path.exists():
         _join(target, [maker.path(start) for start in starts])
     shutil.rmtree(out / ROWS, ignore_errors=True)
-    return finish_rows(draft, names, unit, encoder.tell_cut(list(texts.values())) if texts else 0)
+    cut = 0 if texts is None else encoder.tell_cut(texts.lines)
+    return finish_rows(draft, names, unit, cut)
 
 
 def _begin(
@@ -194,8 +196,8 @@ class _RowMaker:
         return ImageStore(load(self.source, "images"))
 
     @cached_property
-    def _lines(self) -> list[str]:
-        return list(read_texts(load(self.source)).values())
+    def _lines(self) -> Names:
+        return read_texts(load(self.source)).lines
 
     @cached_property
     def _encoder(self) -> GmailEncoder:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gmail_align.artifacts import Artifact, load, read_jsonl
 from gmail_align.data.json_files import file_fingerprint
+from gmail_align.data.names import Names
 from gmail_align.data.npy import read_floats
 from gmail_align.errors import ArtifactError, DataError, damage_explained
 from gmail_align.features.rows import FEATURES as FEATURES
@@ -49,18 +50,18 @@ class Features:
             DataError: an id has no features.
         """
         wanted = list(ids)
-        try:
-            return torch.tensor([self._places[name] for name in wanted], dtype=torch.int64)
-        except KeyError as error:
-            missing = sum(name not in self._places for name in wanted)
+        rows = self._names.rows(wanted)
+        lost = (rows < 0).nonzero()[0]
+        if len(lost):
             raise DataError(
-                f"{missing} of {len(wanted)} ids have no features, the first of them {error}: "
-                "extract features from the same images or captions"
-            ) from error
+                f"{len(lost)} of {len(wanted)} ids have no features, the first of them "
+                f"{wanted[int(lost[0])]!r}: extract features from the same images or captions"
+            )
+        return torch.from_numpy(rows)
 
     @cached_property
-    def _places(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.ids)}
+    def _names(self) -> Names:
+        return Names.of(self.ids)
 
 
 def feature_file(folder: Path, count: int, dim: int, dtype: str) -> RowFile:
@@ -83,7 +84,7 @@ def open_features(source: Path | Artifact) -> Features:
     """
     if isinstance(source, Path) and not source.is_dir():
         array = read_floats(source)
-        ids = list(map(str, range(len(array))))
+        ids = Names(map(str, range(len(array))))
         print_of = file_fingerprint(source)
         return Features(ids, array, name=str(source), fingerprint=print_of, by_row=True)
     artifact = source if isinstance(source, Artifact) else load(source)
@@ -94,7 +95,7 @@ def open_features(source: Path | Artifact) -> Features:
     with damage_explained(artifact.folder, ArtifactError, "delete it and extract again"):
         with safe_open(artifact.path(FEATURES), framework="pt") as file:
             array = file.get_tensor(KEY)
-        ids = [str(name) for name in read_jsonl(artifact.path(IDS))]
+        ids = Names(str(name) for name in read_jsonl(artifact.path(IDS)))
     if array.ndim != 2 or len(ids) != len(array):
         raise ArtifactError(
             f"{artifact.folder} is damaged: it holds {len(array)} rows for {len(ids)} ids; delete "

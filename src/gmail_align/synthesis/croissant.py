@@ -8,7 +8,8 @@ from typing import Any, Final
 import pyarrow as pa
 
 from gmail_align.artifacts import sha256_file
-from gmail_align.data.images import INDEX, INDEX_SCHEMA, ImageRecord
+from gmail_align.data.image_index import INDEX, INDEX_SCHEMA
+from gmail_align.data.images import ImageRecord
 from gmail_align.synthesis.config import SynthesisConfig
 
 CROISSANT: Final = "croissant.json"

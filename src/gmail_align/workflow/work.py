@@ -51,6 +51,8 @@ class Work:
     """All steps of the run, to number the finished ones by; None says nothing."""
     mirror: Mirror | None = None
     """Gets every artifact, and has those that this machine lacks."""
+    cache_limit: int | None = None
+    """Bytes of decoded pixels of one image store that the cache may keep; None is any number."""
 
     @property
     def cache(self) -> Path:

@@ -59,7 +59,7 @@ class ImageFeatures(Step):
         from gmail_align.features.run import extract_images
 
         encoder, images = open_encoder(work, self.encoder), work.get(self.images)
-        cache, route = Cache(work.cache), Route(self.route)
+        cache, route = Cache(work.cache, work.cache_limit), Route(self.route)
         if self.of is None:
             cache.extract_images(images, encoder, route, out, batch_size=self.batch_size)
             return
@@ -111,7 +111,8 @@ class Aligned(Step):
 
         sources = Sources(*(work.get(step) for step in (self.pairs, self.real, self.generated)))
         base = Path(self.base.path)
-        align(self.settings, sources, base, out, seed=self.seed, cache=work.cache)
+        cache, limit = work.cache, work.cache_limit
+        align(self.settings, sources, base, out, seed=self.seed, cache=cache, cache_limit=limit)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,35 @@
+"""A list of names in files is a list of names."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gmail_align.data import names as module
+from gmail_align.data.names import Names
+
+
+@given(st.lists(st.text()), st.lists(st.text()))
+def test_names_are_what_was_given(names: list[str], others: list[str]) -> None:
+    stored = Names(names)
+    assert stored == names and list(stored) == names and len(stored) == len(names)
+    assert [stored[row] for row in range(len(names))] == names
+    assert stored[1:] == names[1:] and stored[-2:] == names[-2:]
+    rows = [names.index(name) if name in names else -1 for name in [*names, *others]]
+    assert stored.rows([*names, *others]).tolist() == rows
+    assert all((name in stored) == (name in names) for name in others)
+
+
+def test_blocks_join_and_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    names = [f"image {number}" for number in range(100)]
+    stored = Names(iter(names))
+    assert stored == names and stored != names[1:] and stored != "image"
+    assert stored.rows(reversed(names)).tolist() == list(range(99, -1, -1))
+    with pytest.raises(IndexError):
+        stored[100]
+    monkeypatch.setattr(module, "_hashes", lambda own: module.np.zeros(len(own), module.np.uint64))
+    alike = Names(names)
+    assert alike.rows(["image 50", "none"]).tolist() == [50, -1]
+    assert 3 not in alike
