@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [--rows 10000 1000000]
 
-Pairs of generated and real images are written as metadata alone: their indices and ``pairs.jsonl``.
-Each part of the preparation then runs in a process of its own, which prints the most memory that
-it held of its own (``RssAnon``: files that are mapped are not among it) and its CPU seconds.
+Captions and indices of images are written, and no image. Each part of the preparation then runs
+in a process of its own, which prints the most memory that it held of its own (``RssAnon``: files
+that are mapped are not among it) and its CPU seconds.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import pyarrow.parquet as pq
 from gmail_align.alignment.pair_index import REAL, PairIndex, hold_out, index_pairs, without_images
 from gmail_align.artifacts import Artifact, begin, load
 from gmail_align.data.batches import Batches
+from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.image_index import INDEX
 from gmail_align.data.images import ImageStore
-from gmail_align.data.pairs import PAIRS
+from gmail_align.data.pairs import make_pairs
 from gmail_align.features.run import read_texts
 
 BLOCK = 65_536
@@ -64,17 +65,11 @@ def write_images(folder: Path, count: int, generated: bool) -> Artifact:
     return draft.finish({"images": count})
 
 
-def write_pairs(folder: Path, count: int) -> Artifact:
-    """Write one pair for each image."""
-    draft = begin(folder, "pairs", {})
-    with draft.path(PAIRS).open("w", encoding="utf-8") as file:
-        for row in range(count):
-            name = f"{row:09d}"
-            file.write(
-                f'{{"caption_id": "{name}", "real_image_id": "{name}",'
-                f' "generated_image_id": "{name}-0", "text": "{text(row)}"}}\n'
-            )
-    return draft.finish({"pairs": count})
+def write_texts(folder: Path, count: int) -> Artifact:
+    """Write one caption for each image."""
+    draft = begin(folder, "captions", {})
+    rows = (Caption(f"{row:09d}", text(row), f"{row:09d}") for row in range(count))
+    return draft.finish({"captions": write_captions(draft, rows)})
 
 
 def text(row: int) -> str:
@@ -82,9 +77,15 @@ def text(row: int) -> str:
     return f"a photo of number {row} with a small red ball on a wooden table near the window"
 
 
+def pair(world: Path, out: Path) -> None:
+    """Pair the images."""
+    captions, real, generated = (load(world / kind) for kind in ("captions", "real", "generated"))
+    make_pairs(captions, real, generated, world / "pairs")
+
+
 def number_pairs(world: Path, out: Path) -> None:
     """Number the pairs."""
-    index_pairs(load(world / "pairs"), out)
+    index_pairs(load(world / "pairs"), world / "pair-index")
 
 
 def open_images(world: Path, out: Path) -> None:
@@ -117,8 +118,9 @@ def read_captions(world: Path, out: Path) -> None:
 
 
 PARTS: dict[str, Callable[[Path, Path], None]] = {
-    "number the pairs": number_pairs,
     "open both image stores": open_images,
+    "pair": pair,
+    "number the pairs": number_pairs,
     "hold out, and order an epoch": split,
     "find the rows of images": find_rows,
     "read the texts": read_captions,
@@ -168,8 +170,7 @@ def main() -> None:
             world = Path(work) / str(count)
             for kind in ("real", "generated"):
                 write_images(world / kind, count, kind == "generated")
-            pairs = write_pairs(world / "pairs", count)
-            index_pairs(pairs, world / "pair-index")
+            write_texts(world / "captions", count)
             print(f"{count:,} pairs", flush=True)
             for name in PARTS:
                 words = [sys.executable, __file__, "--part", name, "--work", str(world)]

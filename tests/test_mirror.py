@@ -20,10 +20,11 @@ from gmail_align.artifacts import Artifact, begin, load
 from gmail_align.data.captions import Caption, read_captions, write_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.encoders.shipped import shipped_models
+from gmail_align.engine import Part
 from gmail_align.errors import ArtifactError, ConfigError, RemoteError
 from gmail_align.mirror import Mirror
 from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.synthesis.run import synthesize
+from gmail_align.synthesis.run import synthesize, synthesize_part
 from gmail_align.synthesis.shards import ShardMaker
 from worlds.files import free_port
 
@@ -149,6 +150,20 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(
     (tmp_path / "local/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="stolen"):
         load(tmp_path / "local")
+
+
+def test_parts_without_a_common_folder_meet_in_the_mirror(
+    captions: Artifact, tmp_path: Path, home: str
+) -> None:
+    whole, copy = synthesize(CONFIG, captions, tmp_path / "whole"), Mirror.at(home)
+    first = synthesize_part(CONFIG, captions, tmp_path / "first", Part(1, 2), mirror=copy)
+    assert first is None and not remote.exists(f"{home}/manifest.json")
+    last = synthesize_part(CONFIG, captions, tmp_path / "last", Part(2, 2), mirror=copy)
+    assert last is not None and last.manifest["files"] == whole.manifest["files"]
+    assert set(remote.names_below(home)) >= {"manifest.json", *whole.manifest["files"]}
+    assert not list((tmp_path / "first").glob("shards/00001.*"))  # until all is there
+    again = synthesize_part(CONFIG, captions, tmp_path / "first", Part(1, 2), mirror=copy)
+    assert again is not None and again.fingerprint == whole.fingerprint
 
 
 def test_what_is_damaged_in_a_mirror_is_not_taken(captions: Artifact, tmp_path: Path) -> None:

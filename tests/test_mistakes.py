@@ -75,9 +75,36 @@ def test_what_does_not_exist_is_named(text: str, named: str, tmp_path: Path) -> 
     assert named in refusal(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "'data'"),
+        ("seeds = 1_000_000_000_000\n" + HEAD + DRAWN + ROW, "seeds"),
+        (HEAD + "temperature = inf\n" + DRAWN + ROW, "align.ours: temperature"),
+        (HEAD + "lora = { targets = '((' }\n" + DRAWN + ROW, "lora.targets"),
+        (HEAD.replace('"tabletop"', '""') + DRAWN + ROW, "diffusion"),
+        (HEAD + DRAWN.replace("20", "1" + "0" * 20) + ROW, "data.train"),
+        (HEAD + DRAWN + ROW + 'like = "raw"', "row.#1.like'; known keys are name, label"),
+        (HEAD + DRAWN + ROW + 'set = { "generator..steps" = 2 }', "'generator..steps'"),
+        (HEAD + DRAWN + ROW + "[[claim]]\nname = 'x'\nbetter = 'raw'\nworse = 'raw'", "claim.#1"),
+        (HEAD + ROW + "[data.train]\nimport = 'coco'\nsource = '.'\nsplitt = 'x'", "data.train"),
+        (HEAD.replace("steps = 1", 'adapter = "no.safetensors"', 1) + DRAWN + ROW, "no.safetens"),
+    ],
+)
+def test_what_cannot_be_is_named_with_its_place(text: str, named: str, tmp_path: Path) -> None:
+    assert named in refusal(tmp_path, text)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    path = photos(tmp_path / "photos")
+    text = HEAD + DRAWN + ROW + f"[encoder]\nbase = '{path.parent}'"
+    assert "config.json" in refusal(tmp_path, text)
+
+
 def test_two_claims_of_one_name_are_refused(tmp_path: Path) -> None:
-    claim = "[[claim]]\nname = 'it helps'\nbetter = 'raw'\nworse = 'raw'\n"
-    assert "it helps" in refusal(tmp_path, HEAD + DRAWN + ROW + claim * 2)
+    claim = "[[claim]]\nname = 'it helps'\nbetter = 'raw'\nworse = 'other'\n"
+    rows = ROW + ROW.replace("raw", "other")
+    assert "it helps" in refusal(tmp_path, HEAD + DRAWN + rows + claim * 2)
 
 
 def test_a_missing_image_folder_is_named(tmp_path: Path) -> None:
@@ -94,6 +121,8 @@ def test_a_test_set_that_overlaps_training_is_refused(tmp_path: Path) -> None:
         for name, one in (("train", path), ("test", again))
     )
     assert "20 of 20" in refusal(tmp_path, HEAD + data + ROW)
+    data = data.replace(str(again), str(path)).replace(str(again.parent), str(path.parent))
+    assert "data.test" in refusal(tmp_path, HEAD + data + ROW)
 
 
 def test_images_without_captions_are_refused(tmp_path: Path) -> None:

@@ -131,6 +131,19 @@ def test_second_run_does_nothing(finished: tuple[Path, dict[str, Any]]) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("damage", ["[]", '{"rows": []}'])
+def test_a_result_that_was_changed_is_gathered_again(
+    finished: tuple[Path, dict[str, Any]], damage: str, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(finished[0], work)
+    made = manifests(work)
+    (work / "result.json").write_text(damage)
+    assert untimed(pipeline.run("smoke", work)) == untimed(finished[1])
+    assert untimed(json.loads((work / "result.json").read_text())) == untimed(finished[1])
+    assert manifests(work) == made
+
+
 def test_a_row_with_another_setting_is_all_that_is_made(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -40,7 +40,11 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Name of a preset -> the keys that it sets; all other keys keep their defaults."""
@@ -227,16 +231,18 @@ def toml_value(value: Any) -> str:
 def _explain(error: ValidationError, stage: type[BaseModel], source: str) -> str:
     """Say in one sentence what the first mistake is, and where."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
+    path = [f"#{part + 1}" if isinstance(part, int) else part for part in first["loc"]]
     where = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"{source}: unknown key {where!r}; {_suggest(stage, path)}"
     if first["type"] == "missing":
         described = dict(keys(stage)).get(where)
         meaning = (described.description or "").replace("``", "") if described else ""
-        return f"{source}: the key {where!r} is missing: {' '.join(meaning.split())}"
+        meaning = " ".join(meaning.split()) or "give it"
+        return f"{source}: the key {where!r} is missing: {meaning}"
     message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a table", message)
+    message = message[:1].lower() + message[1:].replace("a valid tuple", "a list")
     if not where:
         return f"{source}: {message}"
     return f"{source}: {where}: {message} (got {first.get('input')!r})"
@@ -269,7 +275,7 @@ def similar_keys(
 
 def _suggest(stage: type[BaseModel], path: Sequence[str]) -> str:
     """Name the keys that an unknown one most likely means, or list those of its table."""
-    *table, wrong = path
+    *table, wrong = (part for part in path if not part.startswith("#"))
     similar = similar_keys(stage, wrong, table)
     if similar:
         return f"did you mean {' or '.join(map(repr, similar))}?"

@@ -13,17 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gmail_align.artifacts import MANIFEST, fingerprint, write_json
+from gmail_align.artifacts import MANIFEST, fingerprint, sha256_file, write_json
 from gmail_align.engine import Engine, Job, run_shards
-from gmail_align.errors import ArtifactError, DataError, damage_explained
+from gmail_align.errors import ArtifactError, DataError, ModelError, damage_explained
 from gmail_align.mirror import Mirror
 from gmail_align.progress import say
-from gmail_align.recipe import Recipe, read_recipe, recipe_file, recipe_of
+from gmail_align.recipe import Recipe, read_recipe, recipe_file, recipe_of, runbook_commands
 from gmail_align.results import RESULT
 from gmail_align.workflow.graph import Graph
 from gmail_align.workflow.outline import Outline
 from gmail_align.workflow.rows import RecipeSteps, RowSteps
-from gmail_align.workflow.steps.data import Imported
 from gmail_align.workflow.steps.encoders import fetch_model
 from gmail_align.workflow.steps.learners import CaptionScores, Predictions
 from gmail_align.workflow.steps.multimodal import LlavaCaptions
@@ -66,12 +65,11 @@ def run(
     recipe = read_recipe(name, overrides)
     home = home_of(name)
     steps = steps_of(recipe, home)
-    tables = {"name": name, "home": str(home), "recipe": recipe.tables}
-    finished = _finished(folder, {**tables, "steps": [step.key for step in steps.targets]})
+    finished = _finished(folder, _identity(name, recipe, steps))
     if finished is not None:
         say(f"{folder} is complete: nothing to do")
         return finished
-    if fetch_inputs(steps):
+    if fetch_inputs(steps, runbook_commands(name)):
         steps = steps_of(recipe, home)  # a model that has come is known by its content
     outline = outline_of(steps, Work(folder))
     work = Work(folder, engine_of(recipe, engine, workers), outline, copy, cache_limit)
@@ -80,7 +78,8 @@ def run(
     result = {"recipe": name, **summarise(recipe, steps, work)}
     page = write_run_report(recipe, steps, work, result)
     write_json(folder / RESULT, result)
-    write_json(folder / RECIPE, {**tables, "steps": [step.key for step in steps.targets]})
+    identity = _identity(name, recipe, steps)
+    write_json(folder / RECIPE, {**identity, "result": sha256_file(folder / RESULT)})
     return {**result, "report": str(page)}
 
 
@@ -148,7 +147,8 @@ def plan(
     from gmail_align.workflow.plan import plan_steps
 
     steps = steps_of(read_recipe(name, overrides), home_of(name))
-    return {"recipe": name, **plan_steps(steps, Work(folder), card=card, share=share)}
+    made_by = runbook_commands(name)
+    return {"recipe": name, **plan_steps(steps, Work(folder), made_by, card=card, share=share)}
 
 
 def steps_of(recipe: Recipe, home: Path) -> RecipeSteps:
@@ -210,19 +210,23 @@ def _caption_scores(
     return scores
 
 
-def fetch_inputs(steps: RecipeSteps) -> bool:
+def fetch_inputs(steps: RecipeSteps, made_by: Mapping[str, str]) -> bool:
     """Refuse data that do not exist, and fetch models by their hub ids; say whether one came.
+
+    Args:
+        steps: The steps of a recipe.
+        made_by: Folder, as the recipe names it -> the command that makes it.
 
     Raises:
         DataError: a path of the recipe does not exist.
         ModelError: a model is neither here nor on the hub.
     """
     every = in_order(steps.targets)
-    for step in every:
-        if isinstance(step, Imported) and step.source.missing:
-            path = step.source.missing[0]
-            raise DataError(f"the recipe names {path}, which does not exist: correct the path")
+    for path in (path for step in every for path in step.missing):
+        raise DataError(f"the recipe names {path}, which does not exist: correct the path")
     absent = [model for model in models_of(every) if model.folder is None]
+    for name in (model.name for model in absent if model.name in made_by):
+        raise ModelError(f"there is no model {name}: make it with {made_by[name]}")
     for model in absent:
         fetch_model(model)
     return bool(absent)
@@ -332,12 +336,19 @@ def engine_of(recipe: Recipe, place: str, workers: int | None = None) -> Engine:
     return Engine(place, local.gpus() or min(os.cpu_count() or 1, 8))
 
 
+def _identity(name: str, recipe: Recipe, steps: RecipeSteps) -> dict[str, Any]:
+    """Return what a finished run is known by."""
+    keys = [step.key for step in steps.targets]
+    return {"name": name, "home": str(home_of(name)), "recipe": recipe.tables, "steps": keys}
+
+
 def _finished(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the result if this very recipe is complete in the folder."""
+    """Return the result if this very recipe is complete in the folder, and nothing changed it."""
     page = folder / REPORT / "index.html"
     try:
-        same = read_json(folder / RECIPE) == identity
-        result = read_json(folder / RESULT) if same and page.exists() else None
+        whole = {**identity, "result": sha256_file(folder / RESULT)}
+        same = read_json(folder / RECIPE) == whole and page.exists()
+        result = read_json(folder / RESULT) if same else None
     except (OSError, ValueError):
         return None
     return None if result is None else {**result, "report": str(page)}

@@ -7,6 +7,7 @@ combines them. No name of a row, an alignment or a learner has a meaning here.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Collection, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -38,7 +39,7 @@ class Recipe(Config):
     title: str = "GMAIL"
     seed: int = 0
     """Seed of every choice of data, and of the first training."""
-    seeds: int = Field(1, ge=1)
+    seeds: int = Field(1, ge=1, le=1000)
     """How often everything that is trained is trained, each time with a seed of its own."""
     workers: int | None = Field(None, ge=1)
     """Rows trained at a time; by default one a GPU, or one a processor core up to eight."""
@@ -136,6 +137,8 @@ class Recipe(Config):
         for dotted, value in row.set.items():
             table = data
             *keys, last = dotted.split(".")
+            if not all((*keys, last)):
+                raise ConfigError(f"row {row.name!r}: set has the key {dotted!r}: write a.b.c")
             for key in keys:
                 table = table.setdefault(key, {})
                 if not isinstance(table, dict):
@@ -201,6 +204,13 @@ def recipe_title(name: str) -> str:
     text = recipe_file(name).read_text(encoding="utf-8")
     lines = (line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#"))
     return next((line for line in lines if line), "")
+
+
+def runbook_commands(name: str) -> dict[str, str]:
+    """Return folder -> the command that makes it, of the comments of a recipe's file."""
+    text = re.sub(r"\\\n#\s*", "", recipe_file(name).read_text(encoding="utf-8-sig"))
+    made = re.findall(r"^#.*?\b((?:gmail-align|hf) .*--(?:out|local-dir) ([^\s,;)]+))", text, re.M)
+    return {folder: command for command, folder in made}
 
 
 def shipped_names(package: str) -> list[str]:

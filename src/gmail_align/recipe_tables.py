@@ -59,7 +59,7 @@ class Source(Config):
     """Name of an importer, the key ``import``; ``options`` are its own."""
     artifacts: str | None = None
     """Folder that an import wrote: it holds captions/, images/ and perhaps classes/."""
-    tabletop: int | None = Field(None, ge=2)
+    tabletop: int | None = Field(None, ge=2, le=10_000_000)
     """Images drawn of the tabletop world (``kind = "tabletop"`` and ``images``)."""
     share: float | None = Field(None, gt=0, lt=1)
     """Share of the training images that is held out for this set."""
@@ -268,6 +268,12 @@ class Claim(Config):
     better: str
     worse: str
     metric: str = HEADLINE
+
+    @model_validator(mode="after")
+    def _two_rows(self) -> Self:
+        if self.better == self.worse:
+            raise ValueError(f"{self.better!r} is compared with itself: name another row")
+        return self
 
 
 class Evaluate(Config):

@@ -187,6 +187,18 @@ def test_an_empty_folder_and_an_existing_file_are_refused(tmp_path: Path) -> Non
         init_recipe(write(tmp_path / "data", loose), tmp_path / "mine.toml")
 
 
+def test_what_is_too_little_for_a_recipe_is_refused(tmp_path: Path) -> None:
+    names = pictures(tmp_path / "data", 4)
+    for name in names:
+        (tmp_path / "data" / name).with_suffix(".txt").write_text("a thing")
+    with pytest.raises(DataError, match="too few images"):
+        init_recipe(tmp_path / "data", tmp_path / "mine.toml", TABLETOP)
+    write(tmp_path, classes)
+    (tmp_path / "notes.txt").write_text("class folders lie around this file")
+    with pytest.raises(DataError, match="notes"):
+        init_recipe(tmp_path / "notes.txt", tmp_path / "mine.toml", TABLETOP)
+
+
 def test_generated_images_are_known_by_their_name(tmp_path: Path) -> None:
     for kind, start in (("real", 0), ("fake", 500)):
         with zipfile.ZipFile(tmp_path / f"train_{kind}.zip", "w") as archive:

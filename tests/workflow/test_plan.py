@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
-from gmail_align.errors import MissingExtraError
-from gmail_align.recipe import recipe_file, recipe_names
+from gmail_align.errors import MissingExtraError, ModelError
+from gmail_align.recipe import read_recipe, recipe_file, recipe_names
 from gmail_align.workflow.costs import encoder_shape, language_shape
 from gmail_align.workflow.plan import plan_lines
-from gmail_align.workflow.work import Model
+from gmail_align.workflow.steps.data import Imported
+from gmail_align.workflow.work import Model, in_order
 
 
 def shipped(part: str) -> Model:
@@ -102,6 +104,27 @@ def test_a_run_without_its_modules_is_refused_before_it_makes_anything(
     assert not list(tmp_path.rglob("manifest.json"))
     needs = [need["what"] for need in pipeline.plan("smoke", tmp_path)["needs"]]
     assert needs == ["modules: sklearn", "modules: diffusers"]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "command"),
+    [
+        ("paper-llava15-7b", "models/llava15-first", "gmail-align train llava"),
+        ("paper-synclr-b16", "data/models/synclr-b16", "gmail-align convert"),
+    ],
+)
+def test_a_folder_that_the_runbook_makes_is_missing_with_its_command(
+    name: str, folder: str, command: str, tmp_path: Path
+) -> None:
+    needs = {need["what"]: need["bring"] for need in pipeline.plan(name, tmp_path)["needs"]}
+    bring = needs[f"model: {folder}"]
+    assert bring.startswith(command) and bring.endswith(f"--out {folder}") and "\\" not in bring
+    steps = pipeline.steps_of(read_recipe(name), tmp_path)
+    for step in in_order(steps.targets):
+        if isinstance(step, Imported):
+            step.source.options.clear()  # type: ignore[attr-defined]  # no data are missing
+    with pytest.raises(ModelError, match=re.escape(bring)):
+        pipeline.fetch_inputs(steps, {folder: bring})
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("paper-")])

@@ -42,8 +42,6 @@ def synthesize(
     source = load(captions, "captions")
     engine, part = place.open()
     copy = None if mirror is None else Mirror.at(mirror)
-    if copy is not None and part is not None:
-        raise ConfigError("--mirror is for whole runs: leave out --shard-of")
     if shared.dry_run:
         images = source.counts["captions"] * config.images_per_caption
         shared.show_plan("synthesize", out, config, captions=captions, images=images)
@@ -53,7 +51,8 @@ def synthesize(
     if part is None:
         shared.show_artifact(synthesize(config, source, out, engine, mirror=copy))
     else:
-        shared.show_part(synthesize_part(config, source, out, part, engine), part, out, "images")
+        made = synthesize_part(config, source, out, part, engine, mirror=copy)
+        shared.show_part(made, part, out, "images")
 
 
 @command

@@ -81,14 +81,25 @@ class ImageIndex:
 
     def record(self, row: int) -> dict[str, Any]:
         """Return everything that is known of an image."""
+        table, place = self._group(row)
+        known: dict[str, Any] = table.slice(place, 1).to_pylist()[0]
+        return known
+
+    def text(self, row: int) -> str:
+        """Return the caption that an image was assigned to, or else its prompt."""
+        table, place = self._group(row)
+        names = [name for name in ("caption", "prompt") if name in table.column_names]
+        return next((text for name in names if (text := table[name][place].as_py())), "")
+
+    def _group(self, row: int) -> tuple[pa.Table, int]:
+        """Return the group of rows that holds a row, and its place there."""
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         last = self._last
         if last is None or last[0] != group:
             file = pq.ParquetFile(self._path)
             names = [name for name in INDEX_SCHEMA.names if name in file.schema_arrow.names]
             self._last = last = group, file.read_row_group(group, columns=names)
-        found: dict[str, Any] = last[1].slice(row - int(self._starts[group]), 1).to_pylist()[0]
-        return found
+        return last[1], row - int(self._starts[group])
 
     @cached_property
     def _starts(self) -> npt.NDArray[np.int64]:

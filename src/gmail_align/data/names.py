@@ -94,6 +94,17 @@ class Names(Sequence[str]):
         """Return the row of each name, -1 where it is not there."""
         return store_rows((self._rows(block) for block in blocks(names)), np.int64)
 
+    def every_row(self, name: str) -> list[int]:
+        """Return every row of a name, in order."""
+        key, order, rows = _hashes([name])[0], self._order, []
+        for place in range(int(np.searchsorted(order, key)), len(order)):
+            if order[place] & ~_LOW != key:
+                break
+            row = int(order[place] & _LOW)
+            if self[row] == name:
+                rows.append(row)
+        return rows
+
     def _rows(self, names: Sequence[str]) -> Row:
         hashes, order = _hashes(names), self._order
         places = np.searchsorted(order, hashes)

@@ -10,8 +10,10 @@ from typing import Final
 
 from gmail_align.artifacts import Artifact, Draft, begin, read_jsonl, write_jsonl
 from gmail_align.data.captions import Caption, iter_captions
-from gmail_align.data.ids import generated_by_caption
+from gmail_align.data.ids import split_number
 from gmail_align.data.images import ImageStore
+from gmail_align.data.names import Names
+from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError, damage_explained
 from gmail_align.runtime import stable_seed
 
@@ -54,10 +56,11 @@ def make_pairs(captions: Artifact, real: Artifact, generated: Artifact, out: Pat
     if draft.complete:
         return draft.complete
     generateds = ImageStore(generated)
-    by_caption = generated_by_caption(generateds.ids)
+    made_from = Names((split_number(image_id) or ("", 0))[0] for image_id in generateds.ids)
 
     def images_of(caption: Caption, there: bool) -> list[str]:
-        ids = by_caption.get(caption.caption_id, [])
+        ids = [generateds.ids[row] for row in made_from.every_row(caption.caption_id)]
+        ids.sort(key=lambda image_id: int(image_id.rpartition("-")[2]))
         for image_id in ids if there else ():
             _check_prompt(generateds, image_id, caption)
         return ids
@@ -145,7 +148,7 @@ def _write_pairs(
         nothing: What to say when there is no pair.
     """
     counts = {"pairs": 0, "real_images": 0, "without_real": 0, "without_generated": 0}
-    used: set[str] = set()
+    used = UniqueIds()
 
     def rows() -> Iterator[dict[str, str]]:
         for caption in iter_captions(captions):
@@ -190,7 +193,7 @@ def iter_pairs(artifact: Artifact) -> Iterator[Pair]:
 
 
 def _check_prompt(store: ImageStore, image_id: str, caption: Caption) -> None:
-    prompt = store.record(image_id).text
+    prompt = store.text(image_id)
     if prompt and prompt != caption.text:
         raise DataError(
             f"image {image_id} in {store.artifact.folder} was generated from {prompt[:80]!r}, but "

@@ -13,6 +13,7 @@ from gmail_align.artifacts import Artifact, Draft, begin, write_jsonl
 from gmail_align.data.captions import Caption, read_captions, write_captions
 from gmail_align.data.pairs import PAIRS, read_pairs
 from gmail_align.errors import UserError
+from gmail_align.progress import say
 from gmail_align.runtime import stable_seed
 
 
@@ -158,7 +159,10 @@ def choose_pairs(
     if draft.complete:
         return draft.complete
     rows = read_pairs(pairs)
-    kept = _some({row.real_image_id for row in rows}, images, seed)
+    names = {row.real_image_id for row in rows}
+    if images > max(len(names), 1):
+        say(f"{pairs.folder} has {len(names)} real images, not {images:g}: all of them are kept")
+    kept = _some(names, images, seed)
     chosen = [row for row in rows if (row.real_image_id in kept) != rest]
     _require_rows(chosen, pairs)
     write_jsonl(draft.path(PAIRS), [asdict(row) for row in chosen])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import Field, model_serializer
+from pydantic import Field, field_validator, model_serializer
 
 from gmail_align.config import Config
 
@@ -25,6 +26,15 @@ class LoraSettings(Config):
     tower is adapted too, an expression that names the vision tower alone means both."""
     towers: Literal["vision", "text", "both"] = "vision"
     """Which towers are adapted. With the text tower, texts are embedded at every step."""
+
+    @field_validator("targets")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"it is no regular expression: {error}") from error
+        return value
 
     @property
     def adapts_images(self) -> bool:

@@ -11,7 +11,7 @@ from gmail_align.artifacts import fingerprint
 from gmail_align.errors import ArtifactError
 from gmail_align.pipeline import REPORT, engine_of, fetch_inputs, make, steps_of, write_run_report
 from gmail_align.progress import say
-from gmail_align.recipe import Recipe
+from gmail_align.recipe import Recipe, runbook_commands
 from gmail_align.runtime import versions
 from gmail_align.studies.language import Column, Scale, Study, StudyRow, read_study
 from gmail_align.studies.result import (
@@ -86,7 +86,7 @@ def run_study(name: str, options: StudyOptions) -> StudyResult:
     if finished is not None:
         say(f"{options.place(study.name)} is complete: nothing to do")
         return finished
-    if fetch_inputs(steps):
+    if fetch_inputs(steps, runbook_commands(study.at(options.scale).base)):
         steps = steps_of(recipe, Path.cwd())
     work = Work(options.work, engine_of(recipe, options.engine))
     make(steps, work)
@@ -108,7 +108,8 @@ def plan_study(
     """
     study = read_study(name)
     steps = steps_of(study.recipe(options.scale, options.changes), Path.cwd())
-    made = plan_steps(steps, Work(options.work), card=card, share=share)
+    made_by = runbook_commands(study.at(options.scale).base)
+    made = plan_steps(steps, Work(options.work), made_by, card=card, share=share)
     return {"study": study.name, "scale": options.scale, "title": study.title, **made}
 
 

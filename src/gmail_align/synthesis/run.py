@@ -14,6 +14,7 @@ from gmail_align.data.images import (
     check_quarantine,
     index_images,
     read_shard,
+    shard_files,
     shard_name,
 )
 from gmail_align.encoders.folder import find_folder, folder_fingerprint
@@ -21,6 +22,7 @@ from gmail_align.engine import Engine, Job, Part, run_shards
 from gmail_align.errors import ModelError
 from gmail_align.mirror import Mirror
 from gmail_align.progress import say
+from gmail_align.remote import names_below
 from gmail_align.runtime import resolve_device
 from gmail_align.synthesis.card import CARD, dataset_card, survey_shards
 from gmail_align.synthesis.config import SynthesisConfig
@@ -68,9 +70,7 @@ def synthesize(
     run = _Run(config, captions, out, engine or Engine(workers=1))
     made = run.draft.complete
     if made is None:
-        if mirror is not None:
-            mirror.begin(run.draft)
-            run.maker.mirror = mirror
+        run.copy_to(mirror)
         run_shards(run.shards, run.job, run.engine)
         made = run.finish()
     if mirror is not None:
@@ -84,26 +84,31 @@ def synthesize_part(
     out: Path,
     part: Part,
     engine: Engine | None = None,
+    *,
+    mirror: Mirror | None = None,
 ) -> Artifact | None:
     """Generate the shards that belong to one part of a job; see :func:`synthesize`.
 
     The parts may run at the same time and in any order. The one that finds all shards written
     finishes the artifact; so does :func:`synthesize` later, which makes what is still missing.
+    With a mirror, parts need no folder that they share: the last one takes all shards from there.
 
     Returns:
         The ``images`` artifact, or None while shards of other parts are missing.
     """
     run = _Run(config, captions, out, engine or Engine(workers=1), part)
-    if run.draft.complete:
-        return run.draft.complete
-    run_shards([shard for shard in run.shards if part.owns(shard.index)], run.job, run.engine)
-    missing = [shard for shard in run.shards if not run.maker.done(shard)]
-    if missing:
-        say(f"{len(missing)} of {len(run.shards)} shards are still to be made, by other parts")
-        return None
-    if not run.draft.claim():
-        return begin(out, **run.identity).complete
-    return run.finish()
+    made = run.draft.complete
+    if made is None:
+        run.copy_to(mirror)
+        run_shards([shard for shard in run.shards if part.owns(shard.index)], run.job, run.engine)
+        missing = run.missing()
+        if missing:
+            say(f"{missing} of {len(run.shards)} shards are still to be made, by other parts")
+            return None
+        made = run.finish() if run.draft.claim() else begin(out, **run.identity).complete
+    if mirror is not None and made is not None:
+        mirror.complete(made)
+    return made
 
 
 class _Run:
@@ -147,6 +152,24 @@ class _Run:
         self.maker = ShardMaker(_settled(config, engine), captions, out, generator, size)
         self._left_out: list[Quarantined] = []
         self._cut = 0
+
+    def copy_to(self, mirror: Mirror | None) -> None:
+        """Send shards to a mirror, and take from there what other machines have made."""
+        if mirror is not None:
+            mirror.begin(self.draft)
+            self.maker.mirror = mirror
+
+    def missing(self) -> int:
+        """Count the shards that nobody has made; where that is none, all of them come here."""
+        mirror = self.maker.mirror
+        there = {} if mirror is None else names_below(mirror.url)
+        left = [
+            shard
+            for shard in self.shards
+            if read_shard(self.draft.path(shard_name(shard.index))) is None
+            and shard_files(shard.index)[-1] not in there
+        ]
+        return len(left) or sum(not self.maker.done(shard) for shard in self.shards)
 
     @property
     def job(self) -> Job[CaptionShard]:

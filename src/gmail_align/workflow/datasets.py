@@ -87,7 +87,7 @@ class DataSets:
             data = DataImport("coco", split, split, world)
             whole = ImageSet(Imported(data, "images"), Imported(data, "captions"), world=world)
         else:
-            data = self._import(source)
+            data = self._import(name, source)
             parts = {part: Imported(data, part) for part in ("images", "captions", "classes")}
             has_classes = data.importer in ("folder", "cifake", "classification")
             asked = data.importer in ("scienceqa", "mmmu")
@@ -119,13 +119,17 @@ class DataSets:
             )
         return World(_TABLETOP_SPLITS[name], images)
 
-    def _import(self, source: Source) -> DataImport:
+    def _import(self, name: str, source: Source) -> DataImport:
         from gmail_align.importing.run import check_options
         from gmail_align.importing.table import find_importer
 
         assert source.importer is not None
-        function = find_importer(source.importer).load()
-        options = check_options(source.importer, function, source.options)
+        try:
+            function = find_importer(source.importer).load()
+            options = check_options(source.importer, function, source.options)
+        except ConfigError as error:
+            place = name if "." in name else f"data.{name}"
+            raise ConfigError(f"{place}: {error}") from error
         state = {}
         for key, value in options.items():
             if isinstance(value, Path):
@@ -147,11 +151,22 @@ class DataSets:
 
     @cached_property
     def leak_check(self) -> Step | None:
-        """The step that refuses training images that the run is judged by."""
+        """The step that refuses training images that the run is judged by.
+
+        Raises:
+            ConfigError: a set is the training set.
+        """
         how, sets = self.recipe.evaluate.leaks, self.sets
-        others = [one.images for name, one in sets.items() if name not in ("train",)]
-        judged = tuple(one for one in dict.fromkeys(others) if one != sets["train"].images)
+        others = {name: one.images for name, one in sets.items() if name != "train"}
+        judged = tuple(one for one in dict.fromkeys(others.values()) if one != sets["train"].images)
         drawn = any(one.world is not None for one in sets.values())
-        if how == "off" or not judged:
+        if how == "off":
+            return None
+        for name, images in others.items():
+            if images == sets["train"].images and self.recipe.data[name].share is None:
+                raise ConfigError(
+                    f"data.{name} has the images of data.train: give it others, or a share of them"
+                )
+        if not judged:
             return None
         return LeakCheck(sets["train"].images, judged, how == "looks" and not drawn)

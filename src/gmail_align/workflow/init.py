@@ -12,7 +12,7 @@ from typing import Any, Final
 from gmail_align.artifacts import write_bytes
 from gmail_align.config import toml_value
 from gmail_align.encoders.shipped import SHIPPED
-from gmail_align.errors import UserError
+from gmail_align.errors import DataError, UserError
 from gmail_align.extras import missing
 from gmail_align.progress import printable
 from gmail_align.report.names import HEADLINE
@@ -22,6 +22,7 @@ from gmail_align.workflow.work import cached_snapshot
 
 SMALL_TRAIN, SMALL_TEST, SMALL_VALIDATION = 600, 300, 100
 """Images that a run without a GPU uses, so that it takes minutes."""
+LEAST_TRAIN = 4
 _SUBSETS: Final = (
     "# A part of the real images, for rows that may see few of them.\n"
     "[subsets]\nscarce = { images = 0.2 }"
@@ -73,11 +74,17 @@ def init_recipe(folder: Path, out: Path, models: Models | None = None) -> NewRec
 
     Raises:
         UserError: the file exists already.
-        DataError: the folder holds nothing that is known.
+        DataError: the folder holds nothing that is known, or too few images.
     """
     if out.exists():
         raise UserError(f"{out} exists already: choose another name")
     layout = find_layout(folder)
+    if layout.images["train"] < LEAST_TRAIN or not all(layout.images.values()):
+        held = ", ".join(f"{layout.images[name]} {name}" for name in layout.data)
+        raise DataError(
+            f"{folder} holds too few images ({held}): a run trains on {LEAST_TRAIN} at least, and "
+            "tests and validates on 1 each"
+        )
     chosen, notes = _choose_models(models or Models(), layout)
     small = SHIPPED in (chosen.generator, chosen.encoder) or not has_gpu()
     notes = [*layout.notes, *layout.left_out, *notes, *_sizes(layout, small=small)]

@@ -99,8 +99,10 @@ def find_layout(place: Path) -> Layout:
     place = Path(os.path.realpath(place))
     files = sorted(islice(_files(place), _LOOKED_AT)) if place.is_dir() else [str(place)]
     folder = place if place.is_dir() else place.parent
-    looks = (_annotations, _shards, _parquet, _captions_beside, _tables, _class_folders)
-    for look in looks:
+    looks = [_annotations, _shards, _parquet, _captions_beside, _tables]
+    for look in (
+        [*looks, _class_folders] if place.is_dir() or files[0].endswith(_ARCHIVES) else looks
+    ):
         layout = look(folder, files)
         if layout is not None:
             return _with_splits(layout)

@@ -21,10 +21,7 @@ from gmail_align.workflow.costs import (
     llava_shape,
 )
 from gmail_align.workflow.rows import RecipeSteps
-from gmail_align.workflow.steps.data import (
-    Imported,
-    Synthesis,
-)
+from gmail_align.workflow.steps.data import Synthesis
 from gmail_align.workflow.steps.encoders import Aligned, Filtered, ImageFeatures, TextFeatures
 from gmail_align.workflow.steps.learners import (
     CaptionScores,
@@ -60,13 +57,19 @@ class StepCost:
 
 
 def plan_steps(
-    steps: RecipeSteps, work: Work, *, card: str = "h200", share: float | None = None
+    steps: RecipeSteps,
+    work: Work,
+    made_by: Mapping[str, str],
+    *,
+    card: str = "h200",
+    share: float | None = None,
 ) -> dict[str, Any]:
     """List every step with whether it exists, what is missing to run, and what is left to pay.
 
     Args:
         steps: The steps of a recipe.
         work: The work folder; it may not exist.
+        made_by: Folder, as the recipe names it -> the command that makes it.
         card: A card's name, or its half-precision TFLOP/s.
         share: Share of the card's limit that is expected; None is what each stage usually reaches.
 
@@ -89,7 +92,7 @@ def plan_steps(
         "steps": rows,
         "existing": sum(bool(row["exists"]) for row in rows),
         "missing_steps": sum(not row["exists"] for row in rows),
-        "needs": what_is_missing(every),
+        "needs": what_is_missing(every, made_by),
         "card": card,
         "costs": [cost.__dict__ for cost in _grouped(costs)],
         "gpu_hours": _sum(cost.gpu_hours for cost in costs),
@@ -97,19 +100,24 @@ def plan_steps(
     }
 
 
-def what_is_missing(steps: Iterable[Step]) -> list[dict[str, str]]:
-    """Return what a run needs and this machine lacks, each with what brings it."""
+def what_is_missing(steps: Iterable[Step], made_by: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return what a run needs and this machine lacks, each with what brings it.
+
+    Args:
+        steps: The steps of the run.
+        made_by: Folder, as the recipe names it -> the command that makes it.
+    """
     steps = list(steps)
     needs = [
         {"what": f"data: {path}", "bring": "put the files there, or correct the path"}
         for step in steps
-        if isinstance(step, Imported)
-        for path in step.source.missing
+        for path in step.missing
     ]
     for model in models_of(steps):
         if model.folder is None:
             hub = f"hf download {model.path}"
             bring = hub if model.path.count("/") == 1 else "put the model's folder there"
+            bring = made_by.get(model.name, bring)
             needs.append({"what": f"model: {model.name}", "bring": bring})
     for extra, modules in missing_extras(steps).items():
         bring = f"pip install 'gmail-align[{extra}]'"

@@ -29,6 +29,7 @@ from gmail_align.artifacts import (
 from gmail_align.config import Config
 from gmail_align.encoders.shipped import model_path
 from gmail_align.engine import Engine
+from gmail_align.errors import ModelError
 from gmail_align.leases import one_at_a_time
 from gmail_align.mirror import Mirror
 from gmail_align.progress import brief, say
@@ -36,6 +37,7 @@ from gmail_align.remote import state_of, url_of
 from gmail_align.workflow.outline import Outline
 
 _BLOB: Final = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+_DESCRIPTIONS: Final = ("config.json", "model_index.json", MANIFEST)
 _MODEL_FILES: Final = (".json", ".txt", ".model", ".safetensors", ".bin")
 _RUN_ONLY: Final = frozenset(("device", "batch_size_of_features", "writers", "compile"))
 """Settings that change where and how fast a stage runs, and not what it makes."""
@@ -127,6 +129,11 @@ class Step:
         """Make the artifact in ``out``, from artifacts that ``work`` returns."""
         raise NotImplementedError
 
+    @property
+    def missing(self) -> list[Path]:
+        """Files and folders of the user that it reads, and that do not exist."""
+        return []
+
     def place(self, folder: Path) -> Path:
         """Return the artifact's folder below a work folder."""
         return folder / self.kind / self.key
@@ -187,13 +194,21 @@ def find_model(name: str, part: str, home: Path, revision: str = "") -> Model:
     """Return the model that a recipe names: shipped, a folder, or a hub id.
 
     Equal names give one object, whose files are looked at once.
+
+    Raises:
+        ModelError: the name is empty, or names a folder that is not a model's.
     """
+    if not name.strip():
+        raise ModelError(f"a model ({part}) has an empty name: give a folder, a hub id or tabletop")
     path = model_path(name, part)
     if not revision and not path.is_dir() and not (home / path).is_dir():
         name, _, revision = name.partition("@")
         path = model_path(name, part)
     if not path.is_dir() and (home / path).is_dir():
         path = home / path
+    if path.is_dir() and not any((path / file).is_file() for file in _DESCRIPTIONS):
+        lacks = " or ".join(_DESCRIPTIONS)
+        raise ModelError(f"{name!r} is not a model: the folder {path} does not have {lacks}")
     return Model(name, part, str(path), revision)
 
 

@@ -74,6 +74,11 @@ class Imported(Step):
     source: DataImport
     part: str
 
+    @property
+    def missing(self) -> list[Path]:
+        """The paths among the import's options that do not exist."""
+        return self.source.missing
+
     def place(self, folder: Path) -> Path:
         """Return the artifact's folder inside that of its import."""
         return folder / self.kind / plain_key(self.source) / self.part
@@ -194,6 +199,12 @@ class Synthesis(Step):
     """Name of known networks that the model has, for a plan."""
     judge: Model | None = None
     """CLIP that chooses among candidates."""
+
+    @property
+    def missing(self) -> list[Path]:
+        """The generator's LoRA, where there is none."""
+        files = [Path(self.config.adapter)] if self.config.adapter else []
+        return [file for file in files if not file.is_file()]
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.synthesis.run import synthesize

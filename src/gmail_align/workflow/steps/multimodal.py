@@ -35,6 +35,12 @@ class Instructions(Step):
     talks: str | None = not_identity(None)
     """A file in LLaVA's format about the real images."""
 
+    @property
+    def missing(self) -> list[Path]:
+        """The file of conversations, where there is none."""
+        files = [] if self.talks is None else [Path(self.talks)]
+        return [file for file in files if not file.is_file()]
+
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.vlm.instructions import talks_of, write_instructions
 
