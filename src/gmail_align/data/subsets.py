@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from gmail_align.artifacts import Artifact, Draft, begin, write_jsonl
-from gmail_align.data.captions import Caption, read_captions, write_captions
-from gmail_align.data.pairs import PAIRS, read_pairs
+from gmail_align.data.captions import iter_captions, write_captions
+from gmail_align.data.pairs import PAIRS, iter_pairs
 from gmail_align.errors import UserError
 from gmail_align.progress import say
 from gmail_align.runtime import stable_seed
+
+Hashes = npt.NDArray[np.uint64]
+Flags = npt.NDArray[np.bool_]
 
 
 def choose_captions(
@@ -45,25 +51,9 @@ def choose_captions(
     draft = begin(out, "captions", config, {"captions": captions}, seed)
     if draft.complete:
         return draft.complete
-    rows = read_captions(captions)
-    by_image: dict[str, list[Caption]] = defaultdict(list)
-    for row in rows:
-        by_image[row.image_id].append(row)
-    chosen = _some(by_image, images, seed)
-    kept = {
-        row.caption_id
-        for name in chosen
-        for row in sorted(by_image[name], key=lambda row: stable_seed(seed, row.caption_id))[:each]
-    }
-    wanted = [row for row in rows if (row.caption_id in kept) != rest]
-    _require_rows(wanted, captions)
-    count = write_captions(draft, wanted)
-    return draft.finish({"captions": count, "images": len({row.image_id for row in wanted})})
-
-
-def _require_rows(rows: Collection[object], source: Artifact) -> None:
-    if not rows:
-        raise UserError(f"nothing of {source.folder} is left by this choice: change its number")
+    hashes = _hashes(captions, seed)
+    kept = _chosen(hashes, _first(images)) & _few_each(captions, hashes, each, seed)
+    return _write(draft, captions, hashes, kept != rest)
 
 
 def split(
@@ -87,16 +77,15 @@ def split(
     for name, share in {**shares, "train": 1 - sum(shares.values())}.items():
         config = {"part": name, "from": before, "share": share}
         draft = begin(out / name, source.kind, config, {"source": source}, seed)
-        cut = partial(_cut, window=(before, min(1.0, before + share)), seed=seed)
-        made[name] = draft.complete or _keep(draft, source, cut)
+        edges = (before, min(1.0, before + share))
+        made[name] = draft.complete or _write_part(draft, source, partial(_between, edges), seed)
         before += share
     return made
 
 
-def _cut(names: Set[str], window: tuple[float, float], seed: int) -> Set[str]:
-    """Return the images whose place in the order of their hashes lies in a window of shares."""
-    first, last = (round(edge * len(names)) for edge in window)
-    return set(sorted(names, key=lambda name: stable_seed(seed, name))[first:last])
+def _between(edges: tuple[float, float], count: int) -> slice:
+    """Return the places between two shares of an order."""
+    return slice(*(round(edge * count) for edge in edges))
 
 
 def hold_out(source: Artifact, share: float, out: Path, *, held: bool, seed: int = 0) -> Artifact:
@@ -115,28 +104,24 @@ def hold_out(source: Artifact, share: float, out: Path, *, held: bool, seed: int
     draft = begin(out, source.kind, {"share": share, "held": held}, {"source": source}, seed)
     if draft.complete:
         return draft.complete
-
-    def choose(names: Set[str]) -> Set[str]:
-        chosen = _some(names, share, seed)
-        return chosen if held else names - chosen
-
-    return _keep(draft, source, choose)
+    return _write_part(draft, source, _first(share), seed, rest=not held)
 
 
-def _keep(draft: Draft, source: Artifact, choose: Callable[[Set[str]], Set[str]]) -> Artifact:
-    """Write the captions, or pairs, of the real images that are chosen."""
-    pairs = read_pairs(source) if source.kind == "pairs" else []
-    captions = [] if pairs else read_captions(source)
-    names = {row.real_image_id for row in pairs} | {row.image_id for row in captions}
-    kept = choose(names)
-    if not kept:
-        raise UserError(f"{source.folder} has {len(names)} images, too few for this share of them")
-    if pairs:
-        rows = [asdict(row) for row in pairs if row.real_image_id in kept]
-        write_jsonl(draft.path(PAIRS), rows)
-        return draft.finish({"pairs": len(rows), "real_images": len(kept)})
-    count = write_captions(draft, (row for row in captions if row.image_id in kept))
-    return draft.finish({"captions": count, "images": len(kept)})
+def _write_part(
+    draft: Draft,
+    source: Artifact,
+    window: Callable[[int], slice],
+    seed: int,
+    *,
+    rest: bool = False,
+) -> Artifact:
+    """Write the captions, or pairs, of images by their place in the order of their hashes."""
+    hashes = _hashes(source, seed)
+    kept = _chosen(hashes, window) != rest
+    if not kept.any():
+        count = len(np.unique(hashes))
+        raise UserError(f"{source.folder} has {count} images, too few for this share of them")
+    return _write(draft, source, hashes, kept)
 
 
 def choose_pairs(
@@ -158,16 +143,11 @@ def choose_pairs(
     draft = begin(out, "pairs", config, {"pairs": pairs}, seed)
     if draft.complete:
         return draft.complete
-    rows = read_pairs(pairs)
-    names = {row.real_image_id for row in rows}
-    if images > max(len(names), 1):
-        say(f"{pairs.folder} has {len(names)} real images, not {images:g}: all of them are kept")
-    kept = _some(names, images, seed)
-    chosen = [row for row in rows if (row.real_image_id in kept) != rest]
-    _require_rows(chosen, pairs)
-    write_jsonl(draft.path(PAIRS), [asdict(row) for row in chosen])
-    count = len({row.real_image_id for row in chosen})
-    return draft.finish({"pairs": len(chosen), "real_images": count})
+    hashes = _hashes(pairs, seed)
+    count = len(np.unique(hashes))
+    if images > max(count, 1):
+        say(f"{pairs.folder} has {count} real images, not {images:g}: all of them are kept")
+    return _write(draft, pairs, hashes, _chosen(hashes, _first(images)) != rest)
 
 
 def _config(
@@ -183,10 +163,58 @@ def _config(
     return {**given, **({"rest": True} if rest else {})}
 
 
-def _some(names: Collection[str], images: int | float | None, seed: int) -> set[str]:
-    """Return the chosen ones of the images' names."""
-    if images is None:
-        return set(names)
-    share = images < 1 or (images == 1 and isinstance(images, float))
-    count = max(1, round(images * len(names))) if share else int(images)
-    return set(sorted(names, key=lambda name: stable_seed(seed, name))[:count])
+def _hashes(source: Artifact, seed: int) -> Hashes:
+    """Return the hash of the real image of each caption, or pair; images have different ones."""
+    if source.kind == "pairs":
+        names = (row.real_image_id for row in iter_pairs(source))
+    else:
+        names = (row.image_id for row in iter_captions(source))
+    return np.fromiter((stable_seed(seed, name) for name in names), np.uint64)
+
+
+def _first(images: int | float | None) -> Callable[[int], slice]:
+    """Return the window of a number of images, of a share of them, or of all."""
+
+    def window(count: int) -> slice:
+        if images is None:
+            return slice(count)
+        share = images < 1 or (images == 1 and isinstance(images, float))
+        return slice(max(1, round(images * count)) if share else int(images))
+
+    return window
+
+
+def _chosen(hashes: Hashes, window: Callable[[int], slice]) -> Flags:
+    """Mark the rows of the images in a window of the order of hashes."""
+    order = np.unique(hashes)
+    some = order[window(len(order))]
+    return (hashes >= some[0]) & (hashes <= some[-1]) if len(some) else hashes < 0
+
+
+def _few_each(captions: Artifact, hashes: Hashes, each: int | None, seed: int) -> Flags:
+    """Mark the captions of each image that come first in the order of their own hashes."""
+    if each is None:
+        return np.ones(len(hashes), np.bool_)
+    names = (row.caption_id for row in iter_captions(captions))
+    own = np.fromiter((stable_seed(seed, name) for name in names), np.uint64)
+    order = np.lexsort((own, hashes))
+    grouped = hashes[order]
+    flags = np.empty(len(hashes), np.bool_)
+    flags[order] = np.arange(len(grouped)) - np.searchsorted(grouped, grouped) < each
+    return flags
+
+
+def _write(draft: Draft, source: Artifact, hashes: Hashes, kept: Flags) -> Artifact:
+    """Write the captions, or pairs, that are marked.
+
+    Raises:
+        UserError: none is.
+    """
+    if not kept.any():
+        raise UserError(f"nothing of {source.folder} is left by this choice: change its number")
+    images = len(np.unique(hashes[kept]))
+    if source.kind == "pairs":
+        write_jsonl(draft.path(PAIRS), map(asdict, compress(iter_pairs(source), kept)))
+        return draft.finish({"pairs": int(kept.sum()), "real_images": images})
+    count = write_captions(draft, compress(iter_captions(source), kept))
+    return draft.finish({"captions": count, "images": images})
