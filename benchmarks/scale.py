@@ -10,13 +10,12 @@ that are mapped are not among it) and its CPU seconds.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.image_index import INDEX
 from gmail_align.data.images import ImageStore
 from gmail_align.data.pairs import make_pairs
+from gmail_align.data.subsets import hold_out as hold_captions
 from gmail_align.features.run import read_texts
 
 BLOCK = 65_536
@@ -77,6 +77,11 @@ def text(row: int) -> str:
     return f"a photo of number {row} with a small red ball on a wooden table near the window"
 
 
+def hold_captions_out(world: Path, out: Path) -> None:
+    """Choose the captions that are not held out."""
+    hold_captions(load(world / "captions"), 0.1, out, held=False)
+
+
 def pair(world: Path, out: Path) -> None:
     """Pair the images."""
     captions, real, generated = (load(world / kind) for kind in ("captions", "real", "generated"))
@@ -119,6 +124,7 @@ def read_captions(world: Path, out: Path) -> None:
 
 PARTS: dict[str, Callable[[Path, Path], None]] = {
     "open both image stores": open_images,
+    "hold captions out": hold_captions_out,
     "pair": pair,
     "number the pairs": number_pairs,
     "hold out, and order an epoch": split,
@@ -155,26 +161,35 @@ def run_part(name: str, world: Path) -> None:
     print(f"{most[0]:7.1f} MB {time.process_time() - start:7.1f} s  {name}", flush=True)
 
 
+def write_world(world: Path, count: int) -> None:
+    """Write the metadata of so many images and captions."""
+    for kind in ("real", "generated"):
+        write_images(world / kind, count, kind == "generated")
+    write_texts(world / "captions", count)
+
+
+def alone(work: Callable[..., None], *arguments: object) -> None:
+    """Run a function in a process of its own, which has imported everything."""
+    process = get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
+
+
 def main() -> None:
     """Write metadata of every size, and run the parts on it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
     parser.add_argument("--work", type=Path, help="where metadata lie; a temporary folder if none")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.part:
-        run_part(given.part, given.work)
-        return
     with tempfile.TemporaryDirectory(dir=given.work) as work:
         for count in given.rows:
             world = Path(work) / str(count)
-            for kind in ("real", "generated"):
-                write_images(world / kind, count, kind == "generated")
-            write_texts(world / "captions", count)
+            alone(write_world, world, count)
             print(f"{count:,} pairs", flush=True)
             for name in PARTS:
-                words = [sys.executable, __file__, "--part", name, "--work", str(world)]
-                subprocess.run(words, check=True)
+                alone(run_part, name, world)
 
 
 if __name__ == "__main__":

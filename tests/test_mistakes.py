@@ -84,7 +84,7 @@ def test_what_does_not_exist_is_named(text: str, named: str, tmp_path: Path) -> 
         (HEAD + "lora = { targets = '((' }\n" + DRAWN + ROW, "lora.targets"),
         (HEAD.replace('"tabletop"', '""') + DRAWN + ROW, "diffusion"),
         (HEAD + DRAWN.replace("20", "1" + "0" * 20) + ROW, "data.train"),
-        (HEAD + DRAWN + ROW + 'like = "raw"', "row.#1.like'; known keys are name, label"),
+        (HEAD + DRAWN + ROW + 'like = "raw"', "'row.#1.like'; did you mean 'row."),
         (HEAD + DRAWN + ROW + 'set = { "generator..steps" = 2 }', "'generator..steps'"),
         (HEAD + DRAWN + ROW + "[[claim]]\nname = 'x'\nbetter = 'raw'\nworse = 'raw'", "claim.#1"),
         (HEAD + ROW + "[data.train]\nimport = 'coco'\nsource = '.'\nsplitt = 'x'", "data.train"),

@@ -88,8 +88,8 @@ class ImageIndex:
     def text(self, row: int) -> str:
         """Return the caption that an image was assigned to, or else its prompt."""
         table, place = self._group(row)
-        names = [name for name in ("caption", "prompt") if name in table.column_names]
-        return next((text for name in names if (text := table[name][place].as_py())), "")
+        caption = table["caption"][place].as_py() if "caption" in self._names else None
+        return str(caption or table["prompt"][place].as_py())
 
     def _group(self, row: int) -> tuple[pa.Table, int]:
         """Return the group of rows that holds a row, and its place there."""
@@ -97,9 +97,14 @@ class ImageIndex:
         last = self._last
         if last is None or last[0] != group:
             file = pq.ParquetFile(self._path)
-            names = [name for name in INDEX_SCHEMA.names if name in file.schema_arrow.names]
-            self._last = last = group, file.read_row_group(group, columns=names)
+            self._last = last = group, file.read_row_group(group, columns=self._names)
         return last[1], row - int(self._starts[group])
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The columns that the file has; older ones have fewer."""
+        written = pq.ParquetFile(self._path).schema_arrow.names
+        return [name for name in INDEX_SCHEMA.names if name in written]
 
     @cached_property
     def _starts(self) -> npt.NDArray[np.int64]:

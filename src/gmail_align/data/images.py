@@ -265,13 +265,9 @@ class ImageStore:
         """
         return ImageRecord(**self._index.record(self._row(image_id)))
 
-    def text(self, image_id: str) -> str:
-        """Return the caption that an image stands for, as its record does.
-
-        Raises:
-            DataError: no such image.
-        """
-        return self._index.text(self._row(image_id))
+    def text(self, row: int) -> str:
+        """Return the caption that the image of a row of ``ids`` stands for, as its record does."""
+        return self._index.text(row)
 
     def read_bytes(self, image_id: str) -> bytes:
         """Return an image's encoded bytes, checked against the recorded hash.

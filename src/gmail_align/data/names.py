@@ -88,7 +88,7 @@ class Names(Sequence[str]):
 
     def row(self, name: str) -> int:
         """Return the row of a name, -1 where it is not there."""
-        return int(self._rows([name])[0])
+        return next(self._places(name), -1)
 
     def rows(self, names: Iterable[str]) -> Row:
         """Return the row of each name, -1 where it is not there."""
@@ -96,14 +96,17 @@ class Names(Sequence[str]):
 
     def every_row(self, name: str) -> list[int]:
         """Return every row of a name, in order."""
-        key, order, rows = _hashes([name])[0], self._order, []
+        return list(self._places(name))
+
+    def _places(self, name: str) -> Iterator[int]:
+        """Yield the rows of a name: those of its hash, compared one by one."""
+        key, order = _hashes([name])[0], self._order
         for place in range(int(np.searchsorted(order, key)), len(order)):
             if order[place] & ~_LOW != key:
-                break
+                return
             row = int(order[place] & _LOW)
             if self[row] == name:
-                rows.append(row)
-        return rows
+                yield row
 
     def _rows(self, names: Sequence[str]) -> Row:
         hashes, order = _hashes(names), self._order

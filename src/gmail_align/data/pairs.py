@@ -59,11 +59,11 @@ def make_pairs(captions: Artifact, real: Artifact, generated: Artifact, out: Pat
     made_from = Names((split_number(image_id) or ("", 0))[0] for image_id in generateds.ids)
 
     def images_of(caption: Caption, there: bool) -> list[str]:
-        ids = [generateds.ids[row] for row in made_from.every_row(caption.caption_id)]
-        ids.sort(key=lambda image_id: int(image_id.rpartition("-")[2]))
-        for image_id in ids if there else ():
-            _check_prompt(generateds, image_id, caption)
-        return ids
+        rows = made_from.every_row(caption.caption_id)
+        for row in rows if there else ():
+            _check_prompt(generateds, row, caption)
+        ids = [generateds.ids[row] for row in rows]
+        return sorted(ids, key=lambda image_id: int(image_id.rpartition("-")[2]))
 
     return _write_pairs(
         draft,
@@ -192,11 +192,11 @@ def iter_pairs(artifact: Artifact) -> Iterator[Pair]:
             yield Pair(**row)
 
 
-def _check_prompt(store: ImageStore, image_id: str, caption: Caption) -> None:
-    prompt = store.text(image_id)
+def _check_prompt(store: ImageStore, row: int, caption: Caption) -> None:
+    prompt = store.text(row)
     if prompt and prompt != caption.text:
         raise DataError(
-            f"image {image_id} in {store.artifact.folder} was generated from {prompt[:80]!r}, but "
-            f"caption {caption.caption_id} is {caption.text[:80]!r}: generate it from these "
-            "captions"
+            f"image {store.ids[row]} in {store.artifact.folder} was generated from "
+            f"{prompt[:80]!r}, but caption {caption.caption_id} is {caption.text[:80]!r}: "
+            "generate it from these captions"
         )

@@ -163,7 +163,8 @@ class DataSets:
         if how == "off":
             return None
         for name, images in others.items():
-            if images == sets["train"].images and self.recipe.data[name].share is None:
+            same = images == sets["train"].images and not images.missing
+            if same and self.recipe.data[name].share is None:
                 raise ConfigError(
                     f"data.{name} has the images of data.train: give it others, or a share of them"
                 )
