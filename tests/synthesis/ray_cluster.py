@@ -1,6 +1,4 @@
-"""Run on two local Ray nodes and kill workers: settings, captions, output, kills, place.
-
-Settings are those of a synthesis; in their place may stand the name of a recipe, which is run.
+"""Run synthesis on two local Ray nodes and kill workers: settings, captions, output, kills, place.
 
 The place is ``ray``, or ``client`` for ``ray://HOST`` of a head node that serves clients.
 """
@@ -26,14 +24,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from ray.cluster_utils import Cluster
 
 import gmail_align.synthesis.run as stage
-from gmail_align import pipeline
 from gmail_align.artifacts import load
 from gmail_align.engine import Engine
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.shards import ShardMaker
 
 MEMORY = 80_000_000
-SEEN = (".json", ".jsonl")
 
 
 class Slow(ShardMaker):
@@ -61,7 +57,7 @@ def kill_some(out: Path, wanted: int, killed: list[int]) -> None:
     """Kill a worker each time that something new is on disk."""
     seen = 0
     while len(killed) < wanted:
-        written = len([path for path in out.rglob("*.json*") if path.suffix in SEEN])
+        written = len(list(out.glob("shards/**/*.jsonl")))
         candidates = [process for process in workers() if process.pid not in killed]
         if written > seen and candidates:
             seen = written
@@ -92,11 +88,8 @@ def main() -> None:
     killer = threading.Thread(target=kill_some, args=(Path(out), int(kills), killed), daemon=True)
     killer.start()
     stage.ShardMaker = Slow  # type: ignore[misc]
-    if settings.startswith("{"):
-        config = SynthesisConfig(**json.loads(settings))
-        stage.synthesize(config, load(Path(captions)), Path(out), Engine(place))
-    else:
-        pipeline.run(settings, Path(out), engine=place)
+    config = SynthesisConfig(**json.loads(settings))
+    stage.synthesize(config, load(Path(captions)), Path(out), Engine(place))
     import ray
 
     sys.stdout.write(json.dumps({"killed": len(killed), "nodes": len(ray.nodes())}) + "\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gmail_align.artifacts import MANIFEST, Artifact, load
+from gmail_align.artifacts import Artifact, load
 from gmail_align.data.images import ImageStore
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.run import synthesize
@@ -43,24 +43,3 @@ def test_workers_that_are_killed_change_nothing(
     assert ImageStore(made).ids == expected
     assert made.manifest["files"] == whole.manifest["files"]
     assert made.fingerprint == whole.fingerprint
-
-
-@pytest.mark.slow
-def test_a_recipe_whose_workers_are_killed_ends_with_the_same_bytes(
-    smoke_folder: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("ray")
-    values = ["smoke", "-", tmp_path / "ray", "3", "ray"]
-    ran = subprocess.run(
-        [sys.executable, SCRIPT, *values], capture_output=True, text=True, timeout=1800
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout.splitlines()[-1]) == {"killed": 3, "nodes": 2}
-    assert contents(tmp_path / "ray") == contents(smoke_folder)
-
-
-def contents(work: Path) -> dict[str, dict[str, str]]:
-    """Return the hashes of the files of every artifact that is no result, which tells the time."""
-    folders = [path.parent for path in work.glob(f"*/**/{MANIFEST}")]
-    made = {str(folder.relative_to(work)): load(folder) for folder in folders}
-    return {name: one.manifest["files"] for name, one in made.items() if one.kind != "result"}
