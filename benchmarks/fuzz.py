@@ -374,7 +374,8 @@ def main() -> int:
     chosen = parser.parse_args()
     warm_up()
     torturer = Torturer(Path(tempfile.mkdtemp(prefix="fuzz-")))
-    torturer.make_world(TARGETS[name] for name in chosen.targets)
+    needed = [TARGETS[name] for name in chosen.targets]
+    torturer.make_world([*needed, *(_RESULT for one in needed if "{world}/result" in one)])
     prepare(torturer)
     wrong = 0
     for name in chosen.targets:
