@@ -143,6 +143,13 @@ def test_prompts_that_are_padded_score_as_without_padding(architecture: Path) ->
     assert torch.allclose(cached, together, atol=1e-5)
 
 
+def test_how_a_configuration_wraps_outputs_makes_no_difference(gpt2: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(gpt2, tmp_path / "lm")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"return_dict": False}))
+    assert load_language_model(folder).model(input_ids=torch.tensor([[1]])).logits.ndim == 3
+
+
 def test_a_model_that_reads_ahead_is_refused(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

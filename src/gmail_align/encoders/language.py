@@ -129,6 +129,7 @@ def load_language_model(folder: Path) -> LanguageModel:
             f"the tokenizer of {folder} has {len(tokenizer)} tokens and its model"
             f" {model.config.vocab_size}: use a tokenizer that belongs to the model"
         )
+    model.config.return_dict = True  # how outputs are wrapped, and no part of the model
     model.config.pad_token_id = None  # with one, transformers warns of padding that is masked
     return LanguageModel(fuse_gelu(model), tokenizer)
 
