@@ -105,15 +105,11 @@ def gap(
             features go to OUT-features.
     """
     real, generated = sides.paths(both)
-    by_file = [path.suffix == ".npy" for path in (real, generated)]
-    if any(by_file) and (matching.pairs or encoder or not all(by_file)):
-        raise ConfigError("two .npy files of features need no --pairs and no --encoder")
-    if not any(by_file) and rows != RowLabels():
-        raise ConfigError("classes, generators and texts of rows go with two .npy files")
+    are_files = _are_files((real, generated), matching, rows, encoder)
     if place.atlas is not None:
         require_parquet(place.atlas)
     paths, out = (real, generated), place.out
-    if not any(by_file):
+    if not are_files:
         stems = [Path(os.path.realpath(path)).stem for path in paths]
         out = out or Path("-".join(["gap", *stems]))
         encoder = _check_folders(paths, matching, encoder)
@@ -124,7 +120,7 @@ def gap(
     from gmail_align.gap import prepare
     from gmail_align.gap.run import measure_gap
 
-    if out is None or any(by_file):
+    if out is None or are_files:
         made = prepare.prepare_files(real, generated, rows, paired=matching.paired)
     else:
         home = out.with_name(f"{out.name}-features")
@@ -146,6 +142,18 @@ def gap(
         _write_atlas(made, place.atlas, config.max_pairs, place.seed)
         more.append(str(place.atlas))
     shared.show_result(result, result.details["advice"]["sentence"], *more)
+
+
+def _are_files(
+    paths: Sequence[Path], matching: Matching, rows: RowLabels, encoder: str | None
+) -> bool:
+    """Tell two files of features from two folders, and refuse what goes with the others."""
+    by_file = [path.suffix == ".npy" for path in paths]
+    if any(by_file) and (matching.pairs or encoder or not all(by_file)):
+        raise ConfigError("two .npy files of features need no --pairs and no --encoder")
+    if not any(by_file) and rows != RowLabels():
+        raise ConfigError("classes, generators and texts of rows go with two .npy files")
+    return any(by_file)
 
 
 def _check_folders(paths: Sequence[Path], matching: Matching, encoder: str | None) -> str | None:
