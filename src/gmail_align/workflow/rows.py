@@ -50,10 +50,18 @@ class RowSteps:
         return f"of row {self.row.name!r}, seed {self.seed}"
 
     @property
-    def results(self) -> list[Step]:
-        """The results that hold numbers of this row alone, image by image."""
-        own = [self.output] if isinstance(self.output, Probe) else []
-        return [*own, *self.reader.results, *self.answers.values()]
+    def results(self) -> dict[str, Step]:
+        """The results that hold numbers of this row alone, image by image, by what they judge.
+
+        What the row learnt comes first, then its encoder: both may have an accuracy, and the row's
+        is what a claim means.
+        """
+        reader = self.reader
+        results = {"probe": self.output} if isinstance(self.output, Probe) else {}
+        results |= {f"answers {name}": step for name, step in self.answers.items()}
+        results |= {} if reader.gap is None else {"gap": reader.gap}
+        results |= {f"retrieval {name}": step for name, step in reader.retrieval.items()}
+        return results | {f"zeroshot {name}": step for name, step in reader.zeroshot.items()}
 
     @property
     def targets(self) -> list[Step]:

@@ -208,19 +208,19 @@ def _differences(
     from gmail_align.metrics.statistics import seed_mean
 
     protocol, _, name = metric.rpartition("/")
-    for place, step in enumerate(better[0].results):
+    for judged, step in better[0].results.items():
         if protocol and getattr(step, "protocol", "") != protocol:
             continue
-        if len(worse[0].results) <= place or name not in metrics_of(work.path(step)):
+        if judged not in worse[0].results or name not in metrics_of(work.path(step)):
             continue
         first, second = (
-            [_items(one.results[place], work) for one in row] for row in (better, worse)
+            [_items(one.results[judged], work) for one in row] for row in (better, worse)
         )
         if all(name in items.columns for items in (*first, *second)):
             return {metric: estimate_table(score_runs(first, second, [name]))[name]}
         if len(better) > 1:
             values = [
-                [metrics_of(work.path(one.results[place]))[name]["value"] for one in row]
+                [metrics_of(work.path(one.results[judged]))[name]["value"] for one in row]
                 for row in (better, worse)
             ]
             gains = [a - b for a, b in zip(*values, strict=True)]
