@@ -57,7 +57,8 @@ class RowSteps:
         is what a claim means.
         """
         reader = self.reader
-        results = {"probe": self.output} if isinstance(self.output, Probe) else {}
+        results: dict[str, Step] = {}
+        results |= {"probe": self.output} if isinstance(self.output, Probe) else {}
         results |= {f"answers {name}": step for name, step in self.answers.items()}
         results |= {} if reader.gap is None else {"gap": reader.gap}
         results |= {f"retrieval {name}": step for name, step in reader.retrieval.items()}
