@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,3 +37,7 @@ def test_blocks_join_and_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyP
     assert alike.rows(["image 50", "none"]).tolist() == [50, -1]
     assert alike.every_row("image 50") == [50]
     assert 3 not in alike
+
+
+def test_a_row_may_be_numbered_by_numpy() -> None:
+    assert Names(["a", "b"])[np.int64(1)] == "b"

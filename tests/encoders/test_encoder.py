@@ -304,12 +304,16 @@ def test_targets_that_never_end_are_refused(
         GmailEncoder.from_clip(clip_folder, LoraSettings(targets=r"(\w+\.?)+Z"))
 
 
+def test_targets_that_do_not_compile_are_refused() -> None:
+    with pytest.raises(ValueError, match="regular expression"):
+        LoraSettings(targets=r"vision_model\.(")
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
         (r".*\.(q_proj|v_proj)", "text_model"),
         (r"vision_model\..*\.query", "query"),
-        (r"vision_model\.(", "vision_model"),
         (r"vision_model\..*layer_norm1", "layer_norm1"),
     ],
 )

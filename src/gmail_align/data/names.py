@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice, pairwise
 from tempfile import SpooledTemporaryFile
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, SupportsIndex, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -49,10 +49,10 @@ class Names(Sequence[str]):
         return len(self._ends)
 
     @overload
-    def __getitem__(self, at: int) -> str: ...
+    def __getitem__(self, at: SupportsIndex) -> str: ...
     @overload
     def __getitem__(self, at: slice) -> list[str]: ...
-    def __getitem__(self, at: int | slice) -> str | list[str]:
+    def __getitem__(self, at: SupportsIndex | slice) -> str | list[str]:
         """Return the name of a row, or those of a slice."""
         rows = range(len(self))[at]
         if isinstance(rows, int):
