@@ -172,7 +172,9 @@ def steps_of(recipe: Recipe, home: Path) -> RecipeSteps:
     return RecipeSteps(
         rows=rows,
         frozen=list(
-            {fingerprint([step.key for step in one.results]): one for one in plain}.values()
+            {
+                fingerprint([step.key for step in one.results.values()]): one for one in plain
+            }.values()
         ),
         checks=[step for step in checks if step is not None],
         scores=_caption_scores(recipe, rows, graphs),

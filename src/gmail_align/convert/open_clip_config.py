@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmail_align.config import Config, build
+from gmail_align.config import Config
+from gmail_align.convert.descriptions import honoured
 from gmail_align.convert.openai_format import ClipOptions, Shape, TowerOptions
 from gmail_align.encoders.preprocess import Preprocess
-from gmail_align.errors import ConfigError, ModelError, damage_explained
+from gmail_align.errors import ModelError, damage_explained
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _ARGMAX = 2
@@ -171,10 +172,7 @@ class OpenClipConfig(Config):
             described = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(described, dict):
                 raise ValueError("it does not hold an object")
-        try:
-            return build(cls, described, str(path))
-        except ConfigError as error:
-            raise ModelError(f"this model cannot be converted: {error}") from error
+        return honoured(cls, described, path)
 
     def check_shape(self, shape: Shape, *, stretched: bool) -> None:
         """Compare the sizes that are described with those of the weights.

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gmail_align.config import Config, build
+from gmail_align.config import Config
+from gmail_align.convert.descriptions import honoured
 from gmail_align.encoders.preprocess import Preprocess
-from gmail_align.errors import ConfigError, ModelError, damage_explained
+from gmail_align.errors import ModelError, damage_explained
 
 TIMM_CONFIG = "config.json"
 _HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
@@ -99,10 +100,7 @@ class TimmConfig(Config):
             described = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(described, dict) or "architecture" not in described:
             return None
-        try:
-            config = build(cls, described, str(path))
-        except ConfigError as error:
-            raise ModelError(f"this model cannot be converted: {error}") from error
+        config = honoured(cls, described, path)
         if not _PLAIN.fullmatch(config.architecture):
             raise ModelError(
                 f"{path} says architecture = {config.architecture!r}, which is not a plain ViT "

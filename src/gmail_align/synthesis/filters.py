@@ -296,11 +296,11 @@ def _features(images: Artifact, folder: Path, encoder: GmailEncoder | None) -> T
 def _clip_scores(store: ImageStore, features: Tensor, encoder: GmailEncoder) -> Iterator[float]:
     """Yield the CLIPScore of each image and its prompt, both by the frozen model."""
     rows = iter(features.split(_TEXTS))
-    encoder.tell_cut([store.record(image_id).text for image_id in store.ids])
-    for ids in _chunks(store.ids, _TEXTS):
-        prompts = [store.record(image_id).text for image_id in ids]
+    prompts = [store.text(row) for row in range(len(store))]
+    encoder.tell_cut(prompts)
+    for some in _chunks(prompts, _TEXTS):
         with torch.no_grad():
-            texts = encoder.embed_texts(prompts, Route.FROZEN).cpu().double().numpy()
+            texts = encoder.embed_texts(some, Route.FROZEN).cpu().double().numpy()
         yield from clip_score(next(rows).double().numpy(), texts).tolist()
 
 

@@ -22,10 +22,11 @@ class JudgedEncoder:
     zeroshot: Mapping[str, Step]
 
     @property
-    def results(self) -> list[Step]:
-        """Every step that judges it."""
-        gap = [] if self.gap is None else [self.gap]
-        return [*gap, *self.retrieval.values(), *self.zeroshot.values()]
+    def results(self) -> dict[str, Step]:
+        """Every step that judges it, by what it judges."""
+        results = {} if self.gap is None else {"gap": self.gap}
+        results |= {f"retrieval {name}": step for name, step in self.retrieval.items()}
+        return results | {f"zeroshot {name}": step for name, step in self.zeroshot.items()}
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,16 @@ class RowSteps:
         What the row learnt comes first, then its encoder: both may have an accuracy, and the row's
         is what a claim means.
         """
-        reader = self.reader
-        results: dict[str, Step] = {}
-        results |= {"probe": self.output} if isinstance(self.output, Probe) else {}
-        results |= {f"answers {name}": step for name, step in self.answers.items()}
-        results |= {} if reader.gap is None else {"gap": reader.gap}
-        results |= {f"retrieval {name}": step for name, step in reader.retrieval.items()}
-        return results | {f"zeroshot {name}": step for name, step in reader.zeroshot.items()}
+        own: dict[str, Step] = {"probe": self.output} if isinstance(self.output, Probe) else {}
+        own |= {f"answers {name}": step for name, step in self.answers.items()}
+        return own | self.reader.results
 
     @property
     def targets(self) -> list[Step]:
         """The steps at which the row is done."""
         own = [] if self.output is None else [self.output]
-        return [*own, *self.answers.values(), *(self.judged.results if self.judged else [])]
+        judged = self.judged.results.values() if self.judged else []
+        return [*own, *self.answers.values(), *judged]
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class RecipeSteps:
     def targets(self) -> list[Step]:
         """Every step that nothing else reads."""
         rows = [step for seeds in self.rows.values() for row in seeds for step in row.targets]
-        frozen = [step for one in self.frozen for step in one.results]
+        frozen = [step for one in self.frozen for step in one.results.values()]
         return [*self.checks, *frozen, *rows, *self.scores]
 
     @property

@@ -260,7 +260,7 @@ def _encoders(steps: RecipeSteps, work: Work) -> list[dict[str, Any]]:
     for seeds in steps.rows.values():
         judged = [row.judged for row in seeds if row.judged is not None]
         if judged and judged[0].results:
-            groups.setdefault(judged[0].results[0].key, judged)
+            groups.setdefault(next(iter(judged[0].results.values())).key, judged)
     return [_encoder(seeds, work) for seeds in groups.values()]
 
 
