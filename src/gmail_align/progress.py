@@ -93,7 +93,7 @@ def clear_line() -> None:
     """Remove a live bar."""
     global _drawn
     if _drawn:
-        sys.stderr.write(_CLEAR)
+        write_stderr(_CLEAR)
         _drawn = False
 
 
@@ -114,11 +114,24 @@ def end_line() -> None:
         _write("\n", clear=False)
 
 
+def write_stderr(text: str) -> None:
+    """Write to stderr; be silent from then on where its file cannot be written, as on a full disk.
+
+    A stage ends for what it cannot write itself, and its exit code must not get lost with stderr.
+    """
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
 def _write(text: str, clear: bool = True) -> None:
     """Write to stderr, over a live bar when there is one."""
     global _drawn
-    sys.stderr.write((_CLEAR if _drawn and clear else "") + text)
-    sys.stderr.flush()
+    write_stderr((_CLEAR if _drawn and clear else "") + text)
     _drawn = not text.endswith("\n")
 
 

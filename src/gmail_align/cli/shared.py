@@ -6,7 +6,6 @@ import errno
 import inspect
 import json
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -221,7 +220,7 @@ def _report(error: Exception) -> int:
     """Write what went wrong to stderr, and return the exit code."""
     if progress.is_verbose():
         progress.end_line()
-        sys.stderr.write(printable("".join(traceback.format_exception(error))))
+        progress.write_stderr(printable("".join(traceback.format_exception(error))))
     if isinstance(error, UserError) or _names_a_path(error):
         _complain(_sentence(error))
         return 2
@@ -237,7 +236,7 @@ def _report(error: Exception) -> int:
         _complain(_sentence(error))
     else:
         progress.end_line()
-        sys.stderr.write(printable("".join(traceback.format_exception(error))))
+        progress.write_stderr(printable("".join(traceback.format_exception(error))))
         _complain(f"this is a failure of gmail-align: {type(error).__name__}: {_sentence(error)}")
     return 1
 
@@ -343,4 +342,4 @@ def bytes_of(size: str | None) -> int | None:
 def _complain(sentence: str) -> None:
     progress.end_line()
     progress.write_to_logs(f"error: {sentence}")
-    sys.stderr.write(printable(f"gmail-align: {sentence}\n"))
+    progress.write_stderr(printable(f"gmail-align: {sentence}\n"))
