@@ -61,7 +61,7 @@ def test_the_curve_of_every_preset_is_as_it_was(
     long = changes.pop("pairs", "") == "long"
     pairs = request.getfixturevalue("long_pairs") if long else world.pairs
     preset = changes.pop("preset", "gmail")
-    small = {"batch_size": 6, "holdout": 0.25, "optim": OPTIM}
+    small = {"batch_size": 6, "holdout": 0.25, "optim": OPTIM, "select": "loss"}
     config = AlignConfig.from_preset(preset, {**small, **changes})
     sources = (pairs, world.real, world.generated)
     made = align(config, Sources(*sources), base, tmp_path / "encoder", seed=3, cache=cache)

@@ -6,12 +6,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import normalize
 
 from gmail_align.alignment.config import AlignConfig
-from gmail_align.alignment.held_out_classes import HeldOutClasses, find_classes, zero_shot_hits
+from gmail_align.alignment.held_out_classes import (
+    HeldOutClasses,
+    find_classes,
+    probe_hits,
+    zero_shot_hits,
+)
 from gmail_align.alignment.run import Sources, align
 from gmail_align.artifacts import Artifact, begin, write_json, write_jsonl
 from gmail_align.data.pairs import PAIRS, read_pairs
@@ -79,6 +86,49 @@ def test_what_captions_say_of_classes(clip_folder: Path) -> None:
     assert found([("a", "red"), ("b", "blue"), ("c", "grey"), ("d", "blue")]) is None
     assert found([("a", "red"), ("a", "blue"), ("b", "red"), ("c", "blue"), ("d", "red")]) is None
     assert found([("a", "red"), ("b", "red"), ("c", "red")]) is None
+
+
+def test_a_probe_of_generated_images_as_scikit_learn_fits_it() -> None:
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 1, 2, -1]).repeat(15)
+    image_of = torch.arange(60).repeat_interleave(2)
+    centres = torch.randn(4, 8, generator=rng)
+    real = centres[labels] + torch.randn(60, 8, generator=rng)
+    generated = centres[labels][image_of] + torch.randn(120, 8, generator=rng)
+    classes = HeldOutClasses(labels, (("a",), ("b",), ("c",)), None)
+    hits = probe_hits(classes, {"real": real, "generated": generated}, image_of)
+    assert hits is not None
+    made = labels[image_of] >= 0
+    rows = generated[made].double().numpy()
+    centre, scale = rows.mean(axis=0), np.sqrt(rows.var(axis=0).mean())
+    peer = LogisticRegression(C=1 / (0.1 * len(rows)), max_iter=1000)
+    peer.fit((rows - centre) / scale, labels[image_of][made])
+    known = (labels >= 0).numpy()
+    expected = (
+        peer.predict((real.double().numpy()[known] - centre) / scale) == labels[known].numpy()
+    )
+    assert hits[known].tolist() == expected.astype(float).tolist()
+    assert 0.4 < hits[known].mean() < 1
+    assert hits[~known].isnan().all()
+    broken = {"real": real, "generated": generated * torch.nan}
+    lost = probe_hits(classes, broken, image_of)
+    assert lost is not None
+    assert lost.isnan().all()
+    one = HeldOutClasses(torch.where(labels == 0, 0, -1), (("a",),), None)
+    assert probe_hits(one, {"real": real, "generated": generated}, image_of) is None
+
+
+def test_with_classes_the_guard_goes_by_a_probe(
+    clip_folder: Path, world: Any, tmp_path: Path
+) -> None:
+    """A whole number of images is right; the R@1 of single images would not be that number."""
+    config = AlignConfig(batch_size=6, holdout=0.5, optim=OPTIM)
+    sources = Sources(_class_pairs(world, tmp_path / "pairs"), world.real, world.generated)
+    notes = align(config, sources, clip_folder, tmp_path / "out", seed=2).manifest["notes"]
+    start = notes["guard"]["start"]
+    assert start["score"] == start["transfer"]
+    assert (6 * start["transfer"]) % 1 == pytest.approx(0)
+    assert ("gain_over_shift" in notes) == ("gain" in notes and notes["gain"]["low"] > 0)
 
 
 @pytest.mark.parametrize("given", ["a file", "captions"])

@@ -16,23 +16,27 @@ from safetensors.torch import load_file
 
 from gmail_align.alignment import run as module
 from gmail_align.alignment.config import AlignConfig, AlignWeights
+from gmail_align.alignment.guard import Guard
 from gmail_align.alignment.pair_index import REAL
 from gmail_align.alignment.run import Sources, align
+from gmail_align.alignment.verdict import verdict
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
 from gmail_align.data.images import ImageStore
 from gmail_align.data.pairs import read_pairs
+from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, TrainingError
 from gmail_align.features import run as features_run
 from gmail_align.features.cache import Cache
 from gmail_align.features.pixels import PIXELS
+from gmail_align.metrics.bootstrap import Estimate
 from gmail_align.progress import LOG
 from gmail_align.training.config import OptimConfig
 
 OPTIM = OptimConfig(steps=12, lr=2e-3, schedule="constant", checkpoint_every=5, evaluate_every=4)
 SMALL = {"batch_size": 6, "holdout": 0.25, "optim": OPTIM}
-CONFIG = AlignConfig(**SMALL)
+CONFIG = AlignConfig(**SMALL, select="loss")
 ANY_GAIN = {"apply": "best", "keep_real": None}
 """For what is not about noise: three images are held out, on which most gains are."""
 Run = Callable[..., Artifact]
@@ -477,6 +481,36 @@ def test_a_gain_within_noise_is_not_applied(
     assert torch.equal(
         encoder.embed_pixels(pixels, Route.GENERATED), plain.embed_pixels(pixels, Route.FROZEN)
     )
+
+
+class _Told(Guard):
+    """A guard that is told by how much the encoder beats the plain model and a shift."""
+
+    def __init__(self, encoder: GmailEncoder, config: AlignConfig, over: float) -> None:
+        self.encoder, self.config, self.over = encoder, config, over
+
+    def gain(self) -> Estimate:
+        return Estimate(0.2, 0.1, 0.3, 40)
+
+    def gain_over_shift(self) -> Estimate:
+        return Estimate(self.over + 0.05, self.over, self.over + 0.1, 40)
+
+
+@pytest.mark.parametrize(
+    ("over", "apply", "applied"),
+    [(0.1, "beyond_noise", True), (-0.01, "beyond_noise", False), (-0.01, "best", True)],
+)
+def test_what_does_not_beat_a_shift_is_not_applied(
+    over: float, apply: Any, applied: bool, clip_folder: Path
+) -> None:
+    encoder = GmailEncoder.from_clip(clip_folder, LoraSettings())
+    encoder.best_step = 4
+    start, kept = ({"step": step, "score": step / 10, "eligible": 1.0} for step in (0.0, 4.0))
+    notes = verdict(_Told(encoder, AlignConfig(apply=apply), over), start, kept)
+    assert (notes["applied"], notes["best_step"]) == (applied, 4 * applied)
+    assert (encoder.applied, encoder.best_step) == (applied, 4 * applied)
+    assert notes.get("gain_over_shift", {}).get("low") == (over if apply != "best" else None)
+    assert applied or "shift" in notes["message"]
 
 
 def test_default_steps_of_a_small_set_are_refused_with_a_proposal(run: Run) -> None:

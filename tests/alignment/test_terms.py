@@ -196,7 +196,8 @@ def test_bfloat16_stays_near_fp32_and_losses_are_fp32(encoder: GmailEncoder, bat
 
 def test_presets_and_what_they_guard() -> None:
     assert AlignConfig.from_preset("gmail") == AlignConfig()
-    assert AlignConfig.from_preset("eq1_only").guarded == "align"
+    assert AlignConfig.from_preset("eq1_only").guarded == "transfer"
+    assert AlignConfig.from_preset("eq1_only", {"select": "loss"}).guarded == "align"
     assert AlignConfig.from_preset("lora_only").guarded == "text_generated"
     assert AlignConfig.from_preset("lora_only").keep_real is None, "the control sees no real image"
     assert AlignConfig(select="objective").guarded == "objective"
@@ -285,7 +286,7 @@ def test_guessing_is_no_better_than_a_confident_wrong_start(
 ) -> None:
     held = _held(batch)
     chance = sum(math.log(7 - int(sum(held.image_of == image))) for image in held.image_of) / 6
-    guard = Guard(encoder, held, AlignConfig(temperature=0.001))
+    guard = Guard(encoder, held, AlignConfig(temperature=0.001, select="loss"))
     wrong = guard.metrics()
     assert wrong["align_loss"] > 2 * chance
     assert wrong["score"] >= -chance - 1e-5
@@ -312,6 +313,25 @@ def test_steps_that_harm_the_deployed_route_are_blocked(
     with torch.no_grad():
         encoder.real_head.zero_()  # every image now finds nothing
     assert Guard(encoder, held, AlignConfig()).metrics()["eligible"] == 0.0
+
+
+@torch.no_grad()
+def test_the_gain_over_a_shift_by_plain_loops(encoder: GmailEncoder, batch: Batch) -> None:
+    """The shift is that of the training pairs, and it moves the plain model's generated images."""
+    held = _held(batch)
+    held.tables.inputs["generated"].array[3] = batch.inputs["generated"][0]  # the same picture
+    config = AlignConfig(select="paired_cosine", batch_size=4)
+    train = held.pairs[[0, 2, 3]]
+    result = Guard(encoder, held, config, train).gain_over_shift()
+    pixels = encoder.preprocess.normalise(held.tables.inputs["generated"].array)
+    plain = encoder.embed_pixels(pixels, Route.FROZEN)
+    aligned = encoder.embed_pixels(pixels, Route.GENERATED)
+    frozen = batch.known["frozen"][:4].float()
+    shift = frozen[[0, 1, 2]].mean(dim=0) - plain[[0, 2, 3]].mean(dim=0)
+    targets = frozen[held.image_of]
+    cosines = [torch.cosine_similarity(rows, targets) for rows in (aligned, plain + shift)]
+    assert result.value == pytest.approx(float(cosines[0].mean() - cosines[1].mean()), abs=1e-5)
+    assert (result.n, encoder.applied) == (4, True)
 
 
 def test_ties_are_misses(encoder: GmailEncoder, batch: Batch) -> None:

@@ -13,6 +13,7 @@ from gmail_align.training.config import OptimConfig
 
 Select = Literal[
     "auto",
+    "loss",
     "align",
     "text_generated",
     "text_real",
@@ -116,22 +117,28 @@ class AlignConfig(Config):
     holdout_limit: int = Field(default=1000, ge=2)
     """Most real images that are held out."""
     select: Select = "auto"
-    """What picks the step on the held-out pairs. A loss is minimised: ``auto`` is that of Eq. 1
-    where it is trained, else the first text term that is; ``objective`` is the weighted sum of all.
-    Losses are compared at their best temperature from the trained one upwards, so an encoder cannot
-    win by being less confident alone. A figure is maximised. ``margin`` is the paired minus the
-    unpaired cosine. ``retrieval`` is that of real images and texts, by the deployed route.
-    ``transfer`` is that of real images by that route and generated images, both ways, where equal
-    captions count as one. ``zeroshot`` is the accuracy of real images by that route, where classes
-    are known."""
+    """What picks the step on the held-out pairs. ``auto`` is ``transfer`` where Eq. 1 is trained,
+    else ``loss``.
+
+    A figure is maximised. ``transfer`` says what carries over from generated images to real ones,
+    each by its own route. Where classes are known, a probe learns from generated images, and its
+    accuracy on real ones counts; else it is the R@1 between real and generated images, both ways,
+    where equal captions count as one. ``margin`` is the paired minus the unpaired cosine.
+    ``retrieval`` is the R@1 of real images and texts. ``zeroshot`` is the accuracy of real images,
+    where classes are known.
+
+    A loss is minimised. ``loss`` is that of Eq. 1 where it is trained, else of the first text term
+    that is. ``objective`` is the weighted sum of all. Losses are compared at their best temperature
+    from the trained one upwards, so an encoder cannot win by being less confident alone."""
     keep_real: Annotated[float, Field(ge=0, le=1)] | Literal["noise"] | None = "noise"
     """How much retrieval (R@1) the deployed route may lose on held-out real images: a step that
     loses more is never kept. ``noise``: no loss beyond its 95% interval. A number: no larger loss
     than that. None: any loss."""
     apply: Literal["beyond_noise", "best", "always"] = "beyond_noise"
     """When the kept step is applied. ``beyond_noise``: the 95% interval of its gain over the plain
-    model on the held-out pairs lies above 0. ``best``: its score is the best. ``always``: whatever
-    it does, for a training-free method that serves as a baseline."""
+    model on the held-out pairs lies above 0, and under ``transfer`` that over a shift of the means
+    too. ``best``: its score is the best. ``always``: whatever it does, for a training-free method
+    that serves as a baseline."""
     strengths: tuple[PositiveFloat, ...] = ()
     """Parts of the way from the plain CLIP (0) to the kept step (1) that are tried after training.
     The best on the held-out pairs is kept."""
@@ -157,10 +164,18 @@ class AlignConfig(Config):
     @property
     def guarded(self) -> str:
         """The loss or the figure that picks the step."""
-        if self.select != "auto":
+        if self.select not in ("auto", "loss"):
             return self.select
+        if self.select == "auto" and self.weights.align > 0:
+            return "transfer"
         terms = ("align", "text_generated", "text_real")
         return next((term for term in terms if getattr(self.weights, term) > 0), "objective")
+
+    @property
+    def beats_shift(self) -> bool:
+        """Whether the kept step has to beat a shift of the means, too."""
+        trained = self.method == "gmail" and self.apply == "beyond_noise"
+        return trained and self.guarded == "transfer"
 
 
 class ScratchConfig(Config):

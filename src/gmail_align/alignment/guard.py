@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from gmail_align.alignment.config import FIGURES, AlignConfig
 from gmail_align.alignment.embedding import embed
-from gmail_align.alignment.held_out_classes import zero_shot_hits
+from gmail_align.alignment.held_out_classes import probe_hits, zero_shot_hits
 from gmail_align.alignment.pair_index import PairNumbers
 from gmail_align.alignment.score import Part, Score, first_is_own, gain, total
 from gmail_align.alignment.task import HeldOut, groups_of
@@ -52,8 +52,15 @@ class Measurement:
 class Guard:
     """Measures an encoder on held-out pairs; what never changes is computed once."""
 
-    def __init__(self, encoder: GmailEncoder, held: HeldOut, config: AlignConfig) -> None:
+    def __init__(
+        self,
+        encoder: GmailEncoder,
+        held: HeldOut,
+        config: AlignConfig,
+        train: PairNumbers | None = None,
+    ) -> None:
         self.encoder, self.held, self.config = encoder, held, config
+        self._train = train
         self._image_of = torch.from_numpy(held.image_of)
         self._groups = groups_of(held.pairs)
         how = comparison(encoder, self._groups, config)
@@ -78,8 +85,9 @@ class Guard:
         by the ``real`` route and texts; equal texts count as one), their mean ``retrieval``,
         ``generated_text_r1`` and ``text_generated_r1``; and ``transfer``, the mean recall of real
         images (by the ``real`` route) among generated ones and back. Where class names are known,
-        the accuracy of real images by the ``real`` route, ``zeroshot``, and ``zeroshot_generated``.
-        What needs texts is left out without a text tower.
+        ``transfer`` is the accuracy on real images of a probe of generated ones; the zero-shot
+        accuracies of real images by the ``real`` route and of generated ones are ``zeroshot`` and
+        ``zeroshot_generated``. What needs texts is left out without a text tower.
 
         ``score``, which the guard maximises, is the figure that ``config.guarded`` names, or minus
         the loss, each contrastive loss at the best of several temperatures from its own upwards
@@ -98,15 +106,26 @@ class Guard:
         """Estimate by how much the present encoder's score exceeds the plain model's."""
         return gain(self._plain.score, self.measure().score, len(self.held.first))
 
+    def gain_over_shift(self) -> Estimate:
+        """Estimate by how much that score exceeds the plain model's with a shift of the means.
+
+        The shift moves the mean of generated images onto that of frozen real ones. It is taken from
+        some of the training pairs.
+        """
+        shifted = self._as_plain(lambda: self.measure(self._shift()))
+        return gain(shifted.score, self.measure().score, len(self.held.first))
+
     @torch.no_grad()
-    def measure(self) -> Measurement:
-        """Measure the present encoder; see :meth:`metrics`."""
+    def measure(self, shift: Float[Tensor, " d"] | None = None) -> Measurement:
+        """Measure the present encoder, generated images moved by ``shift``; see :meth:`metrics`."""
         images, pairs = self._features()
+        if shift is not None:
+            pairs = {**pairs, "generated": pairs["generated"] + shift}
         of_terms = {term: self._of(term, images, pairs) for term in TERMS}
         there = {term: given for term, given in of_terms.items() if given is not None}
         figures = {
             **self._cosine_figures(pairs["generated"]),
-            "transfer": self._retrieval(images["real"], pairs["generated"]),
+            "transfer": self._transfer(images["real"], pairs["generated"]),
             **self._retrieval_figures(images["real"], pairs),
             **self._zero_shot_figures(images["real"], pairs["generated"]),
         }
@@ -142,11 +161,23 @@ class Guard:
     @cached_property
     def _plain(self) -> Measurement:
         """The plain model, by whose routes nothing has been learnt."""
+        return self._as_plain(self.measure)
+
+    def _as_plain(self, measure: Callable[[], Measurement]) -> Measurement:
         applied, self.encoder.applied = self.encoder.applied, False
         try:
-            return self.measure()
+            return measure()
         finally:
             self.encoder.applied = applied
+
+    @torch.no_grad()
+    def _shift(self) -> Float[Tensor, " d"]:
+        """Return the mean of frozen real images less that of generated ones, by training pairs."""
+        assert self._train is not None, "this guard does not know the training pairs"
+        step = -(-len(self._train) // self.config.holdout_limit)
+        pairs = np.asarray(self._train[::step])
+        real = self.held.tables.known["frozen"].take(pairs).float()
+        return real.mean(dim=0) - self._embed("generated", pairs)["generated"].mean(dim=0)
 
     @cached_property
     def _plain_retrieval(self) -> Score:
@@ -234,7 +265,7 @@ class Guard:
 
     def _zero_shot_figures(self, real: Tensor, generated: Tensor) -> dict[str, Score]:
         """Return the accuracies of real and of generated images, where classes are known."""
-        if self.held.classes is None:
+        if self.held.classes is None or self.held.classes.features is None:
             return {}
         features = {"real": real, "generated": generated}
         hits = zero_shot_hits(self.encoder, self.held.classes, features, self._image_of)
@@ -270,6 +301,17 @@ class Guard:
             "generated_text_r1": [self._part(first_is_own(scores, alike))],
             "text_generated_r1": [self._part(first_is_own(scores.T, alike.T))],
         }
+
+    def _transfer(self, real: Float[Tensor, "m d"], generated: Float[Tensor, "n d"]) -> list[Part]:
+        """Return what carries over from generated images to real ones."""
+        classes = self.held.classes
+        if classes is not None:
+            images = {"real": real, "generated": generated}
+            hits = probe_hits(classes, images, self._image_of)
+            if hits is not None:
+                labelled = classes.labels.numpy() >= 0
+                return [Part(hits.numpy()[labelled], np.flatnonzero(labelled))]
+        return self._retrieval(real, generated)
 
     def _retrieval(self, real: Float[Tensor, "m d"], pairs: Float[Tensor, "n d"]) -> list[Part]:
         """Return R@1 of real images among the pairs' texts or generated images, and back, halved.

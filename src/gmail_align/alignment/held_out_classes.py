@@ -1,4 +1,4 @@
-"""Zero-shot classification of held-out images, wherever the names of their classes are known."""
+"""Classes of held-out images: zero-shot classification, and what a probe carries over."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact
@@ -16,6 +16,7 @@ from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, damage_explained
 from gmail_align.metrics.class_accuracy import class_weights, zeroshot_hits
+from gmail_align.metrics.transfer import class_transfer
 
 _IMAGES_A_CLASS = 2
 """Captions are taken for names of classes where each stands for this many images on average."""
@@ -29,8 +30,8 @@ class HeldOutClasses:
     """The class of each image; -1 where it has none."""
     prompts: tuple[tuple[str, ...], ...]
     """Of each class."""
-    features: Float[Tensor, "classes d"]
-    """One row a class, by the frozen text tower."""
+    features: Float[Tensor, "classes d"] | None
+    """One row a class, by the frozen text tower; None without one."""
 
 
 def find_classes(
@@ -53,8 +54,6 @@ def find_classes(
     Raises:
         ArtifactError: ``artifact`` is damaged.
     """
-    if not encoder.has_texts:
-        return None
     known = _from_captions(captions) if artifact is None else _read(artifact, set(images))
     if known is None:
         return None
@@ -64,7 +63,33 @@ def find_classes(
     if max(rows, default=-1) < 0:
         return None
     lines = tuple(tuple(own) for own in prompts.values())
-    return HeldOutClasses(torch.tensor(rows), lines, _features(encoder, lines, Route.FROZEN))
+    features = _features(encoder, lines, Route.FROZEN) if encoder.has_texts else None
+    return HeldOutClasses(torch.tensor(rows), lines, features)
+
+
+def probe_hits(
+    classes: HeldOutClasses, images: Mapping[str, Tensor], image_of: Tensor
+) -> Float64[Tensor, " m"] | None:
+    """Say which ``real`` images a probe gets right that learnt from ``generated`` ones.
+
+    Args:
+        classes: The classes.
+        images: Features of ``real`` images (m) and of ``generated`` ones (n, of those images).
+        image_of: Which of the m real images each generated one belongs to.
+
+    Returns:
+        1 or 0 an image; NaN for images without a class, and for all where a feature is not finite.
+        None where fewer than two classes have an image.
+    """
+    labels = classes.labels
+    known, made = labels >= 0, labels[image_of] >= 0
+    if len(labels[known].unique()) < 2:
+        return None
+    hits = torch.full((len(labels),), math.nan, dtype=torch.float64)
+    if all(torch.isfinite(rows).all() for rows in images.values()):
+        generated = images["generated"][made], labels[image_of][made]
+        hits[known] = class_transfer(*generated, images["real"][known], labels[known])
+    return hits
 
 
 @torch.no_grad()
@@ -85,6 +110,7 @@ def zero_shot_hits(
     weights = classes.features
     if encoder.adapts_texts:
         weights = _features(encoder, classes.prompts, Route.REAL)
+    assert weights is not None, "zero-shot classification needs a text tower"
     labels = {"real": classes.labels, "generated": classes.labels[image_of]}
     return {name: _hits(rows, labels[name], weights) for name, rows in images.items()}
 

@@ -271,7 +271,7 @@ class _Training:
         self.features = needed_features(config)
         self.parameters = dict(encoder.trainable(real_head=trains_real_head(config)))
         self.heads = encoder.heads.own().keys() & self.parameters.keys()
-        self.guard = Guard(encoder, task.held, config)
+        self.guard = Guard(encoder, task.held, config, task.train)
         self.log_scale: nn.Parameter | None = None
         if config.learn_temperature:
             start = torch.tensor(-math.log(config.temperature), device=encoder.device)

@@ -211,7 +211,8 @@ class TableMaker:
         }
         if "real_head" in self.needs:
             inputs["real_head"] = inputs["real"]
-        needed = every if self.needs & {"frozen", "frozen_patches"} else held
+        targets = self.needs & {"frozen", "frozen_patches"}
+        needed = every if targets or self.config.beats_shift else held
         known = {"frozen": self.frozen(real, "real", needed)}
         if "frozen_patches" in self.needs:
             known["frozen_patches"] = self.frozen(real, "real", needed, patches=True)
@@ -297,7 +298,7 @@ def _known_classes(
     texts = index.names_of("text", held.pairs[:, COLUMNS.index("text")])
     captions = [(images[row], text) for row, text in zip(held.image_of, texts, strict=True)]
     classes = find_classes(encoder, images, captions, artifact)
-    if classes is None and config.guarded == "zeroshot":
+    if config.guarded == "zeroshot" and (classes is None or classes.features is None):
         raise ConfigError(
             "select=zeroshot needs classes, but these captions do not name any: pass --classes "
             "with what the import of a class folder made, or select something else"

@@ -33,6 +33,9 @@ def verdict(guard: Guard, start: dict[str, float], kept: dict[str, float]) -> di
         say(_side_by_side(start, kept))
         gain = ranks().from_first(lambda: asdict(guard.gain()))
         notes["gain"], message = gain, _refusal(config, gain, kept)
+        if message is None and config.beats_shift:
+            over = ranks().from_first(lambda: asdict(guard.gain_over_shift()))
+            notes["gain_over_shift"], message = over, _worse_than_shift(over)
     if message is not None:
         notes["message"] = message
         say(message)
@@ -79,10 +82,7 @@ def _refusal(
         return None
     verb, score = _goal(config)
     what = "the best step" if config.method == "gmail" else config.method
-    figures = (
-        f"{gain['value']:.4f} (95% interval {gain['low']:.4f} to {gain['high']:.4f} over "
-        f"{gain['n']:.0f} images)"
-    )
+    figures = _figures(gain)
     if gain["value"] <= 0:
         return f"{what} has not {verb} {score}: its gain is {figures}, {plain}"
     return (
@@ -91,9 +91,27 @@ def _refusal(
     )
 
 
+def _worse_than_shift(gain: Mapping[str, float]) -> str | None:
+    """Say that a shift of the means does as much, if it does."""
+    if gain["low"] > 0:
+        return None
+    return (
+        "the best step does not beat a shift of the means beyond noise: its transfer exceeds that "
+        f"by {_figures(gain)}, so it is not applied: the encoder is the plain model; try "
+        "method=mean_shift, more pairs or other weights"
+    )
+
+
+def _figures(gain: Mapping[str, float]) -> str:
+    return (
+        f"{gain['value']:.4f} (95% interval {gain['low']:.4f} to {gain['high']:.4f} over "
+        f"{gain['n']:.0f} images)"
+    )
+
+
 def _side_by_side(start: Mapping[str, float], kept: Mapping[str, float]) -> str:
     """Show what the guard measured before training and at the kept step, in one line."""
-    shown = ("align_loss", "paired_cosine", "generated_real_r1", "retrieval", "zeroshot")
+    shown = ("align_loss", "paired_cosine", "transfer", "retrieval", "zeroshot")
     names = [name for name in shown if name in start and name in kept]
     changes = [f"{name.replace('_', ' ')} {start[name]:.3f} -> {kept[name]:.3f}" for name in names]
     return f"held out, before -> step {kept['step']:.0f}: {', '.join(changes)}"
