@@ -202,7 +202,7 @@ def test_presets_and_what_they_guard() -> None:
     assert AlignConfig.from_preset("lora_only").keep_real is None, "the control sees no real image"
     assert AlignConfig(select="objective").guarded == "objective"
     only = AlignWeights(align=0, text_generated=0, text_real=0, distill_real=1)
-    assert AlignConfig(weights=only).guarded == "objective"
+    assert AlignConfig(weights=only, select="loss").guarded == "objective"
 
 
 def _held(batch: Batch, **known: torch.Tensor) -> HeldOut:

@@ -12,7 +12,6 @@ from gmail_align.encoders.config import EncoderLayout, LoraSettings, TextKind
 from gmail_align.training.config import OptimConfig
 
 Select = Literal[
-    "auto",
     "loss",
     "align",
     "text_generated",
@@ -116,9 +115,8 @@ class AlignConfig(Config):
     """Share of the real images, with all their pairs, that is held out for the guard."""
     holdout_limit: int = Field(default=1000, ge=2)
     """Most real images that are held out."""
-    select: Select = "auto"
-    """What picks the step on the held-out pairs. ``auto`` is ``transfer`` where Eq. 1 is trained,
-    else ``loss``.
+    select: Select = "transfer"
+    """What picks the step on the held-out pairs.
 
     A figure is maximised. ``transfer`` says what carries over from generated images to real ones,
     each by its own route. Where classes are known, a probe learns from generated images, and its
@@ -152,7 +150,11 @@ class AlignConfig(Config):
         "eq1_only": {"weights": {"text_generated": 0.0, "text_real": 0.0}},
         # The control that the paper lacks: the same adapter and generated head, trained on
         # generated images and their captions, without any real image: not even the guard asks one.
-        "lora_only": {"weights": {"align": 0.0, "text_real": 0.0}, "keep_real": None},
+        "lora_only": {
+            "weights": {"align": 0.0, "text_real": 0.0},
+            "select": "loss",
+            "keep_real": None,
+        },
         # Generated features are also drawn to the very place of the frozen real ones.
         "distilled": {"weights": {"distill_generated": 1.0}},
         "full": {"encoder": {"tune": "full"}},  # the whole tower instead of an adapter (Tab. 11)
@@ -164,10 +166,8 @@ class AlignConfig(Config):
     @property
     def guarded(self) -> str:
         """The loss or the figure that picks the step."""
-        if self.select not in ("auto", "loss"):
+        if self.select != "loss":
             return self.select
-        if self.select == "auto" and self.weights.align > 0:
-            return "transfer"
         terms = ("align", "text_generated", "text_real")
         return next((term for term in terms if getattr(self.weights, term) > 0), "objective")
 
