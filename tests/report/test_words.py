@@ -62,7 +62,15 @@ def test_the_gap_is_described_by_its_margin() -> None:
 def test_the_guard_tells_when_nothing_helped() -> None:
     kept, refused = words.guard_notes(full_result())
     assert kept == "gmail: step 20 of 30 was the best and was kept."
-    assert "control: no step of 900 was better than none" in refused
+    assert "control: no step of 900 was clearly better than none" in refused
+
+
+@pytest.mark.parametrize(("applied", "said"), [(True, "applied"), (False, "not applied")])
+def test_a_map_is_not_told_as_a_step(applied: bool, said: str) -> None:
+    result = full_result()
+    result["encoders"][1] |= {"steps": 0, "best_steps": [int(applied)], "applied": [applied]}
+    note = next(note for note in words.guard_notes(result) if "map" in note)
+    assert said in note and "step" not in note
 
 
 def test_limits_tell_seeds_and_what_is_missing() -> None:

@@ -222,12 +222,16 @@ def guard_notes(result: Mapping[str, Any]) -> list[str]:
     for one in encoders(result):
         if one.best_step is None:
             continue
-        of = f" of {count(one.steps)}" if one.steps else ""
-        notes.append(
-            f"{one.name}: step {count(one.best_step)}{of} was the best and was kept."
-            if one.applied
-            else f"{one.name}: no step{of} was better than none, so the encoder was left as it was."
-        )
+        if not one.steps:  # a training-free map
+            done = "applied" if one.applied else "fitted, and not applied"
+            notes.append(f"{one.name}: the map was {done}; nothing was trained.")
+            continue
+        of = f" of {count(one.steps)}"
+        if one.applied:
+            notes.append(f"{one.name}: step {count(one.best_step)}{of} was the best and was kept.")
+        else:
+            why = "was clearly better than none, so the encoder was left as it was"
+            notes.append(f"{one.name}: no step{of} {why}.")
     return notes
 
 
