@@ -14,6 +14,10 @@ RESULT = {
         {"name": "more is better", "metric": "CIDEr", "verdict": "holds", "difference": CIDER},
         {"name": "less is better", "metric": "SPICE", "verdict": "not tested", "difference": None},
     ],
+    "encoders": [
+        {"name": "frozen 0"},
+        {"name": "gmail", "applied": [False], "refusals": ["no step raised the held-out transfer"]},
+    ],
     "unavailable": {"SPICE": "its jars are missing"},
     "report": "work/report/index.html",
     "seeds": 1,
@@ -26,6 +30,7 @@ def test_a_run_ends_with_its_table_and_the_next_command():
         "             real images  CIDEr",
         "raw          0            1.250 [1.000, 1.500]",
         "real images  24           1.250",
+        "gmail: no step raised the held-out transfer",
         "more is better: holds (CIDEr +1.250 [1.000, 1.500])",
         "less is better: not tested",
         "SPICE is not available: its jars are missing",
@@ -37,5 +42,12 @@ def test_a_run_ends_with_its_table_and_the_next_command():
 
 def test_rows_without_scores_leave_the_table_out():
     rows = [{"label": "none", "real_images": 0, "metrics": {}}]
-    lines = outcome_lines(RESULT | {"rows": rows, "claims": [], "unavailable": {}}, "a", "b")
+    nothing = {"rows": rows, "claims": [], "encoders": [], "unavailable": {}}
+    lines = outcome_lines(RESULT | nothing, "a", "b")
     assert lines.splitlines() == ["report: work/report/index.html", "next: b"]
+
+
+def test_refusals_of_several_seeds_are_counted():
+    encoder = {"name": "gmail", "applied": [True, False, False], "refusals": ["noise", "harm"]}
+    lines = outcome_lines(RESULT | {"encoders": [encoder]}, "a", "b")
+    assert "gmail was not applied in 2 of 3 seeds: noise" in lines.splitlines()

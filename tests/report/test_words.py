@@ -63,6 +63,9 @@ def test_the_guard_tells_when_nothing_helped() -> None:
     kept, refused = words.guard_notes(full_result())
     assert kept == "gmail: step 20 of 30 was the best and was kept."
     assert "control: no step of 900 was clearly better than none" in refused
+    result = full_result()
+    result["encoders"][2]["refusals"] = ["the best step does not beat a shift"]
+    assert words.guard_notes(result)[1] == "control: the best step does not beat a shift."
 
 
 @pytest.mark.parametrize(("applied", "said"), [(True, "applied"), (False, "not applied")])

@@ -138,12 +138,21 @@ def outcome_lines(result: Mapping[str, Any], again: str, then: str) -> str:
         then: What a new user does next.
     """
     lines = list(_table(result["rows"]))
+    lines += [line for encoder in result["encoders"] for line in _refusal(encoder)]
     lines += [_claim(claim) for claim in result["claims"]]
     lines += [f"{name} is not available: {why}" for name, why in result["unavailable"].items()]
     lines.append(f"report: {result['report']}")
     if result["seeds"] == 1 and result["claims"]:
         lines.append(f"one seed decides little; five do: {again}")
     return "\n".join([*lines, f"next: {then}"])
+
+
+def _refusal(encoder: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why an alignment was not applied, and in how many seeds."""
+    refusals, seeds = encoder.get("refusals") or [], len(encoder.get("applied", []))
+    if refusals:
+        times = f" was not applied in {len(refusals)} of {seeds} seeds" if seeds > 1 else ""
+        yield f"{encoder['name']}{times}: {refusals[0]}"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -170,6 +170,7 @@ class EncoderResult:
         best_step: The step that the guard kept, of the first seed.
         applied: Whether the alignment is applied, of the first seed.
         label: Its name in tables, where it is no step of a recipe.
+        refusal: Why it is not applied; empty where that is not known.
     """
 
     name: str
@@ -180,6 +181,7 @@ class EncoderResult:
     best_step: int | None = None
     applied: bool | None = None
     label: str = ""
+    refusal: str = ""
 
 
 def rows(result: Mapping[str, Any]) -> list[RowResult]:
@@ -231,6 +233,7 @@ def encoders(result: Mapping[str, Any]) -> list[EncoderResult]:
             next(iter(row.get("best_steps") or ()), None),
             next(iter(row.get("applied") or ()), None),
             str(row.get("label") or ""),
+            next(iter(row.get("refusals") or ()), ""),
         )
         for row in _objects(result, "encoders")
     ]

@@ -96,6 +96,7 @@ def _encoder(name: str, encoder: Artifact) -> dict[str, Any]:
         "steps": max(steps, default=0),
         "best_steps": [notes["best_step"]] if "best_step" in notes else [],
         "applied": [notes["applied"]] if "applied" in notes else [],
+        "refusals": [notes["message"]] if "message" in notes else [],
     }
 
 

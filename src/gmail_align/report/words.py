@@ -230,8 +230,8 @@ def guard_notes(result: Mapping[str, Any]) -> list[str]:
         if one.applied:
             notes.append(f"{one.name}: step {count(one.best_step)}{of} was the best and was kept.")
         else:
-            why = "was clearly better than none, so the encoder was left as it was"
-            notes.append(f"{one.name}: no step{of} {why}.")
+            why = f"no step{of} was clearly better than none, so the encoder was left as it was"
+            notes.append(f"{one.name}: {one.refusal or why}.")
     return notes
 
 

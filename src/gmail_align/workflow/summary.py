@@ -279,6 +279,7 @@ def _encoder(seeds: Sequence[JudgedEncoder], work: Work) -> dict[str, Any]:
         "applied": [note["applied"] for note in notes],
         "best_steps": [note["best_step"] for note in notes],
         "steps": steps_run(encoders[0].folder) if encoders else 0,
+        "refusals": [note["message"] for note in notes if "message" in note],
     }
     return {
         "name": first.name,
