@@ -107,6 +107,38 @@ def test_two_claims_of_one_name_are_refused(tmp_path: Path) -> None:
     assert "it helps" in refusal(tmp_path, HEAD + DRAWN + rows + claim * 2)
 
 
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ("metric = 'cider'", "CIDEr"),
+        ("metric = 'accuracy'", "not measured of both"),
+        ("metric = 'WMD'", "METEOR"),
+        ("metric = 't2i_r2'\n[evaluate]\nretrieval = ['test']", "t2i_r1"),
+        ("metric = 'other/t2i_r1'\n[evaluate]\nretrieval = ['test']", "test/t2i_r1"),
+        ("metric = 'text_cosine_real'", "unpaired_cosine"),
+        ("metric = 'CIDEr'\n[evaluate]\nsubset = true", "no protocol of captions"),
+        ("metric = 'CIDEr'\n[evaluate]\nretrieval = ['imagenet']", "no protocol of retrieval"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run --dry-run", "plan"])
+def test_what_nothing_will_measure_is_refused_at_once(
+    more: str, named: str, command: str, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    rows = ROW + ROW.replace("raw", "other")
+    claim = "[[claim]]\nname = 'it helps'\nbetter = 'raw'\nworse = 'other'\n"
+    recipe.write_text(HEAD + DRAWN + rows + claim + more)
+    ran = CliRunner().invoke(app, [*command.split(), str(recipe)])
+    assert ran.exit_code == 2 and named in ran.stderr, ran.output
+
+
+def test_a_learner_without_captions_has_no_metric_of_captions(tmp_path: Path) -> None:
+    rows = ROW + ROW.replace("raw", "other").replace("clipcap", "none")
+    claim = "[[claim]]\nname = 'it helps'\nbetter = 'raw'\nworse = 'other'\n"
+    assert "margin" in refusal(tmp_path, HEAD + DRAWN + rows + claim + "metric = 'marge'\n")
+    assert "not measured of both" in refusal(tmp_path, HEAD + DRAWN + rows + claim)
+
+
 def test_a_missing_image_folder_is_named(tmp_path: Path) -> None:
     path = photos(tmp_path / "photos")
     data = f"[data.train]\nimport = 'coco'\nsource = '{path}'\nimages = ['{tmp_path}/nowhere']\n"

@@ -18,6 +18,7 @@ from gmail_align import pipeline
 from gmail_align.artifacts import MANIFEST
 from gmail_align.encoders.shipped import shipped_models
 from gmail_align.recipe import read_recipe, recipe_file, recipe_of
+from gmail_align.results import read_result
 from gmail_align.workflow.steps.encoders import Aligned
 from gmail_align.workflow.work import in_order
 from worlds.runs import COUNTS, counted_smoke
@@ -61,6 +62,20 @@ def test_result_keeps_the_contract(finished: tuple[Path, dict[str, Any]]) -> Non
     (claim,) = stored["claims"]
     assert claim["difference"]["n"] == 20
     assert claim["verdict"] in ("holds", "not significant", "reversed")
+
+
+def test_the_numbers_of_every_step_are_known_before_it_is_made(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    """A row has its captions' scores in ``systems``; WMD lacks word vectors."""
+    steps = in_order(pipeline.steps_of(read_recipe("smoke"), Path()).targets)
+    judged = {step: read_result(step.place(finished[0])) for step in steps if step.measures}
+    assert {type(step).__name__ for step in judged} == {
+        *("Gap", "Retrieval", "ZeroShot", "CaptionScores")
+    }
+    for step, result in judged.items():
+        found = [result.metrics, *result.details.get("systems", {}).values()][-1]
+        assert set(step.measures) == found.keys() | result.unavailable.keys()
 
 
 def test_images_are_counted_from_artifacts(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -21,6 +21,7 @@ from gmail_align.progress import say
 from gmail_align.recipe import Recipe, read_recipe, recipe_file, recipe_of, runbook_commands
 from gmail_align.results import RESULT
 from gmail_align.workflow.graph import Graph
+from gmail_align.workflow.measures import refuse_unmeasured
 from gmail_align.workflow.outline import Outline
 from gmail_align.workflow.rows import RecipeSteps, RowSteps
 from gmail_align.workflow.steps.encoders import fetch_model
@@ -159,7 +160,8 @@ def steps_of(recipe: Recipe, home: Path) -> RecipeSteps:
         home: Folder that its relative paths start from.
 
     Raises:
-        UserError: an input does not exist, or a setting does not fit what it is used for.
+        UserError: an input does not exist, a setting does not fit what it is used for, or a claim's
+            metric is not measured.
     """
     find_model.cache_clear()  # weights may have changed since the last look
     graphs = {row.name: Graph(recipe.for_row(row), home) for row in recipe.row}
@@ -169,7 +171,7 @@ def steps_of(recipe: Recipe, home: Path) -> RecipeSteps:
     }
     plain = [graphs[row.name].plain_encoder(row) for row in recipe.row]
     checks = [graph.data.leak_check for graph in graphs.values()]
-    return RecipeSteps(
+    steps = RecipeSteps(
         rows=rows,
         frozen=list(
             {
@@ -179,6 +181,8 @@ def steps_of(recipe: Recipe, home: Path) -> RecipeSteps:
         checks=[step for step in checks if step is not None],
         scores=_caption_scores(recipe, rows, graphs),
     )
+    refuse_unmeasured(recipe.claim, steps)
+    return steps
 
 
 def _caption_scores(

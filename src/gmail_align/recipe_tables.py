@@ -329,5 +329,18 @@ def refuse_unknown(place: str, table: Table, known: Iterable[str]) -> None:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Name the known name that is nearest to a wrong one, or all of them."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = _closest(name, names, 1, 0.5)
     return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names) or 'none'}"
+
+
+def nearest_few(name: str, known: Iterable[str]) -> str:
+    """Name the three known names that are nearest to a wrong one, of many."""
+    few = ", ".join(_closest(name, list(known), 3, 0.0))
+    return f"use one that is, such as {few}" if few else "nothing is"
+
+
+def _closest(name: str, known: Iterable[str], most: int, cutoff: float) -> list[str]:
+    """Return the names that are most alike, upper and lower case alike."""
+    spelled = {one.lower(): one for one in reversed(list(known))}
+    close = difflib.get_close_matches(name.lower(), spelled, n=most, cutoff=cutoff)
+    return [spelled[one] for one in close]

@@ -99,6 +99,14 @@ def test_what_its_recipe_refuses_is_named(made: dict[str, Any], named: str) -> N
         study_of("mine", made).recipe("tabletop")
 
 
+def test_a_column_that_no_row_fills_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        study_file("table-6").read_text().replace('label = "CIDEr"', 'metric = "CIDerr"', 1)
+    )
+    with pytest.raises(ConfigError, match="'CIDerr'.*such as CIDEr, "):
+        plan_study(str(tmp_path / "mine.toml"), StudyOptions(work=tmp_path))
+
+
 def test_an_unknown_study_or_scale_names_what_there_is() -> None:
     with pytest.raises(ConfigError, match="table-6"):
         read_study("tabel-6")

@@ -29,6 +29,8 @@ ROW_METRICS: Final = {
     "accuracy": "Accuracy",
     "class_mean": "Class mean",
 }
+ACCURACIES: Final = ("accuracy", "class_mean")
+"""Metrics of a classification."""
 HEADLINE: Final = "CIDEr"
 """What rows are compared by where no claim names a metric."""
 REMARKS: Final = {

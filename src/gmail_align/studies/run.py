@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from gmail_align.artifacts import fingerprint
-from gmail_align.errors import ArtifactError
+from gmail_align.errors import ArtifactError, ConfigError
 from gmail_align.pipeline import REPORT, engine_of, fetch_inputs, make, steps_of, write_run_report
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe, runbook_commands
+from gmail_align.recipe_tables import nearest_few
 from gmail_align.runtime import versions
 from gmail_align.studies.language import Column, Scale, Study, StudyRow, read_study
 from gmail_align.studies.result import (
@@ -23,8 +24,9 @@ from gmail_align.studies.result import (
     TestedClaim,
     read_study_result,
 )
+from gmail_align.workflow.measures import captions_of
 from gmail_align.workflow.plan import Rates, plan_steps
-from gmail_align.workflow.rows import RecipeSteps
+from gmail_align.workflow.rows import RecipeSteps, RowSteps
 from gmail_align.workflow.summary import summarise
 from gmail_align.workflow.work import Work, in_order
 
@@ -82,6 +84,7 @@ def run_study(name: str, options: StudyOptions) -> StudyResult:
     study = read_study(name)
     recipe = study.recipe(options.scale, options.changes)
     steps = steps_of(recipe, Path.cwd())
+    refuse_unmeasured_columns(study, options.scale, steps)
     finished = _finished(options.place(study.name) / RESULT, _made_from(study, recipe, steps))
     if finished is not None:
         say(f"{options.place(study.name)} is complete: nothing to do")
@@ -108,6 +111,7 @@ def plan_study(
     """
     study = read_study(name)
     steps = steps_of(study.recipe(options.scale, options.changes), Path.cwd())
+    refuse_unmeasured_columns(study, options.scale, steps)
     made_by = runbook_commands(study.at(options.scale).base)
     made = plan_steps(steps, Work(options.work), made_by, card=card, share=share)
     return {"study": study.name, "scale": options.scale, "title": study.title, **made}
@@ -161,6 +165,35 @@ def numbers_of(row: Mapping[str, Any], tflop: float | None) -> dict[str, Mapping
     costs = {**row, "tflop": tflop}
     known = {name: {"value": costs[name]} for name in _COSTS if costs.get(name) is not None}
     return {**numbers, **encoder["gap"], **known, **row["metrics"]}
+
+
+def refuse_unmeasured_columns(study: Study, scale: Scale, steps: RecipeSteps) -> None:
+    """Refuse a column whose metric no row will have.
+
+    Raises:
+        ConfigError: there is one; the nearest metrics are named.
+    """
+    rows = [seeds[0] for seeds in steps.rows.values()]
+    known = list(dict.fromkeys(name for row in rows for name in names_of(row, steps)))
+    for column in study.columns_at(scale):
+        if (metric := column.metric_at(scale)) is not None and metric not in known:
+            raise ConfigError(
+                f"study {study.name}, scale {scale}: column {column.name!r} shows {metric!r}, "
+                f"which is measured of no row: {nearest_few(metric, known)}"
+            )
+
+
+def names_of(row: RowSteps, steps: RecipeSteps) -> list[str]:
+    """Return the names of the numbers that :func:`numbers_of` will find in a row."""
+    names = [f"{protocol}/accuracy" for protocol in row.reader.zeroshot]
+    for protocol, step in row.reader.retrieval.items():
+        names += [*step.measures, *(f"{protocol}/{name}" for name in step.measures)]
+    for own in (row.reader.gap, captions_of(row, steps), row.output):
+        names += [] if own is None else own.measures
+    for protocol, step in row.answers.items():
+        start = f"{protocol} " if len(row.answers) > 1 else ""
+        names += [f"{start}{name}" for name in step.measures]
+    return [*names, *_COSTS]
 
 
 def _tflop(steps: RecipeSteps, name: str, work: Work) -> float | None:

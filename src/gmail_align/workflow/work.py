@@ -121,6 +121,11 @@ class Step:
         return hash(self.key)
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the numbers in it; some of them need modules or data that may lack."""
+        return ()
+
+    @property
     def words(self) -> str:
         """What is made, in words."""
         return self.what.format(**{one.name: getattr(self, one.name) for one in fields(self)})

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.artifacts import Artifact
+from gmail_align.data.protocols import Task
+from gmail_align.report.gap_names import GAP_MEASURES
+from gmail_align.report.names import ACCURACIES, RECALLS
 from gmail_align.synthesis.config import FilterConfig
 from gmail_align.workflow.steps.data import World
 from gmail_align.workflow.work import Model, Step, Work, not_identity
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[str, str]]
 """(id of an image, caption)."""
+_OF_CLASSES: Final = ("transfer", "transfer_real", *(n for n in GAP_MEASURES if "class" in n))
+"""Measures of a gap that need the classes of both sets, which pairs do not have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +132,12 @@ class Gap(Step):
     texts: Step | None = None
     """Features of the captions, for the cosines of images and captions."""
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the numbers in it."""
+        lacking = () if self.texts else tuple(n for n in GAP_MEASURES if n.startswith("text_"))
+        return tuple(name for name in GAP_MEASURES if name not in (*_OF_CLASSES, *lacking))
+
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.data.pairs import read_pairs
         from gmail_align.features.store import open_features
@@ -148,11 +159,17 @@ class Retrieval(Step):
 
     kind = "results"
     what = "retrieval: {protocol}"
+    task: ClassVar[Task] = "retrieval"
     images: Step
     texts: Step
     captions: Step
     protocol: str
     subset: bool
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the numbers in it."""
+        return tuple(RECALLS)
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.evaluation.retrieval import evaluate_retrieval
@@ -173,6 +190,7 @@ class ZeroShot(Step):
 
     kind = "results"
     what = "zero-shot classification: {protocol}"
+    task: ClassVar[Task] = "zeroshot"
     images: Step
     encoder: Step | Model
     classes: Step
@@ -181,6 +199,11 @@ class ZeroShot(Step):
     subset: bool
     set_name: str = ""
     """Class set of the tabletop world."""
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the numbers in it."""
+        return ACCURACIES
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.data.labels import Labels, class_prompts, open_labels

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
 from gmail_align.captioning.config import CaptionerConfig, PredictConfig
 from gmail_align.captioning.kinds import kind_of
+from gmail_align.data.protocols import Task
+from gmail_align.report.names import ACCURACIES
 from gmail_align.workflow.steps.encoders import open_encoder
 from gmail_align.workflow.work import Model, Step, Work
-
-if TYPE_CHECKING:
-    pass
 
 Rows = list[tuple[str, str]]
 """(id of an image, caption)."""
@@ -134,6 +133,7 @@ class CaptionScores(Step):
 
     kind = "results"
     what = "caption metrics: {protocol}"
+    task: ClassVar[Task] = "captions"
     runs: tuple[Mapping[str, Step], ...]
     """One mapping a seed: row -> predictions."""
     references: Step
@@ -141,6 +141,13 @@ class CaptionScores(Step):
     paired: tuple[tuple[str, str], ...]
     subset: bool
     seed: int
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the numbers in it."""
+        from gmail_align.metrics.caption_scores import METRICS
+
+        return METRICS
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.evaluation.captions import CaptionOptions, evaluate_seeds
@@ -160,6 +167,7 @@ class Probe(Step):
 
     kind = "probes"
     what = "linear probe, seed {seed}"
+    task: ClassVar[Task] = "zeroshot"
     trains = True
     train: Step
     train_classes: Step
@@ -170,6 +178,11 @@ class Probe(Step):
     seed: int
     seen: LearnerImages | None = None
     """The side of pairs that ``train`` is of; each image has the class of the pair's real image."""
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the numbers in it."""
+        return ACCURACIES
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.data.labels import Labels, open_labels

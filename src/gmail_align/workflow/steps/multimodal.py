@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from gmail_align.data.protocols import Task
 from gmail_align.vlm.config import AnswerConfig, LlavaConfig
 from gmail_align.workflow.steps.data import World
 from gmail_align.workflow.steps.encoders import image_ids, open_encoder
@@ -176,9 +177,15 @@ class AnswerScores(Step):
 
     kind = "results"
     what = "question answering: {protocol}"
+    task: ClassVar[Task] = "answers"
     answers: Answered
     protocol: str
     subset: bool
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the numbers in it; the last is MMMU's."""
+        return "accuracy", "chance", "last_answer_accuracy"
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.evaluation.answers import evaluate_answers
