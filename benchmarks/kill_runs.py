@@ -3,11 +3,12 @@
     python benchmarks/kill_runs.py --kills 20
     python benchmarks/kill_runs.py --kills 3 --engine ray
 
-One run is left alone. Another is killed with SIGKILL, all its processes at once, whenever it has
-written so many files; the numbers are drawn from the whole run. It is started again each time. On
-Ray, worker processes alone are killed, and the run goes on by itself. Then every file of both work
-folders is compared, times left out, and what differs is printed. Files that hold times in another
-form are among them: ``import.json`` (of the inputs), and the report's table of stages and its page.
+One run, on the local engine, is left alone. Another is killed with SIGKILL, all its processes at
+once, whenever it has written so many files; the numbers are drawn from the whole run. It is started
+again each time. On Ray, worker processes alone are killed, and the run goes on by itself. Then
+every file of both work folders is compared, times left out, and what differs is printed. Files that
+hold times in another form are among them: ``import.json`` (of the inputs), ``recipe.json`` (in the
+hash of the result), and the report's table of stages and its page. They alone may differ.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from torture import digest
 
 IGNORED = (".turns", "cache")
 """Folders that hold no results: turns that steps wait for, and what can be made again."""
+LOG = "stage.log"
+"""What a stage said, with times."""
 
 
 def command(work: Path, recipe: str, engine: str) -> list[str]:
@@ -49,7 +52,7 @@ def written(work: Path) -> int:
 
 def results(work: Path) -> dict[str, str]:
     """Return a hash of every file that is a result."""
-    paths = [path for path in sorted(work.rglob("*")) if path.is_file()]
+    paths = [path for path in sorted(work.rglob("*")) if path.is_file() and path.name != LOG]
     names = {path: path.relative_to(work) for path in paths}
     return {str(name): digest(path) for path, name in names.items() if name.parts[0] not in IGNORED}
 
@@ -106,7 +109,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as home:
         whole, killed = Path(home) / "whole" / "work", Path(home) / "killed" / "work"
         start = time.monotonic()
-        subprocess.run(command(whole, chosen.recipe, chosen.engine), check=True)
+        subprocess.run(command(whole, chosen.recipe, "local"), check=True)
         expected, seconds = results(whole), time.monotonic() - start
         count = written(whole)
         print(f"undisturbed: {count} files, {len(expected)} of them results, {seconds:.0f} s")
@@ -122,7 +125,7 @@ def main() -> int:
     print(f"lost {len(lost)}, left behind {len(more)}, different {len(other)} of {len(expected)}")
     for name in sorted([*lost, *more, *other]):
         print(f"  {name}")
-    timed = ("import.json", "report/index.html", "report/tables/stages.")
+    timed = ("import.json", "recipe.json", "report/index.html", "report/tables/stages.")
     unlike = [name for name in other if not any(part in name for part in timed)]
     return int(bool(lost or more or unlike) or kills < chosen.kills)
 

@@ -113,7 +113,7 @@ STAGES = {
 }
 RACES = ("import", "choose", "pair", "synthesize", "extract captions", "gap", "convert")
 _COUNTED = ("open", "replace", "rename", "unlink", "mkdir", "rmdir", "fsync", "link", "symlink")
-_VOLATILE = {"seconds", "versions", "speed"}
+_VOLATILE = {"seconds", "versions", "speed", "memory_gb"}
 
 
 @dataclass
