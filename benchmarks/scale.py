@@ -28,7 +28,8 @@ from gmail_align.data.batches import Batches
 from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.image_index import INDEX
 from gmail_align.data.images import ImageStore
-from gmail_align.data.pairs import make_pairs
+from gmail_align.data.leaks import Leak, Leaks, drop_leaks, find_leaks
+from gmail_align.data.pairs import make_pairs, make_pairs_by_text
 from gmail_align.data.subsets import hold_out as hold_captions
 from gmail_align.features.run import read_texts
 
@@ -65,10 +66,10 @@ def write_images(folder: Path, count: int, generated: bool) -> Artifact:
     return draft.finish({"images": count})
 
 
-def write_texts(folder: Path, count: int) -> Artifact:
-    """Write one caption for each image."""
-    draft = begin(folder, "captions", {})
-    rows = (Caption(f"{row:09d}", text(row), f"{row:09d}") for row in range(count))
+def write_texts(folder: Path, count: int, generated: bool = False) -> Artifact:
+    """Write one caption for each image; ids are those of COCO."""
+    draft, end = begin(folder, "captions", {"format": "coco"}), "-0" if generated else ""
+    rows = (Caption(f"{row:09d}", text(row), f"{row:09d}{end}") for row in range(count))
     return draft.finish({"captions": write_captions(draft, rows)})
 
 
@@ -86,6 +87,26 @@ def pair(world: Path, out: Path) -> None:
     """Pair the images."""
     captions, real, generated = (load(world / kind) for kind in ("captions", "real", "generated"))
     make_pairs(captions, real, generated, world / "pairs")
+
+
+def pair_by_text(world: Path, out: Path) -> None:
+    """Pair the images by their texts, all of which differ."""
+    kinds = ("captions", "real", "generated", "texts")
+    captions, real, generated, texts = (load(world / kind) for kind in kinds)
+    make_pairs_by_text(captions, real, generated, texts, out)
+
+
+def look_for_leaks(world: Path, out: Path) -> None:
+    """Compare the ids of captions with those of an evaluation, all of which leak."""
+    leaks = find_leaks(load(world / "captions"), [load(world / "evaluation")])
+    assert len(leaks.ids) == leaks.evaluation
+
+
+def drop(world: Path, out: Path) -> None:
+    """Leave the pairs of a hundredth of the images out."""
+    images = range(0, load(world / "captions").counts["captions"], 100)
+    leaks = [Leak(f"{row:09d}", "", "", "id") for row in images]
+    drop_leaks(load(world / "pairs"), Leaks(leaks, 0, 0, False), out)
 
 
 def number_pairs(world: Path, out: Path) -> None:
@@ -126,6 +147,9 @@ PARTS: dict[str, Callable[[Path, Path], None]] = {
     "open both image stores": open_images,
     "hold captions out": hold_captions_out,
     "pair": pair,
+    "pair by text": pair_by_text,
+    "find leaks": look_for_leaks,
+    "drop leaks": drop,
     "number the pairs": number_pairs,
     "hold out, and order an epoch": split,
     "find the rows of images": find_rows,
@@ -166,6 +190,8 @@ def write_world(world: Path, count: int) -> None:
     for kind in ("real", "generated"):
         write_images(world / kind, count, kind == "generated")
     write_texts(world / "captions", count)
+    write_texts(world / "texts", count, generated=True)
+    write_texts(world / "evaluation", count // 100)
 
 
 def alone(work: Callable[..., None], *arguments: object) -> None:
@@ -181,6 +207,7 @@ def main() -> None:
     """Write metadata of every size, and run the parts on it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--work", type=Path, help="where metadata lie; a temporary folder if none")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.work) as work:
@@ -188,7 +215,7 @@ def main() -> None:
             world = Path(work) / str(count)
             alone(write_world, world, count)
             print(f"{count:,} pairs", flush=True)
-            for name in PARTS:
+            for name in given.parts:
                 alone(run_part, name, world)
 
 

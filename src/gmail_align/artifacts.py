@@ -109,11 +109,14 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def write_jsonl(path: Path, rows: Iterator[Any] | list[Any]) -> None:
-    """Write one JSON value a line to ``path``, atomically."""
+def write_jsonl(path: Path, rows: Iterator[Any] | list[Any]) -> int:
+    """Write one JSON value a line to ``path``, atomically, and count them."""
+    count = 0
     with atomic_file(path) as file:
         for row in rows:
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            count += 1
+    return count
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from gmail_align.alignment.feature_config import FeatureAlignConfig
 from gmail_align.api.places import open_encoder
 from gmail_align.artifacts import load
 from gmail_align.cli.options import Device, EncoderName, File, Folder, Model, Out, Place, Seed
-from gmail_align.cli.shared import Shared, bytes_of, command
+from gmail_align.cli.shared import CacheLimit, Shared, command
 from gmail_align.convert.config import ConvertConfig
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
@@ -23,17 +23,14 @@ from gmail_align.export.config import ExportConfig
 
 
 @dataclass(frozen=True)
-class Kept:
+class Kept(CacheLimit):
     """What is kept for other commands.
 
     Attributes:
         cache: Folder of decoded pixels and frozen features that several commands share.
-        cache_limit: Decoded pixels that may be kept of one set of images, such as 200GB; images
-            that take more are decoded whenever they are read.
     """
 
     cache: Folder | None = None
-    cache_limit: Annotated[str, "SIZE"] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def align(
     from gmail_align.training.distributed import ranks
 
     sources = Sources(*inputs, classes)
-    cache, limit, path = keep.cache, bytes_of(keep.cache_limit), model_path(base, "clip")
+    cache, limit, path = keep.cache, keep.limit, model_path(base, "clip")
     made = align(config, sources, path, out, seed=seed, cache=cache, cache_limit=limit)
     if ranks().first:
         shared.show_artifact(made)
@@ -202,7 +199,7 @@ def extract(
     if texts:
         made = extract_texts(artifact, model, out, route=way, batch_size=size, dtype=dtype)
     else:
-        kept = None if cache is None else Cache(cache, bytes_of(keep.cache_limit))
+        kept = None if cache is None else Cache(cache, keep.limit)
         extract_all = extract_images if kept is None else kept.extract_images
         made = extract_all(artifact, model, way, out, batch_size=size, dtype=dtype)
     shared.show_artifact(made)

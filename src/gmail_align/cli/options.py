@@ -191,7 +191,7 @@ def help_text(function: Callable[..., Any]) -> str:
 
 def group_options(group: type, section: str | None = None) -> list[inspect.Parameter]:
     """Return the options of a dataclass, each described by what ``Attributes`` says of it."""
-    meanings = _read_docstring(group)[1]
+    meanings = {k: v for one in group.__mro__[-2::-1] for k, v in _read_docstring(one)[1].items()}
     hints = get_type_hints(group, include_extras=True)
     empty = inspect.Parameter.empty
     options = []

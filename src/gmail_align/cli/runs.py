@@ -12,7 +12,7 @@ from pydantic import Field
 
 from gmail_align.artifacts import MANIFEST, load, write_bytes
 from gmail_align.cli.options import File, Folder, Model, Overrides, Settings
-from gmail_align.cli.shared import Shared, bytes_of, command
+from gmail_align.cli.shared import CacheLimit, Shared, command
 from gmail_align.cli.synthesize import generator_config
 from gmail_align.errors import ConfigError, UserError
 from gmail_align.recipe import recipe_file, recipe_names, recipe_title
@@ -26,11 +26,11 @@ def run(
     recipe: str,
     /,
     overrides: Overrides,
+    keep: CacheLimit,
     work: Annotated[Folder, "--work --out"] | None = None,
     engine: Annotated[str, "WHERE"] = "local",
     workers: Annotated[int | None, Field(ge=1)] = None,
     mirror: Annotated[str, "URL"] | None = None,
-    cache_limit: Annotated[str, "SIZE"] | None = None,
 ) -> None:
     """Run the stages of a recipe, skip what is complete, and end with a report.
 
@@ -43,8 +43,6 @@ def run(
         engine: Where shards and rows run: local, ray or ray://HOST.
         workers: Shards and rows made at a time; Ray is asked for so many actors.
         mirror: Upload every artifact here, and take from here what this machine lacks.
-        cache_limit: Decoded pixels that may be kept of one set of images, such as 200GB; images
-            that take more are decoded whenever they are read.
     """
     from gmail_align import pipeline
 
@@ -59,7 +57,7 @@ def run(
         engine=engine,
         workers=workers,
         mirror=mirror,
-        cache_limit=bytes_of(cache_limit),
+        cache_limit=keep.limit,
     )
     again = f"gmail-align run {recipe} --work {folder} --set seeds=5"
     shared.show(result, outcome_lines(result, again, f"open {result['report']} in a browser"))

@@ -327,6 +327,23 @@ def _sentence(error: BaseException) -> str:
     return " ".join(" ".join([text, *getattr(error, "__notes__", [])]).split())
 
 
+@dataclass(frozen=True)
+class CacheLimit:
+    """How much is kept.
+
+    Attributes:
+        cache_limit: Decoded pixels that may be kept of one set of images, such as 200GB; images
+            that take more are decoded whenever they are read.
+    """
+
+    cache_limit: Annotated[str, "SIZE"] | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """The limit in bytes; None where none is given."""
+        return bytes_of(self.cache_limit)
+
+
 def bytes_of(size: str | None) -> int | None:
     """Return the bytes of a size such as ``200GB``; None where none is given.
 

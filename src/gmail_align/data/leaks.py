@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,9 @@ from gmail_align.artifacts import Artifact, begin, write_jsonl
 from gmail_align.data.captions import iter_captions, write_captions
 from gmail_align.data.hashes import NEAR, HashArray, hash_images, near_pairs
 from gmail_align.data.images import ImageStore, finish_images, shard_name, write_shard
-from gmail_align.data.pairs import PAIRS, read_pairs
+from gmail_align.data.names import Names, blocks
+from gmail_align.data.pairs import PAIRS, iter_pairs
+from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError
 
 _COCO_NAME: Final = re.compile(
@@ -105,10 +107,8 @@ def find_leaks(
         ArtifactError: an artifact holds something that has no image ids.
     """
     own = _ids(train)
-    keys: dict[str, list[str]] = {}
-    for image_id in own:
-        if key := photo_key(image_id, train.manifest["config"]):
-            keys.setdefault(key, []).append(image_id)
+    keys = Names(photo_key(image_id, train.manifest["config"]) or "" for image_id in own)
+    named = any(keys)
     both = hashed and train.kind == "images"
     hashes = hash_images(ImageStore(train), "hash train") if both else None
     leaks: dict[tuple[str, str], Leak] = {}
@@ -118,16 +118,15 @@ def find_leaks(
         total += len(theirs)
         looks = hashes is not None and evaluation.kind == "images"
         photos = any(photo_key(name, evaluation.manifest["config"]) for name in theirs)
-        if theirs and own and not (looks or (keys and photos)):
+        if theirs and own and not (looks or (named and photos)):
             unknown.append(str(evaluation.folder))
-        for leak in _by_id(keys, theirs, evaluation):
+        for leak in _by_id(own, keys, theirs, evaluation) if named else ():
             leaks.setdefault((leak.image_id, leak.evaluation), leak)
         if hashes is not None and evaluation.kind == "images":
             compared = True
             for leak in _by_looks(own, hashes, theirs, evaluation, distance):
                 leaks.setdefault((leak.image_id, leak.evaluation), leak)
-    order = {image_id: number for number, image_id in enumerate(own)} if leaks else {}
-    rows = sorted(leaks.values(), key=lambda leak: (order[leak.image_id], leak.evaluation))
+    rows = sorted(leaks.values(), key=lambda leak: (own.row(leak.image_id), leak.evaluation))
     return Leaks(rows, len(own), total, compared, tuple(unknown))
 
 
@@ -164,44 +163,42 @@ def drop_leaks(train: Artifact, leaks: Leaks, out: Path) -> Artifact:
         kept = (row for row in iter_captions(train) if row.image_id not in gone)
         return draft.finish({"captions": write_captions(draft, kept)})
     if train.kind == "pairs":
-        rows = [asdict(row) for row in read_pairs(train) if row.real_image_id not in gone]
-        write_jsonl(draft.path(PAIRS), rows)
-        return draft.finish({"pairs": len(rows)})
+        rows = (asdict(row) for row in iter_pairs(train) if row.real_image_id not in gone)
+        return draft.finish({"pairs": write_jsonl(draft.path(PAIRS), rows)})
     store = ImageStore(train)
-    ids = [image_id for image_id in store.ids if image_id not in gone]
-    for index, start in enumerate(range(0, len(ids), _SHARD)):
-        chunk = ids[start : start + _SHARD]
+    ids = (image_id for image_id in store.ids if image_id not in gone)
+    for index, chunk in enumerate(blocks(ids, _SHARD)):
         samples = ((store.record(name), store.read_bytes(name)) for name in chunk)
         write_shard(draft.path(shard_name(index)), samples)
     return finish_images(draft)
 
 
-def _ids(artifact: Artifact) -> Sequence[str]:
+def _ids(artifact: Artifact) -> Names:
     """Return the ids of the photos that an artifact holds, each once."""
     if artifact.kind == "images":
         return ImageStore(artifact).ids
     if artifact.kind == "captions":
-        return list(dict.fromkeys(row.image_id for row in iter_captions(artifact)))
-    if artifact.kind == "pairs":
-        return list(dict.fromkeys(row.real_image_id for row in read_pairs(artifact)))
-    raise ArtifactError(
-        f"{artifact.folder} holds {artifact.kind}: images, captions or pairs are needed here"
-    )
+        ids = (row.image_id for row in iter_captions(artifact))
+    elif artifact.kind == "pairs":
+        ids = (row.real_image_id for row in iter_pairs(artifact))
+    else:
+        raise ArtifactError(
+            f"{artifact.folder} holds {artifact.kind}: images, captions or pairs are needed here"
+        )
+    return Names(filter(UniqueIds().add, ids))
 
 
-def _by_id(
-    keys: Mapping[str, Sequence[str]], theirs: Iterable[str], evaluation: Artifact
-) -> Iterator[Leak]:
+def _by_id(own: Names, keys: Names, theirs: Names, evaluation: Artifact) -> Iterator[Leak]:
     for image_id in theirs:
         key = photo_key(image_id, evaluation.manifest["config"])
-        for own in keys.get(key, ()) if key else ():
-            yield Leak(own, str(evaluation.folder), image_id, "id")
+        for row in keys.every_row(key) if key else ():
+            yield Leak(own[row], str(evaluation.folder), image_id, "id")
 
 
 def _by_looks(
-    own: Sequence[str],
+    own: Names,
     hashes: HashArray,
-    theirs: Sequence[str],
+    theirs: Names,
     evaluation: Artifact,
     distance: int,
 ) -> Iterator[Leak]:

@@ -137,10 +137,10 @@ class Names(Sequence[str]):
         return order
 
 
-def blocks(items: Iterable[T]) -> Iterator[list[T]]:
-    """Cut items into lists, none of them empty."""
+def blocks(items: Iterable[T], size: int = _BLOCK) -> Iterator[list[T]]:
+    """Cut items into lists of at most ``size``, none of them empty."""
     rest = iter(items)
-    while block := list(islice(rest, _BLOCK)):
+    while block := list(islice(rest, size)):
         yield block
 
 

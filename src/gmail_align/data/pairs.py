@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
+
+import numpy as np
 
 from gmail_align.artifacts import Artifact, Draft, begin, read_jsonl, write_jsonl
 from gmail_align.data.captions import Caption, iter_captions
@@ -108,27 +110,52 @@ def make_pairs_by_text(
     draft = begin(out, "pairs", {"by": "text"}, inputs, seed)
     if draft.complete:
         return draft.complete
-    generateds = ImageStore(generated)
-    of_text: dict[str, list[str]] = {}
-    for caption in iter_captions(texts):
-        if caption.image_id in generateds:
-            of_text.setdefault(caption.text, []).append(caption.image_id)
-    for names in of_text.values():
-        names.sort(key=lambda name: stable_seed(seed, name))
-    dealt = {text: itertools.cycle(names) for text, names in of_text.items()}
-
-    def images_of(caption: Caption, there: bool) -> list[str]:
-        names = of_text.get(caption.text, [])
-        return [next(dealt[caption.text])] if names and there else names
-
     return _write_pairs(
         draft,
         captions,
         ImageStore(real),
-        images_of,
+        _Dealt(texts, ImageStore(generated), seed).images_of,
         f"no generated image in {generated.folder} has the text of a real one: pair by text needs "
         "captions, such as class names, that both sides share",
     )
+
+
+class _Dealt:
+    """Generated images by their text, as numbers: each text's are dealt out in a shuffled order.
+
+    Args:
+        texts: Captions of the images.
+        images: The images; captions of others are passed over.
+        seed: Of the order.
+    """
+
+    def __init__(self, texts: Artifact, images: ImageStore, seed: int) -> None:
+        rows, hashes = array("q"), array("Q")
+
+        def known() -> Iterator[str]:
+            for caption in iter_captions(texts):
+                if (row := images.ids.row(caption.image_id)) >= 0:
+                    rows.append(row)
+                    hashes.append(stable_seed(seed, caption.image_id))
+                    yield caption.text
+
+        self._ids, self._texts = images.ids, Names(known())
+        firsts = self._texts.rows(self._texts)
+        order = np.lexsort((np.asarray(hashes), firsts))
+        self._rows = np.asarray(rows)[order]
+        self._firsts = firsts[order]
+        """The first row of each image's text, which stands for the text; ascending."""
+        self._next = np.zeros(len(order), np.int64)
+
+    def images_of(self, caption: Caption, there: bool) -> list[str]:
+        """Return the next image of a caption's text, and count it if its real image is there."""
+        text = self._texts.row(caption.text)
+        if text < 0:
+            return []
+        start, stop = np.searchsorted(self._firsts, [text, text + 1]).tolist()
+        number = int(self._next[text])
+        self._next[text] += there
+        return [self._ids[int(self._rows[start + number % (stop - start)])]]
 
 
 def _write_pairs(
