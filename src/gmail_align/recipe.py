@@ -106,8 +106,8 @@ class Recipe(Config):
             self._check_row(row)
         names = [row.name for row in self.row]
         for claim in self.claim:
-            for side in (claim.better, claim.worse):
-                _require_name(f"claim {claim.name!r}", "row", side, names)
+            for row_name in (claim.better, claim.worse):
+                _require_name(f"claim {claim.name!r}", "row", row_name, names)
         return self
 
     def _check_row(self, row: Row) -> None:
@@ -258,8 +258,8 @@ def _refuse_unlike_claims(recipe: Recipe) -> None:
     """Refuse a claim over rows that are not judged on the same test images."""
     rows = {row.name: row for row in recipe.row}
     for claim in recipe.claim:
-        sides = [recipe.for_row(rows[name]) for name in (claim.better, claim.worse)]
-        if _test_set(sides[0]) != _test_set(sides[1]):
+        compared = [recipe.for_row(rows[name]) for name in (claim.better, claim.worse)]
+        if _test_set(compared[0]) != _test_set(compared[1]):
             raise ConfigError(
                 f"claim {claim.name!r} compares {claim.better!r} and {claim.worse!r}, which do not "
                 "share their test images: give both rows the same data.test"

@@ -93,7 +93,7 @@ def init(
         return
     made = init_recipe(folder, out, Models(generator, encoder, language_model))
     images = ", ".join(f"{count} {split}" for split, count in made.images.items())
-    lines = [f"{folder} holds {made.found}: {images} images", *made.notes]
+    lines = [f"{folder} holds {made.contents}: {images} images", *made.notes]
     shared.show(
         {**made.__dict__, "path": str(made.path)},
         "\n".join([*lines, f"{out}: gmail-align run {out}"]),

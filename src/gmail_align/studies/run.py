@@ -211,7 +211,7 @@ def _row(
     rows: Mapping[str, Mapping[str, Any]],
     numbers: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> ShownRow:
-    found, missing = numbers.get(row.name, {}), row.missing_at(scale)
+    measured, missing = numbers.get(row.name, {}), row.missing_at(scale)
     per_seed = rows.get(row.name, {}).get("per_seed", {})
     metrics = {column.name: column.metric_at(scale) or "" for column in columns}
     return ShownRow(
@@ -220,7 +220,7 @@ def _row(
         detail=row.detail,
         mark=row.mark,
         note=" ".join(filter(None, (row.note, missing))),
-        values={c: Number(**found[m]) for c, m in metrics.items() if m in found},
+        values={c: Number(**measured[m]) for c, m in metrics.items() if m in measured},
         seeds={c: per_seed[m] for c, m in metrics.items() if m in per_seed},
         paper={c: row.paper[c] for c in metrics if c in row.paper},
         status={c: row.status_of(c) for c in metrics if c in row.paper},
@@ -235,10 +235,14 @@ def _claims(study: Study, scale: Scale, summary: Mapping[str, Any]) -> tuple[Tes
     claims = []
     for claim in study.claims_at(scale):
         column = columns.get(claim.metric)
-        sides = [
+        compared = [
             printed[n].get(column.name) if column else None for n in (claim.better, claim.worse)
         ]
-        paper = None if None in sides else round(float(sides[0] or 0) - float(sides[1] or 0), 4)
+        paper = (
+            None
+            if None in compared
+            else round(float(compared[0] or 0) - float(compared[1] or 0), 4)
+        )
         own = tested.get(claim.name, {"verdict": "not tested", "difference": None})
         claims.append(
             TestedClaim(

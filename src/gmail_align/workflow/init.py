@@ -53,13 +53,13 @@ class NewRecipe:
 
     Attributes:
         path: The file.
-        found: What the folder holds, in words.
+        contents: What the folder holds, in words.
         images: Split -> number of images.
         notes: What was seen and what is assumed, a sentence each.
     """
 
     path: Path
-    found: str
+    contents: str
     images: Mapping[str, int]
     notes: Sequence[str]
 
