@@ -7,15 +7,14 @@ other.
 
 from __future__ import annotations
 
-import warnings
 from typing import Final
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from gmail_align.errors import UserError
-from gmail_align.extras import require
 from gmail_align.metrics.ranks import label_ranks, recall_at, require_features, require_labels
 
 DECAY: Final = 0.1
@@ -36,7 +35,7 @@ def class_transfer(
 
     Features are centred by the training images and divided by one number, the root of their mean
     variance. The objective is the mean cross-entropy + decay / 2 * |W|^2; biases are not decayed.
-    scikit-learn's ``LogisticRegression`` with ``C = 1 / (decay n)`` fits it.
+    It is that of scikit-learn's ``LogisticRegression`` with ``C = 1 / (decay n)``.
 
     Args:
         train: Features that are trained on: those of generated images.
@@ -50,23 +49,19 @@ def class_transfer(
 
     Raises:
         UserError: features or labels do not fit, or there are fewer than two classes.
-        MissingExtraError: scikit-learn is not installed.
     """
     require_features(train=train, test=test)
     top = int(max(train_classes.max(), test_classes.max())) + 1
     require_labels("training classes", train_classes, len(train), top)
     require_labels("test classes", test_classes, len(test), top)
-    if len(train_classes.unique()) < 2:
+    known, labels = train_classes.unique(return_inverse=True)
+    if len(known) < 2:
         raise UserError("transfer needs training images of at least two classes")
-    linear = require("sklearn.linear_model", "report")
     centre = train.mean(0)
     scale = (train - centre).square().mean().sqrt().clamp(min=torch.finfo(train.dtype).tiny)
-    rows, other = (((one - centre) / scale).double().cpu().numpy() for one in (train, test))
-    model = linear.LogisticRegression(C=1 / (decay * len(train)), tol=_TOLERANCE, max_iter=_STEPS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", require("sklearn.exceptions", "report").ConvergenceWarning)
-        model.fit(rows, train_classes.cpu().numpy())
-    hits: Tensor = torch.from_numpy(model.predict(other) == test_classes.cpu().numpy()).double()
+    weights = _logistic((train - centre) / scale, labels, len(known), decay)
+    scores = (test - centre) / scale @ weights[:-1] + weights[-1]
+    hits: Tensor = (known[scores.argmax(1)] == test_classes).double()
     return hits
 
 
@@ -99,3 +94,24 @@ def caption_transfer(
     sums = empty.index_add(0, generated_captions, back.double())
     sizes = empty.index_add(0, generated_captions, torch.ones_like(back, dtype=torch.float64))
     return (there.double() + (sums / sizes.clamp(min=1))[real_captions]) / 2
+
+
+def _logistic(
+    rows: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes: int, decay: float
+) -> Float[Tensor, "d_plus_1 classes"]:
+    """Fit a multinomial logistic regression; the last row of weights is the biases."""
+    weights = torch.zeros(rows.shape[1] + 1, classes, dtype=rows.dtype, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weights], max_iter=_STEPS, tolerance_grad=_TOLERANCE, line_search_fn="strong_wolfe"
+    )
+
+    def objective() -> Tensor:
+        solver.zero_grad()
+        loss = cross_entropy(torch.addmm(weights[-1], rows, weights[:-1]), labels)
+        total = loss + decay / 2 * weights[:-1].square().sum()
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        solver.step(objective)
+    return weights.detach()
