@@ -251,7 +251,7 @@ def prepare(torturer: Torturer) -> None:
     np.save(world / "numbers.npy", np.arange(20) % 2)
     export = "export {world}/clip --format open_clip --route frozen --out {world}/openclip"
     torturer.run(torturer.words(export))
-    images = sorted((world / "coco/images").glob("*train*"))[:4]
+    images = sorted((world / "coco/images").glob("*train*"))[:8]
     rows = [{"id": str(n), "caption": f"a red ball {n}"} for n in range(4)]
     (world / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (world / "table.csv").write_text("id,caption\n" + "".join(f"{r['id']},a ball\n" for r in rows))
@@ -292,11 +292,16 @@ def prepare_texts(world: Path, names: list[str]) -> None:
     shutil.copy(recipe_file("smoke"), world / "recipe.toml")
     shutil.copy(study_file("table-5"), world / "study.toml")
     turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A red ball."}]
+    seen = [{"from": "human", "value": "<image>\nWhat?"}, turns[1]]
+    lines = (world / "train/images/shards/00000.jsonl").read_text().splitlines()
     problem = {"question": "What?", "choices": ["a", "b"], "answer": 1, "split": "test"}
     asked = {"id": "validation_Art_1", "question": "What?", "options": "['a', 'b']", "answer": "B"}
     said = [{"raw": "a ball", "sentid": 1}]
     whole: dict[str, Any] = {
-        "conversations": [{"id": n, "conversations": turns} for n in "ab"],
+        "conversations": [
+            {"id": str(n), "image": json.loads(line)["id"], "conversations": seen}
+            for n, line in enumerate(lines[:2])
+        ],
         "problems": dict.fromkeys("12", problem),
         "responses": {"1": "B", "2": "A"},
         "sharegpt4v": [{"image": name, "conversations": turns} for name in names],
@@ -316,7 +321,7 @@ def prepare_texts(world: Path, names: list[str]) -> None:
         shutil.copytree(world / "photos", world / folder)
     rows = [json.dumps({"file_name": name, "text": "a ball"}) for name in names]
     (world / "beside/metadata.jsonl").write_text("\n".join(rows))
-    for split, own in (("train", names[:2]), ("test", names[2:])):
+    for split, own in (("train", names[:6]), ("test", names[6:])):
         lines = [f"{name},a ball" for name in own]
         (world / f"mine/{split}.csv").write_text("\n".join(["image,caption", *lines]))
 

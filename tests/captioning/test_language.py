@@ -32,6 +32,11 @@ def narrow(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"n_embd": 16}))
 
 
+def endless(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_layer": 10**30}))
+
+
 def without_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     path = folder / "tokenizer_config.json"
@@ -53,6 +58,7 @@ def with_a_pickle(folder: Path) -> None:
     ("harm", "sentence"),
     [
         (narrow, "gpt2 is damaged"),
+        (endless, "n_layer"),
         (without_tokenizer, "tokenizer.json"),
         (cut, "gpt2 is damaged"),
         (with_a_pickle, "safetensors"),

@@ -230,6 +230,20 @@ def test_a_damaged_captioner_is_refused(
         predict_captions(load(folder), four, tmp_path / "other", CPU)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"ends": [[]]}, {"ends": [10**30]}, {"beam": 10**30}, {"max_tokens": 0}]
+)
+def test_a_search_that_no_training_wrote_is_damage(
+    wrong: dict[str, object], captioner: Artifact, four: Artifact, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(captioner.folder, tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    config["decoding"] |= wrong
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="copy is damaged"):
+        predict_captions(load(folder), four, tmp_path / "out", CPU)
+
+
 def test_another_encoder_is_refused_unless_it_is_meant(
     captioner: Artifact, four: Artifact, make_features: MakeFeatures, tmp_path: Path
 ) -> None:

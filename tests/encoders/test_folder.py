@@ -63,6 +63,14 @@ def test_a_configuration_with_values_of_another_type(key: str, value: Any, broke
     _refused(broken, str(broken))
 
 
+def test_layers_without_end_are_refused_before_they_are_built(broken: Path) -> None:
+    """Building them would take memory until the machine has none."""
+    config = json.loads((broken / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 10**30
+    (broken / "config.json").write_text(json.dumps(config))
+    _refused(broken, "num_hidden_layers")
+
+
 def test_how_a_configuration_wraps_outputs_makes_no_difference(broken: Path) -> None:
     config = json.loads((broken / "config.json").read_text())
     config["return_dict"] = config["vision_config"]["return_dict"] = False

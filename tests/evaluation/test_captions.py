@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gmail_align.artifacts import Artifact, begin
 from gmail_align.data.captions import Caption, write_captions
+from gmail_align.data.model_outputs import open_predictions
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.evaluation.captions import CaptionOptions, evaluate_captions, evaluate_seeds
 from gmail_align.evaluation.compare import compare_items
@@ -130,6 +133,19 @@ def test_two_images_do_not_carry_the_name_of_five_thousand(
     result = evaluate_captions({"few": few}, human, None, part)
     assert result.protocol == ("coco_karpathy_5k (subset: 2 of 5000 images, 4 of 25010 captions)")
     assert result.n == {"images": 2, "references": 4}
+
+
+@pytest.mark.parametrize("name", [None, {"": None}, ["1"], True])
+def test_a_prediction_of_an_image_without_a_name_is_refused(
+    name: Any, make_predictions: MakePredictions
+) -> None:
+    said = make_predictions("said", {"1": "a dog", "2": "a cat"})
+    path = said.path("predictions.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[1]["image_id"] = name
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="entry 1 of .*image_id"):
+        open_predictions(said)
 
 
 def test_what_cannot_be_compared_is_refused(

@@ -213,6 +213,19 @@ def test_a_pipeline_that_cannot_be_loaded_is_named(config: Build, tmp_path: Path
         load_pipeline(copy, config())
 
 
+@pytest.mark.parametrize(
+    ("part", "key"), [("text_encoder", "num_hidden_layers"), ("unet", "layers_per_block")]
+)
+def test_layers_without_end_are_refused_before_they_are_built(
+    part: str, key: str, config: Build, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(config().model, tmp_path / "copy"))
+    path = copy / part / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: 10**30}))
+    with pytest.raises(ModelError, match=f"{part}/config.json is damaged: {key}"):
+        load_pipeline(copy, config())
+
+
 def test_without_diffusers_the_extra_is_named(
     config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from gmail_align.captioning.inputs import CaptionerData
 from gmail_align.captioning.kinds import CAPTIONERS
 from gmail_align.captioning.prompt import CaptionBatch, Prompt
 from gmail_align.captioning.tokens import TokenTable
+from gmail_align.encoders.folder import require_depth
 from gmail_align.encoders.language import LanguageModel
 from gmail_align.errors import ArtifactError, damage_explained
 
@@ -145,6 +146,7 @@ def read_config(artifact: Artifact) -> dict[str, Any]:
     """
     if artifact.kind != "captioner":
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}: give a captioner here")
+    require_depth(artifact.folder)
     with damage_named(artifact.folder):
         config: dict[str, Any] = json.loads(artifact.path(CONFIG).read_text(encoding="utf-8"))
         config["trained_on"]["encoder"]

@@ -99,8 +99,10 @@ def listed(names: Iterable[str], what: str) -> str:
 def _rows_of(artifact: Artifact) -> Iterable[tuple[str, str]]:
     advice = f"delete {artifact.folder} and predict again"
     with damage_explained(artifact.path(PREDICTIONS), ArtifactError, advice):
-        rows = list(read_jsonl(artifact.path(PREDICTIONS)))
-        return [(row["image_id"], row["text"].strip()) for row in rows]
+        rows = caption_entries(
+            artifact.path(PREDICTIONS), read_jsonl(artifact.path(PREDICTIONS)), "text"
+        )
+        return [(name, text.strip()) for name, text in rows]
 
 
 def _caption_table(path: Path, body: Any) -> dict[str, str]:

@@ -32,6 +32,8 @@ from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError, ModelError, damage_explained
 
 CONFIG = "config.json"
+DEEPEST = 10_000
+"""Most layers of a model, ten times those of the deepest ones that are known."""
 COPY_BELOW_BYTES = 100_000_000
 """Base models from the hub that are smaller than this are copied into the encoder's folder."""
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin")
@@ -97,13 +99,37 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ModelError: the file is missing or damaged, or holds something else.
+        ModelError: the file is missing or damaged, holds something else, or names more layers than
+            :data:`DEEPEST`.
     """
     with damage_explained(path, ModelError, "get the model again"):
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("it does not hold an object")
+        _require_depth(value)
     return value
+
+
+def require_depth(folder: Path) -> None:
+    """Refuse a model folder whose ``config.json`` names more layers than :data:`DEEPEST`.
+
+    Libraries build layer after layer, so without this they would not end. Where there is no such
+    file, whoever loads the model says so.
+
+    Raises:
+        ModelError: it names more, or is damaged.
+    """
+    if (folder / CONFIG).exists():
+        read_json(folder / CONFIG)
+
+
+def _require_depth(value: Any, key: str = "") -> None:
+    if isinstance(value, dict | list):
+        rows = value.items() if isinstance(value, dict) else [(key, one) for one in value]
+        for name, own in rows:
+            _require_depth(own, name)
+    elif isinstance(value, int) and "layer" in key and value > DEEPEST:
+        raise ValueError(f"{key} is above {DEEPEST}, which is deeper than any model")
 
 
 def read_card(folder: Path) -> EncoderCard | None:

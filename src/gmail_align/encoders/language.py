@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from gmail_align.artifacts import fingerprint, sha256_file
-from gmail_align.encoders.folder import no_bars
+from gmail_align.encoders.folder import no_bars, require_depth
 from gmail_align.errors import ModelError, damage_explained
 
 _FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
@@ -111,6 +111,7 @@ def load_language_model(folder: Path) -> LanguageModel:
             or the tokenizer has no end-of-text token.
     """
     tokenizer = load_tokenizer(folder)
+    require_depth(folder)
     advice = "download the model again, as safetensors"
     with damage_explained(folder, ModelError, advice), no_bars(), _no_report():
         model, report = AutoModelForCausalLM.from_pretrained(

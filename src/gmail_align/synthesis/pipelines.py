@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from gmail_align.encoders.folder import require_depth
 from gmail_align.errors import ConfigError, ModelError, damage_explained
 from gmail_align.extras import require
 from gmail_align.runtime import resolve_device, resolve_dtype
@@ -51,6 +52,8 @@ def load_pipeline(folder: Path, config: SynthesisConfig) -> Any:
     index = read_index(folder)
     absent = [name for name, part in index.items() if isinstance(part, list) and not any(part)]
     skipped: dict[str, Any] = dict.fromkeys(absent)
+    for name in index.keys() - skipped.keys():
+        require_depth(folder / name)
     if config.safety == "off" and "safety_checker" in index:
         skipped |= {"safety_checker": None, "requires_safety_checker": False}
     with quiet(), damage_explained(f"the pipeline in {folder}", ModelError, "copy it again"):

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from gmail_align.artifacts import Artifact, fingerprint, sha256_file, write_bytes, write_json
-from gmail_align.encoders.folder import no_bars
+from gmail_align.encoders.folder import no_bars, require_depth
 from gmail_align.encoders.language import language_model_fingerprint
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
@@ -104,6 +104,7 @@ def load_llava(artifact: Artifact, device: torch.device) -> Llava:
     if artifact.kind != "vlm":
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, and a vlm is needed here")
     folder, place = artifact.folder, weights_folder(artifact.folder)
+    require_depth(place)
     with damage_explained(folder, ArtifactError, "train the model again"), no_bars():
         own = json.loads((folder / OWN).read_text(encoding="utf-8"))
         if own["template"] not in TEMPLATES:

@@ -18,7 +18,7 @@ from transformers import (
 
 from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.folder import no_bars
+from gmail_align.encoders.folder import no_bars, require_depth
 from gmail_align.encoders.language import LanguageModel, load_tokenizer
 from gmail_align.encoders.merge import merge
 from gmail_align.encoders.preprocess import Preprocess
@@ -148,6 +148,7 @@ def continue_llava(folder: Path, encoder: GmailEncoder, template: str, reads: Ro
         ConfigError: the tokenizer lacks ``<image>`` or the template's control tokens.
     """
     tokenizer = load_tokenizer(folder)
+    require_depth(folder)
     with damage_explained(folder, ModelError, "download the model again"), no_bars():
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True

@@ -20,6 +20,7 @@ from gmail_align.artifacts import Artifact, begin, sha256_file
 from gmail_align.captioning.clipcap.config import MapperShape
 from gmail_align.captioning.clipcap.model import ClipCap, Scaling
 from gmail_align.captioning.decode import Decoding
+from gmail_align.encoders.folder import require_depth
 from gmail_align.encoders.language import (
     LanguageModel,
     language_model_fingerprint,
@@ -77,6 +78,7 @@ def _build(weights: Path, gpt2: Path, normalise: bool | None, norm: float | None
     """Build the captioner that a file holds."""
     tensors = read_state_dict(weights)
     mapper = _part(tensors, _MAPPER)
+    require_depth(gpt2)
     config = GPT2Config.from_pretrained(gpt2, local_files_only=True)
     shape, width = mapper_shape(mapper, config.n_embd, weights)
     mlp = shape.kind == "mlp"

@@ -131,18 +131,33 @@ class ClipCap(nn.Module):
         language = load_language_model(folder / LANGUAGE_MODEL)
         with damage_named(folder):
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            mapper, decoding = config["mapper"], config["decoding"]
+            mapper = config["mapper"]
             model = cls(
                 language,
                 mapper["feature_width"],
                 MapperShape(**{key: mapper[key] for key in MapperShape.__dataclass_fields__}),
                 scaling=Scaling(**{key: mapper[key] for key in Scaling.__dataclass_fields__}),
                 tuned=config["tune_language_model"],
-                decoding=Decoding(**{**decoding, "ends": tuple(decoding["ends"])}),
+                decoding=_stored_decoding(config["decoding"], language),
                 identity=config["trained_on"],
             )
             model.mapper.load_state_dict(load_file(folder / MAPPER))
         return model.to(device).eval()
+
+
+def _stored_decoding(stored: Mapping[str, Any], language: LanguageModel) -> Decoding:
+    """Return how captions are searched for, as a captioner's file says.
+
+    Raises:
+        ValueError: no training has written this.
+    """
+    how = Decoding(**{**stored, "ends": tuple(stored["ends"])})
+    language.require_positions(0, how.max_tokens)
+    tokens = range(len(language.tokenizer))
+    whole = all(type(one) is int for one in (how.beam, how.max_tokens, *how.ends))
+    if not whole or how.max_tokens < 1 or not {how.beam - 1, *how.ends} <= set(tokens):
+        raise ValueError("its decoding holds numbers that no training wrote")
+    return how
 
 
 CAPTIONER = ClipCap
