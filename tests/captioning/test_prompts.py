@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from gmail_align.artifacts import Artifact, begin, load
+from gmail_align.captioning import prompts
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.prompts import continue_captions
 from gmail_align.cli.main import app
@@ -46,6 +47,17 @@ def test_a_language_model_goes_on_from_the_captions_of_classes(
     alone = PredictConfig(method="nucleus", batch_size=1)
     one_by_one = continue_captions(classes, gpt2, tmp_path / "alone", alone, each=2)
     assert read_captions(one_by_one) == rows
+
+
+def test_prompts_that_are_stopped_are_counted(
+    classes: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpt2, how = model_path("tabletop", "gpt2"), PredictConfig(method="greedy")
+    whole = continue_captions(classes, gpt2, tmp_path / "whole", how)
+    assert "outputs_cut" not in whole.manifest["notes"]
+    monkeypatch.setattr(prompts, "MAX_TOKENS", 1)
+    made = continue_captions(classes, gpt2, tmp_path / "cut", how)
+    assert made.manifest["notes"]["outputs_cut"] == 3
 
 
 def test_photos_are_captioned_for_prompts(tmp_path: Path) -> None:

@@ -42,6 +42,34 @@ def test_it_learns_captions_by_heart_and_where_they_end(
         captioner, four, tmp_path / "greedy", PredictConfig(method="greedy", device="cpu")
     )
     assert open_predictions(greedy).texts == dict(ROWS)
+    assert "outputs_cut" not in greedy.manifest["notes"]
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_captions_that_are_stopped_are_counted(
+    method: str,
+    captioner: Artifact,
+    four: Artifact,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The limit is that of the shortest caption with its end: it is whole, and padded to none."""
+    tokenizer = load_captioner(captioner, torch.device("cpu")).language.tokenizer
+    lengths = {name: len(tokenizer(text)["input_ids"]) + 1 for name, text in ROWS}
+    most = min(lengths.values())
+    longer = {name for name, length in lengths.items() if length > most}
+    assert 0 < len(longer) < 4
+    folder = Path(shutil.copytree(captioner.folder, tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    config["decoding"]["max_tokens"] = most
+    (folder / "config.json").write_text(json.dumps(config))
+    how = PredictConfig(method=method, device="cpu")
+    made = predict_captions(load(folder), four, tmp_path / "out", how)
+    rows = list(read_jsonl(made.path("predictions.jsonl")))
+    assert {row["image_id"] for row in rows if row.get("cut")} == longer
+    assert made.manifest["notes"]["outputs_cut"] == len(longer)
+    told = f"{len(longer)} of 4 texts stopped at the longest length, {most} tokens"
+    assert told in capsys.readouterr().err
 
 
 def test_the_captioner_is_a_folder_that_transformers_reads(captioner: Artifact) -> None:

@@ -88,7 +88,7 @@ def test_a_design_of_ours_is_read_as_it_was_trained(
         assert torch.allclose(scores(llava, image, tokens[0]), wanted, atol=1e-4)
     first = wanted[0, -1].argmax()
     said = answer(llava, ["<image> What?"], [[image]], 1)[0]
-    assert said == llava.tokenizer.decode([first], skip_special_tokens=True).strip()
+    assert said.text == llava.tokenizer.decode([first], skip_special_tokens=True).strip()
     moved = train(encoder, out.folder, world, tmp_path / "second", 1, **how)
     assert load_llava(moved, CPU).connector.extra == (2 if design == "pooled" else 0)
 

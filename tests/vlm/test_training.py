@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from gmail_align.encoders.merge import merge
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.vlm import training
-from gmail_align.vlm.answers import answer, ask, predict_answers, shuffle_images
+from gmail_align.vlm.answers import Answer, answer, ask, predict_answers, shuffle_images
 from gmail_align.vlm.config import AnswerConfig
 from gmail_align.vlm.folder import load_llava
 from gmail_align.vlm.loss import Objective
@@ -72,6 +73,10 @@ def trained(
     return train_llava(quick(120), [talks], encoder, llama, work / "out")
 
 
+def texts_of(said: Sequence[Answer]) -> list[str]:
+    return [one.text for one in said]
+
+
 def test_it_learns_to_answer(trained: Artifact, world: World, tmp_path: Path) -> None:
     llava = load_llava(trained, CPU)
     store = ImageStore(world.real)
@@ -79,9 +84,11 @@ def test_it_learns_to_answer(trained: Artifact, world: World, tmp_path: Path) ->
     prompts = ["<image>\nWhat colour?"] * len(images)
     said = answer(llava, prompts, images, 8)
     right = [COLOURS[int(name[1:]) % 4] for name in store.ids]
-    assert sum(a == b for a, b in zip(said, right, strict=True)) >= 10
+    assert sum(a == b for a, b in zip(texts_of(said), right, strict=True)) >= 10
     together = answer(llava, [*prompts[:2], "Say a word."], [*images[:2], []], 8)
-    assert together == [*said[:2], *answer(llava, ["Say a word."], [[]], 8)] == [*said[:2], "word"]
+    assert together == [*said[:2], *answer(llava, ["Say a word."], [[]], 8)]
+    assert texts_of(together)[2] == "word"
+    assert not any(one.cut for one in together)
     assert trained.counts["samples"] == 13
     assert trained.counts["images"] == 12
     assert trained.counts["learnt_tokens"] < trained.counts["tokens"]
@@ -402,6 +409,25 @@ def test_captions_of_shuffled_images_are_those_of_the_others(
     assert texts[1] == {name: texts[0][other[name]] for name in names}
 
 
+def test_answers_that_are_stopped_are_counted(
+    trained: Artifact, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All colours and captions end by themselves, but for a limit of two tokens."""
+    made = {}
+    for most in (2, 40):
+        how = AnswerConfig(device="cpu", max_tokens=most, prompt="What colour?")
+        made[most] = predict_answers(trained, None, tmp_path / str(most), how, images=world.real)
+        assert ("12 of 12 texts stopped" in capsys.readouterr().err) == (most == 2)
+    assert made[2].manifest["notes"]["outputs_cut"] == 12
+    assert all(row["cut"] for row in read_jsonl(made[2].path("predictions.jsonl")))
+    assert "outputs_cut" not in made[40].manifest.get("notes", {})
+    assert all("cut" not in row for row in read_jsonl(made[40].path("predictions.jsonl")))
+    ImageStore(world.real).read("r2").save(tmp_path / "photo.png")
+    short = AnswerConfig(device="cpu", max_tokens=2)
+    ask(trained, [tmp_path / "photo.png"], "What colour?", short)
+    assert "1 of 1 texts stopped at the longest length, 2 tokens" in capsys.readouterr().err
+
+
 def test_a_question_about_a_file_is_answered(
     trained: Artifact, world: World, tmp_path: Path
 ) -> None:
@@ -410,6 +436,6 @@ def test_a_question_about_a_file_is_answered(
     llava = load_llava(trained, CPU)
     image = Image.open(tmp_path / "photo.png")
     expected = answer(llava, ["<image>\nWhat colour?"], [[image]], 8)
-    assert ask(trained, [tmp_path / "photo.png"], "What colour?", how) == expected[0]
+    assert ask(trained, [tmp_path / "photo.png"], "What colour?", how) == expected[0].text
     with pytest.raises(DataError, match=r"absent\.png"):
         ask(trained, [tmp_path / "absent.png"], "What colour?", how)

@@ -31,6 +31,8 @@ class Decoded:
     """What goes on from the prompt, blanks included, without special tokens."""
     log_prob: float
     """Mean log-probability of its tokens, end-of-text included, in nats (ClipCap's score)."""
+    cut: bool = False
+    """Whether it stopped at its longest length, before an end."""
 
     @property
     def text(self) -> str:
@@ -126,7 +128,8 @@ def decode(
     mask = up_to_end(ids, ends)
     scores = mean_log_prob(model, prompt, ids, mask, cache).tolist()
     texts = language.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [Decoded(text, score) for text, score in zip(texts, scores, strict=True)]
+    cut = [not ended for ended in is_end(ids, ends).any(dim=1).tolist()]
+    return [Decoded(*one) for one in zip(texts, scores, cut, strict=True)]
 
 
 def prefill(model: PreTrainedModel, prompt: Prompt) -> DynamicCache:
@@ -147,8 +150,13 @@ def prefill(model: PreTrainedModel, prompt: Prompt) -> DynamicCache:
     return cache
 
 
+def is_end(ids: Integer[Tensor, "b t"], ends: Sequence[int]) -> Bool[Tensor, "b t"]:
+    """Mark the tokens that end a caption."""
+    return torch.isin(ids, torch.tensor(list(ends), device=ids.device))
+
+
 def up_to_end(ids: Integer[Tensor, "b t"], ends: Sequence[int]) -> Bool[Tensor, "b t"]:
     """Mask the tokens up to the first that ends a caption, that one included."""
-    is_end = torch.isin(ids, torch.tensor(list(ends), device=ids.device))
-    ended = is_end.cumsum(1)
-    return (ended == 0) | ((ended == 1) & is_end)
+    marked = is_end(ids, ends)
+    ended = marked.cumsum(1)
+    return (ended == 0) | ((ended == 1) & marked)

@@ -22,12 +22,12 @@ from gmail_align.captioning.provenance import (
     require_finite,
     require_image_features,
 )
+from gmail_align.data.model_outputs import PREDICTIONS, cut_mark, tell_cut
 from gmail_align.errors import DataError
 from gmail_align.features.store import open_features
 from gmail_align.progress import progress, say
 from gmail_align.runtime import resolve_device, stable_seed
 
-PREDICTIONS = "predictions.jsonl"
 PARTS = "parts"
 ItemT = TypeVar("ItemT")
 _FEW, _COLLAPSED = 20, 0.25
@@ -81,8 +81,10 @@ def predict_captions(
     """Predict one caption an image; returns an artifact of kind ``predictions``.
 
     ``predictions.jsonl`` holds ``{image_id, text, log_prob, route}``, ``log_prob`` being the mean
-    over the caption's tokens in nats. Each batch is a file until all are done, so an interrupted
-    prediction goes on where it stopped. The manifest names both routes, trained on and read.
+    over the caption's tokens in nats, and ``cut`` where a caption stopped at its longest length
+    before an end. The manifest counts these. Each batch is a file until all are done, so an
+    interrupted prediction goes on where it stopped. The manifest names both routes, trained on and
+    read.
 
     Args:
         captioner: What :func:`~gmail_align.captioning.training.train_captioner` made.
@@ -122,8 +124,11 @@ def predict_captions(
 
     write_jsonl(draft.path(PREDICTIONS), rows_in_parts(draft, wanted, how.batch_size, make))
     _name_collapse([row["text"] for row in read_jsonl(draft.path(PREDICTIONS))])
+    notes = tell_cut(read_jsonl(draft.path(PREDICTIONS)), model.decoding.max_tokens)
     shutil.rmtree(draft.path(PARTS), ignore_errors=True)
-    return draft.finish({"images": len(wanted)}, trained_on=trained_on, predicted_from=source)
+    return draft.finish(
+        {"images": len(wanted)}, trained_on=trained_on, predicted_from=source, **notes
+    )
 
 
 def rows_in_parts(
@@ -176,6 +181,12 @@ def _name_collapse(captions: Sequence[str]) -> None:
 
 def _rows(ids: Sequence[str], captions: Sequence[Decoded], route: str) -> list[dict[str, object]]:
     return [
-        {"image_id": name, "text": caption.text, "log_prob": caption.log_prob, "route": route}
+        {
+            "image_id": name,
+            "text": caption.text,
+            "log_prob": caption.log_prob,
+            "route": route,
+            **cut_mark(caption.cut),
+        }
         for name, caption in zip(ids, captions, strict=True)
     ]

@@ -19,6 +19,7 @@ from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.predict import caption_batch
 from gmail_align.captioning.provenance import require_captioners_encoder
 from gmail_align.config import build
+from gmail_align.data.model_outputs import cut_mark, tell_cut
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import find_folder
 from gmail_align.encoders.preprocess import open_image
@@ -146,11 +147,15 @@ class Captioner:
     ) -> list[dict[str, object]]:
         """Return ``{file, text, log_prob}`` of each image; ``file`` numbers those without one.
 
+        A caption that stopped at its longest length, before an end, has ``cut`` too.
+
         Raises:
             DataError: a file is missing or not an image.
         """
         names = [_name(number, image) for number, image in enumerate(images)]
-        return [row for rows in self._batches(images, names, how or self.how) for row in rows]
+        rows = [row for rows in self._batches(images, names, how or self.how) for row in rows]
+        tell_cut(rows, self._model.decoding.max_tokens)
+        return rows
 
     def _batches(
         self, images: Sequence[ImageOrFile], names: Sequence[str], how: PredictConfig
@@ -164,7 +169,12 @@ class Captioner:
             features = _features(self.encoder, part, self.route)
             captions = caption_batch(self._model, ids, features, keys, how)
             yield [
-                {"file": name, "text": caption.text, "log_prob": caption.log_prob}
+                {
+                    "file": name,
+                    "text": caption.text,
+                    "log_prob": caption.log_prob,
+                    **cut_mark(caption.cut),
+                }
                 for name, caption in zip(ids, captions, strict=True)
             ]
 

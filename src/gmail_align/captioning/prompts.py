@@ -19,6 +19,7 @@ from gmail_align.captioning.prompt import Prompt
 from gmail_align.captioning.tokens import pad_left
 from gmail_align.data.captions import Caption, is_usable, read_captions, tidy, write_captions
 from gmail_align.data.ids import numbered
+from gmail_align.data.model_outputs import CUT, cut_mark, tell_cut
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.language import (
     LanguageModel,
@@ -73,10 +74,10 @@ def continue_captions(
         for k in range(each)
     ]
 
-    def texts(batch: Sequence[Caption]) -> list[str]:
+    def texts(batch: Sequence[Caption]) -> list[Decoded]:
         return _continued(language, batch, how)
 
-    return _write(draft, rows, texts, how.batch_size)
+    return _write(draft, rows, texts, how.batch_size, MAX_TOKENS)
 
 
 def caption_photos(
@@ -117,15 +118,17 @@ def caption_photos(
     model = load_captioner(captioner, resolve_device(how.device))
     rows = [Caption(numbered(name, k), "", name) for name in features.ids for k in range(each)]
 
-    def texts(batch: Sequence[Caption]) -> list[str]:
+    def texts(batch: Sequence[Caption]) -> list[Decoded]:
         array = features.array[features.rows([row.image_id for row in batch])]
         names = [row.caption_id for row in batch]
-        return [one.text for one in caption_batch(model, names, array, None, how)]
+        return caption_batch(model, names, array, None, how)
 
-    return _write(draft, rows, texts, how.batch_size)
+    return _write(draft, rows, texts, how.batch_size, model.decoding.max_tokens)
 
 
-def _continued(language: LanguageModel, batch: Sequence[Caption], how: PredictConfig) -> list[str]:
+def _continued(
+    language: LanguageModel, batch: Sequence[Caption], how: PredictConfig
+) -> list[Decoded]:
     """Return the whole sentences that a language model makes of the beginnings of some."""
     stems = [row.text.rstrip(" .") for row in batch]
     tokens = language.tokenizer(stems, add_special_tokens=False)["input_ids"]
@@ -145,7 +148,10 @@ def _continued(language: LanguageModel, batch: Sequence[Caption], how: PredictCo
     seeds = [stable_seed(how.seed, "prompt", row.caption_id) for row in batch]
     with torch.inference_mode():
         made = decode(language, Prompt(embeddings, mask.to(device)), decoding, seeds=seeds)
-    return [_sentence(stem, one) for stem, one in zip(stems, made, strict=True)]
+    return [
+        replace(one, continuation=_sentence(stem, one))
+        for stem, one in zip(stems, made, strict=True)
+    ]
 
 
 def _sentence(stem: str, made: Decoded) -> str:
@@ -155,18 +161,25 @@ def _sentence(stem: str, made: Decoded) -> str:
 def _write(
     draft: Draft,
     rows: Sequence[Caption],
-    texts: Callable[[Sequence[Caption]], list[str]],
+    texts: Callable[[Sequence[Caption]], list[Decoded]],
     batch_size: int,
+    most: int,
 ) -> Artifact:
-    """Write new captions batch by batch; those without text are counted and left out."""
+    """Write new captions batch by batch; those without text are counted and left out.
+
+    Those that stopped at ``most`` tokens are counted.
+    """
+    marks = []
 
     def make(batch: Sequence[Caption]) -> list[dict[str, Any]]:
         return [
-            vars(replace(row, text=text)) for row, text in zip(batch, texts(batch), strict=True)
+            vars(replace(row, text=made.text)) | cut_mark(made.cut)
+            for row, made in zip(batch, texts(batch), strict=True)
         ]
 
     def usable() -> Iterator[Caption]:
         for row in rows_in_parts(draft, rows, batch_size, make):
+            marks.append(cut_mark(CUT in row))
             if is_usable(row["text"]):
                 yield Caption(row["caption_id"], tidy(row["text"]), row["image_id"])
 
@@ -175,4 +188,7 @@ def _write(
     if not count:
         raise DataError(f"{draft.folder} would not hold a caption: the model wrote none")
     images = len({row.image_id for row in rows})
-    return draft.finish({"captions": count, "images": images}, without_text=len(rows) - count)
+    notes = tell_cut(marks, most)
+    return draft.finish(
+        {"captions": count, "images": images}, without_text=len(rows) - count, **notes
+    )

@@ -12,8 +12,13 @@ from gmail_align.artifacts import Artifact, read_jsonl
 from gmail_align.data.json_files import file_fingerprint, first_of, read_json
 from gmail_align.data.references import caption_entries, opened
 from gmail_align.errors import ArtifactError, DataError, damage_explained
+from gmail_align.progress import say
 
 PREDICTIONS: Final = "predictions.jsonl"
+CUT: Final = "cut"
+"""Key of a record whose text stopped at its longest length; other records do not have it."""
+OUTPUTS_CUT: Final = "outputs_cut"
+"""Note of a manifest: how many such texts there are."""
 QUESTION_IDS: Final = ("question_id", "id", "image_id")
 _RESPONSES: Final = ("response", "text", "prediction", "output")
 
@@ -87,6 +92,26 @@ def open_responses(source: Path | Artifact) -> Predictions:
     if wrong:
         raise DataError(f"{path}: the response to {wrong[0]} is not text ({len(wrong)} such)")
     return Predictions(body, print_of)
+
+
+def cut_mark(cut: bool) -> dict[str, bool]:
+    """Return what the record of a text says about its end: nothing, unless it was cut."""
+    return {CUT: True} if cut else {}
+
+
+def tell_cut(records: Iterable[Mapping[str, Any]], most: int) -> dict[str, int]:
+    """Say how many texts stopped at ``most`` tokens before an end; return a manifest's note of it.
+
+    Where there is none, nothing is said and the note is empty.
+    """
+    marks = [CUT in record for record in records]
+    if not any(marks):
+        return {}
+    say(
+        f"{sum(marks)} of {len(marks)} texts stopped at the longest length, {most} tokens, before "
+        "they ended"
+    )
+    return {OUTPUTS_CUT: sum(marks)}
 
 
 def listed(names: Iterable[str], what: str) -> str:

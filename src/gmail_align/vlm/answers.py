@@ -6,7 +6,7 @@ import math
 import random
 import re
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_jsonl
 from gmail_align.data.images import ImageStore
-from gmail_align.data.model_outputs import PREDICTIONS
+from gmail_align.data.model_outputs import PREDICTIONS, cut_mark, tell_cut
 from gmail_align.data.questions import (
     ANSWER_BY_LETTER,
     ANSWER_BY_PHRASE,
@@ -45,6 +45,15 @@ class Prompt:
 
     text: str
     image_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered."""
+
+    text: str
+    cut: bool
+    """Whether it stopped at its longest length, before an end."""
 
 
 def question_prompt(question: Question) -> str:
@@ -80,7 +89,7 @@ def mmmu_prompt(question: Question) -> Prompt:
 @torch.inference_mode()
 def answer(
     llava: Llava, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], most: int
-) -> list[str]:
+) -> list[Answer]:
     """Answer prompts together, each by its likeliest tokens.
 
     Args:
@@ -120,8 +129,10 @@ def answer(
         pad_token_id=end,
     )
     begun = width if "input_ids" in given else 0
-    texts = llava.tokenizer.batch_decode(generated[:, begun:], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    said = generated[:, begun:]
+    texts = llava.tokenizer.batch_decode(said, skip_special_tokens=True)
+    ended = (said == end).any(dim=1).tolist()
+    return [Answer(text.strip(), not whole) for text, whole in zip(texts, ended, strict=True)]
 
 
 def _asked_with(
@@ -152,7 +163,8 @@ def predict_answers(
     """Answer every question, or one prompt of every image; returns ``predictions``.
 
     ``predictions.jsonl`` holds ``{question_id, text, prompt}``, which ``evaluate answers`` reads;
-    or, for a prompt, ``{image_id, text, prompt}``, which ``evaluate captions`` reads.
+    or, for a prompt, ``{image_id, text, prompt}``, which ``evaluate captions`` reads. A text that
+    stopped at its longest length before an end has ``cut`` too, and the manifest counts these.
 
     Args:
         vlm: What :func:`~gmail_align.vlm.training.train_llava` made.
@@ -173,8 +185,8 @@ def predict_answers(
     inputs = {"vlm": vlm}
     inputs |= {"questions": questions} if questions else {}
     inputs |= {"images": images} if images else {}
-    identity = {"answers": "llava", **how.identity()}
-    identity |= {} if of is None else {"images": fingerprint(sorted(of))}
+    chosen = {} if of is None else {"images": fingerprint(sorted(of))}
+    identity = {"answers": "llava", **how.identity(), **chosen}
     draft = begin(out, "predictions", identity, inputs)
     if draft.complete is not None:
         return draft.complete
@@ -191,14 +203,21 @@ def predict_answers(
                 prompts = [lay_out(question) for question in batch]
                 names = [[other.get(n, n) for n in prompt.image_ids] for prompt in prompts]
                 shown = [[store.read(n) for n in own] if store else [] for own in names]
-                texts = answer(llava, [p.text for p in prompts], shown, how.max_tokens)
-                told = zip(batch, texts, prompts, strict=True)
-                rows = [{key: q.question_id, "text": t, "prompt": p.text} for q, t, p in told]
-                write_jsonl(parts[-1], rows)
+                said = answer(llava, [p.text for p in prompts], shown, how.max_tokens)
+                write_jsonl(parts[-1], _records(key, batch, prompts, said))
             bar.advance(len(batch))
     write_jsonl(draft.path(PREDICTIONS), (row for part in parts for row in read_jsonl(part)))
     shutil.rmtree(draft.path(_PARTS), ignore_errors=True)
-    return draft.finish({"questions" if questions else "images": len(asked)})
+    cut = tell_cut(read_jsonl(draft.path(PREDICTIONS)), how.max_tokens)
+    return draft.finish({"questions" if questions else "images": len(asked)}, **cut)
+
+
+def _records(
+    key: str, asked: Sequence[Question], prompts: Sequence[Prompt], said: Sequence[Answer]
+) -> Iterator[dict[str, object]]:
+    for question, prompt, one in zip(asked, prompts, said, strict=True):
+        texts = {"text": one.text, "prompt": prompt.text}
+        yield {key: question.question_id, **texts, **cut_mark(one.cut)}
 
 
 def shuffle_images(questions: Sequence[Question]) -> dict[str, str]:
@@ -263,4 +282,6 @@ def ask(
     shown = [open_image(path) for path in images]
     prompt = "\n".join([*[IMAGE] * len(shown), question])
     llava = load_llava(vlm, resolve_device(how.device))
-    return answer(llava, [prompt], [shown], how.max_tokens)[0]
+    (said,) = answer(llava, [prompt], [shown], how.max_tokens)
+    tell_cut([cut_mark(said.cut)], how.max_tokens)
+    return said.text
