@@ -111,6 +111,15 @@ def test_what_is_applied_beats_both_beyond_noise(
     assert choice.notes()["applied"] == (kept != "raw")
 
 
+@pytest.mark.parametrize(("images", "kept"), [(2, "shift"), (5, "shift"), (6, "step 5")])
+def test_a_few_images_cannot_tell(images: int, kept: str) -> None:
+    """All of them gain the same, so that the interval is narrow; luck may still do that."""
+    values = {"raw": [0.1] * images, "shift": [0.2] * images, "step 5": [0.3] * images}
+    choice = choose(values, 0, "hits")
+    assert choice.kept == kept
+    assert ("cannot tell" in choice.message) == (images < 6)
+
+
 def test_no_step_at_all_leaves_raw_and_shift() -> None:
     assert choose({"raw": [0.0, 1.0], "shift": [1.0, 1.0]}, 0, "hits").kept == "shift"
 

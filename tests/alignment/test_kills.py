@@ -20,7 +20,7 @@ KILLS = int(os.environ.get("GMAIL_ALIGN_KILLS", "3"))
 """How often; 20 is the long version."""
 STEPS = max(24, 8 * KILLS)
 OPTIM = OptimConfig(steps=STEPS, lr=2e-3, checkpoint_every=5, evaluate_every=4)
-CONFIG = AlignConfig(batch_size=6, holdout=0.25, optim=OPTIM, learn_temperature=True)
+CONFIG = AlignConfig(batch_size=6, holdout=0.25, optim=OPTIM, learn_temperature=True, apply="best")
 
 
 def _fork(work: Callable[[], object]) -> int:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from gmail_align.alignment import run as module
+from gmail_align.alignment import verdict as verdict_module
 from gmail_align.alignment.config import AlignConfig, AlignWeights
 from gmail_align.alignment.guard import Guard
 from gmail_align.alignment.pair_index import REAL
@@ -35,7 +36,7 @@ from gmail_align.progress import LOG
 from gmail_align.training.config import OptimConfig
 
 OPTIM = OptimConfig(steps=12, lr=2e-3, schedule="constant", checkpoint_every=5, evaluate_every=4)
-SMALL = {"batch_size": 6, "holdout": 0.25, "optim": OPTIM}
+SMALL = {"batch_size": 6, "holdout": 0.25, "optim": OPTIM, "apply": "best"}
 CONFIG = AlignConfig(**SMALL, select="loss")
 ANY_GAIN = {"apply": "best", "keep_real": None}
 """For what is not about noise: three images are held out, on which most gains are."""
@@ -457,15 +458,26 @@ def test_a_base_without_safetensors_is_aligned_and_saved(
     assert torch.allclose(result, expected)
 
 
+def test_three_images_cannot_tell(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All held-out images gain, which three do by luck once in eight times."""
+    careful = CONFIG.model_copy(update={"apply": "beyond_noise"})
+    few = run(careful, "few").manifest["notes"]
+    assert few["gain"]["n"] == 3 and few["gain"]["low"] > 0
+    assert few["applied"] is False
+    assert "cannot tell" in few["message"]
+    monkeypatch.setattr(verdict_module, "FEWEST", 3)
+    assert run(careful, "enough").manifest["notes"]["applied"] is True
+
+
 def test_a_gain_within_noise_is_not_applied(
     run: Run, clip_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By R@1 of three held-out images, one image that is found at last is no evidence."""
     config = CONFIG.model_copy(update={"select": "generated_real_r1", "keep_real": None})
-    lucky = run(config.model_copy(update={"apply": "best"}), "lucky").manifest["notes"]
+    lucky = run(config, "lucky").manifest["notes"]
     assert lucky["applied"] is True
     assert lucky["gain"]["low"] <= 0 < lucky["gain"]["value"]
-    made = run(config, "careful")
+    made = run(config.model_copy(update={"apply": "beyond_noise"}), "careful")
     notes = made.manifest["notes"]
     assert (notes["applied"], notes["best_step"]) == (False, 0)
     assert notes["guard"]["kept"] == notes["guard"]["start"]

@@ -135,8 +135,8 @@ class AlignConfig(Config):
     apply: Literal["beyond_noise", "best", "always"] = "beyond_noise"
     """When the kept step is applied. ``beyond_noise``: the 95% interval of its gain over the plain
     model on the held-out pairs lies above 0, and under ``transfer`` that over a shift of the means
-    too. ``best``: its score is the best. ``always``: whatever it does, for a training-free method
-    that serves as a baseline."""
+    too; six real images or more are held out. ``best``: its score is the best. ``always``: whatever
+    it does, for a training-free method that serves as a baseline."""
     strengths: tuple[PositiveFloat, ...] = ()
     """Parts of the way from the plain CLIP (0) to the kept step (1) that are tried after training.
     The best on the held-out pairs is kept."""

@@ -22,6 +22,7 @@ from gmail_align.alignment.feature_head import new_residual
 from gmail_align.alignment.feature_training import Learner
 from gmail_align.alignment.guard import EASE
 from gmail_align.alignment.losses import alignment_losses
+from gmail_align.alignment.score import FEWEST
 from gmail_align.alignment.training_free import AffineMap
 from gmail_align.artifacts import write_json
 from gmail_align.metrics.bootstrap import Estimate, bootstrap_mean
@@ -91,7 +92,8 @@ def choose(values: Values, seed: int, what: str) -> Choice:
     """Choose what is applied.
 
     A candidate that was trained, or is more than a shift, has to beat both the features as they are
-    and the mean shift by more than its 95% interval over real images. Else the better of these two
+    and the mean shift by more than its 95% interval over real images, of which it takes
+    :data:`~gmail_align.alignment.score.FEWEST` or more. Else the better of these two
     is taken.
 
     Args:
@@ -108,7 +110,8 @@ def choose(values: Values, seed: int, what: str) -> Choice:
     gains = {
         name: bootstrap_mean(np.subtract(values[best], values[name]), seed=seed) for name in FREE
     }
-    beaten = all(gain.low > 0 for gain in gains.values())
+    few = len(values[best]) < FEWEST
+    beaten = not few and all(gain.low > 0 for gain in gains.values())
     told = _told(scores, (*FREE, best), what)
     by = ", ".join(
         f"{name} by {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
@@ -119,8 +122,9 @@ def choose(values: Values, seed: int, what: str) -> Choice:
     harm = harm if scores[last] < scores[RAW] else ""
     if beaten:
         return Choice(best, scores, best, gains, f"{told}: {best} is applied, it beats {by}{harm}")
-    short = [name for name, gain in gains.items() if gain.low <= 0]
+    short = [name for name, gain in gains.items() if few or gain.low <= 0]
     why = f"{best} is refused, it does not beat {' and '.join(short)} beyond noise ({by}){harm}"
+    why += f"; {len(values[best])} real images cannot tell, {FEWEST} can" if few else ""
     applied = "features stay as they are" if free == RAW else "the mean shift alone is applied"
     return Choice(free, scores, best, gains, f"{told}: {why}; {applied}")
 

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from gmail_align.metrics.bootstrap import Estimate, bootstrap_replicates, interval
 
+FEWEST = 6
+"""Real images that can show a gain at all: by chance, n images all gain once in 2 to the n times,
+and up to 5 that is more often than the 2.5% which an interval of 95% leaves on a side."""
 _RESAMPLES = 1000
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from gmail_align.alignment.config import FIGURES, AlignConfig
 from gmail_align.alignment.guard import Guard
+from gmail_align.alignment.score import FEWEST
 from gmail_align.progress import say
 from gmail_align.training.distributed import ranks
 
@@ -78,13 +79,19 @@ def _refusal(
     plain = "so it is not applied: the encoder is the plain model"
     if not kept.get("eligible", 1.0):
         return f"the alignment costs real images more retrieval than keep_real allows, {plain}"
-    if gain["low"] > 0 or (config.apply == "best" and gain["value"] > 0):
+    sure = gain["low"] > 0 and gain["n"] >= FEWEST
+    if sure or (config.apply == "best" and gain["value"] > 0):
         return None
     verb, score = _goal(config)
     what = "the best step" if config.method == "gmail" else config.method
     figures = _figures(gain)
     if gain["value"] <= 0:
         return f"{what} has not {verb} {score}: its gain is {figures}, {plain}"
+    if gain["n"] < FEWEST:
+        return (
+            f"{what} has {verb} {score} by {figures}, and fewer than {FEWEST} images cannot tell a "
+            f"gain from noise, {plain}; hold out more real images"
+        )
     return (
         f"{what} has {verb} {score} by {figures}, which is within noise, {plain}; try more pairs, "
         "a larger holdout or other weights"
