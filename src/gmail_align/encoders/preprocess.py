@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from gmail_align.artifacts import fingerprint
-from gmail_align.data.decode import decode_rgb, finished, to_rgb, upright
+from gmail_align.data.decode import decode_rgb, finished, upright
 from gmail_align.encoders.resize import planes, resized_centre
 from gmail_align.errors import DataError, ModelError, damage_explained
 
@@ -102,8 +102,11 @@ class Preprocess:
         return self.normalise(self.pixels(batch))
 
     def pixels(self, images: Iterable[Image.Image]) -> UInt8[Tensor, "b 3 s s"]:
-        """Resize and crop, without normalising: what is worth keeping of a decoded image."""
-        arrays = [planes(self._fit(to_rgb(image))) for image in images]
+        """Resize and crop, without normalising: what is worth keeping of a decoded image.
+
+        Images are turned as their EXIF tags say, and brought to sRGB on white, where they are not.
+        """
+        arrays = [planes(self._fit(finished(upright(image)))) for image in images]
         shape = (0, 3, self.size, self.size)
         return torch.from_numpy(np.stack(arrays) if arrays else np.empty(shape, dtype=np.uint8))
 
