@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from transformers import (
     AutoImageProcessor,
     AutoModel,
+    AutoProcessor,
     AutoTokenizer,
     CLIPModel,
     CLIPVisionModelWithProjection,
@@ -31,6 +32,7 @@ from gmail_align.convert.open_clip_config import OpenClipConfig
 from gmail_align.convert.openai_format import encode_text, read_shape
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
+from gmail_align.encoders.shipped import shipped_models
 from gmail_align.errors import ModelError
 from gmail_align.export.config import ExportConfig
 from gmail_align.export.run import export
@@ -87,6 +89,30 @@ def test_texts_are_embedded_as_the_encoder_does(
     out = exported(source, tmp_path / "st", "sentence-transformers")
     assert_same_texts(by_sentences(out, TEXTS), source, TEXTS)
     assert_same_texts(by_sentences(out, TEXTS[:1]), source, TEXTS[:1])
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "long_clip"])
+@torch.no_grad()
+def test_odd_texts_and_photos_are_what_the_encoder_reads(name: str, tmp_path: Path) -> None:
+    """By transformers' processor and by sentence-transformers, on every shipped model."""
+    source = shipped_models() / name
+    texts = ["A Red BALL", "", "a red ball " * 80, "ein grüner Würfel 猫 🎈", "  two\n cubes "]
+    blots = np.random.default_rng(0).integers(0, 256, (9, 23, 3), dtype=np.uint8)
+    photo = Image.fromarray(blots).resize((517, 201), Image.Resampling.BICUBIC)
+    expected = GmailEncoder.from_pretrained(source).encode_images([photo])
+    out = exported(source, tmp_path / "hf", "hf")
+    given = AutoProcessor.from_pretrained(out)(
+        text=texts, images=[photo], padding="max_length", truncation=True, return_tensors="pt"
+    )
+    model = AutoModel.from_pretrained(out).eval()
+    pixels = given.pop("pixel_values")
+    found = [model.get_image_features(pixels).pooler_output]
+    assert_same_texts(model.get_text_features(**given).pooler_output, source, texts)
+    out = exported(source, tmp_path / "st", "sentence-transformers")
+    assert_same_texts(by_sentences(out, texts), source, texts)
+    found.append(torch.from_numpy(by_sentences(out, [photo])))
+    for features in found:
+        assert float((normalize(features, dim=-1) * expected).sum()) > 0.9999
 
 
 def with_an_added_token(base: Path) -> Path:
