@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import json
 import tarfile
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gmail_align.artifacts import Artifact, begin
+from gmail_align.data import images
 from gmail_align.data.decode import decode_rgb
 from gmail_align.data.images import (
     ImageRecord,
@@ -53,6 +58,30 @@ def test_every_image_comes_back_as_it_was(tmp_path: Path, make_picture: Make) ->
     assert store.read_bytes("c") == make_picture(2, "WEBP")
     expected = np.asarray(decode_rgb(make_picture(0, "PNG")))
     assert np.array_equal(np.asarray(store.read("b")), expected)
+
+
+@pytest.mark.parametrize(("limit", "together"), [(0, 1), (2**25, 2)])
+def test_threads_hold_one_large_image_at_a_time(
+    limit: int, together: int, tmp_path: Path, make_picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ImageStore(build(tmp_path / "i", make_picture))
+    monkeypatch.setattr(images, "_LARGE", limit)
+    meeting = threading.Barrier(2)
+    held: list[int] = []
+
+    def hold(image: Image.Image) -> tuple[int, int]:
+        held.append(1)
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(0.5)  # two of them meet here, unless one waits outside
+        most.append(len(held))
+        held.pop()
+        return image.size
+
+    most: list[int] = []
+    with ThreadPoolExecutor(2) as pool:
+        sizes = list(pool.map(lambda name: store.reduce(name, hold), ["a", "b"]))
+    assert sizes == [store.read(name).size for name in ("a", "b")]
+    assert max(most) == together
 
 
 def test_the_index_records_where_an_image_comes_from(tmp_path: Path, make_picture: Make) -> None:

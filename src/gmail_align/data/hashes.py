@@ -48,7 +48,7 @@ def hash_images(store: ImageStore, label: str = "hash") -> HashArray:
     hashes = np.empty((len(store), BITS // 8), dtype=np.uint8)
 
     def one(image_id: str) -> HashArray:
-        return difference_hash(store.read(image_id))
+        return store.reduce(image_id, difference_hash)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         rows = _in_chunks(pool, one, store.ids)

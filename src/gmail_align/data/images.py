@@ -13,11 +13,13 @@ import hashlib
 import io
 import os
 import tarfile
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from PIL import Image
 
@@ -41,6 +43,9 @@ from gmail_align.remote import read_range
 QUARANTINE: Final = "quarantine.jsonl"
 
 _BLOCK: Final = tarfile.BLOCKSIZE
+_LARGE: Final = 2**25  # pixels
+_ONE_LARGE: Final = threading.Lock()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +309,19 @@ class ImageStore:
             return decode_rgb(data)
         except DataError as error:
             raise DataError(f"image {image_id} in {self.artifact.folder}: {error}") from error
+
+    def reduce(self, image_id: str, make: Callable[[Image.Image], T]) -> T:
+        """Decode an image and return what ``make`` makes of it; for threads.
+
+        Large images wait for each other, so that the pixels of one of them are held at a time.
+
+        Raises:
+            DataError: no such image, or it cannot be decoded.
+            ArtifactError: the shard is missing or its bytes have changed.
+        """
+        record = self.record(image_id)
+        with _ONE_LARGE if record.width * record.height > _LARGE else nullcontext():
+            return make(self.read(image_id))
 
     def _row(self, image_id: str) -> int:
         row = self.ids.row(image_id)

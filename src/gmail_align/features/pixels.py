@@ -46,8 +46,11 @@ class DecodedRows:
         every = range(len(self._names))
         places = every[rows] if isinstance(rows, slice) else rows.tolist()
         own = [self._names[place] for place in places]
-        parts = list(self._pool.map(lambda n: self._preprocess.pixels([self._store.read(n)]), own))
+        parts = list(self._pool.map(self._one, own))
         return torch.cat([self._preprocess.pixels([]), *parts])
+
+    def _one(self, name: str) -> UInt8[Tensor, "1 3 s s"]:
+        return self._store.reduce(name, lambda image: self._preprocess.pixels([image]))
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def decoder(store: ImageStore, preprocess: Preprocess) -> Iterator[Decode]:
     """Open a function that decodes, resizes and crops a batch of images in threads."""
 
     def one(name: str) -> Tensor:
-        return preprocess.pixels([store.read(name)])[0]
+        return store.reduce(name, lambda image: preprocess.pixels([image])[0])
 
     with ThreadPoolExecutor() as pool:
         yield lambda names: torch.stack(list(pool.map(one, names)))
