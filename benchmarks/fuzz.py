@@ -255,7 +255,7 @@ def prepare(torturer: Torturer) -> None:
     rows = [{"id": str(n), "caption": f"a red ball {n}"} for n in range(4)]
     (world / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (world / "table.csv").write_text("id,caption\n" + "".join(f"{r['id']},a ball\n" for r in rows))
-    photos = [image.read_bytes() for image in images]
+    photos = [image.read_bytes() for image in images[: len(rows)]]
     table = pa.Table.from_pylist(rows).append_column("image", pa.array(photos))
     pq.write_table(table, world / "table.parquet")
     (world / "settings.toml").write_text("\n")

@@ -147,8 +147,8 @@ def test_an_alignment_knows_whether_it_uses_real_images(
         ({"preset": "gmail"}, True),
         ({"preset": "lora_only"}, True),
         ({"method": "mean_shift"}, True),
-        ({"weights": {"align": 0.0, "text_generated": 0.0}}, False),
-        ({"weights": {"align": 0.0, "text_generated": 0.0}, "select": "margin"}, True),
+        ({"weights": {"align": 0.0, "text_generated": 0.0}, "select": "loss"}, False),
+        ({"weights": {"align": 0.0, "text_generated": 0.0}}, True),
         ({"data": "real", "select": "retrieval"}, False),
     ],
 )
