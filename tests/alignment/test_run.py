@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from gmail_align.alignment import run as module
 from gmail_align.alignment import verdict as verdict_module
 from gmail_align.alignment.config import AlignConfig, AlignWeights
-from gmail_align.alignment.guard import Guard
+from gmail_align.alignment.guard import Guard, Measurement
 from gmail_align.alignment.pair_index import REAL
 from gmail_align.alignment.run import Sources, align
+from gmail_align.alignment.score import Score
 from gmail_align.alignment.verdict import verdict
 from gmail_align.artifacts import Artifact, begin, read_jsonl, write_jsonl
 from gmail_align.data.images import ImageStore
@@ -501,10 +502,13 @@ class _Told(Guard):
     def __init__(self, encoder: GmailEncoder, config: AlignConfig, over: float) -> None:
         self.encoder, self.config, self.over = encoder, config, over
 
-    def gain(self) -> Estimate:
+    def measure(self) -> Measurement:
+        return Measurement({}, [], [])
+
+    def gain(self, score: Score) -> Estimate:
         return Estimate(0.2, 0.1, 0.3, 40)
 
-    def gain_over_shift(self) -> Estimate:
+    def gain_over_shift(self, score: Score) -> Estimate:
         return Estimate(self.over + 0.05, self.over, self.over + 0.1, 40)
 
 

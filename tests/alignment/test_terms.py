@@ -322,7 +322,8 @@ def test_the_gain_over_a_shift_by_plain_loops(encoder: GmailEncoder, batch: Batc
     held.tables.inputs["generated"].array[3] = batch.inputs["generated"][0]  # the same picture
     config = AlignConfig(select="paired_cosine", batch_size=4)
     train = held.pairs[[0, 2, 3]]
-    result = Guard(encoder, held, config, train).gain_over_shift()
+    guard = Guard(encoder, held, config, train)
+    result = guard.gain_over_shift(guard.measure().score)
     pixels = encoder.preprocess.normalise(held.tables.inputs["generated"].array)
     plain = encoder.embed_pixels(pixels, Route.FROZEN)
     aligned = encoder.embed_pixels(pixels, Route.GENERATED)

@@ -6,6 +6,7 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from gmail_align.metrics.bootstrap import Estimate
 
 EASE = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 1e6)
 """What the guard multiplies temperatures by; the last one turns every encoder into guessing."""
+T = TypeVar("T")
 _IMAGES_ALONE = frozenset({"real", "frozen", "frozen_patches"})
 """Features of real images: a term that reads nothing else is taken over images, not pairs."""
 
@@ -102,25 +104,29 @@ class Guard:
         eligible = float(self._keeps_real(measured))
         return {"score": total(measured.score), "eligible": eligible, **measured.metrics}
 
-    def gain(self) -> Estimate:
-        """Estimate by how much the present encoder's score exceeds the plain model's."""
-        return gain(self._plain.score, self.measure().score, len(self.held.first))
+    def gain(self, score: Score) -> Estimate:
+        """Estimate by how much a measured score exceeds the plain model's."""
+        return gain(self._plain.score, score, len(self.held.first))
 
-    def gain_over_shift(self) -> Estimate:
-        """Estimate by how much that score exceeds the plain model's with a shift of the means.
+    def gain_over_shift(self, score: Score) -> Estimate:
+        """Estimate by how much a measured score exceeds the plain model's with a shift of means.
 
         The shift moves the mean of generated images onto that of frozen real ones. It is taken from
         some of the training pairs.
         """
-        shifted = self._as_plain(lambda: self.measure(self._shift()))
-        return gain(shifted.score, self.measure().score, len(self.held.first))
+        images, pairs = self._plain_features
+        moved = {**pairs, "generated": pairs["generated"] + self._shift()}
+        shifted = self._as_plain(lambda: self._measured(images, moved))
+        return gain(shifted.score, score, len(self.held.first))
 
     @torch.no_grad()
-    def measure(self, shift: Float[Tensor, " d"] | None = None) -> Measurement:
-        """Measure the present encoder, generated images moved by ``shift``; see :meth:`metrics`."""
-        images, pairs = self._features()
-        if shift is not None:
-            pairs = {**pairs, "generated": pairs["generated"] + shift}
+    def measure(self) -> Measurement:
+        """Measure the present encoder; see :meth:`metrics`."""
+        return self._measured(*self._features())
+
+    @torch.no_grad()
+    def _measured(self, images: Features, pairs: Features) -> Measurement:
+        """Measure features of the m real images and of the n pairs."""
         of_terms = {term: self._of(term, images, pairs) for term in TERMS}
         there = {term: given for term, given in of_terms.items() if given is not None}
         figures = {
@@ -161,9 +167,14 @@ class Guard:
     @cached_property
     def _plain(self) -> Measurement:
         """The plain model, by whose routes nothing has been learnt."""
-        return self._as_plain(self.measure)
+        return self._as_plain(lambda: self._measured(*self._plain_features))
 
-    def _as_plain(self, measure: Callable[[], Measurement]) -> Measurement:
+    @cached_property
+    @torch.no_grad()
+    def _plain_features(self) -> tuple[Features, Features]:
+        return self._as_plain(self._features)
+
+    def _as_plain(self, measure: Callable[[], T]) -> T:
         applied, self.encoder.applied = self.encoder.applied, False
         try:
             return measure()
@@ -177,7 +188,8 @@ class Guard:
         step = -(-len(self._train) // self.config.holdout_limit)
         pairs = np.asarray(self._train[::step])
         real = self.held.tables.known["frozen"].take(pairs).float()
-        return real.mean(dim=0) - self._embed("generated", pairs)["generated"].mean(dim=0)
+        generated = self._as_plain(lambda: self._embed("generated", pairs))["generated"]
+        return real.mean(dim=0) - generated.mean(dim=0)
 
     @cached_property
     def _plain_retrieval(self) -> Score:

@@ -32,10 +32,11 @@ def verdict(guard: Guard, start: dict[str, float], kept: dict[str, float]) -> di
     message: str | None = _no_step(config)
     if kept["step"] > 0:
         say(_side_by_side(start, kept))
-        gain = ranks().from_first(lambda: asdict(guard.gain()))
+        score = guard.measure().score if ranks().first else []
+        gain = ranks().from_first(lambda: asdict(guard.gain(score)))
         notes["gain"], message = gain, _refusal(config, gain, kept)
         if message is None and config.beats_shift:
-            over = ranks().from_first(lambda: asdict(guard.gain_over_shift()))
+            over = ranks().from_first(lambda: asdict(guard.gain_over_shift(score)))
             notes["gain_over_shift"], message = over, _worse_than_shift(over)
     if message is not None:
         notes["message"] = message
