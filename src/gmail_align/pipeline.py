@@ -211,6 +211,7 @@ def _caption_scores(
                 paired,
                 recipe.evaluate.subset,
                 recipe.seed,
+                interval="widened for few runs" if len(runs) > 1 else "",
             )
         )
     return scores

@@ -260,9 +260,9 @@ class _Training:
 def embed_both(
     model: CLIPModel,
     pixels: Float[Tensor, "b 3 h w"],
-    ids: Int[Tensor, "b t"],
-    mask: Int[Tensor, "b t"],
-) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+    ids: Int[Tensor, "k t"],
+    mask: Int[Tensor, "k t"],
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "k d"]]:
     """Return image and text features of a CLIP, with gradient, not normalised."""
     tower = cast("Any", model)
     images: Tensor = tower.visual_projection(ClipBackbone(model).lean_trunk(pixels))

@@ -199,7 +199,11 @@ def evaluate_seeds(
     result = begin_result(
         out,
         {**read, "references": given},
-        {**options.identity(), "paired": [list(pair) for pair in paired]},
+        {
+            **options.identity(),
+            "paired": [list(pair) for pair in paired],
+            **({"interval": "widened for few runs"} if len(runs) > 1 else {}),
+        },
         protocol=options.protocol,
         task="captions",
         n={**_counts(human), "seeds": len(runs)},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,20 @@ class LabelledFeatures:
 
     features: Path | Artifact
     labels: Labels
+    labelled_only: bool = False
+    """Whether images without a label are left out; otherwise they are an error."""
+
+    def open(self) -> tuple[Features, list[str]]:
+        """Return the features and the class of each row.
+
+        Raises:
+            DataError: an image does not have a label.
+        """
+        read = open_features(self.features)
+        if self.labelled_only:
+            ids = [name for name in read.ids if name in self.labels.classes]
+            read = replace(read, ids=ids, array=read.array[read.rows(ids)])
+        return read, self.labels.of(read.ids)
 
 
 def score(
@@ -52,7 +67,7 @@ def by_class(protocol: str) -> bool:
 
 
 def evaluate_probe(
-    train: LabelledFeatures,
+    train: LabelledFeatures | Sequence[LabelledFeatures],
     validation: LabelledFeatures | None,
     test: LabelledFeatures,
     out: Path | None = None,
@@ -67,7 +82,7 @@ def evaluate_probe(
     ``unconverged`` (how many fits stopped at the most steps).
 
     Args:
-        train: Training images.
+        train: Training images; several sets are put behind each other.
         validation: Validation images; None holds out a fifth of the training images.
         test: Test images.
         out: Folder of the result; None keeps nothing.
@@ -82,13 +97,17 @@ def evaluate_probe(
         UserError: the features do not fit each other.
         MissingExtraError: scikit-learn is not installed.
     """
-    given = {"train": train, "validation": validation, "test": test}
+    first, *others = [train] if isinstance(train, LabelledFeatures) else train
+    more = {f"train_{number}": one for number, one in enumerate(others, 2)}
+    given = {"train": first, "validation": validation, "test": test, **more}
     sources = {name: split for name, split in given.items() if split is not None}
-    read = {name: open_features(split.features) for name, split in sources.items()}
-    named = {name: split.labels.of(read[name].ids) for name, split in sources.items()}
-    classes = class_order(name for labels in named.values() for name in labels)
-    inputs: dict[str, Input] = dict(read)
+    opened = {name: split.open() for name, split in sources.items()}
+    inputs: dict[str, Input] = {name: features for name, (features, _) in opened.items()}
     inputs |= {f"{name}_labels": split.labels for name, split in sources.items()}
+    joined = _joined([opened.pop(name) for name in ("train", *more)])
+    read = {"train": joined[0]} | {name: features for name, (features, _) in opened.items()}
+    named = {"train": joined[1]} | {name: labels for name, (_, labels) in opened.items()}
+    classes = class_order(name for labels in named.values() for name in labels)
     n = {"train": len(named["train"]), "images": len(named["test"]), "classes": len(classes)}
     result = begin_result(
         out, inputs, {}, protocol=protocol, task="zeroshot", n=n, subset=subset, seed=seed
@@ -108,6 +127,17 @@ def evaluate_probe(
         "unconverged": fit.unconverged,
     }
     return result.finish(metrics, items=items, details=details)
+
+
+def _joined(sets: Sequence[tuple[Features, list[str]]]) -> tuple[Features, list[str]]:
+    """Put several sets behind each other."""
+    (first, _), *others = sets
+    if not others:
+        return sets[0]
+    arrays = [features.array.float() for features, _ in sets]
+    ids = [name for features, _ in sets for name in features.ids]
+    names = [name for _, labels in sets for name in labels]
+    return replace(first, ids=ids, array=torch.cat(arrays)), names
 
 
 def _labelled(split: Features, names: list[str], classes: list[str]) -> Labelled:

@@ -54,7 +54,7 @@ def cifake_features(data: Path, home: Path) -> CifakeFeatures:
         DataError: a file is missing or damaged, or the zips do not have the same classes.
     """
     network = network_of(data)
-    sides = [_Side.open(_zip(data, kind), EACH[kind]) for kind in EACH]
+    sides = [_Side.open(zip_of(data, kind), EACH[kind]) for kind in EACH]
     if sides[0].classes != sides[1].classes:
         raise DataError(f"{sides[0].path} and {sides[1].path} do not have the same classes")
     known = fingerprint([network.stat().st_size, *(side.identity for side in sides)])[:16]
@@ -118,7 +118,7 @@ class _Side:
         return np.concatenate(rows).reshape(len(self.members), -1, rows[0].shape[1])
 
 
-def _zip(data: Path, kind: str) -> Path:
+def zip_of(data: Path, kind: str) -> Path:
     """Return the zip of a kind; of several, the last by name, so that train comes before test."""
     zips = sorted([*data.glob(f"*{kind}.zip"), *(data / "cifake").glob(f"*{kind}.zip")])
     if not zips:

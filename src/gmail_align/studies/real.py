@@ -34,6 +34,9 @@ class DataStudy:
 
 DATA_STUDIES: Final = {
     "cifake": DataStudy("What generated images are worth on real photos", "cifake:cifake"),
+    "cifake-clip": DataStudy(
+        "What generated images are worth to a CLIP from scratch", "cifake_clip:cifake_clip"
+    ),
     "flickr8k": DataStudy("What images of a weak generator are worth", "flickr8k:flickr8k"),
     "collapse": DataStudy("Escaping collapse", "collapse:collapse", needs_data=False),
 }

@@ -209,13 +209,12 @@ class Graph:
         classes = [one for name in names if (one := self.sets[name].classes)]
         test = self.real_features(names[1], reader, row.reads, row)
         evaluate = self.recipe.evaluate
+        train = None
+        seen: tuple[LearnerImages, ...] = ()
         if learner.train is not None:
-            train, seen = self.real_features(names[0], reader, row.reads, row), None
+            train = self.real_features(names[0], reader, row.reads, row)
         else:
-            seen = self._learner_images(
-                "train", "real" if row.images == "real" else "generated", row, seed
-            )
-            train = seen.features
+            seen = tuple(self._learner_images("train", one, row, seed) for one in _sides(row))
         return Probe(
             train,
             classes[0],
@@ -229,12 +228,10 @@ class Graph:
 
     def _captioner(self, learner: Learner, row: Row, seed: int) -> Step:
         model = find_model(learner.model, "gpt2", self.home)
-        side: Side = "real" if row.images == "real" else "generated"
-        validation = self._learner_images("validation", side, row, seed)
         assert learner.settings is not None
         settings = learner.settings
-        mixed = row.images == "mixed" and not settings.reads_texts
-        sides: tuple[Side, ...] = ("generated", "real") if mixed else (side,)
+        sides = _sides(row)[:1] if settings.reads_texts else _sides(row)
+        validation = self._learner_images("validation", sides[0], row, seed)
         images = tuple(self._learner_images("train", one, row, seed) for one in sides)
         texts: tuple[Step, ...] = ()
         if settings.reads_texts:
@@ -252,10 +249,8 @@ class Graph:
             )
         settings = learner.llava.model_copy(update={"reads": Route(row.reads)})
         model = find_model(learner.model, "llama", self.home)
-        side: Side = "real" if row.images == "real" else "generated"
-        sides: tuple[Side, ...] = ("generated", "real") if row.images == "mixed" else (side,)
-        images = tuple(self._talked(learner, "train", one, row, seed) for one in sides)
-        held = self._talked(learner, "validation", side, row, seed)
+        images = tuple(self._talked(learner, "train", one, row, seed) for one in _sides(row))
+        held = self._talked(learner, "validation", _sides(row)[0], row, seed)
         encoder = self.aligned(row, seed) or self.encoder(row)
         return TrainedLlava(settings, model, encoder, images, held, seed)
 
@@ -377,6 +372,13 @@ class Graph:
                 "classes: import them as class folders"
             )
         return {protocol: ZeroShot(features, encoder, images.classes, protocol, subset)}
+
+
+def _sides(row: Row) -> tuple[Side, ...]:
+    """Return the kinds of images that a row's learner is trained on."""
+    if row.images == "mixed":
+        return "generated", "real"
+    return ("real",) if row.images == "real" else ("generated",)
 
 
 def _sets_with_labels(world: World) -> list[str]:

@@ -153,8 +153,10 @@ def _write(layout: Layout, models: Models, notes: Sequence[str], out: Path, *, s
         f"Made by gmail-align init. The folder holds {layout.kind}.",
         *notes,
         "",
-        f"  gmail-align plan {out.name}     what it will make, what it needs and what it costs",
-        f"  gmail-align run {out.name}      from these files to the report; run it again to go on",
+        "What it will make, what it needs and what it costs:",
+        f"  gmail-align plan {out.name}",
+        "From these files to the report; the same command goes on after a stop:",
+        f"  gmail-align run {out.name}",
     ]
     parts = [
         "\n".join(f"# {printable(' '.join(line.split()))}".rstrip() for line in runbook),

@@ -154,8 +154,8 @@ def images_used(step: Step) -> list[tuple[str, Step]]:
         return [(side, step.pairs) for side, has_a_say in used.items() if has_a_say]
     if isinstance(step, TrainedCaptioner | TrainedLlava):
         return [(seen.side, seen.pairs) for seen in (*step.images, step.validation)]
-    if isinstance(step, Probe) and step.seen is not None:
-        return [(step.seen.side, step.seen.pairs)]
+    if isinstance(step, Probe):
+        return [(seen.side, seen.pairs) for seen in step.seen]
     return []
 
 

@@ -141,6 +141,8 @@ class CaptionScores(Step):
     paired: tuple[tuple[str, str], ...]
     subset: bool
     seed: int
+    interval: str = ""
+    """How intervals over several seeds are made; it is part of what the scores are."""
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -169,15 +171,16 @@ class Probe(Step):
     what = "linear probe, seed {seed}"
     task: ClassVar[Task] = "zeroshot"
     trains = True
-    train: Step
+    train: Step | None
+    """Features of a whole set; None where ``seen`` says what is learnt from."""
     train_classes: Step
     test: Step
     test_classes: Step
     protocol: str
     subset: bool
     seed: int
-    seen: LearnerImages | None = None
-    """The side of pairs that ``train`` is of; each image has the class of the pair's real image."""
+    seen: tuple[LearnerImages, ...] = ()
+    """Sides of pairs; each image has the class of its pair's real image."""
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -190,12 +193,15 @@ class Probe(Step):
         from gmail_align.evaluation.probe import LabelledFeatures, evaluate_probe
 
         labels = open_labels(work.get(self.train_classes).folder)
-        if self.seen is not None:
-            side, known = f"{self.seen.side}_image_id", labels.classes
-            pairs = iter_pairs(work.get(self.seen.pairs))
-            labels = Labels({getattr(row, side): known[row.real_image_id] for row in pairs})
+        sets = [] if self.train is None else [LabelledFeatures(work.get(self.train), labels)]
+        for seen in self.seen:
+            rows = iter_pairs(work.get(seen.pairs))
+            real = {getattr(row, f"{seen.side}_image_id"): row.real_image_id for row in rows}
+            own = Labels({name: labels.classes[image] for name, image in real.items()})
+            features = work.get(seen.features)  # may hold images that are in none of these pairs
+            sets.append(LabelledFeatures(features, own, labelled_only=True))
         evaluate_probe(
-            LabelledFeatures(work.get(self.train), labels),
+            sets,
             None,
             LabelledFeatures(work.get(self.test), open_labels(work.get(self.test_classes).folder)),
             out,
