@@ -119,7 +119,7 @@ def _set_scheduler(pipeline: Any, config: SynthesisConfig, diffusers: Any) -> No
     if config.scheduler == "pipeline":
         return
     own = pipeline.scheduler
-    if "Flow" in type(own).__name__:
+    if "Flow" in type(own).__name__ or own.config.get("prediction_type") == "flow_prediction":
         raise ModelError(
             f"{type(pipeline).__name__} is a flow-matching pipeline and samples only with its own "
             "scheduler: --set synthesis.scheduler=pipeline"

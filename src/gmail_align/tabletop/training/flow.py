@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,18 +24,15 @@ from gmail_align.tabletop.training.diffusion import BATCH, DROP, assemble_pipeli
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.loop import FitReport, fit
 
-__all__ = ["FlowMatchScheduler", "SchedulerMixin", "flow_of", "train_flow"]
-"""diffusers finds the kind of our scheduler by the name of its base here."""
 
-
-class FlowMatchScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # untyped
-    """diffusers' flow matching, with what ``StableDiffusionPipeline`` asks of its scheduler."""
-
-    init_noise_sigma = 1.0
-
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """Return the latents as they are."""
-        return sample
+def flow_scheduler() -> DPMSolverMultistepScheduler:
+    """Return the sampler of a flow-matching UNet: one that every diffusers knows by its name."""
+    return DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=1.0,
+        final_sigmas_type="zero",
+    )
 
 
 def flow_of(
@@ -88,5 +85,5 @@ def train_flow(
     parameters = dict(unet.named_parameters())
     report = fit(parameters, loss, config, seed=seed, folder=work, label="flow matching")
     pipeline = assemble_pipeline(start.vae, (unet, text_encoder), start.tokenizer)
-    pipeline.register_modules(scheduler=FlowMatchScheduler())
+    pipeline.register_modules(scheduler=flow_scheduler())
     return pipeline, report
