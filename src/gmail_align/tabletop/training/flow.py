@@ -32,6 +32,7 @@ def flow_scheduler() -> DPMSolverMultistepScheduler:
         use_flow_sigmas=True,
         flow_shift=1.0,
         final_sigmas_type="zero",
+        steps_offset=1,  # StableDiffusionPipeline wants it, and flow sigmas do not read it
     )
 
 
