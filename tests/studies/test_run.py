@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 from typer.testing import CliRunner
 
 from gmail_align.cli.main import app
 from gmail_align.errors import ArtifactError, ConfigError
 from gmail_align.studies import real
+from gmail_align.studies.numbers import detectable
 from gmail_align.studies.result import RESULT, Number, ShownRow, StudyResult, read_study_result
 from gmail_align.studies.run import StudyOptions, numbers_of
 from gmail_align.studies.tables import claims_table, files_of, render, study_table
@@ -222,8 +225,26 @@ def test_ours_and_the_papers_numbers_stand_side_by_side() -> None:
     assert cells == [["125.0", "–", ""], ["–", "108.35", ""]]
     (claim,) = claims_table(made_result()).rows
     assert [cell.text for cell in claims_table(made_result()).shown(claim)] == [
-        *("CIDEr", "−50.0", "+4.18", "reversed")
+        *("CIDEr", "−50.0", "–", "+4.18", "reversed")
     ]
+
+
+def test_a_claim_says_what_its_seeds_could_have_shown() -> None:
+    rows = [
+        {"name": name, "label": name, "seeds": {"CIDEr": values}}
+        for name, values in (("a", [0.1, 0.3, 0.2, 0.4, 0.0]), ("b", [0.0] * 5))
+    ]
+    table = claims_table(made_result(rows=rows))
+    (claim,) = table.rows
+    assert table.shown(claim)[2].text == "26.6"
+
+
+def test_what_is_detectable_is_found_in_four_of_five_worlds() -> None:
+    differences = [0.1, 0.3, 0.2, 0.4, 0.0]
+    spread, rng = np.std(differences, ddof=1), np.random.default_rng(0)
+    worlds = rng.normal(detectable(differences), spread, (4000, 5))
+    found = (ttest_1samp(worlds, 0, axis=1).pvalue < 0.05) & (worlds.mean(axis=1) > 0)
+    assert found.mean() == pytest.approx(0.8, abs=0.02)
 
 
 def test_each_number_of_a_row_has_its_own_status() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from gmail_align.artifacts import write_bytes
 from gmail_align.metrics.bootstrap import Estimate
 from gmail_align.report.charts import interval_plot
@@ -15,6 +17,7 @@ from gmail_align.report.names import DIFFERENCE, PERCENT, PLAIN, Unit
 from gmail_align.report.numbers import duration, number
 from gmail_align.report.tables import Cell, Column, Row, Table
 from gmail_align.report.templating import environment
+from gmail_align.studies.numbers import detectable
 from gmail_align.studies.plots import plot_files
 from gmail_align.studies.result import Number, ShownColumn, ShownRow, StudyResult, TestedClaim
 
@@ -22,6 +25,9 @@ PAGE: Final = "index.html"
 VERDICTS: Final = ("holds", "not significant", "reversed", "not tested")
 _UNITS: Final = {"percent": PERCENT, "plain": PLAIN}
 _DIFFERENCES: Final = {"percent": DIFFERENCE, "plain": Unit(1.0, 3, signed=True)}
+_SIZES: Final = {"percent": PERCENT, "plain": Unit(1.0, 3)}
+DETECTABLE: Final = "Detectable"
+"""Heading of the difference that a study of this size finds in four of five cases."""
 _SHOWN: Final = Unit(1.0, 2)
 _SHOWN_DIFFERENCE: Final = Unit(1.0, 2, signed=True)
 """The paper's numbers stand as they are printed."""
@@ -69,6 +75,7 @@ def claims_table(result: StudyResult) -> Table:
         [
             Column("By", text=True),
             Column("Difference", DIFFERENCE),
+            Column(DETECTABLE),
             Column("Paper's difference"),
             Column("Verdict at this scale", text=True),
         ],
@@ -78,6 +85,7 @@ def claims_table(result: StudyResult) -> Table:
                 [
                     shown.get(claim.metric, claim.metric),
                     _estimate(claim.difference),
+                    _detectable(result, claim),
                     None if claim.paper is None else number(claim.paper, _SHOWN_DIFFERENCE),
                     claim.verdict,
                 ],
@@ -89,6 +97,16 @@ def claims_table(result: StudyResult) -> Table:
         ],
         detailed=True,
     )
+
+
+def _detectable(result: StudyResult, claim: TestedClaim) -> Cell:
+    """Return the difference that the seeds of a claim's rows can show, as the table writes it."""
+    names = [c.name for c in result.columns if claim.metric in (c.name, c.metric)]
+    seeds = {row.name: row.seeds.get(names[0], []) for row in result.rows} if names else {}
+    better, worse = seeds.get(claim.better, []), seeds.get(claim.worse, [])
+    if len(better) != len(worse) or len(better) < 2:
+        return None
+    return number(detectable(np.subtract(better, worse).tolist()), _SIZES.get(claim.unit, PERCENT))
 
 
 def tables(result: StudyResult) -> list[Table]:
