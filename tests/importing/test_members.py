@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -46,8 +47,12 @@ def test_folders_zips_and_tars_are_read_alike(tmp_path: Path, kind: str) -> None
     assert {name: members.read(name) for name in reversed(order)} == SEEN
     assert members.serial == (kind in ("tgz", "txz"))
     assert members.find("y/z/c.txt") == "y/z/c.txt"
-    assert members.find("other/c.txt") == (None if kind == "folder" else "y/z/c.txt")
-    assert members.find("other/a.jpg") is None  # two have that name
+    for name in ("c.txt", "z/c.txt", "set\\y\\z\\c.txt"):  # below a folder, or without one
+        assert members.find(name) == (None if kind == "folder" else "y/z/c.txt")
+    assert members.find("other/c.txt") is None  # no folder stands for another
+    if kind != "folder":
+        with pytest.raises(DataError, match="a.jpg may be"):
+            members.find("a.jpg")
     assert members.stamp("x/b.jpg")[0] == len(SEEN["x/b.jpg"])
     with pytest.raises(DataError, match="nowhere"):
         members.stamp("nowhere")
@@ -76,3 +81,40 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
         open_members(tmp_path / "f")
     with pytest.raises(DataError, match="there is no folder, zip or tar at"):
         open_members(tmp_path / "g")
+
+
+def test_each_of_two_names_that_differ_in_their_unicode_form_is_found(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "caf\u00e9.jpg") for form in ("NFC", "NFD")]
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as file:
+        for name in names:
+            file.writestr(name, name)
+    members = open_members(tmp_path / "f.zip")
+    assert [members.find(name) for name in names] == names
+    assert [members.read(name).decode() for name in names] == names
+
+
+def test_a_name_that_several_archives_have_below_a_folder_is_not_guessed(tmp_path: Path) -> None:
+    for archive, folders in (("f", "x"), ("g", "y"), ("h", "yz")):
+        with zipfile.ZipFile(tmp_path / f"{archive}.zip", "w") as file:
+            for folder in folders:
+                file.writestr(f"{folder}/a.jpg", archive)
+            file.writestr(f"x/{archive}.jpg", archive)
+    pair = open_several([tmp_path / "f.zip", tmp_path / "g.zip"])
+    with pytest.raises(DataError, match="is in f and g"):
+        pair.find("a.jpg")
+    assert [pair.find(name) for name in ("f.jpg", "g.jpg")] == ["x/f.jpg", "x/g.jpg"]
+    with pytest.raises(DataError, match="may be"):
+        open_several([tmp_path / "f.zip", tmp_path / "h.zip"]).find("a.jpg")
+
+
+def test_a_zip_with_backslashes_has_folders(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as file:
+        for name in ("cat\\1.jpg", "dog\\1.jpg", "..\\2.jpg"):
+            file.writestr(name, name)
+    members = open_members(tmp_path / "f.zip")
+    assert [(name, bool(fault)) for name, fault in members.listing()] == [
+        ("cat/1.jpg", False),
+        ("dog/1.jpg", False),
+        ("../2.jpg", True),
+    ]
+    assert members.read("dog/1.jpg") == b"dog\\1.jpg"

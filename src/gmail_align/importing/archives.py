@@ -87,19 +87,17 @@ class _Index:
     def __init__(self) -> None:
         self._database = temporary_database()
         self._database.execute(
-            "CREATE TABLE members (n INTEGER PRIMARY KEY, name TEXT UNIQUE, plain TEXT, base TEXT, "
+            "CREATE TABLE members (n INTEGER PRIMARY KEY, name TEXT UNIQUE, back TEXT, "
             "start INTEGER, size INTEGER, sum INTEGER)"
         )
-        for column in ("plain", "base"):
-            self._database.execute(f"CREATE INDEX {column}s ON members ({column})")
+        self._database.execute("CREATE INDEX backs ON members (back)")
         weakref.finalize(self, self._database.close)
 
     def add(self, name: str, start: int, size: int, checksum: int = 0) -> bool:
         """Add a member; False when there is one of that name."""
-        plain = unicodedata.normalize("NFC", name)
-        row = (name, plain, posixpath.basename(plain), start, size, checksum)
-        sql = "INSERT OR IGNORE INTO members (name, plain, base, start, size, sum)"
-        return self._database.execute(f"{sql} VALUES (?, ?, ?, ?, ?, ?)", row).rowcount > 0
+        row = (name, _backwards(name), start, size, checksum)
+        sql = "INSERT OR IGNORE INTO members (name, back, start, size, sum) VALUES (?, ?, ?, ?, ?)"
+        return self._database.execute(sql, row).rowcount > 0
 
     def names(self) -> Iterator[str]:
         for (name,) in self._database.execute("SELECT name FROM members ORDER BY n"):
@@ -115,29 +113,51 @@ class _Index:
         row: tuple[int, int, int] | None = self._database.execute(sql, (name,)).fetchone()
         if row is None:
             fault = name_fault(name)
-            alike = len(self._alike(name))
-            more = f" ({alike} files in other folders have that name)" if alike else ""
+            other = next(iter(self._ending_in(posixpath.basename(name.replace("\\", "/")))), None)
+            more = f", but {other}: names are compared with their folders" if other else ""
             raise DataError(f"{name} {fault}" if fault else f"there is no file {name}{more}")
         return row
 
     def find(self, name: str) -> str | None:
-        """Return the whole name; in another folder when no other member has that file name."""
+        """Return the whole name of the member that a name stands for.
+
+        It is the member of that name, in whatever Unicode form. Else it is the only one whose path
+        ends with the name, or else the one whose path the name ends with: folders of other names
+        never stand for each other.
+
+        Raises:
+            DataError: the name stands for several members.
+        """
         if name_fault(name.replace("\\", "/")):
             return None
         for spelling in spellings(name):
-            plain = unicodedata.normalize("NFC", spelling)
-            for column in ("name", "plain"):
-                sql = f"SELECT name FROM members WHERE {column} = ? LIMIT 2"
-                rows = self._database.execute(sql, (plain,)).fetchall()
-                if len(rows) == 1:
-                    return str(rows[0][0])
-        alike = self._alike(name)
-        return alike[0] if len(alike) == 1 else None
+            sql = "SELECT name FROM members WHERE name = ?"
+            if row := self._database.execute(sql, (spelling,)).fetchone():
+                return str(row[0])
+        rest = posixpath.normpath(name.replace("\\", "/"))
+        hits = self._equal_to(rest) or self._ending_in(rest)
+        while not hits and "/" in rest:
+            rest = rest.partition("/")[2]
+            hits = self._equal_to(rest)
+        if len(hits) > 1:
+            raise DataError(f"{name} may be {hits[0]} or {hits[1]}: name the file with its folder")
+        return hits[0] if hits else None
 
-    def _alike(self, name: str) -> list[str]:
-        base = posixpath.basename(unicodedata.normalize("NFC", name.replace("\\", "/")))
-        sql = "SELECT name FROM members WHERE base = ? LIMIT 9"
-        return [row[0] for row in self._database.execute(sql, (base,))]
+    def _equal_to(self, name: str) -> list[str]:
+        """Return the first two members of a name, in whatever Unicode form."""
+        sql = "SELECT name FROM members WHERE back = ? LIMIT 2"
+        return [row[0] for row in self._database.execute(sql, (_backwards(name),))]
+
+    def _ending_in(self, name: str) -> list[str]:
+        """Return the first two members whose path ends with a name that begins at a folder."""
+        back = _backwards(name)
+        sql = "SELECT name FROM members WHERE back > ? AND back < ? LIMIT 2"
+        return [row[0] for row in self._database.execute(sql, (f"{back}/", f"{back}0"))]
+
+
+def _backwards(name: str) -> str:
+    """Return a composed name from its end on: a tail of a path becomes a beginning."""
+    return unicodedata.normalize("NFC", name)[::-1]
 
 
 class Zip:
@@ -156,21 +176,21 @@ class Zip:
         with damage_explained(shown(path)):
             url = url_of(path)
             self._zip = zipfile.ZipFile(path if url is None else open_url(url))
+        self._infos = {info.header_offset: info for info in self._zip.infolist()}
         for info in self._zip.infolist():
-            if not info.is_dir() and not hidden(info.filename):
-                self._take(info)
+            name = info.filename.replace("\\", "/")  # as some programs for Windows write folders
+            if not name.endswith("/") and not hidden(name):
+                self._take(name, info)
         weakref.finalize(self, self._zip.close)
 
-    def _take(self, info: zipfile.ZipInfo) -> None:
-        fault = name_fault(info.filename) or ("is encrypted" if info.flag_bits & 1 else "")
+    def _take(self, name: str, info: zipfile.ZipInfo) -> None:
+        fault = name_fault(name) or ("is encrypted" if info.flag_bits & 1 else "")
         if stat.S_ISLNK(info.external_attr >> 16):
             fault = "is a link"
-        if not fault and not self._index.add(
-            info.filename, info.header_offset, info.file_size, info.CRC
-        ):
+        if not fault and not self._index.add(name, info.header_offset, info.file_size, info.CRC):
             fault = "comes twice in the archive; the first is kept"
         if fault:
-            self._faults.append((info.filename, fault))
+            self._faults.append((name, fault))
 
     def listing(self) -> Iterator[tuple[str, str]]:
         """Yield every member in the order of the table of contents, then what is faulty."""
@@ -178,7 +198,7 @@ class Zip:
         yield from self._faults
 
     def find(self, name: str) -> str | None:
-        """Return the member's whole name; in another folder when no other has that file name."""
+        """Return the whole name of the member that a name stands for."""
         return self._index.find(name)
 
     def stamp(self, name: str) -> list[int]:
@@ -191,18 +211,11 @@ class Zip:
 
     def read(self, name: str) -> bytes:
         """Return a member's bytes, checked against its checksum."""
-        size = self._index.row(name)[1]
+        start, size, _ = self._index.row(name)
         if size > MAX_BYTES:
             raise DataError(f"has {size} bytes, more than {MAX_BYTES}")
         with damage_explained("the member"):
-            return self._zip.read(self._first(name))
-
-    def _first(self, name: str) -> zipfile.ZipInfo:
-        start = self._index.row(name)[0]
-        last = self._zip.getinfo(name)
-        if last.header_offset == start:
-            return last
-        return next(one for one in self._zip.infolist() if one.header_offset == start)
+            return self._zip.read(self._infos[start])
 
 
 class Tar:
@@ -232,7 +245,7 @@ class Tar:
         yield from self._faults
 
     def find(self, name: str) -> str | None:
-        """Return the member's whole name; in another folder when no other has that file name."""
+        """Return the whole name of the member that a name stands for."""
         return self._index.find(name)
 
     def stamp(self, name: str) -> list[int]:

@@ -38,7 +38,11 @@ class Members(Protocol):
         """Yield every file as (name, fault); a fault says why the file cannot be used."""
 
     def find(self, name: str) -> str | None:
-        """Return the name under which a file is there; in an archive, in whatever folder."""
+        """Return the name under which a file is there; in an archive, also below a folder.
+
+        Raises:
+            DataError: the name stands for several files.
+        """
 
     def stamp(self, name: str) -> list[int]:
         """Return numbers that change when a file does; the first is its size in bytes.
@@ -97,16 +101,24 @@ class Several:
         Raises:
             DataError: two parts have a file of that name.
         """
-        hits = [number for number, part in enumerate(self._parts) if _has(part, name)]
-        if len(hits) > 1:
-            both = " and ".join(self._labels[number] for number in hits[:2])
+        if not self._only(name, [k for k, part in enumerate(self._parts) if _has(part, name)]):
+            label, _, rest = name.partition("/")
+            if label in self._labels and _has(self._parts[self._labels.index(label)], rest):
+                return name
+            found = {k: one for k, part in enumerate(self._parts) if (one := part.find(name))}
+            if not self._only(name, list(found)):
+                return None
+            ((number, one),) = found.items()
+            again = any(_has(part, one) for part in self._parts[:number])
+            return f"{self._labels[number]}/{one}" if again else one
+        return name
+
+    def _only(self, name: str, numbers: Sequence[int]) -> bool:
+        """Whether one part has a name; an error where several have it."""
+        if len(numbers) > 1:
+            both = " and ".join(self._labels[number] for number in numbers[:2])
             raise DataError(f"{name} is in {both}: name the file with its folder")
-        if hits:
-            return name
-        label, _, rest = name.partition("/")
-        if label in self._labels and _has(self._parts[self._labels.index(label)], rest):
-            return name
-        return next((one for part in self._parts if (one := part.find(name))), None)
+        return bool(numbers)
 
     def name_of_folder(self, folder: Path) -> str | None:
         """Return the name of a folder on disk that lies in one of the parts."""
