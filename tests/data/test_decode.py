@@ -13,7 +13,7 @@ from gmail_align.data import decode
 from gmail_align.data.decode import decode_rgb, encode, extension, read_header, to_rgb
 from gmail_align.encoders.preprocess import open_image
 from gmail_align.errors import DataError
-from gmail_align.importing.admission import admit
+from gmail_align.importing.admission import admit, change_of
 
 
 @pytest.mark.parametrize(
@@ -215,3 +215,14 @@ def test_a_generated_image_says_so_and_keeps_its_pixels(form: str) -> None:
     assert np.array_equal(np.asarray(decode_rgb(plain)), np.asarray(decode_rgb(said)))
     description = Image.open(io.BytesIO(said)).getxmp()["xmpmeta"]["RDF"]["Description"]
     assert description["DigitalSourceType"].endswith("/trainedAlgorithmicMedia")
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 9])
+def test_a_tag_that_does_not_turn_an_image_changes_nothing(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 4), "red").save(buffer, "JPEG", exif=exif)
+    data = buffer.getvalue()
+    _, kept = admit("1", data)
+    assert kept == data and change_of(data, kept) == ""

@@ -59,6 +59,7 @@ _BITS_PER_SAMPLE: Final = 258
 _SIZ: Final = b"\xff\x4f\xff\x51"
 _SRGB: Final = (b"sRGB", "sRGB".encode("utf-16-be"))
 _ORIENTATION: Final = 0x0112
+_TURNS: Final = range(2, 9)
 _MARK: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 GENERATED_XMP: Final = (
     b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -134,8 +135,8 @@ def finished(image: Image.Image) -> Image.Image:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Tell whether an EXIF tag says to turn the image."""
-    return bool(image.getexif().get(_ORIENTATION, 1) != 1)
+    """Tell whether an EXIF tag says to turn the image; 0 and other numbers say nothing."""
+    return image.getexif().get(_ORIENTATION) in _TURNS
 
 
 def _to_srgb(mode: str, profile: bytes) -> ImageCms.ImageCmsTransform | None:
