@@ -254,3 +254,26 @@ def test_captions_run_from_the_folder_to_the_report(tmp_path: Path) -> None:
     assert result["rows"][0]["name"] == "raw"
     assert all(row["metrics"]["CIDEr"]["n"] == 3 for row in result["rows"])
     assert Path(result["report"]).exists()
+
+
+@pytest.mark.parametrize("order", ["{split}/{label}", "set/{label}/{split}"])
+def test_class_folders_of_several_splits_are_sets_of_their_own(tmp_path: Path, order: str) -> None:
+    for start, (split, label) in enumerate(
+        (split, label) for split in ("Train", "VALID") for label in ("cat", "dog")
+    ):
+        pictures(tmp_path / "in" / order.format(split=split, label=label), 2, 2 * start)
+    layout = find_layout(tmp_path / "in")
+    assert layout.imports().keys() == {"train", "test"}
+    assert (layout.classes, layout.images["train"]) == (2, 4)
+    result = CliRunner().invoke(app, ["import", str(tmp_path / "in"), "--out", str(tmp_path / "o")])
+    assert result.exit_code == 0, result.output
+    for name in ("train", "test"):
+        labels = json.loads((tmp_path / "o" / name / "classes/labels.json").read_text())
+        assert sorted(labels.values()) == ["cat", "cat", "dog", "dog"]
+
+
+def test_an_archive_in_a_folder_that_holds_nothing_else_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        file.writestr("notes.md", "none")
+    with pytest.raises(DataError, match=r"photos\.zip"):
+        find_layout(tmp_path)

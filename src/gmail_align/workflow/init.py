@@ -17,7 +17,8 @@ from gmail_align.extras import missing
 from gmail_align.progress import printable
 from gmail_align.report.names import HEADLINE
 from gmail_align.workflow.costs import KNOWN_ENCODERS, KNOWN_LANGUAGE_MODELS
-from gmail_align.workflow.layouts import Layout, find_layout
+from gmail_align.workflow.layout import Layout
+from gmail_align.workflow.layouts import find_layout
 from gmail_align.workflow.work import cached_snapshot
 
 SMALL_TRAIN, SMALL_TEST, SMALL_VALIDATION = 600, 300, 100

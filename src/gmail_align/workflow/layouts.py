@@ -6,84 +6,28 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 from gmail_align.data.decode import SUFFIXES
 from gmail_align.errors import DataError
-from gmail_align.importing.archives import open_members, scan_tar
-from gmail_align.importing.formats.classes import CIFAR10
+from gmail_align.importing.archives import scan_tar
 from gmail_align.importing.formats.image_folders import captions_in
 from gmail_align.importing.members import is_text
 from gmail_align.importing.rows import parquet_file, table_rows
 from gmail_align.importing.splits import split_of_file, split_of_folders
 from gmail_align.importing.streams import json_items, json_keys
+from gmail_align.workflow.class_folders import class_folders
+from gmail_align.workflow.layout import ARCHIVES, SPLITS, Layout, Table, file_suffix
 
-_ARCHIVES: Final = (".zip", ".tar", ".tar.gz", ".tgz")
-_TABLES: Final = re.compile(r"(captions|metadata|prompts)\.(jsonl|json|csv|tsv)")
-_GENERATED: Final = frozenset(
-    ("fake", "gen", "generated", "synth", "synthetic", "diffusion", "ai", "sd", "sdxl", "flux")
-)
+_TABLES: Final = re.compile(r"(captions|metadata|prompts)\.(jsonl|json|csv|tsv)", re.IGNORECASE)
 _CAPTION_COLUMNS: Final = ("caption", "captions", "text", "sentences", "sentence", "prompt")
 _IMAGE_COLUMNS: Final = ("image", "file_name", "filename", "image_path", "path", "file")
-_SPLITS: Final[dict[str | None, str]] = {
-    "train": "train",
-    None: "train",
-    "restval": "train",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "eval": "test",
-}
-"""Split of files -> set of a recipe. Of several for one set, the first that is there counts."""
 _LOOKED_AT: Final = 50_000
 """Files of a folder that are looked at."""
 _READ: Final = 1000
 """Text files that are read to estimate how many captions an image has."""
-_NOT_OPTIONS: Final = ("import", "expect", "about")
-
-Table = dict[str, Any]
-
-
-@dataclass
-class Layout:
-    """What a folder holds.
-
-    Attributes:
-        kind: Name of the layout, in words.
-        data: Split -> table of a recipe; ``train`` is always there.
-        images: Split -> number of images.
-        captions: Split -> number of captions, where it is not that of the images.
-        counted: Whether the numbers are counts; else they are estimates, and an import may differ.
-        classes: Number of classes; 0 where images have captions of their own.
-        generated: Table of generated images that lie there too.
-        notes: What was seen and what is assumed, a sentence each.
-        left_out: What belongs to none of the sets, a sentence each.
-    """
-
-    kind: str
-    data: dict[str, Table]
-    images: dict[str, int]
-    captions: dict[str, int] = field(default_factory=dict)
-    counted: bool = True
-    classes: int = 0
-    generated: Table | None = None
-    notes: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-    def imports(self) -> dict[str, Table]:
-        """Return the tables that name an importer, by split; ``generated`` among them."""
-        tables = {name: table for name, table in self.data.items() if "import" in table}
-        return tables | ({"generated": self.generated} if self.generated else {})
-
-    def import_calls(self, out: Path) -> Iterator[tuple[str, Table, Path]]:
-        """Yield the importer, its options and the folder of every import."""
-        tables = self.imports()
-        for name, table in tables.items():
-            options = {key: one for key, one in table.items() if key not in _NOT_OPTIONS}
-            yield table["import"], options, out / name if len(tables) > 1 else out
 
 
 def find_layout(place: Path) -> Layout:
@@ -100,16 +44,16 @@ def find_layout(place: Path) -> Layout:
     files = sorted(islice(_files(place), _LOOKED_AT)) if place.is_dir() else [str(place)]
     folder = place if place.is_dir() else place.parent
     looks = [_annotations, _shards, _parquet, _captions_beside, _tables]
-    for look in (
-        [*looks, _class_folders] if place.is_dir() or files[0].endswith(_ARCHIVES) else looks
-    ):
+    for look in [*looks, class_folders] if place.is_dir() or files[0].endswith(ARCHIVES) else looks:
         layout = look(folder, files)
         if layout is not None:
             return _with_splits(layout)
+    packed = [name for name in files if name.lower().endswith(ARCHIVES)]
+    more = f"; unpack {os.path.basename(packed[0])} first if it holds them" if packed else ""
     raise DataError(
         f"{place} holds nothing that is known: annotations (COCO's or Karpathy's json), Parquet, "
         "WebDataset shards, images with captions beside them, tables of images and captions, or "
-        "class folders"
+        f"class folders{more}"
     )
 
 
@@ -128,7 +72,7 @@ def _of_splits(folder: Path, files: Sequence[str]) -> tuple[dict[str, list[str]]
         by_split.setdefault(split, []).append(name)
     sets: dict[str, list[str]] = {}
     notes = []
-    for split, part in _SPLITS.items():
+    for split, part in SPLITS.items():
         if split in by_split and part in sets:
             named = f"of the split {split}" if split else "that name no split"
             notes.append(f"Files {named} are left out: others are the {part} set.")
@@ -137,13 +81,9 @@ def _of_splits(folder: Path, files: Sequence[str]) -> tuple[dict[str, list[str]]
     return sets, notes
 
 
-def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower().lstrip(".")
-
-
 def _image_places(folder: Path, files: Sequence[str], split: str = "") -> list[str]:
     """Return the archives that may hold the images (those of the split first), or the folder."""
-    archives = [name for name in files if name.endswith(_ARCHIVES)]
+    archives = [name for name in files if name.endswith(ARCHIVES)]
     own = [name for name in archives if split and split_of_file(name) == split]
     return own or archives or [str(folder)]
 
@@ -180,7 +120,7 @@ def _karpathy(folder: Path, files: Sequence[str], name: str) -> Layout:
         if not isinstance(entry, dict) or not isinstance(entry.get("sentences"), list):
             raise DataError(f"{name}: an entry of 'images' is not of Karpathy's layout")
         own = str(entry.get("split"))
-        split = _SPLITS.get(own, "train")
+        split = SPLITS.get(own, "train")
         images[split] += 1
         captions[split] += len(entry["sentences"])
         if own not in names.setdefault(split, []):
@@ -218,7 +158,7 @@ def _shards(folder: Path, files: Sequence[str]) -> Layout | None:
     shards = [name for name in files if name.endswith(".tar")]
     if not shards:
         return None
-    kinds = Counter(_suffix(name) for name, *_ in scan_tar(Path(shards[0])))
+    kinds = Counter(file_suffix(name) for name, *_ in scan_tar(Path(shards[0])))
     if not kinds.keys() & SUFFIXES or not kinds.keys() & {"txt", "json"}:
         return None
     each = sum(count for kind, count in kinds.items() if kind in SUFFIXES)
@@ -256,7 +196,7 @@ def _parquet_length(name: str) -> int:
 
 def _captions_beside(folder: Path, files: Sequence[str]) -> Layout | None:
     """Read images with a table of captions in their folder, or with a text file each."""
-    images = [name for name in files if _suffix(name) in SUFFIXES]
+    images = [name for name in files if file_suffix(name) in SUFFIXES]
     table = next((name for name in files if _TABLES.fullmatch(os.path.basename(name))), None)
     texts = {os.path.splitext(n)[0]: n for n in files if n.endswith((".txt", ".caption"))}
     beside = sum(os.path.splitext(name)[0] in texts for name in images)
@@ -265,7 +205,7 @@ def _captions_beside(folder: Path, files: Sequence[str]) -> Layout | None:
     kind = "images with text files" if table is None else f"images with {os.path.basename(table)}"
     counts = Counter(split_of_folders(Path(name).relative_to(folder).as_posix()) for name in images)
     data, sizes, left_out = dict[str, Table](), dict[str, int](), list[str]()
-    for split, part in _SPLITS.items():
+    for split, part in SPLITS.items():
         if split not in counts or (split is None and len(counts) > 1) or part in data:
             if split in counts:
                 left_out.append(f"Images {split or 'of no split'} are left out of the {part} set.")
@@ -318,59 +258,6 @@ def _tables(folder: Path, files: Sequence[str]) -> Layout | None:
 
 def _records(name: str) -> Iterator[Mapping[str, Any]]:
     return (row for _, row in table_rows(Path(name)) if isinstance(row, Mapping))
-
-
-def _class_folders(folder: Path, files: Sequence[str]) -> Layout | None:
-    """Read folders of images named by their class, in the folder itself or in its archives."""
-    archives = [Path(name) for name in files if name.endswith(_ARCHIVES)]
-    top = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    places = archives if archives else [folder]
-    named = [path for path in top if _says_generated(path)]
-    if not archives and named and len(top) > len(named):
-        places = top
-    classes = {place: _classes(place) for place in places}
-    classes = {place: own for place, own in classes.items() if len(own) > 1}
-    if not classes:
-        return None
-    fake = [path for path in classes if _says_generated(path)]
-    real = [path for path in classes if path not in fake]
-    if not real:
-        return None
-    importer, options = _importer(classes[real[0]])
-    names = sorted(classes[real[0]])
-    data = {"train": {"import": importer, "source": [str(p) for p in real], **options("real")}}
-    images = {"train": sum(sum(classes[path].values()) for path in real)}
-    layout = Layout("class folders", data, images, classes=len(names))
-    layout.notes.append(f"Classes: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}.")
-    if fake and set(classes[fake[0]]) == set(names):
-        source = [str(path) for path in fake]
-        layout.generated = {"import": importer, "source": source, **options("generated")}
-        names_of_fake = ", ".join(path.name for path in fake)
-        layout.notes.append(
-            f"{names_of_fake} holds generated images of the same classes, by its name."
-        )
-    return layout
-
-
-def _says_generated(path: Path) -> bool:
-    """Whether a name has a word that stands for generated images."""
-    return not _GENERATED.isdisjoint(re.split(r"[^a-z]+", path.name.lower()))
-
-
-def _classes(place: Path) -> Counter[str]:
-    """Count the images of each folder above images."""
-    names = [name for name, fault in open_members(place).listing() if not fault]
-    return Counter(
-        name.split("/")[-2] for name in names if _suffix(name) in SUFFIXES and "/" in name
-    )
-
-
-def _importer(classes: Counter[str]) -> tuple[str, Any]:
-    """Return the importer of class folders, and its options for real or generated images."""
-    plain = {re.sub(r"^\d+_", "", name) for name in classes}
-    if plain == set(CIFAR10) and set(classes) != plain:
-        return "cifake", lambda side: {side: True}
-    return "folder", lambda side: {}
 
 
 def _with_splits(layout: Layout) -> Layout:
