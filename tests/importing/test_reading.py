@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import json
 import random
 import tarfile
@@ -22,6 +23,7 @@ from gmail_align.errors import DataError
 from gmail_align.importing.rows import table_rows
 from gmail_align.importing.run import import_data
 from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.streams import Lines
 from worlds.files import add_member
 
 Make = Callable[..., bytes]
@@ -370,3 +372,91 @@ def test_images_of_classes_are_imported_or_listed(
     labels = json.loads(made["classes"].path("labels.json").read_text())
     assert sorted(labels) == sorted(ImageStore(made["images"]).ids)
     assert all(name.startswith(f"{label}--") for name, label in labels.items())
+
+
+def test_json_lines_under_the_name_json_are_rows(tmp_path: Path) -> None:
+    rows = [{"image": f"{k}.jpg", "caption": f"thing {k}"} for k in range(3)]
+    for name, few in (("many.json", rows), ("one.json", rows[:1])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in few))
+        made = import_data("parquet", {"source": tmp_path / name}, tmp_path / f"{name}.out")
+        assert texts(made) == [row["caption"] for row in few]
+
+
+@pytest.mark.parametrize("importer", ["parquet", "karpathy", "coco"])
+def test_what_follows_the_end_of_a_json_file_is_not_lost(tmp_path: Path, importer: str) -> None:
+    image: dict[str, Any] = {"filename": "1.jpg", "split": "test", "file_name": "1.jpg", "id": 1}
+    image["sentences"] = [{"raw": "a", "sentid": 1}]
+    notes = {"images": [image], "annotations": [{"id": 1, "image_id": 1, "caption": "a"}]}
+    value: Any = [{"image": "1.jpg", "caption": "a"}] if importer == "parquet" else notes
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(value, indent=1) + "\n" + json.dumps(value, indent=1))
+    with pytest.raises(DataError, match=r"t\.json is not json"):
+        import_data(importer, {"source": path}, tmp_path / "out")
+
+
+def test_a_record_that_is_not_utf_8_is_left_out_whole(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(
+        b'image,caption\n1.jpg,"one\ncaf\xe9, two"\n2.jpg,"th\xe9,\n3.jpg,no"\n4.jpg,b\n'
+    )
+    made = import_data("parquet", {"source": path}, tmp_path / "out", ALL)
+    assert texts(made) == ["b"]
+    assert left_out(made["captions"]) == {"row-0": "is not UTF-8", "row-1": "is not UTF-8"}
+
+
+def test_lines_may_end_with_cr_alone(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b'image,caption\r1.jpg,"one,\rmore"\r2.jpg,two\r')
+    made = import_data("parquet", {"source": tmp_path / "t.csv"}, tmp_path / "out")
+    assert texts(made) == ["one, more", "two"]
+    (tmp_path / "t.txt").write_bytes(b"one\rtwo\r\nthree")
+    made = import_data("parquet", {"source": tmp_path / "t.txt"}, tmp_path / "lines")
+    assert texts(made) == ["one", "two", "three"]
+
+
+def test_lines_of_any_ending_are_cut_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gmail_align.importing.streams.MAX_LINE", 8)
+    lines = Lines(io.BytesIO(b"a\rbb\rcccc\rdd\r\n0123456789\rx"))
+    read = list(iter(lines.read, b""))
+    assert read == [b"a\r", b"bb\r", b"cccc\r", b"dd\r\n", b"01234567", b"89\r", b"x"]
+
+
+def test_a_first_line_that_names_the_separator_is_honoured(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('sep=;\nimage;"the\ncaption"\n1.jpg;one\n')
+    options = {"source": path, "caption_column": "the\ncaption"}
+    assert texts(import_data("parquet", options, tmp_path / "out")) == ["one"]
+
+
+def test_two_columns_of_one_name_are_refused_in_parquet_too(
+    tmp_path: Path, make_picture: Make
+) -> None:
+    columns = [pa.array([make_picture(1)]), pa.array(["a"]), pa.array(["b"])]
+    table = pa.Table.from_arrays(columns, names=["image", "caption", "caption"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="2 columns named 'caption'"):
+        import_data("parquet", {"source": tmp_path / "t.parquet"}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["view", "fixed", "fixed_list"])
+def test_bytes_of_every_arrow_type_are_images(
+    tmp_path: Path, make_picture: Make, kind: str
+) -> None:
+    data = make_picture(1)
+    columns = {
+        "view": pa.array([data], pa.binary_view()),
+        "fixed": pa.array([data], pa.binary(len(data))),
+        "fixed_list": pa.array([[data]], pa.list_(pa.binary(), 1)),
+    }
+    pq.write_table(pa.table({"image": columns[kind], "caption": ["a"]}), tmp_path / "t.parquet")
+    made = import_data("parquet", {"source": tmp_path / "t.parquet"}, tmp_path / "out")
+    assert ImageStore(made["images"]).read_bytes("row-0") == data
+
+
+def test_every_image_under_a_key_with_a_dot_is_listed(tmp_path: Path, make_picture: Make) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name in ("a.jpg", "b.left.jpg", "b.right.jpg"):
+            add_member(tar, name, make_picture(len(name)))
+    made = import_data("webdataset", {"source": tmp_path / "t.tar"}, tmp_path / "out", ALL)
+    reasons = [row["reason"] for row in read_jsonl(made["images"].path("quarantine.jsonl"))]
+    assert all(any(name in one for one in reasons) for name in ("b.left.jpg", "b.right.jpg"))
+    assert sum("ends at a dot" in reason for reason in reasons) == 2

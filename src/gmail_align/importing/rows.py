@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections import deque
+import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,12 @@ import pyarrow.parquet as pq
 from gmail_align.errors import DataError, damage_explained
 from gmail_align.importing.streams import (
     MAX_LINE,
-    ByteStream,
     Inside,
+    Lines,
     TextFile,
+    is_json_lines,
     json_items,
+    json_keys,
     json_lines,
     json_pairs,
     opened,
@@ -34,6 +37,7 @@ TABLES: Final = (
 """Suffixes of files that are tables for sure; .json and .txt may be something else."""
 
 _SIGNS: Final = (",", ";", "|", "\t")
+_SEPARATOR: Final = re.compile("sep=(.)", re.IGNORECASE)
 _LONGEST_RECORD: Final = 200  # lines of one quoted CSV record
 _BATCH: Final = 64  # rows that are decoded at a time where images are inside
 _IN_MEMORY: Final = 64 * 2**20  # bytes of the rows that are decoded at a time
@@ -60,7 +64,7 @@ def table_rows(path: TextFile, columns: Sequence[str] = ()) -> Iterator[tuple[in
     elif kind in ("csv", "tsv"):
         yield from _csv_rows(path, kind, columns)
     elif kind == "json":
-        yield from enumerate(_row(value) for value in _json_values(path))
+        yield from enumerate(_row(value) for value in _json_values(path, columns))
     elif kind in ("jsonl", "ndjson"):
         yield from ((number - 1, _row(value)) for number, value in json_lines(path))
     elif kind == "txt":
@@ -80,8 +84,17 @@ def _row(value: Any) -> Any:
     )
 
 
-def _json_values(path: TextFile) -> Iterator[Any]:
-    """Yield a list's entries; of an object of image -> captions, one row an image."""
+def _json_values(path: TextFile, columns: Sequence[str]) -> Iterator[Any]:
+    """Yield a list's entries, or the objects of lines; of image -> captions, one row an image.
+
+    An object that has the columns is a row itself.
+    """
+    if is_json_lines(path):
+        yield from (value for _, value in json_lines(path))
+        return
+    if columns and set(columns) <= (json_keys(path) or {}).keys():
+        yield dict(json_pairs(path))
+        return
     empty = True
     for value in json_items(path):
         empty = False
@@ -96,9 +109,12 @@ def _json_values(path: TextFile) -> Iterator[Any]:
 
 def _csv_rows(path: TextFile, kind: str, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
     with opened(path) as file:
-        lines = _Lines(file)
-        head = lines.read().decode("utf-8", "replace").rstrip("\r\n")
-        sign, names = _header(head, kind, columns)
+        lines = Lines(file)
+        head = _head(lines)
+        given = _SEPARATOR.fullmatch(head)  # as Excel writes it
+        head = _head(lines) if given else head
+        signs = (given[1],) if given else ("\t",) if kind == "tsv" else _SIGNS
+        sign, names = _header(head, signs, columns)
         require_columns(path, columns, names)
         for number, record in enumerate(_records(lines, sign, len(names))):
             if isinstance(record, DataError):
@@ -107,26 +123,22 @@ def _csv_rows(path: TextFile, kind: str, columns: Sequence[str]) -> Iterator[tup
                 yield number, dict(zip(names, record, strict=True))
 
 
-class _Lines:
-    """The lines of a file, some of which can be given back."""
-
-    def __init__(self, file: ByteStream) -> None:
-        self._file = file
-        self._waiting: deque[bytes] = deque()
-
-    def read(self) -> bytes:
-        """Return the next line; empty at the end."""
-        return self._waiting.popleft() if self._waiting else self._file.readline(MAX_LINE)
-
-    def give_back(self, lines: Sequence[bytes]) -> None:
-        self._waiting.extendleft(reversed(lines))
+def _head(lines: Lines) -> str:
+    """Read the line of column names; a name in quotation marks may go over several lines."""
+    held = [lines.read()]
+    while b"".join(held).count(b'"') % 2 and len(held) < _LONGEST_RECORD and (more := lines.read()):
+        held.append(more)
+    if b"".join(held).count(b'"') % 2:
+        lines.give_back(held[1:])
+        del held[1:]
+    return b"".join(held).decode("utf-8", "replace").rstrip("\r\n")
 
 
-def _header(head: str, kind: str, columns: Sequence[str]) -> tuple[str, list[str]]:
+def _header(head: str, signs: Sequence[str], columns: Sequence[str]) -> tuple[str, list[str]]:
     """Return the sign between fields and the columns: the sign that gives the columns asked for."""
-    best = ("\t" if kind == "tsv" else ",", [""])
-    for sign in ("\t",) if kind == "tsv" else _SIGNS:
-        names = [name.strip() for name in next(csv.reader([head], delimiter=sign), [""])]
+    best = (signs[0], [""])
+    for sign in signs:
+        names = [name.strip() for name in next(csv.reader(io.StringIO(head), delimiter=sign), [""])]
         if columns and set(columns) <= set(names):
             return sign, names
         if len(names) > len(best[1]):
@@ -134,21 +146,21 @@ def _header(head: str, kind: str, columns: Sequence[str]) -> tuple[str, list[str
     return best[0], best[1] if best[1] != [""] else [head.strip()]
 
 
-def _records(lines: _Lines, sign: str, width: int) -> Iterator[list[str] | DataError]:
+def _records(lines: Lines, sign: str, width: int) -> Iterator[list[str] | DataError]:
     """Yield the fields of every record; a quoted field may go over several lines.
 
     A quotation mark that does not close would swallow everything behind it. Such a line is read as
     it stands where that gives the right number of fields.
     """
     while line := lines.read():
+        if not line.strip(b"\r\n"):
+            continue
+        fields, record = _over_lines(line, lines, sign)
         try:
-            text = line.decode("utf-8")
+            text = record.decode("utf-8")
         except UnicodeDecodeError:
             yield DataError("is not UTF-8")
             continue
-        if not text.strip("\r\n"):
-            continue
-        fields = _over_lines(text, lines, sign)
         if fields is None:
             fields = [_unquoted(one) for one in text.rstrip("\r\n").split(sign)]
         if len(fields) == width:
@@ -157,30 +169,38 @@ def _records(lines: _Lines, sign: str, width: int) -> Iterator[list[str] | DataE
             yield DataError(f"has {len(fields)} fields, and the table has {width} columns")
 
 
-def _over_lines(text: str, lines: _Lines, sign: str) -> list[str] | None:
+def _over_lines(line: bytes, lines: Lines, sign: str) -> tuple[list[str] | None, bytes]:
     """Split one record, reading on until its quotation marks close; None where they never do.
 
     In a TSV, quotation marks are part of the text, as its writers do not double them.
+
+    Returns:
+        The fields, and the lines that they were read from.
     """
     if sign == "\t":
-        return None
-    held: list[bytes] = []
+        return None, line
+    held, record = list[bytes](), line
     while True:
         try:
-            return next(csv.reader([text], delimiter=sign, strict=True, skipinitialspace=True))
+            text = record.decode("utf-8", "replace")
+            return next(_strict([text], sign)), record
         except csv.Error as error:
             more = b""
             if (
                 "unexpected end" in str(error)
                 and len(held) < _LONGEST_RECORD
-                and len(text) < MAX_LINE
+                and len(record) < MAX_LINE
             ):
                 more = lines.read()
             if not more:
                 lines.give_back(held)
-                return None
+                return None, line
             held.append(more)
-            text += more.decode("utf-8", "replace")
+            record += more
+
+
+def _strict(texts: Iterable[str], sign: str) -> Iterator[list[str]]:
+    return csv.reader(texts, delimiter=sign, strict=True, skipinitialspace=True)
 
 
 def _unquoted(field: str) -> str:
@@ -207,7 +227,7 @@ def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
     with parquet_file(path) as file:
         kinds = {field.name: field.type for field in file.schema_arrow}
-        require_columns(path, columns, list(kinds))
+        require_columns(path, columns, file.schema_arrow.names)
         wanted = [part for name, kind in kinds.items() for part in _without_bytes(name, kind)]
         yield from enumerate(parquet_values(path, file, wanted, 1024))
 
@@ -257,7 +277,7 @@ def _row_size(path: Path, group: pq.RowGroupMetaData, name: str) -> int:
 
 def _without_bytes(name: str, kind: pa.DataType) -> list[str]:
     """Return the parts of a column that are read while rows are listed."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(kind):
         return [] if holds_bytes(kind) else [name]
     if holds_bytes(kind):
         has_path = pa.types.is_struct(kind) and any(part.name == "path" for part in kind)
@@ -267,11 +287,18 @@ def _without_bytes(name: str, kind: pa.DataType) -> list[str]:
 
 def holds_bytes(kind: pa.DataType) -> bool:
     """Whether values of an Arrow type are images: bytes, ``{bytes, path}``, or a list of those."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(kind):
         return holds_bytes(kind.value_type)
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    tests = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view
+    return any(test(kind) for test in (*tests, pa.types.is_fixed_size_binary))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    views = pa.types.is_list_view, pa.types.is_large_list_view
+    return any(test(kind) for test in (*tests, *views))
 
 
 def require_columns(path: TextFile, wanted: Sequence[str], have: Sequence[str]) -> None:

@@ -14,7 +14,8 @@ import io
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
@@ -72,6 +73,34 @@ class ByteStream(Protocol):
 
     def readline(self, size: int = -1, /) -> bytes:
         """Return the bytes up to the next line's beginning."""
+
+
+class Lines:
+    """The lines of a file, which end with LF, CRLF or CR; some of them can be given back."""
+
+    def __init__(self, file: ByteStream) -> None:
+        """Read from an open file."""
+        self._file = file
+        self._waiting: deque[bytes] = deque()
+
+    def read(self) -> bytes:
+        """Return the next line, at most :data:`MAX_LINE` bytes of it; empty at the end."""
+        if not self._waiting:
+            line = self._file.readline(MAX_LINE)
+            if b"\r" not in line.removesuffix(b"\n").removesuffix(b"\r"):
+                return line
+            while len(line) >= MAX_LINE and not line.endswith(b"\n"):
+                *whole, rest = line.splitlines(keepends=True)
+                self._waiting += whole
+                line = rest + self._file.readline(MAX_LINE - len(rest))
+                if line == rest:
+                    break
+            self._waiting += line.splitlines(keepends=True)
+        return self._waiting.popleft()
+
+    def give_back(self, lines: Sequence[bytes]) -> None:
+        """Put lines back, to be read again."""
+        self._waiting.extendleft(reversed(lines))
 
 
 @contextmanager
@@ -162,7 +191,9 @@ def json_value(path: TextFile) -> Any:
         DataError: the file is missing or not JSON.
     """
     with _json(path) as reader:
-        return reader.value()
+        value = reader.value()
+        reader.end()
+        return value
 
 
 def json_items(path: TextFile, key: str = "") -> Iterator[Any]:
@@ -176,12 +207,14 @@ def json_items(path: TextFile, key: str = "") -> Iterator[Any]:
     with _json(path) as reader:
         if not key and reader.peek() == "[":
             yield from reader.items()
+            reader.end()
         elif key and reader.peek() == "{":
             for name in reader.names():
                 if name == key and reader.peek() == "[":
                     yield from reader.items()
                 else:
                     reader.skip()
+            reader.end()
 
 
 def json_pairs(path: TextFile) -> Iterator[tuple[str, Any]]:
@@ -194,6 +227,7 @@ def json_pairs(path: TextFile) -> Iterator[tuple[str, Any]]:
         if reader.peek() == "{":
             for name in reader.names():
                 yield name, reader.value()
+            reader.end()
 
 
 def json_keys(path: TextFile) -> dict[str, str] | None:
@@ -209,7 +243,18 @@ def json_keys(path: TextFile) -> dict[str, str] | None:
         for name in reader.names():
             keys[name] = reader.peek()
             reader.skip()
+        reader.end()
     return keys
+
+
+def is_json_lines(path: TextFile) -> bool:
+    """Whether a file named .json has one object a line, as many tools write them."""
+    with opened(path) as file:
+        lines = Lines(file)
+        try:
+            return all(isinstance(json.loads(lines.read()), dict) for _ in range(2))
+        except (ValueError, RecursionError):
+            return False
 
 
 class _JsonReader:
@@ -271,6 +316,11 @@ class _JsonReader:
         else:
             self.value()
 
+    def end(self) -> None:
+        """Refuse whatever follows the file's one value: it would be lost."""
+        if self.peek():
+            raise ValueError("more follows its end; files of one value a line are named .jsonl")
+
     def _parts(self, opening: str, closing: str) -> Iterator[None]:
         self._expect(opening)
         if self.peek() == closing:
@@ -331,11 +381,11 @@ def text_lines(path: TextFile) -> Iterator[tuple[int, str | DataError]]:
         DataError: the file is missing or damaged.
     """
     with opened(path) as file:
-        number = 0
-        while line := file.readline(MAX_LINE):
+        number, lines = 0, Lines(file)
+        while line := lines.read():
             number += 1
-            if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
+            if len(line) >= MAX_LINE and not line.endswith((b"\n", b"\r")):
+                while (rest := lines.read()) and not rest.endswith((b"\n", b"\r")):
                     pass
                 yield number, DataError(f"is longer than {MAX_LINE} bytes")
                 continue

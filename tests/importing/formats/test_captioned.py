@@ -320,3 +320,26 @@ def test_an_import_resumes_and_refuses_other_inputs(tmp_path: Path, make_picture
     (folder / "5.txt").write_text("new")
     with pytest.raises(ArtifactError, match="belongs to another run"):
         imported(urban1k([folder]), tmp_path / "a", shard_size=2)
+
+
+def test_splits_and_ids_of_karpathy_that_are_null_are_none(tmp_path: Path) -> None:
+    entries = [
+        {"filename": f"{k}.jpg", "split": split, "cocoid": None}
+        | {"sentences": [{"sentid": k, "raw": f"thing {k}"}]}
+        for k, split in enumerate((None, "test", "test"))
+    ]
+    (tmp_path / "d.json").write_text(json.dumps({"images": entries}))
+    with pytest.raises(DataError, match="has no split 'val'"):
+        karpathy(tmp_path / "d.json", split=["val"])
+    made = imported(karpathy(tmp_path / "d.json", split=["test"]), tmp_path / "out")
+    assert [image_id for _, _, image_id in rows(made)] == ["1", "2"]
+
+
+def test_a_question_is_no_caption_of_sharegpt4v(tmp_path: Path) -> None:
+    turns = [{"from": "gpt", "value": "a cat"}, {"from": "human", "value": "What is it?"}]
+    entries = [{"image": f"{k}.jpg", "conversations": turns[:: (-1) ** k]} for k in range(2)]
+    (tmp_path / "s.json").write_text(json.dumps(entries))
+    source = sharegpt4v(tmp_path / "s.json")
+    made = imported(source, tmp_path / "out", limit_quarantine=1.0)
+    assert [text for _, text, _ in rows(made)] == ["a cat"]
+    assert made["captions"].counts["quarantined"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from gmail_align.artifacts import read_jsonl
 from gmail_align.data.captions import read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import DataError
-from gmail_align.importing.formats.image_folders import image_folder
+from gmail_align.importing.formats.image_folders import image_folder, urban1k
 from gmail_align.importing.run import import_data
 from gmail_align.importing.source import ImportOptions, Source
 from gmail_align.importing.write import write_import
@@ -135,3 +136,57 @@ def test_one_name_in_two_folders_and_images_without_captions(
     assert got == {"a cat.": make_picture(0), "a dog.": make_picture(1)}
     (row,) = read_jsonl(made["captions"].path("quarantine.jsonl"))
     assert row["id"] == "10_dog--2"
+
+
+def test_every_table_of_a_folder_is_read(home: Path) -> None:
+    (home / "metadata.csv").write_text("file_name,text\na/cat.jpg,a cat\n")
+    line = {"file_name": "dog.png", "text": "a dog"}
+    again = [{"file_name": "a/cat.jpg", "text": text} for text in ("a cat", "a lion")]
+    (home / "Metadata.JSONL").write_text(json.dumps(line) + "\nbroken\n")
+    (home / "prompts.json").write_text(json.dumps(again[:1]))
+    source = urban1k([home])
+    assert captions(source) == BOTH
+    faults = [one.reason for one in source.staging.left_out("captions")]
+    assert faults == ["row 1 in Metadata.JSONL is not JSON"]
+    (home / "prompts.json").write_text(json.dumps(again))
+    source = urban1k([home])
+    assert captions(source) == BOTH
+    reasons = [one.reason for one in source.staging.left_out("captions")]
+    assert sum("another table" in one for one in reasons) == 2
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_captions_and_images_of_two_unicode_forms_meet(
+    tmp_path: Path, make_picture: Make, table: bool
+) -> None:
+    composed, apart = (unicodedata.normalize(form, "sub/café") for form in ("NFC", "NFD"))
+    (tmp_path / "s/sub").mkdir(parents=True)
+    (tmp_path / "s" / f"{apart}.jpg").write_bytes(make_picture(1))
+    notes = tmp_path / "s" / ("metadata.csv" if table else f"{composed}.txt")
+    windows = composed.replace("/", "\\")
+    notes.write_text(f"file_name,text\n{windows}.jpg,one\n" if table else "one")
+    assert captions(urban1k([tmp_path / "s"])) == {f"{apart}.jpg": ["one"]}
+    (tmp_path / "s" / f"{composed}.jpg").write_bytes(make_picture(2))
+    notes.write_text(f"file_name,text\n{composed}.jpg,one\n" if table else "one")
+    assert captions(urban1k([tmp_path / "s"])) == {f"{composed}.jpg": ["one"]}
+
+
+@pytest.mark.parametrize("kind", ["tables", "root", "texts"])
+def test_captions_of_another_split_are_not_faults(
+    tmp_path: Path, make_picture: Make, kind: str
+) -> None:
+    lines = {split: f"{split}/1.jpg,{split}\n" for split in ("train", "Valid")}
+    for split in lines:
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "1.jpg").write_bytes(make_picture(len(split)))
+        if kind == "tables":
+            (tmp_path / split / "metadata.csv").write_text(f"file_name,text\n1.jpg,{split}\n")
+        elif kind == "texts":
+            (tmp_path / split / "1.txt").write_text(split)
+        else:
+            (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(lines.values()))
+    for wanted, split in (("train", "train"), ("val", "Valid")):
+        source = urban1k([tmp_path], split=wanted)
+        assert captions(source) == {f"{split}/1.jpg": [split]}
+        assert not source.staging.left_out_count("captions")
+        assert not source.staging.passed_over

@@ -51,12 +51,13 @@ def karpathy(
     digest, seen = file_digest(annotations), set()
     for number, entry in enumerate(json_items(annotations, "images")):
         try:
-            name, own_split, sentences = entry["filename"], entry["split"], entry["sentences"]
+            name, own_split, sentences = entry["filename"], str(entry["split"]), entry["sentences"]
             seen.add(own_split)
             if splits and own_split not in splits:
                 continue
             place = staging.locate(members, posixpath.join(entry.get("filepath", ""), name), name)
-            image_id = str(entry.get("cocoid", "")) or staging.image_id(name, place)
+            own = entry.get("cocoid")
+            image_id = staging.image_id(name, place) if own in (None, "") else str(own)
             captions = [(str(one["sentid"]), one["raw"]) for one in sentences]
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
@@ -207,7 +208,10 @@ def sharegpt4v(
         if split == "train" and number < SHAREGPT4V_TEST:
             continue
         try:
-            name, text = entry["image"], entry["conversations"][1]["value"]
+            name, turn = entry["image"], entry["conversations"][1]
+            text = turn["value"]
+            if turn.get("from") in ("human", "user"):
+                text = DataError("is a question: the second turn is not the model's")
             place = staging.locate(members, name)
             image_id = staging.image_id(name, place)
         except (KeyError, TypeError, IndexError, AttributeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -81,6 +82,7 @@ def _list_images(staging: Staging, members: Members, wanted: str | None, *, ever
     advice = () if every else ("give the folder of one split",)
     split = choose_split(map(split_of_folders, images), wanted, "the source", *advice)
     images = [name for name in images if split in (None, split_of_folders(name))]
+    names = [name for name in names if not _is_of_another(name, split)]
     if not images:
         raise nothing_found(members, "the source does not hold an image")
     captions = _CaptionsBeside(members, names, images)
@@ -95,11 +97,17 @@ def _list_images(staging: Staging, members: Members, wanted: str | None, *, ever
         if every and not texts:
             staging.refuse("captions", image_id, f"{name} does not have a caption beside it")
     if every:
-        for entry in captions.unused():
-            staging.refuse("captions", key_id(base_name(entry)), f"{entry} has no image")
+        for entry, reason in captions.unused():
+            if not _is_of_another(entry, split):
+                staging.refuse("captions", key_id(base_name(entry)), f"{entry} {reason}")
     staging.pass_over(
         name for name in names if suffix(name) not in SUFFIXES and not captions.read(name)
     )
+
+
+def _is_of_another(name: str, split: str | None) -> bool:
+    """Whether a file lies in the folder of another split than the chosen one."""
+    return split is not None and split_of_folders(name) not in (None, split)
 
 
 def _key(name: str) -> str:
@@ -110,6 +118,15 @@ def _key(name: str) -> str:
     return posixpath.join(outer if inner in _LAYOUT else folder, base)
 
 
+def _form(name: str) -> str:
+    """Return a name as it is compared where it is not there letter by letter."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
+
+
+def _is_table(name: str) -> bool:
+    return posixpath.basename(name).lower() in _TABLES
+
+
 class _CaptionsBeside:
     """The captions of images: in a table of their own folder or one above, or in a file each."""
 
@@ -118,40 +135,52 @@ class _CaptionsBeside:
         self._files: dict[str, list[str]] = defaultdict(list)
         self._used: set[str] = set()
         keys = {_key(name) for name in images}
+        self._forms = Counter(map(_form, keys))
         for name in names:
-            if suffix(name) in _TEXT_FILES and posixpath.basename(name) not in _TABLES:
-                self._files[_key(name)].append(name)
+            if suffix(name) in _TEXT_FILES and not _is_table(name):
+                self._files[self._shared(_key(name))].append(name)
+        shared = set(map(self._shared, keys))
         self._alone = sorted(
             name
             for key, files in self._files.items()
-            if key not in keys
+            if key not in shared
             for name in files
             if suffix(name) != "json"
         )
-        self._tables = {
-            posixpath.dirname(name): _Table(members, name, images)
-            for name in sorted(names, reverse=True)
-            if posixpath.basename(name) in _TABLES
-        }
+        self._tables: dict[str, list[_Table]] = defaultdict(list)
+        for name in sorted(filter(_is_table, names)):
+            self._tables[posixpath.dirname(name)].append(_Table(members, name, images))
+
+    def _shared(self, key: str) -> str:
+        """Return a key in the form of its one image; of two forms of a name, each has its own."""
+        form = _form(key)
+        return form if self._forms[form] == 1 else key
 
     def of(self, name: str) -> list[Any]:
         """Return the captions of an image; what cannot be read is a DataError among them."""
         folder, blank = posixpath.dirname(name), list[Any]()
         while True:
-            table = self._tables.get(folder)
-            texts = table.of(name) if table else []
-            if any(map(_plain, texts)):
-                return texts
-            blank = blank or texts
+            for texts in [table.of(name) for table in self._tables.get(folder, ())]:
+                if any(map(_plain, texts)):
+                    return self._once(folder, name, texts)
+                blank = blank or texts
             if not folder:
                 break
             folder = posixpath.dirname(folder)
         for kind in _TEXT_FILES:
-            for file in self._files.get(_key(name), ()):
+            for file in self._files.get(self._shared(_key(name)), ()):
                 if suffix(file) == kind and (texts := self._texts(file)):
                     self._used.add(file)
                     return texts
         return blank
+
+    def _once(self, folder: str, name: str, texts: list[Any]) -> list[Any]:
+        """Return an image's captions of one table, and mark other ones of other tables."""
+        for table in self._tables[folder]:
+            own = table.of(name)
+            if own != texts and any(map(_plain, own)):
+                table.pass_over(name)
+        return texts
 
     def _texts(self, file: str) -> list[Any]:
         try:
@@ -167,11 +196,14 @@ class _CaptionsBeside:
 
     def read(self, name: str) -> bool:
         """Whether a file was read for captions."""
-        return name in self._used or posixpath.basename(name) in _TABLES
+        return name in self._used or _is_table(name)
 
-    def unused(self) -> list[str]:
-        """Return the files and table entries of captions that belong to no image."""
-        return [*self._alone, *(one for table in self._tables.values() for one in table.unused())]
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """Yield the files and table entries whose captions no image gets, and why."""
+        yield from ((name, "has no image") for name in self._alone)
+        for tables in self._tables.values():
+            for table in tables:
+                yield from table.unused()
 
 
 class _Table:
@@ -180,6 +212,7 @@ class _Table:
     def __init__(self, members: Members, name: str, images: Sequence[str]) -> None:
         self._name, self._start = name, len(name) - len(posixpath.basename(name))
         self._texts: dict[str, list[Any]] = defaultdict(list)
+        self._reasons: dict[str, str] = {}
         self._used: set[str] = set()
         for number, row in table_rows(Inside(name, members.read(name))):
             if isinstance(row, Mapping):
@@ -188,23 +221,46 @@ class _Table:
                 self._texts[posixpath.normpath(image)] += captions_in(row)
             else:
                 self._texts[f"row {number}"] += []
+                self._reasons[f"row {number}"] = str(row) if isinstance(row, DataError) else ""
+        forms: dict[str, list[str]] = defaultdict(list)
+        for own in self._texts:
+            forms[_form(own)].append(own)
+        self._forms = {form: few[0] for form, few in forms.items() if len(few) == 1}
         below = [image[self._start :] for image in images if image.startswith(name[: self._start])]
-        self._alike = Counter(one for image in below for one in set(_short_names(image)))
+        self._alike = Counter(
+            one for image in below for one in {_form(image), *map(_form, _short_names(image))}
+        )
 
     def of(self, image: str) -> list[Any]:
-        """Return an image's captions; a short name counts where it stands for one image alone."""
-        own = image[self._start :]
-        clear = [name for name in _short_names(own) if self._alike[name] == 1]
-        for name in (own, *clear):
-            if name in self._texts:
-                self._used.add(name)
-                return self._texts[name]
-        return []
+        """Return an image's captions; another name counts where it stands for one image alone."""
+        if (entry := self._entry(image)) is None:
+            return []
+        self._used.add(entry)
+        return self._texts[entry]
 
-    def unused(self) -> list[str]:
-        """Return the entries that belong to no image, one for each caption."""
-        rows = ((name, texts or [""]) for name, texts in self._texts.items())
-        return [f"{n} in {self._name}" for n, few in rows for _ in few if n not in self._used]
+    def _entry(self, image: str) -> str | None:
+        own = image[self._start :]
+        if own in self._texts:
+            return own
+        for name in map(_form, (own, *_short_names(own))):
+            if self._alike[name] == 1 and name in self._forms:
+                return self._forms[name]
+        return None
+
+    def pass_over(self, image: str) -> None:
+        """Note that another table of the folder has captions of an image."""
+        entry = self._entry(image)
+        assert entry is not None, "it was found before"
+        self._used.discard(entry)
+        self._reasons[entry] = "is left out, as another table here has captions of that image"
+
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """Yield the entries whose captions no image gets, one for each caption, and why."""
+        for entry, texts in self._texts.items():
+            if entry not in self._used:
+                reason = self._reasons.get(entry) or "has no image"
+                for _ in texts or [""]:
+                    yield entry, f"in {self._name} {reason}"
 
 
 def _short_names(path: str) -> tuple[str, ...]:

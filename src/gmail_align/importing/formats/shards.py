@@ -169,6 +169,8 @@ def _samples(path: Path, shard: int, file: BufferedIOBase, column: str) -> Itera
         seen.add(kind)
         if fault:
             sample.faults.append(f"{name} {fault}")
+        elif kind not in SUFFIXES and kind.rpartition(".")[2] in SUFFIXES:
+            yield _Sample(key, faults=[f"{name} has the key {key}, which ends at a dot: rename it"])
         elif kind in SUFFIXES and sample.image:
             yield _Sample(key, faults=[f"{name} is the second image of its key; the first is kept"])
         elif kind in SUFFIXES:

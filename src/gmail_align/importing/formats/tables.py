@@ -118,7 +118,7 @@ class _TableReader:
             image_id = self.staging.image_id(posixpath.join(self._folders[number], file), place)
         else:
             image_id = name_id(file) if file else f"row-{name}"
-        if own_id is not None:
+        if own_id is not None and own_id == own_id:  # not a number that is none
             image_id = key_id(str(own_id))
         if self._inside:
             image_id, place = self._same_bytes(image_id, place)
