@@ -111,7 +111,8 @@ def damage_explained(
         if refusal in _NO_ROOM:
             raise
         if refusal in _ABSENT or isinstance(cause, FileNotFoundError):
-            raise error(f"{path} is missing{advice}") from cause
+            within = getattr(cause, "filename", None) if isinstance(path, Path) else None
+            raise error(f"{within or path} is missing{advice}") from cause
         if refusal is not None:
             raise error(f"{path} cannot be read: {os.strerror(refusal)}") from cause
         if isinstance(cause, ImportError):

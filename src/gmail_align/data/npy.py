@@ -14,6 +14,8 @@ from gmail_align.errors import DataError, damage_explained
 
 _MAGIC = (b"\x93NUMPY", b"PK")
 _BLOCK = 8_192
+LARGEST = 1e18
+"""Numbers beyond it have squares that float32 cannot hold."""
 
 
 def read_floats(path: Path, axes: tuple[int, ...] = (2,)) -> Tensor:
@@ -37,10 +39,9 @@ def read_floats(path: Path, axes: tuple[int, ...] = (2,)) -> Tensor:
     bad = sum(_broken_rows(block) for block in _blocks(array))
     if bad:
         raise DataError(f"{bad} of {len(array)} rows of {path} hold NaN or infinity: extract again")
-    with np.errstate(over="ignore"):
-        rows = np.ascontiguousarray(array, dtype=np.float32)
-    if rows is not array and any(_broken_rows(block) for block in _blocks(rows)):
-        raise DataError(f"{path} holds numbers that float32 cannot hold: scale them down")
+    if any(float(np.abs(block).max()) > LARGEST for block in _blocks(array)):
+        raise DataError(f"{path} holds numbers beyond {LARGEST:g}: scale them down")
+    rows = np.ascontiguousarray(array, dtype=np.float32)
     return torch.from_numpy(np.asarray(rows))
 
 
@@ -90,5 +91,10 @@ def _load(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
             raise DataError(f"{path} is an archive of arrays: save the one array with numpy.save")
         # Mapping the file checks its length, so a header cannot ask for more memory than it has.
         # Pages are read when rows are, and may be written to: the file stays as it is.
-        rows: np.ndarray[Any, Any] = np.load(path, mmap_mode="c", allow_pickle=False)
+        try:
+            rows: np.ndarray[Any, Any] = np.load(path, mmap_mode="c", allow_pickle=False)
+        except ValueError as error:
+            if "Python objects" not in str(error):
+                raise
+            raise DataError(f"{path} holds Python objects: save an array of numbers") from error
         return rows

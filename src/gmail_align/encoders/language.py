@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from gmail_align.artifacts import fingerprint, sha256_file
 from gmail_align.encoders.folder import no_bars, require_depth
+from gmail_align.encoders.stored import require_weights
 from gmail_align.errors import ModelError, damage_explained
 
 _FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
@@ -112,6 +113,7 @@ def load_language_model(folder: Path) -> LanguageModel:
     """
     tokenizer = load_tokenizer(folder)
     require_depth(folder)
+    require_weights(folder)
     advice = "download the model again, as safetensors"
     with damage_explained(folder, ModelError, advice), no_bars(), _no_report():
         model, report = AutoModelForCausalLM.from_pretrained(

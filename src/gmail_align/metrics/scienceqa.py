@@ -58,11 +58,10 @@ def groups_of(problem: Mapping[str, Any]) -> tuple[str, ...]:
     a hint, IMG an image, maybe both, NO neither; G1-6 and G7-12 by ``grade``. What a problem does
     not say puts it in no column.
     """
-    groups = []
-    if problem.get("subject") in _SUBJECTS:
-        groups.append(_SUBJECTS[problem["subject"]])
+    subject, grade = str(problem.get("subject")), str(problem.get("grade"))
+    groups = [_SUBJECTS[subject]] if subject in _SUBJECTS else []
     seen = [name for name, key in (("TXT", "hint"), ("IMG", "image")) if problem.get(key)]
     groups += seen or (["NO"] if "hint" in problem and "image" in problem else [])
-    if problem.get("grade") in _LOWER | _UPPER:
-        groups.append("G1-6" if problem["grade"] in _LOWER else "G7-12")
+    if grade in _LOWER | _UPPER:
+        groups.append("G1-6" if grade in _LOWER else "G7-12")
     return tuple(groups)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from gmail_align.encoders.folder import require_depth
+from gmail_align.encoders.stored import require_own_files
 from gmail_align.errors import ConfigError, ModelError, damage_explained
 from gmail_align.extras import require
 from gmail_align.runtime import resolve_device, resolve_dtype
@@ -54,6 +55,7 @@ def load_pipeline(folder: Path, config: SynthesisConfig) -> Any:
     skipped: dict[str, Any] = dict.fromkeys(absent)
     for name in index.keys() - skipped.keys():
         require_depth(folder / name)
+        require_own_files(folder / name)
     if config.safety == "off" and "safety_checker" in index:
         skipped |= {"safety_checker": None, "requires_safety_checker": False}
     with quiet(), damage_explained(f"the pipeline in {folder}", ModelError, "copy it again"):

@@ -31,6 +31,7 @@ from gmail_align.encoders.folder import no_bars, require_depth
 from gmail_align.encoders.language import language_model_fingerprint
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
+from gmail_align.encoders.stored import require_weights
 from gmail_align.errors import ArtifactError, ConfigError, ModelError, damage_explained
 from gmail_align.vlm.config import VisualTokens
 from gmail_align.vlm.connector import PLAIN, Connector
@@ -105,6 +106,7 @@ def load_llava(artifact: Artifact, device: torch.device) -> Llava:
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, and a vlm is needed here")
     folder, place = artifact.folder, weights_folder(artifact.folder)
     require_depth(place)
+    require_weights(place)
     with damage_explained(folder, ArtifactError, "train the model again"), no_bars():
         own = json.loads((folder / OWN).read_text(encoding="utf-8"))
         if own["template"] not in TEMPLATES:

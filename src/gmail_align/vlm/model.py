@@ -23,6 +23,7 @@ from gmail_align.encoders.language import LanguageModel, load_tokenizer
 from gmail_align.encoders.merge import merge
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
+from gmail_align.encoders.stored import require_weights
 from gmail_align.errors import ConfigError, ModelError, damage_explained
 from gmail_align.runtime import stable_seed
 from gmail_align.vlm.connector import PLAIN, Connector, projection
@@ -149,6 +150,7 @@ def continue_llava(folder: Path, encoder: GmailEncoder, template: str, reads: Ro
     """
     tokenizer = load_tokenizer(folder)
     require_depth(folder)
+    require_weights(folder)
     with damage_explained(folder, ModelError, "download the model again"), no_bars():
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True

@@ -14,8 +14,10 @@ from gmail_align.data.questions import Question, read_questions
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.importing.formats.classes import folder
 from gmail_align.importing.formats.questions import mmmu, scienceqa
+from gmail_align.importing.run import import_data
 from gmail_align.importing.source import ImportOptions
 from gmail_align.importing.write import write_import
+from gmail_align.metrics.scienceqa import groups_of
 
 Make = Callable[..., bytes]
 
@@ -163,3 +165,28 @@ def test_mmmu_as_parquet_of_two_subjects(tmp_path: Path, make_picture: Make) -> 
     )
     with pytest.raises(DataError, match="4 files .* 'test'"):
         mmmu(home, [], split="test")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("choices", value) for value in ("ab", {"a": 1}, ["a", None])),
+        *(("answer", value) for value in (0.5, True, float("inf"), [0])),
+        *(("question", value) for value in (None, " ", ["?"])),
+    ],
+)
+def test_fields_of_scienceqa_of_another_type_are_not_made_texts(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    good = {"question": "?", "choices": ["a", 2], "answer": 1.0, "split": "test"}
+    (tmp_path / "p.json").write_text(json.dumps({"1": good, "2": good | {key: value}}))
+    options = ImportOptions(limit_quarantine=1.0)
+    made = import_data("scienceqa", {"source": tmp_path / "p.json"}, tmp_path / "out", options)
+    assert made["questions"].counts == {"questions": 1, "quarantined": 1}
+    (question,) = read_questions(made["questions"])
+    assert (question.choices, question.answers) == (("a", "2"), ("B",))
+
+
+def test_groups_of_another_type_are_none() -> None:
+    odd = {"subject": ["natural science"], "grade": {"a": 1}, "hint": "", "image": None}
+    assert groups_of(odd) == ("NO",)

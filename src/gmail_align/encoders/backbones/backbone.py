@@ -22,6 +22,7 @@ from gmail_align.encoders.probe import (
     probe_pixels,
     read_probe,
 )
+from gmail_align.encoders.stored import require_weights
 from gmail_align.encoders.tokenizer import tell_cut, tokenize
 from gmail_align.errors import ModelError, damage_explained
 
@@ -96,6 +97,7 @@ class Backbone:
             config = cls.model_class.config_class.from_pretrained(folder, local_files_only=True)
             for own in (config, *(getattr(config, name) for name in config.sub_configs)):
                 own.return_dict = True  # how outputs are wrapped, and no part of the model
+        require_weights(folder)
         with damage_explained(folder, ModelError, "get the model again"), no_bars():
             loaded: Any = cls.model_class.from_pretrained(
                 folder,
@@ -117,6 +119,9 @@ class Backbone:
                 f"{folder} holds {len(unused)} weights of layers that its {CONFIG} does not "
                 f"describe, such as {min(unused)}: get the model again"
             )
+        wrong = [name for name, one in model.named_parameters() if not one.sum().isfinite()]
+        if wrong:
+            raise ModelError(f"{folder} holds NaN or infinity in {wrong[0]}: get the model again")
         backbone = cls.of(model.requires_grad_(False))
         if cls.has_texts:
             with torch.no_grad(), damage_explained(folder / CONFIG, ModelError):

@@ -82,14 +82,13 @@ def _scienceqa(
     staging: Staging, name: str, problem: Mapping[str, Any], images: tuple[str, ...], split: str
 ) -> bool:
     try:
-        choices = tuple(str(choice) for choice in problem["choices"])
-        answer = int(problem["answer"])
+        choices, answer = _texts(problem["choices"]), _whole(problem["answer"])
         if not 0 <= answer < len(choices):
             raise IndexError(f"answer {answer} of {len(choices)} choices")
         groups = (problem.get("subject"), problem.get("grade"), problem.get("topic"))
         question = Question(
             question_id=name,
-            question=str(problem["question"]),
+            question=_text(problem["question"]),
             answers=(letter(answer),),
             choices=choices,
             image_ids=images,
@@ -101,6 +100,29 @@ def _scienceqa(
         staging.refuse("questions", name, f"is not a question of ScienceQA: {error}")
         return False
     return _add(staging, question)
+
+
+def _whole(value: Any) -> int:
+    """Return the number of a choice, which some tables write as a float or a text."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"its answer is {value!r}, which is not the number of a choice")
+    return int(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{value!r} stands where a text is needed")
+    return value
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    """Return choices: texts, or numbers."""
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"its choices are {values!r}, which is not a list")
+    return tuple(
+        str(one) if isinstance(one, int | float) and not isinstance(one, bool) else _text(one)
+        for one in values
+    )
 
 
 def list_mmmu(staging: Staging, paths: Sequence[Path], members: Members | None) -> Members | None:
@@ -119,7 +141,7 @@ def list_mmmu(staging: Staging, paths: Sequence[Path], members: Members | None) 
         names = [f"image_{k}" for k in range(1, _MMMU_IMAGES + 1)]
         present = [_rows_with(path, (name,)) for name in names] if inside else []
         for row, values in table_rows(path):
-            if not isinstance(values, dict) or "id" not in values:
+            if not isinstance(values, dict) or values.get("id") in (None, ""):
                 reason = values if isinstance(values, DataError) else "is not a question of MMMU"
                 staging.refuse("questions", f"row-{number}-{row}", str(reason))
                 continue
@@ -148,7 +170,7 @@ def _mmmu(staging: Staging, values: Mapping[str, Any], images: tuple[str, ...]) 
             raise ValueError(f"answer {right!r} of {len(choices)} choices")
         question = Question(
             question_id=name,
-            question=str(values["question"]),
+            question=_text(values["question"]),
             answers=answers or (str(right),),
             choices=() if open_one else choices,
             image_ids=images,

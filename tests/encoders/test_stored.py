@@ -1,0 +1,103 @@
+"""Weights of a model's folder that no library may be trusted with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gmail_align.encoders.encoder import GmailEncoder
+from gmail_align.encoders.language import load_language_model
+from gmail_align.encoders.shipped import shipped_models
+from gmail_align.encoders.stored import require_own_files
+from gmail_align.errors import ModelError
+
+PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def load_clip(folder: Path) -> object:
+    return GmailEncoder.from_pretrained(folder)
+
+
+LOADERS = {"clip": load_clip, "gpt2": load_language_model}
+
+
+@pytest.fixture(params=LOADERS)
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Callable[[Path], object]]:
+    shutil.copytree(shipped_models() / request.param, tmp_path / "model")
+    return tmp_path / "model", LOADERS[request.param]
+
+
+def cut(folder: Path, names: tuple[str, str] = PARTS) -> None:
+    """Cut the weights into two files that an index names."""
+    tensors = load_file(folder / "model.safetensors")
+    order = sorted(tensors)
+    halves = (order[::2], order[1::2])
+    table = {}
+    for name, keys in zip(names, halves, strict=True):
+        save_file({key: tensors[key] for key in keys}, folder / name, {"format": "pt"})
+        table |= dict.fromkeys(keys, name)
+    index = {"metadata": {}, "weight_map": table}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+def test_weights_in_several_files_are_loaded(
+    model: tuple[Path, Callable[[Path], object]],
+) -> None:
+    folder, load = model
+    cut(folder)
+    load(folder)
+
+
+def test_a_part_that_is_missing_is_named(model: tuple[Path, Callable[[Path], object]]) -> None:
+    folder, load = model
+    cut(folder)
+    (folder / PARTS[1]).unlink()
+    with pytest.raises(ModelError, match=PARTS[1]):
+        load(folder)
+
+
+def test_an_index_reads_no_file_outside(model: tuple[Path, Callable[[Path], object]]) -> None:
+    folder, load = model
+    cut(folder, (PARTS[0], "../outside.safetensors"))
+    with pytest.raises(ModelError, match=r"outside\.safetensors.* leaves the folder"):
+        load(folder)
+    with pytest.raises(ModelError, match="leaves the folder"):
+        require_own_files(folder)  # as for each part of a pipeline
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": {"a": 1}}'])
+def test_a_damaged_index_is_named(model: tuple[Path, Callable[[Path], object]], text: str) -> None:
+    folder, load = model
+    cut(folder)
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"index\.json is damaged"):
+        load(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_are_not_taken_as_they_stand(
+    model: tuple[Path, Callable[[Path], object]], kind: torch.dtype
+) -> None:
+    folder, load = model
+    tensors = load_file(folder / "model.safetensors")
+    name = next(key for key in sorted(tensors) if key.endswith("weight") and tensors[key].ndim > 1)
+    tensors[name] = tensors[name].float().to(kind)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=f"{name} as"):
+        load(folder)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    shutil.copytree(shipped_models() / "clip", tmp_path / "model")
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    tensors["visual_projection.weight"][0, 0] = torch.inf
+    save_file(tensors, tmp_path / "model/model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"visual_projection\.weight"):
+        load_clip(tmp_path / "model")
