@@ -1,21 +1,30 @@
-"""The pages: links lead somewhere, commands exist, and sentences are short enough to read once."""
+"""Pages and help: links lead somewhere, commands and keys exist, sentences can be read once."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from gmail_align.cli.main import COMMANDS, Entry, Group, app
+from gmail_align.config import keys
 
 ROOT = Path(__file__).resolve().parents[1]
+SPEC = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
+assert SPEC is not None and SPEC.loader is not None
+GENERATE = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(GENERATE)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NOTES = {"log.md", "benchmarks.md", "CHANGELOG.md"}
 """Pages of figures and dates, whose rows are not prose."""
@@ -67,6 +76,86 @@ def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
     dead = [x for x in links if "://" not in x and not (page.parent / x).exists()]
     assert dead == []
+
+
+@cache
+def commands() -> dict[str, Any]:
+    """Return every command by the words behind ``gmail-align``."""
+    return {path.partition(" ")[2]: command for path, command in GENERATE.commands()}
+
+
+def loaded(words: list[str]) -> tuple[Any, list[str]]:
+    """Return the command that the words call, and the words that are left for it."""
+    both = " ".join(words[:2])
+    return (
+        (commands()[both], words[2:]) if both in commands() else (commands()[words[0]], words[1:])
+    )
+
+
+def unknown_options(words: list[str]) -> list[str]:
+    """Return the options and the keys of ``--set`` that the words' command does not have."""
+    if not words or words[-1] == "--help" or words[0].startswith("-"):
+        return []
+    if isinstance(COMMANDS[words[0]], Group) and " ".join(words[:2]) not in commands():
+        words = [words[0], "path", *words[1:]]  # import my_photos
+    command, rest = loaded(words)
+    options = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+    wrong = [one for one in rest if one.startswith("--") and one.split("=")[0] not in options]
+    if command.stage is None:
+        return wrong
+    known_keys = {key for key, _ in keys(command.stage)}
+    given = [key.split("=")[0] for one, key in pairwise(rest) if one == "--set"]
+    return [*wrong, *(key for key in given if key not in known_keys)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_option_and_key_shown_exists(page):
+    shown = [words for words in commands_shown(page.read_text()) if "..." not in words[:2]]
+    assert [(words, wrong) for words in shown if (wrong := unknown_options(words))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_inside_sentences_begins_and_ends_with_code(page):
+    text = re.sub(r"```.*?```", "\n\n", page.read_text(), flags=re.S)
+    code = re.findall(r"(?<!`)`([^`]+)`(?!`)", text)
+    assert [one for one in code if one != one.strip()] == []
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a help text."""
+    return re.split(r"(?<=[.!?:;])\s+(?=[A-Za-z])", " ".join(text.replace("``", "").split()))
+
+
+def test_help_can_be_read_once():
+    texts = {" ".join(command.help.split()): path for path, command in commands().items()}
+    for path, command in commands().items():
+        texts |= {one.help: f"{path} {one.opts[0]}" for one in command.params if one.help}
+        if command.stage is not None:
+            texts |= {f.description: f"{path} {key}" for key, f in keys(command.stage)}
+    assert len(texts) > 300
+    assert [
+        (at, s) for t, at in texts.items() for s in sentences(t) if len(s.split()) > LONGEST
+    ] == []
+    assert [(at, s) for t, at in texts.items() for s in sentences(t) if ODD.search(s)] == []
+    assert [at for text, at in texts.items() if text.count("(") != text.count(")")] == []
+
+
+def test_the_site_lists_every_command_and_the_keys_of_each():
+    shown, listed = GENERATE.commands_page(), GENERATE.keys_page()
+    assert shown.count("\n## gmail-align ") == len(commands())
+    rows = [line.split(" | ") for line in listed.split("\n") if line.startswith("| `")]
+    assert [row for row in rows if len(row) != 3 or len(row[2]) < 5] == []
+    assert {"| `optim.lr`", "| `temperature`", "| `reads`"} <= {row[0] for row in rows}
+    assert "Undefined" not in listed + shown and "<" not in listed.replace("&lt;", "")
+
+
+def test_every_page_is_in_the_navigation():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    named = set(re.findall(r"[\w/-]+\.md", nav))
+    made = {"reference/commands.md", "reference/keys.md"}
+    pages = {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")}
+    pages = {page for page in pages if not page.startswith("studies/")}
+    assert pages - named == set() and named - pages == made
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
