@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 import click
 import typer.main
-from mkdocs.structure.files import File, Files
+from pydantic.fields import FieldInfo
 
-import gmail_align
 from gmail_align.cli.main import app
-from gmail_align.config import Config
+from gmail_align.config import Config, keys, table_of
+from gmail_align.recipe_tables import Claim, Encoder, Evaluate, Filter, Prompts, Row, Subset
+from gmail_align.studies.language import Column, Plot, StudyClaim, StudyRow
+
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
+
+RECIPE_TABLES = {
+    "prompts of [data.NAME]": Prompts,
+    "[subsets] NAME": Subset,
+    "filter of [generator]": Filter,
+    "[encoder]": Encoder,
+    "[[row]]": Row,
+    "[evaluate]": Evaluate,
+    "[[claim]]": Claim,
+}
+STUDY_TABLES = {"column": Column, "[[row]]": StudyRow, "[[claim]]": StudyClaim, "[[plot]]": Plot}
+SHARED = ("--config", "--set", "--dry-run", "--json", "--quiet", "--verbose")
+"""Options that every command takes; the page of the command line explains them once."""
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages to the site (a hook of mkdocs)."""
+    from mkdocs.structure.files import File
+
     files.append(File.generated(config, "reference/commands.md", content=commands_page()))
     files.append(File.generated(config, "reference/keys.md", content=keys_page()))
     return files
@@ -26,15 +45,22 @@ def on_files(files: Files, config: Any) -> Files:
 
 def commands_page() -> str:
     """Return one section for each command: what it does, and a table of its options."""
-    root = typer.main.get_command(app)
-    lines = ["# Commands", "", "Every command prints its result as JSON with `--json`.", ""]
-    for path, command in _commands(root, click.Context(root, info_name="gmail-align")):
+    lines = ["# Commands", ""]
+    lines += ["Every command also takes the options of [the command line](../command-line.md)."]
+    lines += ["A command with settings lists its [keys](keys.md) with `--keys`.", ""]
+    for path, command in commands():
         lines += [f"## {path}", "", inspect.cleandoc(command.help or ""), ""]
-        options = [p for p in command.params if p.name != "help"]
-        if options:
+        own = [one for one in command.params if one.name != "help" and one.opts[0] not in SHARED]
+        if own:
             lines += ["| option | default | meaning |", "| --- | --- | --- |"]
-            lines += [_option_row(option) for option in options] + [""]
+            lines += [_option_row(option) for option in own] + [""]
     return "\n".join(lines)
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Yield every command with the words that call it."""
+    root = typer.main.get_command(app)
+    yield from _commands(root, click.Context(root, info_name="gmail-align"))
 
 
 def _commands(group: Any, context: click.Context) -> Iterator[tuple[str, Any]]:
@@ -48,43 +74,67 @@ def _commands(group: Any, context: click.Context) -> Iterator[tuple[str, Any]]:
 
 
 def _option_row(option: Any) -> str:
-    names = " ".join(f"`{name}`" for name in option.opts)
-    default = option.default
-    shown = "" if default is None or callable(default) or default == () else f"`{default}`"
+    names = " ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    default = "" if callable(option.default) else _shown(option.default)
     help_text = getattr(option, "help", None) or ""
-    return f"| {names} | {shown} | {_cell(help_text)} |"
+    return f"| {names} | {default} | {_cell(help_text)} |"
 
 
 def keys_page() -> str:
-    """Return one section for each stage's configuration: key, default, meaning."""
+    """Return the keys of each command's settings, then those of recipes and of studies."""
     lines = ["# Configuration keys", ""]
-    lines += ["Set a key with `--set KEY=VALUE`, or in a TOML file with `--config FILE`.", ""]
-    for kind in sorted(_configs(), key=lambda kind: kind.__module__ + kind.__name__):
-        lines += [f"## {kind.__name__}", "", inspect.cleandoc(kind.__doc__ or ""), ""]
-        lines += ["| key | default | meaning |", "| --- | --- | --- |"]
-        for name, field in kind.model_fields.items():
-            default = "required" if field.is_required() else f"`{field.get_default()!r}`"
-            if isinstance(field.get_default(), Config):
-                default = f"see {type(field.get_default()).__name__}"
-            lines.append(f"| `{name}` | {default} | {_cell(field.description or '')} |")
-        lines.append("")
+    lines += ["Set a key of a command with `--set KEY=VALUE`, with its own option, or in a TOML"]
+    lines += ["file with `--config FILE`. In a recipe, `[align.NAME]`, `[learn.NAME]` and"]
+    lines += ["`[generator]` take the keys of `align`, `train` and `synthesize`.", ""]
+    seen: dict[Any, str] = {}
+    for path, command in commands():
+        stage = getattr(command, "stage", None)
+        if stage in seen:
+            lines += [f"## {path}", "", f"The keys are those of `{seen[stage]}`.", ""]
+        elif stage is not None:
+            seen[stage] = path
+            lines += [f"## {path}", "", inspect.cleandoc(stage.__doc__ or ""), ""]
+            if stage.presets:
+                lines += [f"Presets: {', '.join(f'`{one}`' for one in stage.presets)}.", ""]
+            plain = [(k, field) for k, field in keys(stage) if table_of(field.annotation) is None]
+            lines += _key_table(plain)
+    for of, page, tables in (
+        ("A recipe", "../recipes.md", RECIPE_TABLES),
+        ("A study", "../studies.md", STUDY_TABLES),
+    ):
+        lines += [f"## {of}", "", f"[{page[3:-3].capitalize()}]({page}) explains every table.", ""]
+        for name, table in tables.items():
+            lines += [f"### {of}: {name}", "", inspect.cleandoc(table.__doc__ or ""), ""]
+            lines += _key_table(table.model_fields.items())
     return "\n".join(lines)
 
 
-def _configs() -> set[type[Config]]:
-    """Import every module that defines configurations, and return those with keys."""
-    for module in pkgutil.walk_packages(gmail_align.__path__, "gmail_align."):
-        if module.name.endswith("config") or module.name.endswith("recipe"):
-            importlib.import_module(module.name)
-    found: set[type[Config]] = set()
-    queue = [Config]
-    while queue:
-        kind = queue.pop()
-        queue += kind.__subclasses__()
-        if kind.model_fields and kind.__module__.startswith("gmail_align."):
-            found.add(kind)
-    return found
+def _key_table(fields: Iterable[tuple[str, FieldInfo]]) -> list[str]:
+    rows = ["| key | default | meaning |", "| --- | --- | --- |"]
+    for name, field in fields:
+        default = "required" if field.is_required() else _shown(_default(field))
+        rows.append(f"| `{name}` | {default} | {_cell(field.description or '')} |")
+    return [*rows, ""]
+
+
+def _default(field: FieldInfo) -> Any:
+    """Return the default of a key; None for a table, whose keys have defaults of their own."""
+    value = field.get_default(call_default_factory=True)
+    return None if isinstance(value, Config) else value
+
+
+def _shown(value: Any) -> str:
+    """Return a default as TOML would write it; nothing where no value is the default."""
+    plain = value.value if isinstance(value, Enum) else value
+    if plain is None or plain in ("", (), [], {}):
+        return ""
+    if isinstance(plain, bool):
+        return f"`{str(plain).lower()}`"
+    if isinstance(plain, (list, tuple)):
+        return f"`[{', '.join(map(str, plain))}]`"
+    return f"`{plain}`".replace("|", "\\|")
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    plain = re.sub(r"\bNone\b", "`none`", " ".join(text.replace("``", "`").split()))
+    return plain.replace("|", "\\|").replace("<", "&lt;")

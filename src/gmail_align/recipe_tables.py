@@ -232,6 +232,7 @@ class Row(Config):
     """One line of the result: what learns, from which images, through which alignment."""
 
     name: str = Field(pattern=NAME)
+    """Name of the row, which claims and ``index.json`` use."""
     label: str = ""
     """Name in tables and figures; the row's name when empty."""
     detail: str = ""
@@ -251,7 +252,9 @@ class Row(Config):
     reads: Literal["frozen", "real", "real_head"] = "frozen"
     """Route by which the learner reads real test images."""
     encoder: str = "default"
+    """Name of one of several encoders, such as ``[encoder.long_clip]``."""
     generator: str = "default"
+    """Name of one of several generators, such as ``[generator.flux]``."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Keys of the recipe that have another value for this row alone."""
 
@@ -265,9 +268,13 @@ class Claim(Config):
     """A sentence that the run tests: one row is better than another by one metric."""
 
     name: str = Field(min_length=1)
+    """The sentence."""
     better: str
+    """Name of the row that is claimed to score more."""
     worse: str
+    """Name of the row that it is compared with."""
     metric: str = HEADLINE
+    """What both rows are compared by: a metric of captions, retrieval, classes or answers."""
 
     @model_validator(mode="after")
     def _two_rows(self) -> Self:

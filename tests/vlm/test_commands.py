@@ -60,6 +60,13 @@ def test_a_photo_is_asked_about(out: Path, world: World, tmp_path: Path) -> None
     assert json.loads(result.stdout)["question"] == "What colour?"
 
 
+def test_one_question_takes_only_settings_that_act(out: Path, tmp_path: Path) -> None:
+    for unused in ("--shuffle-images", "--prompt=Why?", "--batch-size=2"):
+        ran = call("ask", tmp_path / "photo.png", "What colour?", "--vlm", out, unused)
+        assert ran.exit_code == 2
+        assert unused.partition("=")[0] in ran.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [

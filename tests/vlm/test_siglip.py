@@ -12,7 +12,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import ModelError
 from gmail_align.vlm.answers import ask
-from gmail_align.vlm.config import AnswerConfig
+from gmail_align.vlm.config import AskConfig
 from gmail_align.vlm.packing import Sample
 from gmail_align.vlm.patches import PatchReader
 from gmail_align.vlm.sets import ConversationSet
@@ -53,7 +53,7 @@ def test_plain_transformers_reads_a_llava_of_a_siglip(
         )
         assert plain.generate(**asked, max_new_tokens=2).shape[0] == 1
     assert isinstance(
-        ask(out, [tmp_path / "noise.png"], "What?", AnswerConfig(max_tokens=2, device="cpu")), str
+        ask(out, [tmp_path / "noise.png"], "What?", AskConfig(max_tokens=2, device="cpu")), str
     )
     again = train_llava(config, sets, encoder, out.folder, tmp_path / "again")
     assert again.counts == out.counts

@@ -55,9 +55,10 @@ class AlignConfig(Config):
     """Alignment of generated images to the frozen features of real ones (GMAIL Sec. 3, App. A)."""
 
     method: Literal["gmail", "mean_shift", "shift_scale", "coral"] = "gmail"
-    """``gmail`` trains. The others train nothing. They map generated features so that statistics
-    match those of frozen real ones: the mean, the mean and total variance, or the mean and
-    covariance. Of the other settings they read those of the guard."""
+    """How generated images are aligned: ``gmail`` trains; the other three train nothing and match
+    statistics. ``mean_shift`` gives generated features the mean of frozen real ones,
+    ``shift_scale`` the mean and the total variance, and ``coral`` the mean and the covariance. Of
+    the other settings these three read the guard's alone."""
     weights: AlignWeights = AlignWeights()
     """Weight of each loss term."""
     temperature: float = Field(default=0.07, gt=0)
@@ -69,14 +70,15 @@ class AlignConfig(Config):
     target: Literal["frozen", "real_head", "real"] = Field(
         "frozen", exclude_if=lambda route: route == "frozen"
     )
-    """Route by which Eq. 1 reads real images: the frozen model (Alg. 1), the frozen trunk with the
-    real head (Fig. 1 trains a projection), or the deployed route.
-    The guard always compares with the frozen model."""
+    """Route by which Eq. 1 reads real images: ``frozen`` (the plain model, as in Alg. 1),
+    ``real_head`` (Fig. 1 trains a projection) or ``real`` (the deployed route). The guard always
+    compares with the frozen model."""
     stop_gradient: bool = Field(True, exclude_if=bool)
-    """Whether Eq. 1 trains the generated side alone where its target is not frozen."""
+    """Whether Eq. 1 trains generated features alone when ``target`` is ``real_head`` or
+    ``real``."""
     learn_temperature: bool = False
-    """Whether the temperature of Eq. 1 is trained from there on, never below 0.01. The guard goes
-    on comparing at ``temperature``."""
+    """Whether the temperature of Eq. 1 is trained, from ``temperature`` on and never below 0.01.
+    The guard always compares at ``temperature``."""
     direction: Literal["g2r", "r2g", "both"] = "g2r"
     """Which side gives the rows of Eq. 1; ``g2r`` is the paper's."""
     positives: Literal["mask", "sum"] = "mask"
@@ -87,30 +89,33 @@ class AlignConfig(Config):
     encoder: EncoderLayout = EncoderLayout()
     """What is trained (adapter, whole tower, heads), what routes share, and the kind of heads."""
     dual_heads: bool = True
-    """Whether real and generated images have heads of their own (Tab. 9); else they share one."""
+    """Whether real and generated images have a head each (Tab. 9), or share one."""
     optim: OptimConfig = OptimConfig()
     """Optimisation."""
     data: Literal["synthetic", "real", "mixed"] = "synthetic"
     """What the ``generated`` route is trained on (Tab. 9): generated images, the real images of
     the same captions in their place, or both."""
     real_share: float = Field(default=0.5, gt=0, lt=1)
-    """Share of real images among them under ``mixed``."""
+    """Share of real images where ``data`` is ``mixed``."""
     lr_heads: float | None = Field(None, gt=0, exclude_if=lambda rate: rate is None)
-    """Peak learning rate of the heads; the paper gives one rate for all. None: ``optim.lr``."""
+    """Peak learning rate of the heads; by default ``optim.lr``, as the paper has one rate for
+    all."""
     phases: Literal["joint", "lora_then_heads"] = Field(
         "joint", exclude_if=lambda phases: phases == "joint"
     )
     """Whether adapter and heads are trained together, or the adapter first and then the heads
     alone (App. A gives the projections 50,000 steps of their own). One schedule spans both."""
     lora_steps: int | None = Field(None, ge=1, exclude_if=lambda steps: steps is None)
-    """Steps of the adapter under ``lora_then_heads``, out of ``optim.steps``; None is half."""
+    """Steps of the adapter under ``phases = "lora_then_heads"``; by default half of
+    ``optim.steps``."""
     batch_size: int = Field(default=256, ge=2)
     """Pairs a step, over all processes; every one is compared with every other."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Pairs whose images go through the encoder at a time. This bounds memory and costs one more
-    forward pass. The gradient stays that of the whole batch. None: all at once."""
+    """Pairs whose images go through the encoder at a time; by default the whole batch. A smaller
+    number bounds memory and costs one more forward pass. The gradient stays that of the whole
+    batch."""
     loss_chunk: int | None = Field(default=None, ge=1)
-    """Rows of the table of similarities that are held at a time; None: all at once."""
+    """Rows of the table of similarities that are in memory at a time; by default all."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
     """Share of the real images, with all their pairs, that is held out for the guard."""
     holdout_limit: int = Field(default=1000, ge=2)
@@ -120,8 +125,8 @@ class AlignConfig(Config):
 
     A figure is maximised. ``transfer`` says what carries over from generated images to real ones,
     each by its own route. Where classes are known, a probe learns from generated images, and its
-    accuracy on real ones counts; else it is the R@1 between real and generated images, both ways,
-    where equal captions count as one. ``margin`` is the paired minus the unpaired cosine.
+    accuracy on real ones counts. Elsewhere it is the R@1 between real and generated images, both
+    ways; equal captions count as one. ``margin`` is the paired minus the unpaired cosine.
     ``retrieval`` is the R@1 of real images and texts. ``zeroshot`` is the accuracy of real images,
     where classes are known.
 
@@ -129,17 +134,18 @@ class AlignConfig(Config):
     that is. ``objective`` is the weighted sum of all. Losses are compared at their best temperature
     from the trained one upwards, so an encoder cannot win by being less confident alone."""
     keep_real: Annotated[float, Field(ge=0, le=1)] | Literal["noise"] | None = "noise"
-    """How much retrieval (R@1) the deployed route may lose on held-out real images: a step that
-    loses more is never kept. ``noise``: no loss beyond its 95% interval. A number: no larger loss
-    than that. None: any loss."""
+    """How much retrieval (R@1) of held-out real images the deployed route may lose; a step that
+    loses more is never kept. ``noise`` allows what lies within the 95% interval, a number such as
+    0.02 that much, and None anything."""
     apply: Literal["beyond_noise", "best", "always"] = "beyond_noise"
-    """When the kept step is applied. ``beyond_noise``: the 95% interval of its gain over the plain
-    model on the held-out pairs lies above 0, and under ``transfer`` that over a shift of the means
-    too; six real images or more are held out. ``best``: its score is the best. ``always``: whatever
-    it does, for a training-free method that serves as a baseline."""
+    """When the picked step is applied: if its held-out gain is ``beyond_noise``, if its score is
+    the ``best``, or ``always``. ``beyond_noise`` needs six held-out real images, and a 95% interval
+    of the gain over the plain model that lies above 0. Where the guard looks at ``transfer``, the
+    gain over a shift of the means has to lie above 0 too. ``always`` is for training-free methods
+    that serve as baselines."""
     strengths: tuple[PositiveFloat, ...] = ()
-    """Parts of the way from the plain CLIP (0) to the kept step (1) that are tried after training.
-    The best on the held-out pairs is kept."""
+    """Points between the plain CLIP (0) and the picked step (1) that are tried after training. The
+    best on the held-out pairs is kept."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the vision tower; heads and losses are always fp32."""
     device: str = "auto"
@@ -186,8 +192,8 @@ class ScratchConfig(Config):
     batch_size: int = Field(default=128, ge=2)
     """Image-caption pairs a step, over all processes."""
     positives: Literal["mask", "sum"] = "mask"
-    """Pairs of one batch with the same image or caption: left out, or positives too; class captions
-    need one or the other."""
+    """How pairs of one batch with the same image or caption are treated: ``mask`` leaves them out
+    of the denominator, ``sum`` counts them as positives."""
     holdout: float = Field(default=0.05, gt=0, lt=1)
     """Share of the images, with all their captions, that is held out to pick the step."""
     holdout_limit: int = Field(default=1000, ge=2)

@@ -112,7 +112,7 @@ def ask(
         vlm: What :func:`train_llava` made.
         images: Image files, in the order in which the question speaks of them.
         question: The question.
-        settings: Keys of ``AnswerConfig``.
+        settings: Keys of ``AskConfig``: ``max_tokens`` and ``device``.
 
     Raises:
         DataError: a file is missing or not an image.
@@ -124,7 +124,7 @@ def ask(
         'str'
     """
     from gmail_align.vlm.answers import ask as run
-    from gmail_align.vlm.config import AnswerConfig
+    from gmail_align.vlm.config import AskConfig
 
-    config = config_of(AnswerConfig, None, settings)
+    config = config_of(AskConfig, None, settings)
     return run(artifact_of(vlm, "vlm"), [Path(image) for image in images], question, config)

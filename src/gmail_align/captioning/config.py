@@ -70,9 +70,9 @@ class CaptionerConfig(Config):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass in training; weights and the loss stay in float32."""
     select: Literal["loss", "cider"] | None = None
-    """What picks the step on validation: the loss (also when None), or CIDEr of greedy captions."""
+    """What picks the step on validation: the loss (the default), or CIDEr of greedy captions."""
     validation_images: int | None = Field(default=None, ge=2)
-    """Images captioned for each CIDEr; all of validation when None."""
+    """Validation images that are captioned for each CIDEr; by default all."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``; the same run on another device has the same identity."""
     optim: CaptionerOptim = CaptionerOptim()
@@ -102,11 +102,12 @@ class PredictConfig(Config):
     method: Literal["beam", "greedy", "nucleus"] = "beam"
     """Beam search, the likeliest token each time, or a draw from the likeliest tokens."""
     beam: int | None = Field(default=None, ge=1)
-    """Beams; the captioner's own number when None; 1 is greedy."""
+    """Beams of the search; by default the captioner's own number; 1 is greedy."""
     length_penalty: float = 1.0
-    """Power of its length that a beam's log-probability is divided by; 1 is ClipCap's mean."""
+    """Exponent of the length that divides a beam's log-probability; 1 gives the mean, as in
+    ClipCap."""
     top_p: float = Field(default=0.8, gt=0, le=1)
-    """``nucleus`` draws from the likeliest tokens that have this probability together."""
+    """Total probability of the likeliest tokens, which ``nucleus`` draws from."""
     temperature: float = Field(default=1.0, gt=0)
     """Divides the logits that ``nucleus`` draws from."""
     seed: int = 0

@@ -38,10 +38,11 @@ class Pairs:
     """Folders of what an encoder is aligned on.
 
     Attributes:
-        pairs: The pairs.
+        pairs: Pairs that `gmail-align pair` made.
         real: The real images.
         generated: The generated images.
-        classes: Classes of the real images, from an import, for the guard's zero-shot accuracy.
+        classes: Classes of the real images, which an import made; the guard then measures transfer
+            and zero-shot accuracy by class.
     """
 
     pairs: Folder
@@ -55,7 +56,7 @@ class RowFiles:
     """What joins the rows of two files of features.
 
     Attributes:
-        pairs: Integers (pairs, 2): the real row and the generated row of each pair.
+        pairs: Integers of shape (pairs, 2): the real row and the generated row of each pair.
         real_classes: The class of each real row, one a line.
         generated_classes: The class of each generated row, one a line.
         texts: Features of texts: one for each pair, or for each class in the order of names.
@@ -93,11 +94,11 @@ def align(
 ) -> None:
     """Align generated images to the frozen features of the real images of their captions.
 
-    Held-out pairs pick the step that is kept. If no step helps, the encoder says so and is the
-    plain CLIP.
+    Held-out pairs pick the step that is kept. If no step helps, the command says why, and the
+    encoder is the plain model by every route.
 
     Args:
-        base: Folder or hub id of a CLIP; tabletop is shipped.
+        base: Folder or hub id of a CLIP, Long-CLIP, SigLIP or SynCLR; tabletop is shipped.
     """
     inputs = load(data.pairs, "pairs"), load(data.real, "images"), load(data.generated, "images")
     classes = None if data.classes is None else load(data.classes, "classes")
@@ -126,7 +127,7 @@ def align_features(
     apply: list[Annotated[Path, "FILE.npy"]] | None = None,
     seed: Seed = 0,
 ) -> None:
-    """Align features of any encoder: learn the generated head alone, and map generated features.
+    """Learn a map that brings generated features of any encoder to real ones, and apply it.
 
     Say what joins the two sides: --pairs, or --real-classes and --generated-classes. Real images
     that are held out in turn decide whether the head, the mean shift or nothing is applied.
@@ -135,7 +136,7 @@ def align_features(
     Args:
         real: Features of real images, or an artifact of features.
         generated: Features of generated images by the same encoder.
-        apply: Map these generated features too, into OUT-applied; repeatable.
+        apply: Further generated features to map, into OUT-applied; may be repeated.
     """
     if shared.dry_run:
         shared.show_plan("align features", out, config, real=real, generated=generated, seed=seed)
@@ -165,11 +166,11 @@ def extract(
 ) -> None:
     """Compute features of images through one route, or of captions, and keep them.
 
-    Parts of a SLURM array (--shard-of slurm) share --out; the one that ends last, or the same
-    command without --shard-of, finishes it.
+    Parts of a SLURM array (--shard-of slurm) share --out; the part that ends last finishes it, or
+    the same command without --shard-of.
 
     Args:
-        source: Images, captions or pairs (for their captions).
+        source: Images, captions, or pairs, whose captions are read.
         route: Which weights images go through; images need it. For captions it is
             the route of the images that they are compared with, by default real.
     """
@@ -229,7 +230,7 @@ def train_clip(
     Args:
         captions: Captions of the images.
         images: The images.
-        base: A CLIP whose shape, tokenizer and preprocessing are taken, but no weight.
+        base: A CLIP that gives its shape, tokenizer and preprocessing, but not its weights.
     """
     inputs = (load(captions, "captions"), load(images, "images"))
     if shared.dry_run:
@@ -260,8 +261,8 @@ def export(
 
     Args:
         encoder: An aligned encoder, a plain CLIP, or a head of features.
-        data: Training images or pairs, for the model card; repeatable.
-        result: A result for the model card; repeatable.
+        data: Training images or pairs that the model card names; may be repeated.
+        result: Result that the model card shows; may be repeated.
     """
     if shared.dry_run:
         shared.show_plan("export", out, config, encoder=encoder)
@@ -278,7 +279,7 @@ def export(
 def convert(
     shared: Shared, source: str, /, out: Out, config: ConvertConfig, tokenizer: Path | None = None
 ) -> None:
-    """Write weights as a folder that align takes as its --base, and compare their features.
+    """Convert weights to a folder for the --base of align, and check that features stay the same.
 
     Nothing is unpickled. A file that must run code to be read is refused.
 

@@ -38,8 +38,8 @@ class Training:
     """What every training of a captioner takes.
 
     Attributes:
-        language_model: A causal language model, or a captioner to continue from; tabletop is
-            shipped.
+        language_model: Folder of a causal language model, or of a captioner to train further;
+            tabletop is shipped.
         validation_features: Held-out image features, to pick the best step.
         validation_captions: Captions of the held-out images.
     """
@@ -102,7 +102,8 @@ def predict_captions(
     Args:
         captioner: A captioner that train clipcap or train ifcap made.
         features: Image features.
-        retrieval: Features by which an IFCap looks captions up, if another encoder made them.
+        retrieval: IFCap: image features by the encoder that retrieves captions, if it is another
+            one.
     """
     model, source = load(captioner, "captioner"), load(features, "features")
     keys = load_features(retrieval)
@@ -120,8 +121,8 @@ class Prompts:
 
     Attributes:
         for_prompts: Write captions to generate images from into this folder.
-        each: Captions of each photo, or of each caption of a class.
-        language_model: A causal language model, which goes on from captions of classes.
+        each: Captions to write for each photo, or for each caption of a class.
+        language_model: Folder of a causal language model, which continues captions of classes.
     """
 
     for_prompts: Folder | None = None
@@ -186,16 +187,16 @@ def caption(
 ) -> None:
     """Caption image files with a trained captioner and the encoder that it was trained on.
 
-    One line is printed for each file: its path, a tab, its caption.
+    Each line has a file, a tab and its caption.
 
-    With --for-prompts the command writes captions to generate images from. A captioner writes them
-    of imported photos. A --language-model continues imported captions of classes.
+    With --for-prompts the command writes captions to generate images from. --captioner captions
+    imported photos. --language-model continues imported captions of classes.
 
     Args:
         images: Image files; with --for-prompts one folder of imported images or captions.
         captioner: A captioner that train clipcap or train ifcap made.
         route: Which of the encoder's weights the images go through.
-        retrieval_encoder: Encoder by which an IFCap looks captions up.
+        retrieval_encoder: IFCap: the encoder that retrieves captions, if it is another one.
     """
     if prompts.for_prompts is not None:
         reads = Reader(captioner, encoder, route)
@@ -226,13 +227,14 @@ def convert_clipcap(
     normalise: Annotated[bool, "--normalise/--raw"] | None = None,
     norm: float | None = None,
 ) -> None:
-    """Turn ClipCap's released weights into a captioner; no code of the file runs.
+    """Turn ClipCap's released weights into a captioner, without running code in the file.
 
     Args:
         weights: ClipCap's .pt file.
         gpt2: GPT-2's configuration and tokenizer.
-        normalise: Features it reads; by default raw for the MLP, unit length for the transformer.
-        norm: Scale features to this length, for aligned ones before the MLP.
+        normalise: Whether the captioner reads features of unit length or raw ones; by default raw
+            for the MLP and unit length for the transformer.
+        norm: Length to scale features to; the MLP needs it to read aligned features.
     """
     if shared.dry_run:
         shared.show_plan("convert-clipcap", out, weights=weights, gpt2=gpt2)

@@ -40,7 +40,7 @@ def import_command(name: str) -> Callable[..., None]:
 
 @command
 def import_path(shared: Shared, source: Path, /, out: Out) -> None:
-    """Recognise what lies in a folder, an archive or a table, say it, and import it.
+    """Recognise the format of a folder, an archive or a table, print it, and import the data.
 
     The word `path` may be left out: `gmail-align import my_photos --out DIR`. Each split gets a
     folder of its own; `gmail-align split` makes the splits that the data do not have.
@@ -101,15 +101,15 @@ def choose(
 ) -> None:
     """Keep some captions of each image, or all captions or pairs of some images.
 
-    This makes a trial of a thousand images, one caption an image as in the paper, or pairs for the
-    scarce regime. A hash of the seed and an image's id decides, so a larger choice contains a
+    Use it for a first trial on a thousand images, for one caption an image as in the paper, or to
+    make pairs scarce. A hash of the seed and an image's id decides, so a larger choice contains a
     smaller one.
 
     Args:
         source: Captions, or pairs.
-        each: Most captions of an image; all by default.
-        images: Real images: a number such as 1000, or a share such as 0.2.
-        rest: Keep what the same choice without --rest leaves.
+        each: Largest number of captions that an image keeps; by default all.
+        images: Real images to keep: a number such as 1000, or a share such as 0.2.
+        rest: Keep what the same command without --rest leaves out.
         seed: Another seed makes another choice.
     """
     from gmail_align.data.subsets import choose_captions, choose_pairs
@@ -139,7 +139,7 @@ def split(
     validation: float = 0.1,
     seed: Seed = 0,
 ) -> None:
-    """Cut captions or pairs into train, validation and test, which share no real image.
+    """Divide captions or pairs into train, validation and test, which share no real image.
 
     A hash of the seed and an image's id decides. DIR gets a folder for each part; images stay
     where they are.
@@ -177,8 +177,9 @@ def leaks(
     Args:
         train: Images or captions to train on.
         evaluation: Images or captions to evaluate on; may be repeated.
-        drop: Write the training set again here, without leaks.
-        distance: Most bits of 128 in which two copies differ.
+        drop: Folder for the training set without the leaks.
+        distance: Largest difference of perceptual hashes, in bits of 128, at which two images are
+            copies.
         ids_only: Compare ids only; no image is read.
     """
     train_set, others = load(train), [load(path) for path in evaluation]

@@ -43,7 +43,7 @@ class FinetuneStart:
     """The encoder that is fine-tuned.
 
     Attributes:
-        route: The route whose weights are the start; a plain model has one.
+        route: Route whose weights the fine-tuning starts from; a plain model has one.
     """
 
     encoder: EncoderName
@@ -64,8 +64,8 @@ def retrieval(
 
     Args:
         images: Image features.
-        texts: Caption features, same encoder.
-        captions: The captions; of files, the row of the image of each text.
+        texts: Caption features by the same encoder.
+        captions: The captions; for .npy files, the row of I that each row of T describes.
         compat: Score as another evaluator does: clip_benchmark or long_clip.
     """
     if compat is not None:
@@ -107,8 +107,8 @@ def zeroshot(
 
     Args:
         images: Image features.
-        classes: JSON of class to its prompts (a --protocol brings its own), for --encoder; or
-            floats (classes, dim) or (classes, prompts, dim).
+        classes: Prompts of each class as JSON, for --encoder (a known --protocol brings its own);
+            or features of shape (classes, dim) or (classes, prompts, dim).
         encoder: The encoder of the images; tabletop is shipped.
     """
     from gmail_align.data.labels import class_prompts, open_labels
@@ -152,7 +152,7 @@ class Splits:
         train: Features of training images.
         test: Features of test images.
         validation: Features of validation images; by default a fifth of the training images.
-        train_labels: Or the labels of each split: those of the training images.
+        train_labels: Labels of the training images, in place of --labels.
         validation_labels: Labels of the validation images.
         test_labels: Labels of the test images.
     """
@@ -197,7 +197,7 @@ class Splits:
 def probe(
     shared: Shared, splits: Splits, scoring: Scoring, protocol: Protocol = "linear_probe"
 ) -> None:
-    """Fit a linear classifier on features: the weight decay by validation, then on all of them."""
+    """Fit a linear classifier on features; validation images choose the weight decay."""
     if shared.dry_run:
         paths = {"train": splits.train, "validation": splits.validation, "test": splits.test}
         shared.show_plan("evaluate probe", scoring.out, **paths)
@@ -251,8 +251,8 @@ def finetune(
 ) -> None:
     """Fine-tune an encoder's whole vision tower on labelled images, and classify test images.
 
-    SynCLR's recipe; --epochs 20 and the like change it. The epoch that does best on validation
-    images is judged.
+    The default settings are SynCLR's; small sets need fewer epochs, such as --epochs 20. The epoch
+    that does best on validation images is scored on the test images.
     """
     from gmail_align.data.labels import open_labels
 

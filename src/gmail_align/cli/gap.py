@@ -32,7 +32,7 @@ class Sides:
 
     Attributes:
         real: Real images: a folder, a zip, or an artifact; or their features, R.npy.
-        generated: The same of generated images.
+        generated: Generated images: a folder, a zip, or an artifact; or their features, G.npy.
     """
 
     real: Annotated[Path, "--real --real-features"] | None = None
@@ -59,8 +59,9 @@ class Matching:
     """Which images are pairs.
 
     Attributes:
-        pairs: Pairs of the two sides; they add measures that need pairs.
-        paired: Pair rows of the two files, or files of the same name.
+        pairs: Pairs that `gmail-align pair` made of the two sets; they add measures that need
+            pairs.
+        paired: Pair row i with row i of two files, or images of the same name in two folders.
     """
 
     pairs: Folder | None = None
@@ -95,14 +96,14 @@ def gap(
 ) -> None:
     """Measure the gap between real and generated images, before anything is trained on it.
 
-    Give two folders (or zips, or artifacts), or features in two .npy files. Subfolders of images
-    are read as classes, and above those as generators; captions are found in captions.jsonl or in a
-    .txt beside each image. OUT/report/index.html is a page of its own.
+    Give two folders (or zips, or artifacts), or features in two .npy files. Subfolders are read as
+    classes, and folders above those as generators. Captions are read from captions.jsonl or from a
+    .txt beside each image. The command also writes a page, OUT/report/index.html.
 
     Args:
         both: The real and the generated images, instead of --real and --generated.
-        encoder: Encoder of the images; by default an OpenAI CLIP that is on this machine. Its
-            features go to OUT-features.
+        encoder: Encoder of the images; by default an OpenAI CLIP in this machine's Hugging Face
+            cache. Its features are kept in OUT-features.
     """
     real, generated = sides.paths(both)
     are_files = _are_files((real, generated), matching, rows, encoder)

@@ -12,7 +12,7 @@ from gmail_align.cli.shared import Shared, command
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
-from gmail_align.vlm.config import AnswerConfig, LlavaConfig
+from gmail_align.vlm.config import AnswerConfig, AskConfig, LlavaConfig
 from gmail_align.vlm.costs import read_shape
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ class ConversationOptions:
     """Conversations with their images, and held-out ones.
 
     Attributes:
-        conversations: A JSON file in LLaVA's format; or captions or pairs, which become
-            instructions.
-        images: The images, one folder for each --conversations; none if a set has no images.
-        route: Weights of the encoder that the images of each set go through; frozen by default.
+        conversations: A JSON file in LLaVA's format; or captions or pairs, whose texts become
+            answers.
+        images: The images of each --conversations, in the same order; the word none for a set
+            without images.
+        route: Route that the images of each set go through, in the same order; frozen by default.
         validation_conversations: Held-out conversations, to pick the best step.
-        validation_images: Their images, which are read by the route that the saved model has.
+        validation_images: Images of the held-out conversations; they are read by the route of
+            --reads.
     """
 
     conversations: list[AnyPath]
@@ -114,7 +116,7 @@ def predict_answers(
 ) -> None:
     """Answer every question of a set, or --prompt about every image.
 
-    The former is for evaluate answers, the latter for evaluate captions.
+    Score the answers to questions with evaluate answers, those to --prompt with evaluate captions.
 
     Args:
         vlm: What train llava made.
@@ -140,7 +142,7 @@ def ask(
     question: Annotated[str, "QUESTION"],
     /,
     vlm: Folder,
-    config: AnswerConfig,
+    config: AskConfig,
 ) -> None:
     """Ask a trained LLaVA a question about image files.
 

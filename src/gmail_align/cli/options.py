@@ -73,7 +73,9 @@ EVERYWHERE = "Options of every command"
 
 
 _METAVARS: Mapping[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-_SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z]|none:)")
+_NAMES_OF_PARTS = "".join(rf"(?<!\b{word}\.)" for word in ("Alg", "App", "Eq", "Fig", "Sec", "Tab"))
+_SENTENCE_END = re.compile(rf"(?<=\.){_NAMES_OF_PARTS}\s+(?=[A-Z]|none:)")
+"""The blank behind a sentence. The point of ``App. A`` ends none."""
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ class ReadingOptions:
     Attributes:
         rule: How ScienceQA's letters are read: zeroshot (the letter alone, or 'B.' first) or
             finetuned (also 'The answer is B.').
-        compat: Follow the published scripts: MMMU draws a choice where none can be read, and a
-            table of id to answer is not read again; ScienceQA's missing responses are wrong.
+        compat: Follow the published scripts. MMMU's draws a choice if it can read none, and takes a
+            table of id to answer as read. In ScienceQA's a missing response is wrong.
         draw_seed: Seed of MMMU's random choices under --compat.
     """
 
@@ -52,9 +52,9 @@ class ScoredBy:
     """What predictions are scored by.
 
     Attributes:
-        references: A and B are captions: score them against these.
-        answers: A and B are responses: score them by these answers.
-        protocol: Name of the protocol, where predictions are scored.
+        references: Human captions, if A and B are files of captions.
+        answers: Right answers, if A and B are files of responses.
+        protocol: Name of the protocol, if A and B are files of predictions.
     """
 
     references: Path | None = None
@@ -67,11 +67,11 @@ class CaptionMetricOptions:
     """Which caption metrics are computed, and with what.
 
     Attributes:
-        metrics: Only these, as in BLEU4,CIDEr; may be repeated. By default all.
+        metrics: Metrics to compute, as in BLEU4,CIDEr; may be repeated; by default all.
         word_vectors: Word vectors for WMD: word2vec (.bin or text) or GloVe; or the word
             'references' to train them on the human captions, as --metrics WMD does by default.
-        raw_vectors: WMD: leave word vectors at the length they have.
-        partial: Score only the images that everyone predicted.
+        raw_vectors: WMD: keep the length of the word vectors.
+        partial: Score only images that every captioner predicted.
     """
 
     metrics: Annotated[list[str], "--metrics --metric"] | None = None
@@ -113,11 +113,13 @@ class ClipOptions:
     """Where CLIPScore's features come from.
 
     Attributes:
-        clip_images: CLIPScore: features of the images, a row a prediction.
-        clip_captions: CLIPScore: of 'A photo depicts CAPTION', in order.
-        clip_references: RefCLIPScore: the same of the references, in order.
-        encoder: CLIPScore by this encoder, on --images.
-        images: The images.
+        clip_images: CLIPScore: features of the images, one row for each prediction.
+        clip_captions: CLIPScore: features of 'A photo depicts CAPTION', one row for each
+            prediction.
+        clip_references: RefCLIPScore: features of 'A photo depicts REFERENCE', in the order of the
+            file.
+        encoder: CLIPScore: the encoder that computes the features, from --images.
+        images: CLIPScore: the images, for --encoder.
     """
 
     clip_images: Annotated[Path, "F.npy"] | None = None
@@ -168,8 +170,9 @@ def captions(
 
     Args:
         references: Human captions: COCO's annotations, or a folder of captions.
-        systems: Predictions: a folder, COCO results, or JSON lines; several are compared.
-        predictions: The same, of one captioner.
+        systems: Predictions of one or several captioners: folders, COCO results, or JSON lines.
+            Several are compared.
+        predictions: Predictions of one captioner, in place of [NAME=]PATH.
     """
     if predictions is not None and chosen.metrics and systems:  # --metrics BLEU4 CIDEr
         chosen = replace(chosen, metrics=[*chosen.metrics, *systems])
@@ -198,13 +201,13 @@ def answers(
     reading: ReadingOptions,
     scoring: Scoring,
 ) -> None:
-    """Score answers: accuracy over all questions, by subject, and how many could not be read.
+    """Score answers: accuracy over all questions and by subject, and the count of unreadable ones.
 
     Args:
         protocol: scienceqa_img_test, scienceqa_test or mmmu_val; or a label for a set of your own.
-        predictions: Responses: id to text, records, or JSON lines.
-        answers: Right answers: ScienceQA's problems.json, id to letter, MMMU's dictionary, or a
-            folder of imported questions.
+        predictions: Responses: a table of id to text, a list of records, or JSON lines.
+        answers: Right answers: ScienceQA's problems.json, a table of id to letter, MMMU's
+            dictionary, or a folder of imported questions.
     """
     if shared.dry_run:
         plan = {"predictions": predictions, "answers": answers, "protocol": protocol}
@@ -239,9 +242,9 @@ def compare(
 ) -> None:
     """Say how much better A is than each B in every metric, on the same images or questions.
 
-    A and B are folders that `gmail-align evaluate ... --out` made, or predictions to be scored
-    against --references (captions) or --answers. Intervals are of the difference, paired. With
-    several B, --out gets a folder for each.
+    A and B are folders that `gmail-align evaluate ... --out` made. Or they are files of
+    predictions, which --references (captions) or --answers score. Each interval is that of the
+    paired difference. With several B, --out gets a folder for each.
 
     Args:
         results: Folders of results, or predictions; the first is compared with each of the others.

@@ -41,8 +41,9 @@ def run(
         recipe: Name of a shipped recipe, or a TOML file.
         work: Work folder; runs/RECIPE by default.
         engine: Where shards and rows run: local, ray or ray://HOST.
-        workers: Shards and rows made at a time; Ray is asked for so many actors.
-        mirror: Upload every artifact here, and take from here what this machine lacks.
+        workers: Shards and rows made at a time; with Ray, the number of actors to ask for.
+        mirror: Object store that gets a copy of every artifact; what this machine lacks is taken
+            from there.
     """
     from gmail_align import pipeline
 
@@ -76,15 +77,15 @@ def init(
 ) -> None:
     """Look at a folder of data and write a recipe that runs as it is.
 
-    It knows COCO's and Karpathy's json, Parquet, WebDataset shards, images with captions beside
-    them, and class folders. It says what it saw and what it assumed.
+    It reads COCO's and Karpathy's json, Parquet, WebDataset shards, images with captions beside
+    them, and class folders. It prints what it found and what it assumed.
 
     Args:
         folder: Folder of your data; by default this one.
         out: The recipe's file.
-        generator: Diffusion model, a folder or hub id; tabletop is shipped.
-        encoder: CLIP or SigLIP, a folder or hub id; tabletop is shipped.
-        language_model: Language model, a folder or hub id; tabletop is shipped.
+        generator: Diffusion model: a folder, a hub id, or tabletop for the shipped one.
+        encoder: CLIP or SigLIP: a folder, a hub id, or tabletop for the shipped one.
+        language_model: Language model: a folder, a hub id, or tabletop for the shipped one.
     """
     from gmail_align.workflow.init import Models, init_recipe
 
@@ -113,7 +114,7 @@ def demo(
 
     Args:
         out: Work folder.
-        seeds: Number of seeds to repeat it with.
+        seeds: Number of seeds to train with.
     """
     from gmail_align import pipeline
 
@@ -189,12 +190,12 @@ def report(
 ) -> None:
     """Write the report of a finished run again, or one of results that you made yourself.
 
-    A report is index.html, tables/ and figures/. Of results, gaps and aligned encoders, each is
-    called by the name of its folder.
+    A report is index.html, tables/ and figures/. A page of results, gaps and aligned encoders calls
+    each by the name of its folder.
 
     Args:
         folders: Folder of a finished run; or folders of results, gaps and encoders.
-        out: Folder of the report; by default RUN/report, and of results report.
+        out: Folder of the report; by default RUN/report for a run, and report for results.
     """
     from gmail_align import pipeline
 
@@ -289,10 +290,11 @@ class Amount:
     """How many images a plan is for, and on which card.
 
     Attributes:
-        captions: Captions, which are counted.
+        captions: Captions to count: each becomes images.
         images: Number of images.
         card: h200, h100, a100, l40s, l4, v100, t4, or TFLOP/s as a number.
-        share: Share of the card's limit that you expect, 0 to 1.
+        share: Share of the card's limit that you expect to reach, 0 to 1; by default 0.34 in
+            synthesis and 0.3 elsewhere.
     """
 
     captions: Folder | None = None
@@ -325,15 +327,15 @@ def plan(
     fast: bool = False,
     work: Folder | None = None,
 ) -> None:
-    """Say what a run will make, what it needs and what it costs. Nothing is made.
+    """Print what a run will make, what it needs and what it costs. Nothing is made.
 
-    Name a recipe, or, for synthesis alone, a --preset or --model with --images or --captions.
-    --config and --set belong to the recipe, or else to synthesize.
+    Name a recipe. For synthesis alone, give --preset or --model, and --images or --captions.
+    --config and --set change the recipe, or without one the settings of synthesize.
 
     Args:
         recipe: A shipped recipe, or a TOML file.
-        fast: The preset's faster, lossy form.
-        work: Work folder; runs/RECIPE.
+        fast: Use the preset's faster form, which draws other images.
+        work: Work folder of the run; runs/RECIPE by default.
     """
     if recipe is not None:
         _plan_recipe(shared, recipe, work or Path("runs") / Path(recipe).stem, overrides, amount)

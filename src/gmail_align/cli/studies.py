@@ -10,9 +10,9 @@ from gmail_align.studies.run import StudyOptions
 def study(shared: Shared, name: str, /, options: StudyOptions) -> None:
     """Run a study: a table of the paper with seeds and intervals, beside the paper's numbers.
 
-    All studies share one work folder and everything in it that is the same. A study that was
-    killed goes on. It ends with the table as md, tex, csv and html, and a verdict for each claim.
-    At the paper's scale it prints the plan while data or models are missing.
+    All studies share one work folder, and whatever two of them need is made once. A study that was
+    killed goes on when it is run again. It ends with the table as md, tex, csv and html, and a
+    verdict for each claim. At the paper's scale it prints the plan if data or models are missing.
 
     Args:
         name: A study's name or TOML file; list lists them, and all runs all and writes a book.

@@ -28,15 +28,16 @@ def synthesize(
 ) -> None:
     """Generate images from captions, shard by shard; a stopped run goes on where it was.
 
-    Each visible GPU gets a process. Parts of a SLURM array (--shard-of slurm) share --out; the one
-    that ends last, or the same command without --shard-of, finishes it. `gmail-align plan` says
+    Each visible GPU gets a process. Parts of a SLURM array (--shard-of slurm) share --out; the part
+    that ends last finishes it, or the same command without --shard-of. `gmail-align plan` says
     what a run costs before it starts.
 
     Args:
-        captions: The captions.
+        captions: Captions to generate from.
         model_path: Folder of a diffusers pipeline, in place of --model.
-        fast: The preset's faster, lossy form: other images.
-        mirror: Upload each finished shard and, last, the manifest here; go on from what is there.
+        fast: Use the preset's faster form, which draws other images.
+        mirror: Object store that gets each finished shard and, last, the manifest; a run goes on
+            from what is there.
     """
     config = generator_config(settings, model_path, fast=fast)
     source = load(captions, "captions")
@@ -73,8 +74,8 @@ def filter_images(
 
     Args:
         source: The generated images.
-        encoder: CLIP for scores and feature distances; tabletop is shipped.
-        photos: Photos that no image may copy, such as a test set; repeatable.
+        encoder: CLIP that computes scores and cosines; tabletop is shipped.
+        photos: Photos that no image may copy, such as a test set; may be repeated.
     """
     images = load(source, "images")
     others = [load(folder, "images") for folder in photos or []]

@@ -82,16 +82,16 @@ def track(
     name: str | None = None,
     follow: bool = False,
 ) -> None:
-    """Send the events of a training to a tracker, while it runs or afterwards.
+    """Send the events of a training to a tracker, during the training or afterwards.
 
     Every training keeps events.jsonl in its folder: the losses of each step and the guard's
     figures. wandb sends them to its server unless WANDB_MODE=offline is set.
 
     Args:
-        run: Folder that a training writes to, or wrote.
-        to: Where the events go.
+        run: Folder of a training, running or finished.
+        to: The tracker.
         out: Folder of the tracker's local files.
-        name: Name of the run there; by default the folder's name.
+        name: Name of the run in the tracker; by default the folder's name.
         follow: Go on until the training is finished.
     """
     from gmail_align.training.trackers import publish
@@ -122,11 +122,11 @@ def tabletop_write(
     Args:
         out: Folder; it may hold other splits.
         count: Number of images.
-        split: Split.
+        split: Name of the split.
         start: Seed of the first scene.
         size: Pixels along a side.
         workers: Number of processes.
-        questions: Write one question an image, not captions.
+        questions: Write one question for each image in place of captions.
     """
     if shared.dry_run:
         shared.show_plan("tabletop write", out, split=split, images=count)
@@ -159,7 +159,7 @@ def tabletop_train(
     ``flow`` is a second generator, by flow matching; it is not shipped.
 
     Args:
-        work: Corpus and checkpoints, from which it goes on.
+        work: Folder of the corpus and the checkpoints, from which an interrupted training goes on.
         only: Train only this model.
     """
     if shared.dry_run:

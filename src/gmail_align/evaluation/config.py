@@ -26,24 +26,25 @@ class FinetuneConfig(Config):
     base_lr: float = Field(default=5e-5, gt=0)
     """Peak learning rate for 256 images a step; it grows with the batch."""
     layer_decay: float = Field(default=0.65, gt=0, le=1)
-    """Each layer's learning rate over that of the layer above it."""
+    """Learning rate of a layer, as a share of the rate of the layer above it."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Decoupled weight decay; vectors are never decayed."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    """Share of a label that all classes divide."""
+    """Share of each label that is spread over all classes."""
     mixup: float = Field(default=0.8, ge=0)
-    """Both parameters of mixup's beta distribution; 0 leaves it out."""
+    """Mixup: both parameters of its beta distribution; 0 turns it off."""
     cutmix: float = Field(default=1.0, ge=0)
-    """The same of CutMix; where both are on, a coin is tossed for every batch."""
+    """CutMix: both parameters of its beta distribution; 0 turns it off. If mixup is on too, a coin
+    is tossed for every batch."""
     least_crop: float | None = Field(default=0.08, gt=0, le=1)
-    """Smallest share of an image in a random crop, flipped half of the time; None takes images as
-    they are."""
+    """Smallest share of an image that a random crop keeps; crops are mirrored half of the time.
+    None turns both off."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many epochs without a better score on validation images; 0 never does."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the tower computes in."""
+    """Arithmetic of the vision tower."""
     device: str = "auto"
-    """Where it runs."""
+    """``auto``, ``cpu`` or ``cuda``."""
 
     @model_validator(mode="after")
     def _check(self) -> FinetuneConfig:

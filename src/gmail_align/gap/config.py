@@ -23,7 +23,8 @@ class GapConfig(Config):
     least_in_group: int = Field(default=20, ge=4)
     """Images that a class or a generator needs on each side to be measured by itself."""
     max_groups: int = Field(default=50, ge=0)
-    """Most classes, and most generators, that are measured by themselves; the first by name."""
+    """Largest number of classes, and of generators, that are measured by themselves; the first by
+    name."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class RowLabels:
     """What is known of the rows of plain files.
 
     Attributes:
-        real_classes: The class of each row of R, one a line.
-        generated_classes: The class of each row of G.
-        generators: What made each row of G, one a line.
-        text_features: Captions of the pairs, or of the classes by name.
+        real_classes: The class of each real row, one a line.
+        generated_classes: The class of each generated row, one a line.
+        generators: The generator of each generated row, one a line.
+        text_features: Features of texts: one for each pair, or for each class in the order of their
+            names.
     """
 
     real_classes: Annotated[Path | None, "FILE"] = None

@@ -53,9 +53,13 @@ class StudyRow(Config):
     """What a study says of a row besides what a recipe says."""
 
     name: str
+    """Name of the row."""
     label: str = ""
+    """Name in the table; the row's name when empty."""
     detail: str = ""
+    """A second, quieter line: what the row stands for."""
     mark: Literal["", "ours", "bound"] = ""
+    """How figures show it: the method under test, or a bound that does not compete."""
     paper: dict[str, float] = Field(default_factory=dict)
     """Column -> the paper's number, as printed; a row that the paper lacks does not have any."""
     status: Status | dict[str, Status] = "no match found"
@@ -77,13 +81,16 @@ class StudyRow(Config):
 
 
 class StudyClaim(Config):
-    """A sentence that a study tests; see :class:`gmail_align.recipe_tables.Claim`."""
+    """A sentence that a study tests: one row is better than another by one metric."""
 
     name: str
+    """The sentence."""
     better: str
+    """Name of the row that is claimed to score more."""
     worse: str
+    """Name of the row that it is compared with."""
     metric: str | dict[Scale, str] = HEADLINE
-    """As of a column: one name, or one at each scale where the claim is tested."""
+    """What both rows are compared by: one name, or one at each scale where the claim is tested."""
 
 
 class Plot(Config):

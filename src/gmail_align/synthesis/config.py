@@ -61,7 +61,7 @@ class SynthesisConfig(Config):
     best_of: int = Field(1, ge=1)
     """Candidates for each image; the one with the best CLIPScore is kept."""
     judge: str = ""
-    """CLIP that scores candidates; needed where best_of is above 1."""
+    """CLIP that scores the candidates; required if best_of is above 1."""
     steps: int = Field(50, ge=1)
     """Denoising steps an image."""
     guidance_scale: float = Field(2.0, ge=0)
@@ -88,9 +88,9 @@ class SynthesisConfig(Config):
     quality: int = Field(95, ge=1, le=100)
     """JPEG quality."""
     height: int | None = Field(None, ge=8)
-    """Pixels; the pipeline's own size when not given."""
+    """Pixels; by default the pipeline's own size."""
     width: int | None = Field(None, ge=8)
-    """Pixels; the pipeline's own size when not given."""
+    """Pixels; by default the pipeline's own size."""
     safety: Literal["flag", "drop", "off"] = "flag"
     """How the verdict of a pipeline's safety checker is used: ``flag`` keeps it in the image's
     record, ``drop`` leaves the image out, ``off`` does not ask. No image is painted black."""
@@ -114,21 +114,24 @@ class FilterConfig(Config):
     """Which generated images are left out. Scores are kept for all, whatever is left out."""
 
     min_clip_score: float | None = Field(None, ge=0, le=2.5)
-    """Least CLIPScore, 2.5 max(cos, 0); needs an encoder. None leaves none out: what is low
-    depends on the encoder, so look at ``scores.parquet`` first."""
+    """Least CLIPScore, 2.5 max(cos, 0), of a kept image; it needs an encoder. By default any score
+    is kept. What is low depends on the encoder, so look at ``scores.parquet`` first."""
     min_spread: float = Field(2.0, ge=0)
-    """Least standard deviation of grey values; below it an image is blank."""
+    """Least standard deviation of grey values; an image below it counts as blank."""
     duplicate_bits: int = Field(4, ge=0, le=16)
-    """Most bits of 128 in which the perceptual hashes of near-duplicates differ."""
+    """Largest difference of perceptual hashes, in bits of 128, at which two images are
+    near-duplicates."""
     duplicate_cosine: float = Field(0.97, ge=-1, le=1)
-    """Least cosine of near-duplicates, where there is an encoder."""
+    """Least cosine of near-duplicates, if there is an encoder."""
     copy_bits: int = Field(10, ge=0, le=32)
-    """Most bits of 128 in which the hash of a copy of a photo differs."""
+    """Largest difference of perceptual hashes, in bits of 128, at which an image is a copy of a
+    photo."""
     copy_cosine: float = Field(0.9, ge=-1, le=1)
-    """Least cosine of a copy of a photo, where there is an encoder."""
+    """Least cosine of a copy and its photo, if there is an encoder."""
     keep_duplicates: bool = False
     """Score near-duplicates without leaving them out."""
     reassign: bool = False
     """Give each caption the image that suits it best, among all that pass; needs an encoder."""
     found_within: int = Field(10, ge=1)
-    """A reassigned image is kept if its caption is among so many that suit it best."""
+    """Rank that a caption must reach among the captions that suit its reassigned image best; else
+    the image is left out."""

@@ -29,7 +29,7 @@ from gmail_align.encoders.preprocess import open_image
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.progress import progress
 from gmail_align.runtime import resolve_device
-from gmail_align.vlm.config import AnswerConfig
+from gmail_align.vlm.config import AnswerConfig, AskConfig
 from gmail_align.vlm.connector import Seen, project_tokens
 from gmail_align.vlm.conversations import IMAGE, Conversation, Turn
 from gmail_align.vlm.folder import load_llava
@@ -271,14 +271,14 @@ def _asked(
 
 
 def ask(
-    vlm: Artifact, images: Sequence[Path], question: str, config: AnswerConfig | None = None
+    vlm: Artifact, images: Sequence[Path], question: str, config: AskConfig | None = None
 ) -> str:
     """Answer one question about image files.
 
     Raises:
         DataError: a file is missing or not an image.
     """
-    how = config or AnswerConfig()
+    how = config or AskConfig()
     shown = [open_image(path) for path in images]
     prompt = "\n".join([*[IMAGE] * len(shown), question])
     llava = load_llava(vlm, resolve_device(how.device))

@@ -91,21 +91,21 @@ class LlavaConfig(Config):
     """How an image becomes a square: as the encoder's preprocessor does, or by putting it on a
     square of the mean colour first, as LLaVA-1.5's second stage does."""
     visual_tokens: VisualTokens = "patches"
-    """What the language model sees of an image: the tower's ``patches``; ``pooled``: the feature
-    behind the route's head, and then the patches; ``dense``: every patch of the last layer behind
-    the route's head; ``residual``: patches plus a matrix of them for each adapted route, which
-    begins as zero."""
+    """What the language model sees of an image. ``patches``: the tower's patches. ``pooled``: the
+    feature behind the route's head, then the patches. ``dense``: every patch of the last layer,
+    behind the route's head. ``residual``: patches plus a matrix times the patches, one matrix for
+    each adapted route, zero at first."""
     pooled_tokens: int = Field(default=1, ge=1)
     """Tokens that ``visual_tokens = "pooled"`` makes of the feature."""
     prompt: str = "Describe the image."
-    """What is asked about an image where the data are captions."""
+    """What is asked about each image if the data are captions."""
     row_tokens: int = Field(default=2048, ge=16)
     """Tokens of a packed row; no sample may be longer. An image takes as many tokens as it has
     patches."""
     batch_rows: int = Field(default=8, ge=1)
     """Rows in a training step."""
     rows_at_once: int | None = Field(default=None, ge=1)
-    """Rows that go through the model together; all of a step when None. The result is the same."""
+    """Rows that go through the model together; by default all of a step. The result is the same."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass in training. What is trained and the loss stay in float32.
     Under ``bfloat16``, what is frozen is held in it meanwhile, and saved as it was."""
@@ -119,8 +119,8 @@ class LlavaConfig(Config):
     """What each process under torchrun holds: the whole model, or its part of every layer
     (FSDP2)."""
     keep_patches: bool | None = None
-    """Compute each image's patches once and keep them on disk until the training is complete. None
-    does so if the vision tower's work is more than a tenth of the language model's."""
+    """Compute each image's patches once and keep them on disk until the training is complete. By
+    default this is done if the vision tower's work is more than a tenth of the language model's."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``; the same run on another device has the same identity."""
     optim: LlavaOptim = LlavaOptim()
@@ -132,17 +132,26 @@ class LlavaConfig(Config):
         return self.model_dump(mode="json", exclude=same)
 
 
+class AskConfig(Config):
+    """How one question is answered."""
+
+    max_tokens: int = Field(default=128, ge=1)
+    """Longest answer in tokens, its end included."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+
+
 class AnswerConfig(Config):
-    """How questions are answered."""
+    """How the questions of a set are answered."""
 
     prompt: str | None = None
-    """Ask this of every image, where there are no questions."""
+    """Ask this of every image, in place of a set of questions."""
     max_tokens: int = Field(default=128, ge=1)
     """Longest answer in tokens, its end included."""
     batch_size: int = Field(default=16, ge=1)
     """Questions answered together."""
     shuffle_images: bool = False
-    """Show every question other images than its own: how much do the words alone answer?"""
+    """Show each question the images of another one, to measure what the words alone answer."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``; the same run on another device has the same identity."""
 

@@ -65,19 +65,20 @@ class ClipCapConfig(CaptionerConfig):
     """``mlp``: Linear(d, k*h/2), Tanh, Linear(k*h/2, k*h); ``transformer``: learned constants that
     look at the feature."""
     clip_length: int | None = Field(default=None, ge=1)
-    """Embeddings that the transformer spreads a feature over; 40 when None."""
+    """Embeddings that the transformer spreads a feature over; 40 by default."""
     layers: int | None = Field(default=None, ge=1)
-    """Layers of the transformer; 8 when None."""
+    """Layers of the transformer; 8 by default."""
     heads: int | None = Field(default=None, ge=1)
-    """Attention heads of the transformer; 8 when None."""
+    """Attention heads of the transformer; 8 by default."""
     tune_language_model: bool | None = None
-    """Train the language model too; when None as published: with the MLP, not with the
-    transformer."""
+    """Train the language model too; by default with the MLP mapper and not with the transformer, as
+    published."""
     normalise: bool = True
     """L2-normalise the features, both in training and in prediction."""
     norm: float | Literal["mean"] | None = None
-    """Length that normalised features are brought to: 1 when None, ``mean`` is the mean length of
-    the training features. Eq. 1 is a cosine and leaves the length of aligned features free."""
+    """Length that normalised features are brought to: a number, or ``mean`` for the mean length of
+    the training features; 1 by default. Eq. 1 is a cosine and leaves the length of aligned features
+    free."""
     compat: ReleasedFaults | None = None
     """Faults of the released code to restore; ``clipcap`` stands for all of them."""
 

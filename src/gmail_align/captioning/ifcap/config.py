@@ -36,23 +36,28 @@ class IFCapConfig(CaptionerConfig):
     noise. ``gen_embed`` is the aligned feature of an image generated from it. ``mix`` takes
     either."""
     generated_share: float = Field(default=0.5, gt=0, lt=1)
-    """How often ``mix`` takes the generated image where there is one."""
+    """How often ``mode = "mix"`` takes the generated image, where there is one."""
     noise_variance: float = Field(default=0.016, ge=0)
     """Variance of the noise on a text feature."""
     retrieval_noise_variance: float = Field(default=0.04, ge=0)
-    """Variance of the noise on the text feature that looks for other captions in training."""
+    """Variance of the noise on the text feature by which other captions are retrieved in
+    training."""
     retrieved: int = Field(default=5, ge=1)
     """Captions that the fusion module reads beside the feature (k)."""
     index: str | None = None
-    """A faiss index to look captions up by, such as ``IVF1024,Flat``; exact search when None."""
+    """A faiss index for approximate search of captions, such as ``IVF1024,Flat``; by default the
+    search is exact."""
     noun_captions: int = Field(default=9, ge=1)
-    """Captions retrieved for an image whose nouns are counted (L; 9 for COCO, 7 for Flickr)."""
+    """Captions that are retrieved for an image to count their nouns (L; 9 for COCO, 7 for
+    Flickr)."""
     noun_count: int = Field(default=5, ge=1)
-    """How many of these have to hold a noun (K; 5 for COCO, 3 for Flickr)."""
+    """Retrieved captions that have to contain a noun before the prompt names it (K; 5 for COCO, 3
+    for Flickr)."""
     adaptive: Literal["normal", "log_normal"] | None = None
-    """Ask for a count above mean + ``alpha`` deviations instead, of counts or of their logs."""
+    """Replace ``noun_count`` by the mean plus ``alpha`` standard deviations of the counts
+    (``normal``) or of their logarithms (``log_normal``)."""
     alpha: float = 1.0
-    """Deviations that ``adaptive`` asks for."""
+    """Standard deviations above the mean that ``adaptive`` asks for."""
     drop_nouns: float = Field(default=0.4, ge=0, lt=1)
     """How often a noun is left out of the hard prompt in training."""
     max_nouns: int = Field(default=10, ge=1)
@@ -61,7 +66,7 @@ class IFCapConfig(CaptionerConfig):
     """Text file of the objects that may be named, one a line; by default the nouns of the training
     captions."""
     vocabulary_count: int = Field(default=2, ge=1)
-    """Training captions that have to hold a noun for it to be one of the default vocabulary."""
+    """Training captions that have to contain a noun before the default vocabulary takes it."""
     prefix_length: int = Field(default=10, ge=1)
     """Embeddings of the soft prompt."""
     layers: int = Field(default=8, ge=1)
@@ -125,11 +130,14 @@ def inputs(
 
     Args:
         held: Held-out images, if there are any.
-        captions: The captions, or their pairs.
-        texts: Their text features, by the encoder it will read.
-        retrieval_texts: Their text features by the encoder that looks captions up.
+        captions: Captions to train on, or pairs.
+        texts: Text features of these captions, by the encoder whose image features the captioner
+            will read.
+        retrieval_texts: Text features of these captions by another encoder, which then retrieves
+            captions.
         generated: Features of images generated from the captions.
-        validation_retrieval: Held-out features by the encoder that looks captions up.
+        validation_retrieval: Features of the held-out images by the encoder that retrieves
+            captions.
     """
     words, images = load(captions), load_features(generated)
     return CaptionerData(

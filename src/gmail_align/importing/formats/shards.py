@@ -40,7 +40,7 @@ def webdataset(
         Field(description="Shards, or folders of them; may be repeated.", min_length=1),
     ],
     caption: Annotated[
-        str, Field(description="Field of .json that holds the caption where there is no .txt.")
+        str, Field(description="Field of .json that holds the caption of an image without a .txt.")
     ] = "caption",
     shard_keys: Annotated[
         bool, Field(description="Put the shard's name before each key: keys begin again in each.")
