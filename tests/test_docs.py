@@ -28,6 +28,8 @@ SPEC.loader.exec_module(GENERATE)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NOTES = {"log.md", "benchmarks.md", "CHANGELOG.md"}
 """Pages of figures and dates, whose rows are not prose."""
+MADE = {ROOT / "docs/reference" / name for name in ("commands.md", "keys.md")}
+"""Pages that the site makes from the code."""
 LONGEST = 30
 """Words of a sentence."""
 ODD = re.compile(
@@ -53,6 +55,15 @@ def prose(page: Path) -> list[str]:
     ]
 
 
+def headings(page: Path) -> set[str]:
+    """Return the places of a page that a link can name."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    titles = [
+        re.sub(r"[^\w\s-]", "", title.lower()) for title in re.findall(r"^#+ (.+)$", text, re.M)
+    ]
+    return {re.sub(r"\s+", "-", title.strip()) for title in titles}
+
+
 def commands_shown(text: str) -> Iterator[list[str]]:
     """Yield the words behind ``gmail-align`` of every command in a page's code."""
     code = "\n".join(re.findall(r"```[a-z]*\n(.*?)```", text, flags=re.S))
@@ -66,6 +77,8 @@ def known(words: list[str], table: Mapping[str, Entry | Group]) -> bool:
     if not words or words[0].startswith("-"):
         return True
     entry = table.get(words[0])
+    if isinstance(entry, Group) and entry.of_paths and len(words) > 1 and "/" in words[1]:
+        return True
     if isinstance(entry, Group) and len(words) > 1 and not words[1].isupper():
         return known(words[1:], entry.commands)
     return entry is not None
@@ -74,8 +87,15 @@ def known(words: list[str], table: Mapping[str, Entry | Group]) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
-    dead = [x for x in links if "://" not in x and not (page.parent / x).exists()]
-    assert dead == []
+    files = [page.parent / link for link in links if "://" not in link]
+    assert [one for one in files if not one.exists() and one.resolve() not in MADE] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_into_a_page_lead_to_a_heading(page):
+    links = re.findall(r"\]\(([^)#\s]*\.md|)#([^)\s]+)\)", page.read_text())
+    inside = [((page.parent / name).resolve() if name else page, place) for name, place in links]
+    assert [one for one in inside if one[0] not in MADE and one[1] not in headings(one[0])] == []
 
 
 @cache
@@ -121,6 +141,17 @@ def test_code_inside_sentences_begins_and_ends_with_code(page):
     assert [one for one in code if one != one.strip()] == []
 
 
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name not in NOTES],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_files_of_the_code_that_a_page_names_exist(page):
+    named = re.findall(r"`([\w./-]*/[\w.-]+\.(?:py|ipynb|toml))\b", page.read_text())
+    homes = (ROOT, ROOT / "src", ROOT / "src/gmail_align", ROOT / "docs")
+    assert [one for one in named if not any((home / one).exists() for home in homes)] == []
+
+
 def sentences(text: str) -> list[str]:
     """Return the sentences of a help text."""
     return re.split(r"(?<=[.!?:;])\s+(?=[A-Za-z])", " ".join(text.replace("``", "").split()))
@@ -152,7 +183,7 @@ def test_the_site_lists_every_command_and_the_keys_of_each():
 def test_every_page_is_in_the_navigation():
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     named = set(re.findall(r"[\w/-]+\.md", nav))
-    made = {"reference/commands.md", "reference/keys.md"}
+    made = {f"reference/{page.name}" for page in MADE}
     pages = {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")}
     pages = {page for page in pages if not page.startswith("studies/")}
     assert pages - named == set() and named - pages == made

@@ -154,3 +154,11 @@ def test_a_recipe_of_the_paper_runs_to_its_report(
     if any(row.learn != "none" for row in recipe.row):
         assert all(row["metrics"] for row in result["rows"])
     assert Path(result["report"]).stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("paper-")])
+def test_a_recipe_of_the_paper_fits_on_one_card(name: str, tmp_path: Path) -> None:
+    made = pipeline.plan(name, tmp_path, (), card="h200")
+    needed = {cost["what"]: cost["memory_gb"] for cost in made["costs"]}
+    assert any("aligned" in what for what in needed)
+    assert {what: memory for what, memory in needed.items() if (memory or 0) > 141} == {}
