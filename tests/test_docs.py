@@ -152,6 +152,14 @@ def test_files_of_the_code_that_a_page_names_exist(page):
     assert [one for one in named if not any((home / one).exists() for home in homes)] == []
 
 
+@pytest.mark.parametrize(
+    "page", sorted(ROOT.glob("docs/[ht]*/*.md")), ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_a_tutorial_and_a_how_to_say_what_to_read_next(page):
+    (last,) = re.findall(r"^\*\*Next\*\*: (.*)", page.read_text(), flags=re.M)
+    assert "](" in last
+
+
 def sentences(text: str) -> list[str]:
     """Return the sentences of a help text."""
     return re.split(r"(?<=[.!?:;])\s+(?=[A-Za-z])", " ".join(text.replace("``", "").split()))
