@@ -42,7 +42,7 @@ class Recipe(Config):
     seeds: int = Field(1, ge=1, le=1000)
     """How often everything that is trained is trained, each time with a seed of its own."""
     workers: int | None = Field(None, ge=1)
-    """Rows trained at a time; by default one a GPU, or one a processor core up to eight."""
+    """Rows trained at a time; by default one for each GPU, or for each core up to eight."""
     data: dict[str, Source]
     subsets: dict[str, Subset] = Field(default_factory=dict)
     generator: dict[str, Generator] = Field(default_factory=dict)

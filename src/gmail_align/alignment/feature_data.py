@@ -31,8 +31,8 @@ class FeatureSources:
         real: Features of real images: a .npy file, or an artifact.
         generated: Features of generated images by the same encoder.
         pairs: Rows of both sides that share a caption: integers (pairs, 2), real row first.
-        real_classes: The class of each real row, one a line.
-        generated_classes: The class of each generated row, one a line.
+        real_classes: The class of each real row, one on each line.
+        generated_classes: The class of each generated row, one on each line.
         texts: Features of texts by the same encoder: one a pair, or one a class by name.
     """
 

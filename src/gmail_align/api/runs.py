@@ -83,7 +83,7 @@ def study(
         work: Work folder, which all studies share.
         scale: The shipped small world, or the paper's data and models.
         seeds: Seeds of every training; by default those of the scale's recipe.
-        jobs: Rows trained at a time; by default one a GPU or a core.
+        jobs: Rows trained at a time; by default one for each GPU or core.
         engine: ``local``, or ``ray`` inside a Ray job.
         data: Folder of the data, for a study of real data.
 

@@ -57,8 +57,8 @@ class RowFiles:
 
     Attributes:
         pairs: Integers of shape (pairs, 2): the real row and the generated row of each pair.
-        real_classes: The class of each real row, one a line.
-        generated_classes: The class of each generated row, one a line.
+        real_classes: The class of each real row, one on each line.
+        generated_classes: The class of each generated row, one on each line.
         texts: Features of texts: one for each pair, or for each class in the order of names.
     """
 

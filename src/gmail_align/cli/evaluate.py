@@ -24,7 +24,7 @@ Labels = Annotated[
     Path,
     Field(
         description="The class of each image: JSON (image id to class), a folder of classes that "
-        "an import made, integers (Y.npy), or a text file with a class a line."
+        "an import made, integers (Y.npy), or a text file with one class on each line."
     ),
 ]
 

@@ -43,7 +43,7 @@ COMMANDS: dict[str, Entry | Group] = {
     "demo": Entry("runs:demo", "Run the whole method on a small world: CPU, offline."),
     "init": Entry("runs:init", "Write a recipe for a folder of your data."),
     "run": Entry("runs:run", "Run a recipe, and skip what is complete."),
-    "study": Entry("studies:study", "Run a table of the paper with seeds; list, or all."),
+    "study": Entry("studies:study", "Run a table of the paper with seeds and verdicts."),
     "recipes": Group(
         "List, show and copy the shipped recipes.",
         {

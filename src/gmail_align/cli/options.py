@@ -73,9 +73,7 @@ EVERYWHERE = "Options of every command"
 
 
 _METAVARS: Mapping[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-_NAMES_OF_PARTS = "".join(rf"(?<!\b{word}\.)" for word in ("Alg", "App", "Eq", "Fig", "Sec", "Tab"))
-_SENTENCE_END = re.compile(rf"(?<=\.){_NAMES_OF_PARTS}\s+(?=[A-Z]|none:)")
-"""The blank behind a sentence. The point of ``App. A`` ends none."""
+_SENTENCE_END = re.compile(r"(?<=\.)(?<!App\.)\s+(?=[A-Z]|none:)")  # "App. A" does not end one
 
 
 @dataclass(frozen=True)

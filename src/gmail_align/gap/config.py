@@ -32,9 +32,9 @@ class RowLabels:
     """What is known of the rows of plain files.
 
     Attributes:
-        real_classes: The class of each real row, one a line.
-        generated_classes: The class of each generated row, one a line.
-        generators: The generator of each generated row, one a line.
+        real_classes: The class of each real row, one on each line.
+        generated_classes: The class of each generated row, one on each line.
+        generators: The generator of each generated row, one on each line.
         text_features: Features of texts: one for each pair, or for each class in the order of their
             names.
     """

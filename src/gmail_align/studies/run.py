@@ -44,7 +44,7 @@ class StudyOptions:
     Attributes:
         scale: The shipped small world, or the paper's data and models.
         seeds: Seeds of every training; by default those of the scale's recipe.
-        jobs: Rows trained at a time; by default one a GPU or a core.
+        jobs: Rows trained at a time; by default one for each GPU or core.
         engine: Where rows run: local, ray or ray://HOST.
         work: Work folder, which all studies share.
         out: Folder of the tables; WORK/studies/SCALE/NAME by default.

@@ -63,8 +63,8 @@ class IFCapConfig(CaptionerConfig):
     max_nouns: int = Field(default=10, ge=1)
     """Most nouns in a hard prompt."""
     vocabulary: Path | None = None
-    """Text file of the objects that may be named, one a line; by default the nouns of the training
-    captions."""
+    """Text file of the objects that may be named, one on each line; by default the nouns of the
+    training captions."""
     vocabulary_count: int = Field(default=2, ge=1)
     """Training captions that have to contain a noun before the default vocabulary takes it."""
     prefix_length: int = Field(default=10, ge=1)
