@@ -87,7 +87,8 @@ def keys_page() -> str:
     lines += ["file with `--config FILE`. In a recipe, `[align.NAME]`, `[learn.NAME]` and"]
     lines += ["`[generator]` take the keys of `align`, `train` and `synthesize`.", ""]
     seen: dict[Any, str] = {}
-    for path, command in commands():
+    # plan takes the keys of synthesize, which is where a reader looks for them
+    for path, command in sorted(commands(), key=lambda one: one[0].endswith(" plan")):
         stage = getattr(command, "stage", None)
         if stage in seen:
             lines += [f"## {path}", "", f"The keys are those of `{seen[stage]}`.", ""]

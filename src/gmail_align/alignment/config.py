@@ -57,8 +57,8 @@ class AlignConfig(Config):
     method: Literal["gmail", "mean_shift", "shift_scale", "coral"] = "gmail"
     """How generated images are aligned: ``gmail`` trains; the other three train nothing and match
     statistics. ``mean_shift`` gives generated features the mean of frozen real ones,
-    ``shift_scale`` the mean and the total variance, and ``coral`` the mean and the covariance. Of
-    the other settings these three read the guard's alone."""
+    ``shift_scale`` the mean and the total variance, and ``coral`` the mean and the covariance.
+    These three use only the guard's settings besides."""
     weights: AlignWeights = AlignWeights()
     """Weight of each loss term."""
     temperature: float = Field(default=0.07, gt=0)
