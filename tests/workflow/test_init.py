@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -254,6 +255,26 @@ def test_captions_run_from_the_folder_to_the_report(tmp_path: Path) -> None:
     assert result["rows"][0]["name"] == "raw"
     assert all(row["metrics"]["CIDEr"]["n"] == 3 for row in result["rows"])
     assert Path(result["report"]).exists()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_places_named_by_a_split_are_sets_of_their_own(tmp_path: Path, packed: bool) -> None:
+    home = tmp_path / "in"
+    for start, place in enumerate(("train_real", "test_real", "train_fake", "test_fake")):
+        for label in ("cat", "dog"):
+            pictures(home / place / label, 2, 2 * start)
+        if packed:
+            shutil.make_archive(str(home / place), "zip", home / place)
+            shutil.rmtree(home / place)
+    layout = find_layout(home)
+    sources = {name: table["source"] for name, table in layout.imports().items()}
+    end = ".zip" if packed else ""
+    assert sources == {
+        "train": [str(home / f"train_real{end}")],
+        "test": [str(home / f"test_real{end}")],
+        "generated": [str(home / f"train_fake{end}")],
+    }
+    assert any("test_fake" in told for told in layout.left_out)
 
 
 @pytest.mark.parametrize("order", ["{split}/{label}", "set/{label}/{split}"])

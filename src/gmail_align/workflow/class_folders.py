@@ -11,7 +11,7 @@ from typing import Any, Final
 from gmail_align.data.decode import SUFFIXES
 from gmail_align.importing.archives import open_members
 from gmail_align.importing.formats.classes import CIFAR10
-from gmail_align.importing.splits import split_of, split_of_folders
+from gmail_align.importing.splits import split_of, split_of_file, split_of_folders
 from gmail_align.workflow.layout import ARCHIVES, SPLITS, Layout, Table, file_suffix
 
 _GENERATED: Final = frozenset(
@@ -35,29 +35,39 @@ def class_folders(folder: Path, files: Sequence[str]) -> Layout | None:
         return None
     names = sorted({label for _, label in next(iter(real.values()))})
     importer, options = _importer(names)
-    source: Table = {"import": importer, "source": [str(path) for path in real], **options("real")}
-    layout = _of_splits(source, sum(real.values(), Counter()))
+    layout = _sets({"import": importer, **options("real")}, real)
     layout.classes = len(names)
     layout.notes.append(f"Classes: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}.")
-    if fake and {label for _, label in found[fake[0]]} == set(names):
-        layout.generated = {
-            "import": importer,
-            "source": [str(path) for path in fake],
-            **options("generated"),
-            **({"split": "train"} if len({split for split, _ in found[fake[0]]}) > 1 else {}),
-        }
-        names_of_fake = ", ".join(path.name for path in fake)
-        layout.notes.append(
-            f"{names_of_fake} holds generated images of the same classes, by its name."
-        )
+    twins = {path: found[path] for path in fake}
+    if twins and {label for _, label in twins[fake[0]]} == set(names):
+        made = _sets({"import": importer, **options("generated")}, twins)
+        split = "train" if "train" in made.data else next(iter(made.data))
+        layout.generated = made.data[split]
+        paths = ", ".join(Path(one).name for one in layout.generated["source"])
+        hold = "holds" if len(layout.generated["source"]) == 1 else "hold"
+        layout.notes.append(f"{paths} {hold} generated images of the same classes, by name.")
+        others = [
+            path for part, own in made.data.items() if part != split for path in own["source"]
+        ]
+        layout.left_out += [
+            f"{Path(path).name} is left out: generated images are for training."
+            for path in dict.fromkeys(others)
+            if path not in layout.generated["source"]
+        ]
     return layout
 
 
-def _of_splits(source: Table, images: Mapping[tuple[str | None, str], int]) -> Layout:
-    """Return a set for each split of images, which are counted by split and class."""
-    sizes = Counter[str | None]()
-    for (split, _), count in images.items():
-        sizes[split] += count
+def _sets(options: Table, places: Mapping[Path, Mapping[tuple[str | None, str], int]]) -> Layout:
+    """Return a set for each split of images, which are counted by split and class in each place.
+
+    A split is named by folders inside a place, or by the name of the place (``test_real.zip``).
+    """
+    sizes: dict[str | None, Counter[Path]] = {}
+    inside = {path for path, own in places.items() if any(split for split, _ in own)}
+    for path, own in places.items():
+        for (split, _), count in own.items():
+            named = split if path in inside else split_of_file(path.name)
+            sizes.setdefault(named, Counter())[path] += count
     layout = Layout("class folders", {}, {})
     for split, part in SPLITS.items():
         if split not in sizes:
@@ -67,8 +77,11 @@ def _of_splits(source: Table, images: Mapping[tuple[str | None, str], int]) -> L
                 f"Images {split or 'of no split'} are left out: no set has them."
             )
             continue
-        layout.data[part] = {**source, **({"split": split} if len(sizes) > 1 else {})}
-        layout.images[part] = sizes[split]
+        sources = list(sizes[split])
+        chosen = len(sizes) > 1 and not inside.isdisjoint(sources)
+        table = {**options, "source": [str(path) for path in sources]}
+        layout.data[part] = {**table, **({"split": split} if chosen else {})}
+        layout.images[part] = sizes[split].total()
     return layout
 
 
