@@ -48,7 +48,7 @@ WORLD = {
     "texts": "extract {world}/test/captions --encoder tabletop --out {world}/texts",
     "encoder": "align --pairs {world}/pairs --real {world}/train/images"
     " --generated {world}/generated --base tabletop --preset eq1_only --batch-size 4"
-    " --holdout 0.3 --set optim.steps=2 --out {world}/encoder",
+    " --holdout 0.3 --set optim.steps=2 --set select=loss --set apply=best --out {world}/encoder",
     "captioner": "train clipcap --features {world}/real_features --captions {world}/train/captions"
     " --language-model tabletop --set optim.steps=2 --batch-size 4 --max-tokens 20"
     " --out {world}/captioner",
