@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import normalize
 
 from gmail_align.alignment.config import AlignConfig
+from gmail_align.alignment.guard import Guard
 from gmail_align.alignment.held_out_classes import (
     HeldOutClasses,
     find_classes,
@@ -20,12 +21,15 @@ from gmail_align.alignment.held_out_classes import (
     zero_shot_hits,
 )
 from gmail_align.alignment.run import Sources, align
+from gmail_align.alignment.task import prepare
 from gmail_align.artifacts import Artifact, begin, write_json, write_jsonl
 from gmail_align.data.pairs import PAIRS, read_pairs
 from gmail_align.encoders.config import LoraSettings
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError
+from gmail_align.features.cache import Cache
+from gmail_align.metrics.transfer import class_transfer
 from gmail_align.training.config import OptimConfig
 
 COLOURS = ("red", "green", "blue", "grey")
@@ -116,6 +120,49 @@ def test_a_probe_of_generated_images_as_scikit_learn_fits_it() -> None:
     assert lost.isnan().all()
     one = HeldOutClasses(torch.where(labels == 0, 0, -1), (("a",),), None)
     assert probe_hits(one, {"real": real, "generated": generated}, image_of) is None
+
+
+def test_the_probe_also_learns_from_generated_images_of_training_pairs() -> None:
+    rng = torch.Generator().manual_seed(1)
+    labels, more = torch.tensor([0, 1, 2]).repeat(6), torch.tensor([2, -1, 0, 1]).repeat(12)
+    image_of, centres = torch.arange(18), 0.4 * torch.randn(3, 8, generator=rng)
+    real, generated = (centres[labels] + torch.randn(18, 8, generator=rng) for _ in range(2))
+    learnt = centres[more.clamp(min=0)] + torch.randn(48, 8, generator=rng)
+    images = {"real": real, "generated": generated, "learnt": learnt}
+    classes = HeldOutClasses(torch.cat([labels, more]), (("a",), ("b",), ("c",)), None)
+    classes = classes.of_first(18)
+    hits = probe_hits(classes, images, image_of)
+    rows = torch.cat([generated, learnt[more >= 0]]), torch.cat([labels, more[more >= 0]])
+    assert hits is not None
+    assert hits.tolist() == class_transfer(*rows, real, labels).tolist()
+    alone = probe_hits(classes, {"real": real, "generated": generated}, image_of)
+    assert alone is not None
+    assert alone.tolist() == class_transfer(generated, labels, real, labels).tolist()
+    assert hits.tolist() != alone.tolist()
+
+
+def test_the_guard_shows_its_probe_training_images_where_it_selects_by_transfer(
+    clip_folder: Path, world: Any, tmp_path: Path
+) -> None:
+    sources = Sources(_class_pairs(world, tmp_path / "pairs"), world.real, world.generated)
+    given = {name: one for name, one in sources._asdict().items() if one is not None}
+    encoder = GmailEncoder.from_clip(clip_folder)
+    tasks = {}
+    for select in ("transfer", "loss"):
+        config = AlignConfig(batch_size=6, holdout=0.5, optim=OPTIM, select=select)
+        tasks[select] = prepare(config, given, encoder, Cache(tmp_path / select), 2)
+    assert tasks["loss"].held.learnt is None
+    held, config = tasks["transfer"].held, config.model_copy(update={"select": "transfer"})
+    assert held.classes is not None and held.classes.learnt is not None
+    assert len(held.classes.learnt) == len(tasks["transfer"].train)
+    guard = Guard(encoder, held, config, tasks["transfer"].train)
+    with torch.no_grad():
+        images, pairs = guard._features()
+    labels = held.classes.labels
+    rows = torch.cat([pairs["generated"], pairs["learnt"]])
+    known = torch.cat([labels[held.image_of], held.classes.learnt])
+    by_hand = class_transfer(rows, known, images["real"], labels).mean()
+    assert guard.metrics()["transfer"] == pytest.approx(float(by_hand))
 
 
 def test_with_classes_the_guard_goes_by_a_probe(

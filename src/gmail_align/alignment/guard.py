@@ -20,7 +20,7 @@ from gmail_align.alignment.embedding import embed
 from gmail_align.alignment.held_out_classes import probe_hits, zero_shot_hits
 from gmail_align.alignment.pair_index import PairNumbers
 from gmail_align.alignment.score import Part, Score, first_is_own, gain, total
-from gmail_align.alignment.task import HeldOut, groups_of
+from gmail_align.alignment.task import HeldOut, groups_of, some_of
 from gmail_align.alignment.terms import (
     TERMS,
     Features,
@@ -87,7 +87,8 @@ class Guard:
         by the ``real`` route and texts; equal texts count as one), their mean ``retrieval``,
         ``generated_text_r1`` and ``text_generated_r1``; and ``transfer``, the mean recall of real
         images (by the ``real`` route) among generated ones and back. Where class names are known,
-        ``transfer`` is the accuracy on real images of a probe of generated ones; the zero-shot
+        ``transfer`` is the accuracy on real images of a probe of generated ones (where the guard
+        selects by it, those of some training pairs too); the zero-shot
         accuracies of real images by the ``real`` route and of generated ones are ``zeroshot`` and
         ``zeroshot_generated``. What needs texts is left out without a text tower.
 
@@ -115,7 +116,9 @@ class Guard:
         some of the training pairs.
         """
         images, pairs = self._plain_features
-        moved = {**pairs, "generated": pairs["generated"] + self._shift()}
+        shift = self._shift()
+        moved = {n: pairs[n] + shift for n in ("generated", "learnt") if n in pairs}
+        moved = {**pairs, **moved}
         shifted = self._as_plain(lambda: self._measured(images, moved))
         return gain(shifted.score, score, len(self.held.first))
 
@@ -131,7 +134,7 @@ class Guard:
         there = {term: given for term, given in of_terms.items() if given is not None}
         figures = {
             **self._cosine_figures(pairs["generated"]),
-            "transfer": self._transfer(images["real"], pairs["generated"]),
+            "transfer": self._transfer(images["real"], pairs),
             **self._retrieval_figures(images["real"], pairs),
             **self._zero_shot_figures(images["real"], pairs["generated"]),
         }
@@ -185,8 +188,7 @@ class Guard:
     def _shift(self) -> Float[Tensor, " d"]:
         """Return the mean of frozen real images less that of generated ones, by training pairs."""
         assert self._train is not None, "this guard does not know the training pairs"
-        step = -(-len(self._train) // self.config.holdout_limit)
-        pairs = np.asarray(self._train[::step])
+        pairs = some_of(self._train, self.config.holdout_limit)
         real = self.held.tables.known["frozen"].take(pairs).float()
         generated = self._as_plain(lambda: self._embed("generated", pairs))["generated"]
         return real.mean(dim=0) - generated.mean(dim=0)
@@ -208,6 +210,8 @@ class Guard:
         """Return the features of the m real images, and of the n pairs."""
         generated = self._embed("generated", self.held.pairs)
         images = {**self._frozen, "target": self._frozen["frozen"], "real": self._real()}
+        if self.held.learnt is not None:
+            generated["learnt"] = self._embed("generated", self.held.learnt)["generated"]
         return images, {**generated, **self._texts()}
 
     def _of(self, term: Term, images: Features, pairs: Features) -> Features | None:
@@ -314,16 +318,17 @@ class Guard:
             "text_generated_r1": [self._part(first_is_own(scores.T, alike.T))],
         }
 
-    def _transfer(self, real: Float[Tensor, "m d"], generated: Float[Tensor, "n d"]) -> list[Part]:
+    def _transfer(self, real: Float[Tensor, "m d"], pairs: Features) -> list[Part]:
         """Return what carries over from generated images to real ones."""
         classes = self.held.classes
         if classes is not None:
-            images = {"real": real, "generated": generated}
+            images = {"real": real}
+            images |= {name: pairs[name] for name in ("generated", "learnt") if name in pairs}
             hits = probe_hits(classes, images, self._image_of)
             if hits is not None:
                 labelled = classes.labels.numpy() >= 0
                 return [Part(hits.numpy()[labelled], np.flatnonzero(labelled))]
-        return self._retrieval(real, generated)
+        return self._retrieval(real, pairs["generated"])
 
     def _retrieval(self, real: Float[Tensor, "m d"], pairs: Float[Tensor, "n d"]) -> list[Part]:
         """Return R@1 of real images among the pairs' texts or generated images, and back, halved.

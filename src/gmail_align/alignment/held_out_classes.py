@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -32,6 +32,12 @@ class HeldOutClasses:
     """Of each class."""
     features: Float[Tensor, "classes d"] | None
     """One row a class, by the frozen text tower; None without one."""
+    learnt: Int64[Tensor, " k"] | None = None
+    """The class of each training pair whose generated image a probe learns from too."""
+
+    def of_first(self, count: int) -> HeldOutClasses:
+        """Return the classes of the first images; the others are those of training pairs."""
+        return replace(self, labels=self.labels[:count], learnt=self.labels[count:])
 
 
 def find_classes(
@@ -75,6 +81,8 @@ def probe_hits(
     Args:
         classes: The classes.
         images: Features of ``real`` images (m) and of ``generated`` ones (n, of those images).
+            Where it has ``learnt`` ones (k), the generated images of training pairs, the probe
+            learns from them too, as whoever uses an alignment does.
         image_of: Which of the m real images each generated one belongs to.
 
     Returns:
@@ -87,8 +95,12 @@ def probe_hits(
         return None
     hits = torch.full((len(labels),), math.nan, dtype=torch.float64)
     if all(torch.isfinite(rows).all() for rows in images.values()):
-        generated = images["generated"][made], labels[image_of][made]
-        hits[known] = class_transfer(*generated, images["real"][known], labels[known])
+        rows, classes_of = images["generated"][made], labels[image_of][made]
+        if classes.learnt is not None and "learnt" in images:
+            more = classes.learnt >= 0
+            rows = torch.cat([rows, images["learnt"][more]])
+            classes_of = torch.cat([classes_of, classes.learnt[more]])
+        hits[known] = class_transfer(rows, classes_of, images["real"][known], labels[known])
     return hits
 
 

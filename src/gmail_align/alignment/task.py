@@ -92,6 +92,9 @@ class HeldOut:
     tables: Tables
     classes: HeldOutClasses | None = None
     """Where class names are known."""
+    learnt: PairNumbers | None = None
+    """Shape (k, 5): some of the training pairs, where the guard selects by transfer and classes are
+    known; a probe learns from their generated images."""
 
     @property
     def images(self) -> PairNumbers:
@@ -150,9 +153,18 @@ def prepare(
     tables = TableMaker(config, index, encoder, cache).open(sources, np.flatnonzero(held_images))
     places = np.flatnonzero(held_images[index.rows[:, REAL]])
     held = _held_out(index.rows[_thin(places, config.holdout_limit, seed)], tables)
-    classes = _known_classes(config, index, held, encoder, sources.get("classes"))
     train = without_images(index.rows, held_images, cache.folder)
+    if config.guarded == "transfer":
+        held = replace(held, learnt=some_of(train, config.holdout_limit))
+    classes = _known_classes(config, index, held, encoder, sources.get("classes"))
+    if classes is None:
+        held = replace(held, learnt=None)
     return Task(index, train, replace(held, classes=classes), len(images) - int(held_images.sum()))
+
+
+def some_of(pairs: PairNumbers, limit: int) -> PairNumbers:
+    """Return at most ``limit`` pairs, evenly apart."""
+    return np.asarray(pairs[:: max(1, -(-len(pairs) // limit))])
 
 
 def gather(tables: Tables, pairs: PairNumbers, wanted: BatchRequest) -> Batch:
@@ -294,10 +306,17 @@ def _known_classes(
     artifact: Artifact | None,
 ) -> HeldOutClasses | None:
     """Return what is known of the classes of held-out images."""
-    images = index.names_of("real", held.images[:, REAL])
+    images = list(index.names_of("real", held.images[:, REAL]))
     texts = index.names_of("text", held.pairs[:, COLUMNS.index("text")])
     captions = [(images[row], text) for row, text in zip(held.image_of, texts, strict=True)]
+    if held.learnt is not None:
+        others = index.names_of("real", held.learnt[:, REAL])
+        texts = index.names_of("text", held.learnt[:, COLUMNS.index("text")])
+        captions += zip(others, texts, strict=True)
+        images += others
     classes = find_classes(encoder, images, captions, artifact)
+    if classes is not None and held.learnt is not None:
+        classes = classes.of_first(len(held.first))
     if config.guarded == "zeroshot" and (classes is None or classes.features is None):
         raise ConfigError(
             "select=zeroshot needs classes, but these captions do not name any: pass --classes "

@@ -37,6 +37,8 @@ from gmail_align.workflow.work import Work
 
 SEEDS: Final = 5
 TEST_SHARE: Final = 0.1
+HOLDOUT: Final = 0.2
+"""Share of the photos that the guard judges by: a probe's accuracy needs many."""
 SEED: Final = 0
 """Of the choice of photos: the recipe tests on those that the CLIP did not learn from."""
 COLUMNS: Final = (
@@ -199,6 +201,7 @@ def _recipe(base: _Base, budget: ClipBudget, seeds: int) -> Recipe:
             "evaluate_every": max(steps // 4, 1),
         },
     }
+    chosen = {**trained, "holdout": HOLDOUT}
     blind = {**trained, "preset": "lora_only", "weights": {"align": 0.0, "text_generated": 1.0}}
     free = ("mean_shift", "shift_scale", "coral")
     tables = {
@@ -214,9 +217,9 @@ def _recipe(base: _Base, budget: ClipBudget, seeds: int) -> Recipe:
         "encoder": {"base": str(base.clip)},
         "subsets": {"few": {"images": budget.few}},
         "align": {
-            "gmail": trained,
-            "by_loss": {**trained, "select": "loss", "apply": "best"},
-            "heads": {**trained, "encoder": {"trunk": "frozen_real", "tune": "none"}},
+            "gmail": chosen,
+            "by_loss": {**chosen, "select": "loss", "apply": "best"},
+            "heads": {**chosen, "encoder": {"trunk": "frozen_real", "tune": "none"}},
             "control": {**blind, "keep_real": "none"},
             **{name: {"method": name, "apply": "always"} for name in free},
         },

@@ -24,6 +24,8 @@ from gmail_align.workflow.work import cached_snapshot
 SMALL_TRAIN, SMALL_TEST, SMALL_VALIDATION = 600, 300, 100
 """Images that a run without a GPU uses, so that it takes minutes."""
 LEAST_TRAIN = 4
+_FEW_IMAGES: Final = 5000
+"""Below this many real images, the guard holds out a fifth of them instead of a tenth."""
 _SUBSETS: Final = (
     "# A part of the real images, for rows that may see few of them.\n"
     "[subsets]\nscarce = { images = 0.2 }"
@@ -223,6 +225,8 @@ def _alignments(models: Models, images: int) -> str:
             f"optim = {{ steps = {steps}, checkpoint_every = {every}, evaluate_every = {every} }}"
         )
         gmail = control = ""
+    if images < _FEW_IMAGES:
+        gmail += "holdout = 0.2  # real images that judge; a tenth of few is too few to tell\n"
     return (
         f"[align.gmail]\nbatch_size = {batch}\n{gmail}{shared}\n\n"
         "# The control: the same adapter and budget without any real image.\n"
