@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from gmail_align.config import load_json
 from gmail_align.errors import (
     ArtifactError,
     damage_explained,
@@ -200,7 +201,7 @@ class Draft:
         every attempt: a killed one up to its last write.
         """
         sweep(self.folder)
-        draft = _read_object(self.path(DRAFT))
+        draft = load_json(self.path(DRAFT), ArtifactError, _AGAIN)
         manifest = {
             **self.identity,
             "counts": dict(counts),
@@ -303,7 +304,7 @@ def _write_draft(folder: Path, identity: Mapping[str, Any], *, alone: bool) -> N
     """
     path, spent = folder / DRAFT, 0.0
     if path.exists() and (not alone or any(file.stat().st_size for file in _files(folder))):
-        draft = _read_object(path)
+        draft = load_json(path, ArtifactError, _AGAIN)
         refuse_difference(folder, draft, identity)
         if not alone:
             return
@@ -327,7 +328,7 @@ def load(folder: Path, kind: str | None = None) -> Artifact:
     if not path.exists():
         state = "is unfinished" if is_unfinished(folder) else "is not an artifact"
         raise ArtifactError(f"{folder} {state}: it lacks a {MANIFEST}; run the stage that makes it")
-    manifest = _read_object(path)
+    manifest = load_json(path, ArtifactError, _AGAIN)
     for key, kind_of_value in _MANIFEST_FIELDS.items():
         if not isinstance(manifest.get(key), kind_of_value):
             raise ArtifactError(
@@ -367,16 +368,6 @@ def refuse_difference(folder: Path | str, old: Mapping[str, Any], new: Mapping[s
     difference = first_difference({key: old.get(key) for key in new}, new)
     if difference:
         raise ArtifactError(f"{folder} belongs to another run: {difference}; choose another folder")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read a draft or a manifest."""
-    with damage_explained(path, ArtifactError, _AGAIN):
-        value = json.loads(path.read_bytes())
-        canonical_json(value).encode()  # half a surrogate cannot be written again
-        if not isinstance(value, dict):
-            raise ValueError("it does not hold an object")
-        return value
 
 
 def _refuse_foreign(folder: Path, kind: str) -> None:

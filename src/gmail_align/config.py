@@ -14,7 +14,13 @@ from typing import Any, ClassVar, Self, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from gmail_align.errors import ConfigError, first_line, require_end
+from gmail_align.errors import (
+    ConfigError,
+    UserError,
+    damage_explained,
+    first_line,
+    require_end,
+)
 
 _SYNONYMS: Mapping[str, str] = {
     "learning_rate": "lr",
@@ -111,6 +117,20 @@ def load_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not a TOML file: {first_line(error)}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def load_json(path: Path, error: type[UserError], advice: str) -> dict[str, Any]:
+    """Read the object of a JSON file.
+
+    Raises:
+        UserError: of class ``error``: the file is missing or damaged, or holds something else.
+    """
+    with damage_explained(path, error, advice):
+        value = json.loads(path.read_bytes())
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate cannot be written again
+        if not isinstance(value, dict):
+            raise ValueError("it does not hold an object")
+        return value
 
 
 def parse_value(text: str) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gmail_align.artifacts import MANIFEST, fingerprint, sha256_file, write_json
+from gmail_align.config import load_json
 from gmail_align.engine import Engine, Job, run_shards
 from gmail_align.errors import ArtifactError, DataError, ModelError, damage_explained
 from gmail_align.mirror import Mirror
@@ -27,7 +28,7 @@ from gmail_align.workflow.rows import RecipeSteps, RowSteps
 from gmail_align.workflow.steps.encoders import fetch_model
 from gmail_align.workflow.steps.learners import CaptionScores, Predictions
 from gmail_align.workflow.steps.multimodal import LlavaCaptions
-from gmail_align.workflow.summary import read_json, summarise
+from gmail_align.workflow.summary import summarise
 from gmail_align.workflow.work import Work, find_model, in_order, models_of
 
 RECIPE, INDEX, REPORT = "recipe.json", "index.json", "report"
@@ -303,7 +304,7 @@ def report_again(folder: Path, out: Path | None = None) -> Path:
     """
     recipe, steps = read_run(folder)
     with damage_explained(folder / RESULT, ArtifactError, "run it again"):
-        return write_run_report(recipe, steps, Work(folder), read_json(folder / RESULT), out)
+        return write_run_report(recipe, steps, Work(folder), _read(folder / RESULT), out)
 
 
 def read_run(folder: Path) -> tuple[Recipe, RecipeSteps]:
@@ -316,8 +317,8 @@ def read_run(folder: Path) -> tuple[Recipe, RecipeSteps]:
         raise ArtifactError(
             f"{folder} does not hold a finished run: make one with gmail-align run or demo"
         )
+    before, _ = (_read(folder / name) for name in (RECIPE, RESULT))
     with damage_explained(f"the run in {folder}", ArtifactError, "run it again"):
-        before, _ = (read_json(folder / name) for name in (RECIPE, RESULT))
         recipe, home = recipe_of(before["recipe"]), Path(before["home"])
     steps = steps_of(recipe, home)
     if before.get("steps") != [step.key for step in steps.targets]:
@@ -349,13 +350,17 @@ def _identity(name: str, recipe: Recipe, steps: RecipeSteps) -> dict[str, Any]:
     return {"name": name, "home": str(home_of(name)), "recipe": recipe.tables, "steps": keys}
 
 
+def _read(path: Path) -> dict[str, Any]:
+    return load_json(path, ArtifactError, "run it again")
+
+
 def _finished(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the result if this very recipe is complete in the folder, and nothing changed it."""
     page = folder / REPORT / "index.html"
     try:
         whole = {**identity, "result": sha256_file(folder / RESULT)}
-        same = read_json(folder / RECIPE) == whole and page.exists()
-        result = read_json(folder / RESULT) if same else None
-    except (OSError, ValueError):
+        same = _read(folder / RECIPE) == whole and page.exists()
+        result = _read(folder / RESULT) if same else None
+    except (OSError, ArtifactError):
         return None
     return None if result is None else {**result, "report": str(page)}

@@ -37,7 +37,7 @@ class Work:
 
 
 def row(zeroshot: str, **own: Any) -> RowSteps:
-    reader = JudgedEncoder("", "", cast("Any", None), None, {}, {"own": cast("Any", zeroshot)})
+    reader = JudgedEncoder("", cast("Any", None), None, {}, {"own": cast("Any", zeroshot)})
     return RowSteps(
         cast("Any", None), 0, None, own.get("output"), None, reader, own.get("answers", {})
     )

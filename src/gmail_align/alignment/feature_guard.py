@@ -22,9 +22,10 @@ from gmail_align.alignment.feature_head import new_residual
 from gmail_align.alignment.feature_training import Learner
 from gmail_align.alignment.guard import EASE
 from gmail_align.alignment.losses import alignment_losses
-from gmail_align.alignment.score import FEWEST
+from gmail_align.alignment.score import FEWEST, beyond_noise
 from gmail_align.alignment.training_free import AffineMap
 from gmail_align.artifacts import write_json
+from gmail_align.data.batches import sample_rows
 from gmail_align.metrics.bootstrap import Estimate, bootstrap_mean
 from gmail_align.metrics.transfer import caption_transfer, class_transfer
 from gmail_align.runtime import stable_seed
@@ -110,8 +111,7 @@ def choose(values: Values, seed: int, what: str) -> Choice:
     gains = {
         name: bootstrap_mean(np.subtract(values[best], values[name]), seed=seed) for name in FREE
     }
-    few = len(values[best]) < FEWEST
-    beaten = not few and all(gain.low > 0 for gain in gains.values())
+    short = [name for name, gain in gains.items() if not beyond_noise(gain.low, gain.n)]
     told = _told(scores, (*FREE, best), what)
     by = ", ".join(
         f"{name} by {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
@@ -120,11 +120,11 @@ def choose(values: Values, seed: int, what: str) -> Choice:
     last = others[-1]
     harm = f"; training to {last} would bring {scores[last]:.4f}, less than raw"
     harm = harm if scores[last] < scores[RAW] else ""
-    if beaten:
+    if not short:
         return Choice(best, scores, best, gains, f"{told}: {best} is applied, it beats {by}{harm}")
-    short = [name for name, gain in gains.items() if few or gain.low <= 0]
+    count = len(values[best])
     why = f"{best} is refused, it does not beat {' and '.join(short)} beyond noise ({by}){harm}"
-    why += f"; {len(values[best])} real images cannot tell, {FEWEST} can" if few else ""
+    why += f"; {count} real images cannot tell, {FEWEST} can" if count < FEWEST else ""
     applied = "features stay as they are" if free == RAW else "the mean shift alone is applied"
     return Choice(free, scores, best, gains, f"{told}: {why}; {applied}")
 
@@ -229,8 +229,4 @@ class _Fold:
 
 
 def _some(rows: Int64[Tensor, " n"], limit: int, seed: int) -> Int64[Tensor, " k"]:
-    """Draw at most ``limit`` rows, in their order."""
-    if len(rows) <= limit:
-        return rows
-    rng = np.random.default_rng(stable_seed(seed, "judged"))
-    return rows[torch.from_numpy(np.sort(rng.choice(len(rows), limit, replace=False)))]
+    return rows[torch.from_numpy(sample_rows(len(rows), limit, stable_seed(seed, "judged")))]

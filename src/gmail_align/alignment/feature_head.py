@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn.functional import gelu, linear
 
 from gmail_align.alignment.feature_config import FeatureAlignConfig
 from gmail_align.alignment.training_free import MAPS, AffineMap, Moments
+from gmail_align.data.batches import sample_rows
 from gmail_align.encoders.feature_map import Bend, FeatureMap
 from gmail_align.errors import DataError
 from gmail_align.features.store import Features
@@ -39,6 +39,11 @@ class Space:
     gap: Float[Tensor, " d"]
     """Mean of the real features less that of the generated ones."""
 
+    @property
+    def rest(self) -> Float[Tensor, " d"]:
+        """The part of ``gap`` that lies outside of the components."""
+        return self.gap - self.axes @ (self.axes.T @ self.gap)
+
     @classmethod
     def of(cls, real: Features, generated: Features, components: int, seed: int) -> Space:
         """Find the space.
@@ -52,7 +57,11 @@ class Space:
         Raises:
             DataError: all features of a side are equal.
         """
-        sides = [Moments.of(one.array, _sample(len(one.ids), seed)) for one in (generated, real)]
+        draw = stable_seed(seed, "space")
+        sides = [
+            Moments.of(one.array, torch.from_numpy(sample_rows(len(one.ids), _SAMPLE, draw)))
+            for one in (generated, real)
+        ]
         dim = len(sides[0].mean)
         axes = torch.eye(dim, dtype=torch.float64)
         if 0 < components < dim:
@@ -166,11 +175,3 @@ def mapped(head: FeatureMap, features: Float[Tensor, "n d"]) -> Iterator[Float[T
     with torch.no_grad():
         for block in features.split(_BLOCK):
             yield head(block.float())
-
-
-def _sample(count: int, seed: int) -> Int64[Tensor, " k"] | None:
-    """Return the rows that statistics of the space are computed from; None for all."""
-    if count <= _SAMPLE:
-        return None
-    rng = np.random.default_rng(stable_seed(seed, "space"))
-    return torch.from_numpy(np.sort(rng.choice(count, _SAMPLE, replace=False)))

@@ -139,10 +139,9 @@ class Learner:
     ) -> Features:
         """Return whole features, as comparisons with texts need them."""
         space, task = self.space, self.task
-        rest = torch.zeros_like(space.gap)
+        moved = task.generated.array[generated].float()
         if self.config.start != "identity":
-            rest = space.gap - space.axes @ (space.axes.T @ space.gap)
-        moved = task.generated.array[generated].float() + rest
+            moved = moved + space.rest
         features = {
             "generated": moved + space.scale * change @ space.axes.T,
             "frozen": task.real.array[real].float(),

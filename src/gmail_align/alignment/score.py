@@ -68,6 +68,11 @@ def gain(before: Score, after: Score, images: int) -> Estimate:
     return interval(value, bootstrap_replicates(images, statistic, resamples=_RESAMPLES), images)
 
 
+def beyond_noise(low: float, images: int | float) -> bool:
+    """Tell whether a gain is more than noise, by its interval's lower end and its real images."""
+    return low > 0 and images >= FEWEST
+
+
 def first_is_own(scores: Float[Tensor, "q c"], own: Bool[Tensor, "q c"]) -> Bool[Tensor, " q"]:
     """Tell of each row whether its best column is one of its own; ties are misses.
 

@@ -8,7 +8,7 @@ several processes and the guard then treat it like the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from jaxtyping import Float, Int64
@@ -56,15 +56,11 @@ class Comparison:
 
     def eased(self, factor: float) -> Comparison:
         """Return the comparison with every temperature multiplied by ``factor``."""
-        return Comparison(
-            self.groups,
-            self.temperature * factor,
-            self.text_kind,
-            self.scale / factor,
-            self.bias / factor,
-            self.direction,
-            self.positives,
-            self.chunk,
+        return replace(
+            self,
+            temperature=self.temperature * factor,
+            scale=self.scale / factor,
+            bias=self.bias / factor,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gmail_align.alignment.config import FIGURES, AlignConfig
 from gmail_align.alignment.guard import Guard
-from gmail_align.alignment.score import FEWEST
+from gmail_align.alignment.score import FEWEST, beyond_noise
 from gmail_align.progress import say
 from gmail_align.training.distributed import ranks
 
@@ -80,8 +80,7 @@ def _refusal(
     plain = "so it is not applied: the encoder is the plain model"
     if not kept.get("eligible", 1.0):
         return f"the alignment costs real images more retrieval than keep_real allows, {plain}"
-    sure = gain["low"] > 0 and gain["n"] >= FEWEST
-    if sure or (config.apply == "best" and gain["value"] > 0):
+    if beyond_noise(gain["low"], gain["n"]) or (config.apply == "best" and gain["value"] > 0):
         return None
     verb, score = _goal(config)
     what = "the best step" if config.method == "gmail" else config.method
@@ -101,7 +100,7 @@ def _refusal(
 
 def _worse_than_shift(gain: Mapping[str, float]) -> str | None:
     """Say that a shift of the means does as much, if it does."""
-    if gain["low"] > 0:
+    if beyond_noise(gain["low"], gain["n"]):
         return None
     return (
         "the best step does not beat a shift of the means beyond noise: its transfer exceeds that "

@@ -18,6 +18,13 @@ _BLOCK: Final = 65_536
 """Items that are looked at at a time."""
 
 
+def sample_rows(count: int, most: int, seed: int) -> IntArray:
+    """Draw at most ``most`` of ``count`` rows without replacement, in their order."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
+
+
 def batch_indices(step: int, size: int, count: int, seed: int) -> IntArray:
     """Return the indices of one training step.
 

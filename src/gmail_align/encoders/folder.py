@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from gmail_align.artifacts import (
     sha256_file,
     write_bytes,
 )
-from gmail_align.config import build
+from gmail_align.config import build, load_json
 from gmail_align.encoders.config import EncoderCard
 from gmail_align.encoders.hub import ask_hub, hub_id, refuse_mistyped
 from gmail_align.encoders.probe import PROBE
@@ -39,6 +38,7 @@ COPY_BELOW_BYTES = 100_000_000
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin")
 _TABLES = ("*.jsonl",)  # a captioner looks captions up in one
 _WEIGHTS = (".safetensors", ".bin")
+_GET_AGAIN = "get the model again"
 _LOOSE = (*_WEIGHTS, ".pt", ".pth")
 
 
@@ -102,10 +102,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: the file is missing or damaged, holds something else, or names more layers than
             :data:`DEEPEST`.
     """
-    with damage_explained(path, ModelError, "get the model again"):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("it does not hold an object")
+    value = load_json(path, ModelError, _GET_AGAIN)
+    with damage_explained(path, ModelError, _GET_AGAIN):
         _require_depth(value)
     return value
 

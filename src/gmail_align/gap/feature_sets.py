@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gmail_align.artifacts import fingerprint
+from gmail_align.data import batches
 from gmail_align.data.ids import key_id
 from gmail_align.errors import DataError
 from gmail_align.features.store import Features
@@ -143,10 +143,7 @@ def sample_rows(count: int, wanted: int, seed: int, what: str) -> Int[Tensor, " 
 
     All rows come where there are no more; ``what`` keeps the draws of one seed apart.
     """
-    if count <= wanted:
-        return torch.arange(count)
-    rng = np.random.default_rng(stable_seed(seed, "gap", what))
-    return torch.from_numpy(np.sort(rng.choice(count, wanted, replace=False)))
+    return torch.from_numpy(batches.sample_rows(count, wanted, stable_seed(seed, "gap", what)))
 
 
 def sampled(

@@ -28,6 +28,8 @@ from gmail_align.alignment.feature_run import ALIGNED, align_features
 from gmail_align.alignment.feature_training import Learner
 from gmail_align.alignment.training_free import MAPS, Moments
 from gmail_align.artifacts import fingerprint, write_json
+from gmail_align.config import load_json
+from gmail_align.errors import ArtifactError
 from gmail_align.metrics.transfer import class_transfer
 from gmail_align.progress import say
 from gmail_align.runtime import versions
@@ -35,7 +37,7 @@ from gmail_align.studies.cifake_features import cifake_features
 from gmail_align.studies.numbers import mean_over
 from gmail_align.studies.result import ShownColumn, ShownRow, StudyResult, TestedClaim
 from gmail_align.studies.run import StudyOptions
-from gmail_align.workflow.summary import read_json, verdict_of
+from gmail_align.workflow.summary import verdict_of
 
 COMPONENTS: Final = 256
 TRAIN: Final = 300
@@ -82,7 +84,9 @@ def cifake(data: Path, options: StudyOptions) -> StudyResult:
     budgets = sorted({min(budget, train) for budget in BUDGETS})
     seeds = options.seeds or SEEDS
     place = home / f"draws-{read.fingerprint}-{train}.json"
-    draws: dict[str, Any] = read_json(place) if place.exists() else {}
+    draws: dict[str, Any] = {}
+    if place.exists():
+        draws = load_json(place, ArtifactError, "delete it and run again")
     for budget in reversed(budgets):
         for seed in range(seeds):
             for setting in ("same", "strict") if budget == budgets[-1] else ("same",):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from gmail_align.config import load_json
 from gmail_align.errors import ModelError
 from gmail_align.extras import require
-from gmail_align.synthesis.weights import read_index, read_object
+from gmail_align.synthesis.weights import COPY_AGAIN, read_index
 
 _DENOISERS: Final = {"unet", "transformer"}
 _CLASSES: Final = {
@@ -130,7 +131,7 @@ def read_architecture(folder: Path) -> Architecture:
             continue
         if entry[1] not in _CLASSES:
             raise ModelError(f"{folder} has a {name} of class {entry[1]}, which cannot be counted")
-        config = read_object(folder / name / "config.json")
+        config = load_json(folder / name / "config.json", ModelError, COPY_AGAIN)
         parts["vae" if name == "vae" else "denoiser"] = Part(entry[1], config)
     if set(parts) != {"vae", "denoiser"}:
         raise ModelError(f"{folder} lacks a denoiser or a VAE: its cost cannot be counted")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from contextlib import suppress
@@ -10,10 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from gmail_align.artifacts import fingerprint, sha256_file
+from gmail_align.config import load_json
 from gmail_align.encoders.hub import ask_hub, refuse_mistyped
-from gmail_align.errors import ModelError, damage_explained, first_line
+from gmail_align.errors import ModelError, first_line
 from gmail_align.extras import require
 
+COPY_AGAIN: Final = "copy the pipeline again"
+"""What to do about a damaged file of a pipeline."""
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BLOB: Final = re.compile(r"[0-9a-f]{64}")
 _UNUSED: Final = {"safety_checker", "feature_extractor"}
@@ -63,26 +65,13 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{folder} is not a diffusers pipeline: it does not have a model_index.json; give the "
             "folder that save_pretrained wrote"
         )
-    index = read_object(path)
+    index = load_json(path, ModelError, COPY_AGAIN)
     if not isinstance(index.get("_class_name"), str):
         raise ModelError(f"{path} does not name a pipeline class: copy the pipeline again")
     for name, part in index.items():
         if isinstance(part, list) and not all(isinstance(word, str | None) for word in part):
             raise ModelError(f"{path} is damaged at {name}: copy the pipeline again")
     return index
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a pipeline's folder.
-
-    Raises:
-        ModelError: the file is missing or damaged.
-    """
-    with damage_explained(path, ModelError, "copy the pipeline again"):
-        value = json.loads(path.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("it does not hold an object")
-        return value
 
 
 def weights_fingerprint(folder: Path, variant: str = "") -> str:

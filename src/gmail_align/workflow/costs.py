@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from gmail_align.errors import ModelError, damage_explained
+from gmail_align.config import load_json
+from gmail_align.errors import ModelError
 from gmail_align.vlm.costs import LlavaShape
 from gmail_align.workflow.work import Model
 
@@ -252,17 +251,4 @@ def _config(model: Model, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str
         if model.path not in known:
             raise ModelError(f"the sizes of {model.name} are not known before it is here")
         return known[model.path]
-    return read_config(folder / "config.json")
-
-
-def read_config(path: Path) -> Mapping[str, Any]:
-    """Read a model's configuration.
-
-    Raises:
-        ModelError: it is missing or damaged.
-    """
-    with damage_explained(path, ModelError, "get the model again"):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it does not hold an object")
-        return config
+    return load_json(folder / "config.json", ModelError, "get the model again")

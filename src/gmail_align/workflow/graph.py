@@ -342,7 +342,7 @@ class Graph:
         zeroshot: dict[str, Step] = {}
         for protocol in evaluate.zeroshot:
             zeroshot |= self._zeroshot(protocol, row, encoder, route)
-        return JudgedEncoder(name, name, encoder, gap, retrieval, zeroshot)
+        return JudgedEncoder(name, encoder, gap, retrieval, zeroshot)
 
     def _retrieval(self, protocol: str, row: Row, encoder: Step | Model, route: str) -> Step:
         split = protocol if protocol in self.sets else "test"

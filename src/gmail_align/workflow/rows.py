@@ -15,7 +15,6 @@ class JudgedEncoder:
     """An encoder and what it is judged by."""
 
     name: str
-    label: str
     encoder: Step | Model
     gap: Step | None
     retrieval: Mapping[str, Step]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -322,18 +321,3 @@ def _seconds(steps: RecipeSteps, work: Work) -> dict[str, float]:
         kind = manifest["kind"]
         total[kind] = total.get(kind, 0.0) + manifest["seconds"]
     return {kind: round(seconds, 1) for kind, seconds in total.items()}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object of a JSON file.
-
-    Raises:
-        ValueError: the file does not hold one.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError("it does not hold an object")
-    return value

@@ -1,11 +1,11 @@
-"""Every step of the pipeline: what it reads, what it is called, and the stage that makes it."""
+"""Steps of data: imports, captions, generated images and pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from gmail_align.artifacts import begin, load
 from gmail_align.errors import DataError
@@ -13,13 +13,6 @@ from gmail_align.progress import say
 from gmail_align.remote import url_of
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.workflow.work import Model, Step, Work, not_identity, plain_key
-
-if TYPE_CHECKING:
-    pass
-
-Rows = list[tuple[str, str]]
-"""(id of an image, caption)."""
-
 
 _TOLERATED: Final = 0.01
 """Share of an expected count by which an import may differ, as unusable files may be left out."""

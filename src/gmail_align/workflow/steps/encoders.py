@@ -1,4 +1,4 @@
-"""Every step of the pipeline: what it reads, what it is called, and the stage that makes it."""
+"""Steps of encoders: filtering, features, alignment, and what an encoder is judged by."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from gmail_align.encoders.encoder import GmailEncoder
     from gmail_align.evaluation.zeroshot import ClassFeatures
 
-Rows = list[tuple[str, str]]
-"""(id of an image, caption)."""
 _OF_CLASSES: Final = ("transfer", "transfer_real", *(n for n in GAP_MEASURES if "class" in n))
 """Measures of a gap that need the classes of both sets, which pairs do not have."""
 

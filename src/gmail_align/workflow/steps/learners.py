@@ -1,4 +1,4 @@
-"""Every step of the pipeline: what it reads, what it is called, and the stage that makes it."""
+"""Steps of captioners and probes: training, captions, and their scores."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from gmail_align.data.protocols import Task
 from gmail_align.report.names import ACCURACIES
 from gmail_align.workflow.steps.encoders import open_encoder
 from gmail_align.workflow.work import Model, Step, Work
-
-Rows = list[tuple[str, str]]
-"""(id of an image, caption)."""
 
 
 @dataclass(frozen=True)
