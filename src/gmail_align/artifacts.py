@@ -73,7 +73,7 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that becomes ``path`` by fsync and rename when the block succeeds.
 
     Raises:
@@ -86,10 +86,7 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = open_temporary(path)
     try:
-        with (
-            full_disk_explained(path),
-            os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file,
-        ):
+        with full_disk_explained(path), os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

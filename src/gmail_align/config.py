@@ -84,9 +84,7 @@ class Config(BaseModel):
             ConfigError: the class does not have this preset.
         """
         if name not in cls.presets:
-            raise ConfigError(
-                f"unknown preset {name!r}; {_nearest(name, list(cls.presets), 'presets')}"
-            )
+            raise ConfigError(f"unknown preset {name!r}; {nearest(name, cls.presets)}")
         return cls.presets[name]
 
     @classmethod
@@ -304,10 +302,24 @@ def _suggest(stage: type[BaseModel], path: Sequence[str]) -> str:
     return f"known keys are {', '.join(key for key in inside if '.' not in key)}"
 
 
-def _nearest(name: str, known: Sequence[str], what: str) -> str:
-    """Suggest the closest of ``known``, or list them all."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"{what}: {', '.join(known) or 'none'}"
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Name the known name that is nearest to a wrong one, or all of them."""
+    names = list(known)
+    close = _closest(name, names, 1, 0.5)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names) or 'none'}"
+
+
+def nearest_few(name: str, known: Iterable[str]) -> str:
+    """Name the three known names that are nearest to a wrong one, of many."""
+    few = ", ".join(_closest(name, list(known), 3, 0.0))
+    return f"use one that is, such as {few}" if few else "nothing is"
+
+
+def _closest(name: str, known: Iterable[str], most: int, cutoff: float) -> list[str]:
+    """Return the names that are most alike, upper and lower case alike."""
+    spelled = {one.lower(): one for one in reversed(list(known))}
+    close = difflib.get_close_matches(name.lower(), spelled, n=most, cutoff=cutoff)
+    return [spelled[one] for one in close]
 
 
 def _default_table(stage: type[BaseModel], key: str) -> dict[str, Any]:

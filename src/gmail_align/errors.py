@@ -23,7 +23,7 @@ import re
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -156,6 +156,13 @@ def first_line(error: BaseException) -> str:
     """
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
     return (f"{first} {others[0].strip()}" if first.endswith(":") and others else first)[:200]
+
+
+def listed(names: Iterable[object], what: str) -> str:
+    """Return ``3 questions: a, b, c``: how many there are, and the first three by name."""
+    every = list(map(str, names))
+    shown = ", ".join(every[:3]) + (", ..." if len(every) > 3 else "")
+    return f"{len(every)} {what}{'' if len(every) == 1 else 's'}: {shown}"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from gmail_align.alignment.config import AlignConfig
-from gmail_align.config import Config, apply_overrides, build, load_toml
+from gmail_align.config import Config, apply_overrides, build, load_toml, nearest
 from gmail_align.errors import ConfigError
 from gmail_align.recipe_tables import (
     Claim,
@@ -28,7 +28,6 @@ from gmail_align.recipe_tables import (
     Source,
     Subset,
     Table,
-    nearest,
     with_preset,
 )
 

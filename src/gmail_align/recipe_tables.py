@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -11,7 +10,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from gmail_align.alignment.config import AlignConfig
 from gmail_align.captioning.config import CaptionerConfig, PredictConfig
 from gmail_align.captioning.kinds import CAPTIONERS
-from gmail_align.config import Config, build, merge
+from gmail_align.config import Config, build, merge, nearest
 from gmail_align.encoders.shipped import SHIPPED
 from gmail_align.errors import ConfigError
 from gmail_align.report.names import HEADLINE
@@ -331,23 +330,3 @@ def refuse_unknown(place: str, table: Table, known: Iterable[str]) -> None:
     """
     for key in table:
         raise ConfigError(f"unknown key '{place}.{key}'; {nearest(key, known)}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Name the known name that is nearest to a wrong one, or all of them."""
-    names = list(known)
-    close = _closest(name, names, 1, 0.5)
-    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names) or 'none'}"
-
-
-def nearest_few(name: str, known: Iterable[str]) -> str:
-    """Name the three known names that are nearest to a wrong one, of many."""
-    few = ", ".join(_closest(name, list(known), 3, 0.0))
-    return f"use one that is, such as {few}" if few else "nothing is"
-
-
-def _closest(name: str, known: Iterable[str], most: int, cutoff: float) -> list[str]:
-    """Return the names that are most alike, upper and lower case alike."""
-    spelled = {one.lower(): one for one in reversed(list(known))}
-    close = difflib.get_close_matches(name.lower(), spelled, n=most, cutoff=cutoff)
-    return [spelled[one] for one in close]

@@ -21,6 +21,7 @@ from gmail_align.alignment.training_free import MAPS, Moments
 from gmail_align.config import build
 from gmail_align.encoders.feature_map import FeatureMap
 from gmail_align.errors import ArtifactError, ConfigError, DataError
+from gmail_align.training.loop import trained_parameters
 
 CLASSES, DIM = 4, 12
 QUICK: dict[str, Any] = {"batch_size": 64, "folds": 2, "optim": {"steps": 20, "evaluate_every": 10}}
@@ -147,7 +148,7 @@ def test_a_lifted_head_is_the_head_in_its_space(kind: str, tmp_path: Path) -> No
     start = rows.start("shift", every, every)
     residual = Residual(kind, 5, 3, 0)
     with torch.no_grad():
-        for own in residual.trained().values():
+        for own in trained_parameters(residual).values():
             own.add_(0.3 * torch.randn(own.shape, generator=torch.Generator().manual_seed(1)))
         inside = start(rows.generated) + residual(rows.generated)
     head = space.lift(start, residual, moved=True)

@@ -74,7 +74,7 @@ def test_a_declared_subset_says_so_in_its_name() -> None:
 def test_unknown_protocols_get_the_nearest_name() -> None:
     with pytest.raises(DataError, match=r"'coco_val2017'; did you mean 'coco_val2017_5k'\?"):
         find_protocol("coco_val2017")
-    with pytest.raises(DataError, match=r"no protocol of answers is named 'dtd'; use one of sci"):
+    with pytest.raises(DataError, match=r"no protocol of answers is named 'dtd'; there are sci"):
         find_protocol("dtd", "answers")
 
 

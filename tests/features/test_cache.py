@@ -81,7 +81,7 @@ def test_few_images_of_a_store_are_made_alone(
     whole = open_features(cache.image_features(world.real, encoder, [f"r{n}" for n in range(6)]))
     assert len(whole.ids) == 12
     assert torch.allclose(whole.array[whole.rows(few.ids)], few.array, atol=1e-6)
-    patches = open_features(cache.patch_features(world.real, encoder, ["r7", "r2"]))
+    patches = open_features(cache.image_features(world.real, encoder, ["r7", "r2"], patches=True))
     assert patches.ids == ["r7", "r2"]
     assert patches.array.shape == (2, encoder.width)
     assert len(counts.decoded) == 14

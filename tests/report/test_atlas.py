@@ -13,7 +13,8 @@ from PIL import Image
 
 from gmail_align.errors import ConfigError
 from gmail_align.features.store import Features
-from gmail_align.report.atlas import AtlasSide, write_atlas
+from gmail_align.report.atlas import write_atlas
+from gmail_align.report.gap_pictures import GapSide
 
 
 class Store:
@@ -25,14 +26,14 @@ class Store:
         return file.getvalue()
 
 
-def real_and_generated(count: int) -> tuple[AtlasSide, AtlasSide]:
+def real_and_generated(count: int) -> tuple[GapSide, GapSide]:
     rng = torch.Generator().manual_seed(0)
     real, generated = (torch.randn(count, 8, generator=rng) for _ in range(2))
     first = Features([f"r{row}" for row in range(count)], real)
     second = Features([f"g{row}" for row in range(count)], generated)
     return (
-        AtlasSide(first, Store(), {"r0": "cat"}, captions={"r0": "A cat."}),
-        AtlasSide(second, generators={"g1": "sd2"}),
+        GapSide(first, Store(), {"r0": "cat"}, captions={"r0": "A cat."}),
+        GapSide(second, generators={"g1": "sd2"}),
     )
 
 

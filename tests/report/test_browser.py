@@ -4,15 +4,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from gmail_align.features.store import Features
 from gmail_align.report.gap import write_gap_report
-from gmail_align.report.gap_pictures import GapImages, ImageSide
+from gmail_align.report.gap_pictures import GapImages, GapSide
 from worlds.browser import CHROMIUM, Page, browser
 
 from .conftest import encoded
 from .test_gap import result
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+
+class Pictures:
+    """Images by their ids; what an image store is to the page."""
+
+    def read_bytes(self, image_id: str) -> bytes:
+        return encoded(shade=10 * int(image_id[1:]))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +99,7 @@ def test_the_page_of_a_gap_shows_images_and_pairs(tmp_path: Path) -> None:
     features = real, real[::-1] + 0.1
     ids = [f"i{k}" for k in range(8)]
     classes = {name: "far" if k < 4 else "near & dear" for k, name in enumerate(ids)}
-    side = ImageSide(ids, lambda name: encoded(shade=10 * int(name[1:])), classes)
+    side = GapSide(Features(ids, torch.from_numpy(real).float()), Pictures(), classes)
     pairs = list(zip(ids, ids[::-1], strict=True))
     images = GapImages(side, side, pairs, "some encoder")
     page_file = write_gap_report(

@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.language import load_language_model
 from gmail_align.encoders.route import Route
+from gmail_align.training.loop import trained_parameters
 from gmail_align.vlm.config import LanguageLora, LlavaConfig
 from gmail_align.vlm.connector import Seen
 from gmail_align.vlm.costs import LlavaShape, Meter, known_peak, read_shape
-from gmail_align.vlm.fitting import choose_trained, prepare, trained_parameters
+from gmail_align.vlm.fitting import choose_trained, prepare
 from gmail_align.vlm.loss import Objective
 from gmail_align.vlm.model import build_llava
 from gmail_align.vlm.packing import Sample, pack

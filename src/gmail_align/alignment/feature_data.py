@@ -180,7 +180,6 @@ def _by_class(
 
 
 def _by_pair(pairs: Path, real: Features, generated: Features, texts: Features | None) -> Groups:
-    """Read pairs of rows."""
     rows = read_integer_rows(pairs)
     if rows.shape[1] != 2:
         raise DataError(f"{pairs} has {rows.shape[1]} columns: real row and generated row")

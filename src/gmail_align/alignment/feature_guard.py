@@ -157,16 +157,16 @@ class _Fold:
         rows = learner.rows
         shift = rows.start(SHIFT, self.train, self.fitted)
         plain = rows.start("identity", self.train, self.fitted)
-        found = {RAW: self._judge(plain, None), SHIFT: self._judge(shift, None)}
+        values = {RAW: self._judge(plain, None), SHIFT: self._judge(shift, None)}
         start = rows.start(config.start, self.train, self.fitted)
         if config.start not in ("identity", SHIFT):
-            found[config.start] = self._judge(start, None)
+            values[config.start] = self._judge(start, None)
         residual = new_residual(config, rows.real.shape[1], learner.seed)
         if residual is not None:
 
             def evaluate(step: int) -> dict[str, float]:
                 if step:
-                    found[f"step {step}"] = self._judge(start, residual)
+                    values[f"step {step}"] = self._judge(start, residual)
                 return {"score": 0.0}
 
             learner.train(
@@ -177,7 +177,7 @@ class _Fold:
                 steps=config.optim.steps,
                 label=f"held out, part {self.number + 1}",
             )
-        return found
+        return values
 
     @torch.no_grad()
     def _judge(self, start: AffineMap, residual: Any) -> list[float]:

@@ -58,20 +58,20 @@ class Space:
             DataError: all features of a side are equal.
         """
         draw = stable_seed(seed, "space")
-        sides = [
+        moments = [
             Moments.of(one.array, torch.from_numpy(sample_rows(len(one.ids), _SAMPLE, draw)))
             for one in (generated, real)
         ]
-        dim = len(sides[0].mean)
+        dim = len(moments[0].mean)
         axes = torch.eye(dim, dtype=torch.float64)
         if 0 < components < dim:
-            axes = torch.linalg.eigh(sides[0].covariance + sides[1].covariance)[1]
+            axes = torch.linalg.eigh(moments[0].covariance + moments[1].covariance)[1]
             axes = axes[:, -components:].flip(1)
-        variance = float((axes.T @ sides[1].covariance @ axes).trace()) / axes.shape[1]
+        variance = float((axes.T @ moments[1].covariance @ axes).trace()) / axes.shape[1]
         if not variance > 0:
             raise DataError(f"all features of {real.name} are equal: extract them again")
-        gap = (sides[1].mean - sides[0].mean).float()
-        return cls(sides[0].mean.float(), axes.float().contiguous(), variance**0.5, gap)
+        gap = (moments[1].mean - moments[0].mean).float()
+        return cls(moments[0].mean.float(), axes.float().contiguous(), variance**0.5, gap)
 
     def project(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Return the coordinates of features, some rows at a time."""
@@ -138,10 +138,6 @@ class Residual(nn.Module):
     def product(self) -> Float[Tensor, "k k"]:
         """The matrix of a residual without a bend."""
         return (self.outer @ self.inner).detach()
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Return what is trained, by name."""
-        return {name: own for name, own in self.named_parameters() if own.requires_grad}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from gmail_align.alignment.terms import TERMS, Comparison, Features, Term
 from gmail_align.alignment.training_free import AffineMap
 from gmail_align.data.batches import batch_indices
 from gmail_align.runtime import stable_seed
-from gmail_align.training.loop import FitReport, fit, pairs_rate
+from gmail_align.training.loop import FitReport, fit, pairs_rate, trained_parameters
 
 Evaluate = Callable[[int], Mapping[str, float]]
 """Step -> figures of the present head, with the ``score`` that is maximised."""
@@ -99,7 +99,7 @@ class Learner:
             return {term.name: own.mean() for term, own in losses.items()} | {"total": total.sum()}
 
         return fit(
-            residual.trained(),
+            trained_parameters(residual),
             loss,
             config.optim.model_copy(update={"steps": steps}),
             seed=self.seed,

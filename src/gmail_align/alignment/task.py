@@ -278,15 +278,17 @@ class TableMaker:
             numbers: The numbers of the images that are needed.
             patches: Whether means of patch tokens are wanted instead of features.
         """
-        embed = self.cache.patch_features if patches else self.cache.image_features
         ids = self.index.names_of(column, numbers)
-        features = open_features(embed(images, self.encoder, ids, batch_size=self.batch_size))
+        features = open_features(
+            self.cache.image_features(
+                images, self.encoder, ids, patches=patches, batch_size=self.batch_size
+            )
+        )
         return Table(features.array, column, self._rows(column, features.ids, numbers, images))
 
     def _rows(
         self, column: str, stored: Sequence[str], needed: Numbers, images: Artifact
     ) -> npt.NDArray[np.int64]:
-        """Return the row of each number of a column."""
         rows = Names.of(stored).rows(self.index.names(column))
         lost = np.flatnonzero(rows < 0)
         missing = needed[np.isin(needed, lost)] if len(lost) else lost
@@ -305,7 +307,6 @@ def _known_classes(
     encoder: GmailEncoder,
     artifact: Artifact | None,
 ) -> HeldOutClasses | None:
-    """Return what is known of the classes of held-out images."""
     images = list(index.names_of("real", held.images[:, REAL]))
     texts = index.names_of("text", held.pairs[:, COLUMNS.index("text")])
     captions = [(images[row], text) for row, text in zip(held.image_of, texts, strict=True)]

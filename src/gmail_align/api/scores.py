@@ -44,7 +44,8 @@ def measure_gap(
     from gmail_align.features.store import open_features
     from gmail_align.gap.config import GapConfig, require_parquet
     from gmail_align.gap.run import measure_gap as run
-    from gmail_align.report.atlas import AtlasSide, write_atlas
+    from gmail_align.report.atlas import write_atlas
+    from gmail_align.report.gap_pictures import GapSide
 
     config, places = GapConfig(), (place_of(real), place_of(generated))
     if atlas is not None:
@@ -53,7 +54,7 @@ def measure_gap(
     if atlas is not None:
         stores = [images and ImageStore(artifact_of(images[side], "images")) for side in (0, 1)]
         first, second = (
-            AtlasSide(open_features(place), store)
+            GapSide(open_features(place), store)
             for place, store in zip(places, stores, strict=True)
         )
         write_atlas(Path(atlas), (first, second), pairs, most=config.max_pairs, seed=seed)

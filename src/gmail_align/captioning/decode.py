@@ -19,6 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.prompt import Prompt, cache_name, mean_log_prob, positions_of
 from gmail_align.encoders.language import LanguageModel
 
@@ -58,6 +59,19 @@ class Decoding:
     """Divides the logits that ``nucleus`` draws from."""
     ends: tuple[int, ...] = ()
     """Tokens that end a caption beside end-of-text."""
+
+    @classmethod
+    def chosen(cls, how: PredictConfig, own: Decoding) -> Decoding:
+        """Return the search that a prediction chooses for a captioner of this decoding."""
+        return cls(
+            method=how.method,
+            beam=how.beam or own.beam,
+            max_tokens=own.max_tokens,
+            length_penalty=how.length_penalty,
+            top_p=how.top_p,
+            temperature=how.temperature,
+            ends=own.ends,
+        )
 
 
 class SeededNucleus(LogitsProcessor):  # type: ignore[misc]

@@ -53,16 +53,7 @@ def caption_batch(
     Raises:
         DataError: the features are of another width than the captioner's, or not finite.
     """
-    own = captioner.decoding
-    decoding = Decoding(
-        method=how.method,
-        beam=how.beam or own.beam,
-        max_tokens=own.max_tokens,
-        length_penalty=how.length_penalty,
-        top_p=how.top_p,
-        temperature=how.temperature,
-        ends=own.ends,
-    )
+    decoding = Decoding.chosen(how, captioner.decoding)
     seeds = [stable_seed(how.seed, "caption", name) for name in ids]
     with torch.inference_mode():
         prompt = captioner.prompt(require_finite(features), retrieval)

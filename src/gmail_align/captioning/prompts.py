@@ -136,15 +136,8 @@ def _continued(
     device = language.model.device
     embeddings = language.model.get_input_embeddings()(ids.to(device))
     language.require_positions(ids.shape[1], MAX_TOKENS)
-    decoding = Decoding(
-        method=how.method,
-        beam=how.beam or 5,
-        max_tokens=MAX_TOKENS,
-        length_penalty=how.length_penalty,
-        top_p=how.top_p,
-        temperature=how.temperature,
-        ends=(language.token_of("."), language.token_of("\n")),
-    )
+    ends = language.token_of("."), language.token_of("\n")
+    decoding = Decoding.chosen(how, Decoding(max_tokens=MAX_TOKENS, ends=ends))
     seeds = [stable_seed(how.seed, "prompt", row.caption_id) for row in batch]
     with torch.inference_mode():
         made = decode(language, Prompt(embeddings, mask.to(device)), decoding, seeds=seeds)

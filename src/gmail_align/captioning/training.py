@@ -33,7 +33,7 @@ from gmail_align.features.store import open_features
 from gmail_align.metrics.java import tokenize
 from gmail_align.metrics.ngrams import cider
 from gmail_align.progress import say
-from gmail_align.training.loop import CHECKPOINT, FitReport, fit
+from gmail_align.training.loop import CHECKPOINT, FitReport, fit, trained_parameters
 
 
 def train_captioner(
@@ -144,7 +144,7 @@ def _fit(
             return {"total": token_losses(training.captioner.language.model, *batch).mean()}
 
     return fit(
-        {name: p for name, p in model.named_parameters() if p.requires_grad},
+        trained_parameters(model),
         loss,
         optim,
         seed=seed,

@@ -177,31 +177,17 @@ def _write_page(
 ) -> None:
     """Write the page, with pictures where both sides are images."""
     from gmail_align.report.gap import write_gap_report
-    from gmail_align.report.gap_pictures import gap_images
+    from gmail_align.report.gap_pictures import GapImages, sides_of
 
     command = shlex.join(["gmail-align", *sys.argv[1:]])
-    images = gap_images(made, encoder)
+    images = None
+    if made.real_images is not None and made.generated_images is not None:
+        images = GapImages(*sides_of(made), made.pairs or (), encoder)
     write_gap_report(result.to_json(), features, out / "report", images=images, command=command)
 
 
 def _write_atlas(made: Prepared, file: Path, most: int, seed: int) -> None:
-    from gmail_align.data.images import ImageStore
-    from gmail_align.features.store import open_features
-    from gmail_align.report.atlas import AtlasSide, write_atlas
+    from gmail_align.report.atlas import write_atlas
+    from gmail_align.report.gap_pictures import sides_of
 
-    known = made.known
-    stores = [
-        None if images is None else ImageStore(images)
-        for images in (made.real_images, made.generated_images)
-    ]
-    real = AtlasSide(
-        open_features(made.real), stores[0], known.real_classes, captions=made.captions[0]
-    )
-    generated = AtlasSide(
-        open_features(made.generated),
-        stores[1],
-        known.generated_classes,
-        known.generators,
-        made.captions[1],
-    )
-    write_atlas(file, (real, generated), made.pairs, most=most, seed=seed)
+    write_atlas(file, sides_of(made), made.pairs, most=most, seed=seed)

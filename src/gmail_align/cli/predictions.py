@@ -256,15 +256,23 @@ def compare(
     if shared.dry_run:
         shared.show_plan("compare", scoring.out, a=results[0], b=results[1:])
         return
-    from gmail_align.evaluation.compare import answer_items, caption_items, compare_items
+    from gmail_align.evaluation.answers import evaluate_answers
+    from gmail_align.evaluation.captions import evaluate_captions
+    from gmail_align.evaluation.compare import compare_items
 
     lost: Mapping[str, str] = {}
     if scored_by.references is not None:
         options = caption_options(chosen, scored_by.protocol or "captions", scoring)
-        items, lost = caption_items(results, scored_by.references, options)
+        named = {f"{chr(65 + n)} ({path})": path for n, path in enumerate(results)}
+        scored = evaluate_captions(named, scored_by.references, None, options)
+        items, lost = list(scored.items.values()), scored.unavailable
     elif scored_by.answers is not None:
-        protocol, subset, read = scored_by.protocol or "answers", scoring.subset, reading.reading()
-        items = answer_items(results, scored_by.answers, read, protocol=protocol, subset=subset)
+        key, protocol, read = scored_by.answers, scored_by.protocol or "answers", reading.reading()
+        every = [
+            evaluate_answers(path, key, protocol=protocol, subset=scoring.subset, reading=read)
+            for path in results
+        ]
+        items = [scored.items[""] for scored in every]
     else:
         items = _kept_items(results, scored_by.protocol)
     metrics, several = chosen.names(), len(results) > 2

@@ -172,8 +172,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _claim(claim: Mapping[str, Any]) -> str:
     one = claim["difference"]
-    found = "" if one is None else f" ({claim['metric']} {_number(one, '+')})"
-    return f"{claim['name']}: {claim['verdict']}{found}"
+    amount = "" if one is None else f" ({claim['metric']} {_number(one, '+')})"
+    return f"{claim['name']}: {claim['verdict']}{amount}"
 
 
 def _number(estimate: Mapping[str, Any] | None, sign: str = "") -> str:

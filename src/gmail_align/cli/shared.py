@@ -340,20 +340,18 @@ class CacheLimit:
 
     @property
     def limit(self) -> int | None:
-        """The limit in bytes; None where none is given."""
-        return bytes_of(self.cache_limit)
+        """The limit in bytes; None where none is given.
 
-
-def bytes_of(size: str | None) -> int | None:
-    """Return the bytes of a size such as ``200GB``; None where none is given.
-
-    Raises:
-        ConfigError: it is not a size.
-    """
-    try:
-        return None if size is None else int(TypeAdapter(ByteSize).validate_python(size))
-    except ValidationError as error:
-        raise ConfigError(f"{size!r} is not a size: give a number and a unit, as 200GB") from error
+        Raises:
+            ConfigError: it is not a size.
+        """
+        size = self.cache_limit
+        try:
+            return None if size is None else int(TypeAdapter(ByteSize).validate_python(size))
+        except ValidationError as error:
+            raise ConfigError(
+                f"{size!r} is not a size: give a number and a unit, as 200GB"
+            ) from error
 
 
 def _complain(sentence: str) -> None:

@@ -255,11 +255,9 @@ class ImageStore:
         return self._index.ids
 
     def __len__(self) -> int:
-        """Return how many images are stored."""
         return len(self.ids)
 
     def __contains__(self, image_id: object) -> bool:
-        """Tell whether an image of that id is stored."""
         return image_id in self.ids
 
     def record(self, image_id: str) -> ImageRecord:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from gmail_align.artifacts import Artifact, read_jsonl
 from gmail_align.data.json_files import file_fingerprint, first_of, read_json
 from gmail_align.data.references import caption_entries, opened
-from gmail_align.errors import ArtifactError, DataError, damage_explained
+from gmail_align.errors import ArtifactError, DataError, damage_explained, listed
 from gmail_align.progress import say
 
 PREDICTIONS: Final = "predictions.jsonl"
@@ -112,13 +112,6 @@ def tell_cut(records: Iterable[Mapping[str, Any]], most: int) -> dict[str, int]:
         "they ended"
     )
     return {OUTPUTS_CUT: sum(marks)}
-
-
-def listed(names: Iterable[str], what: str) -> str:
-    """Return ``3 questions: a, b, c``: how many there are, and the first three by name."""
-    every = list(names)
-    shown = ", ".join(every[:3]) + (", ..." if len(every) > 3 else "")
-    return f"{len(every)} {what}{'' if len(every) == 1 else 's'}: {shown}"
 
 
 def _rows_of(artifact: Artifact) -> Iterable[tuple[str, str]]:

@@ -45,7 +45,6 @@ class Names(Sequence[str]):
             self._texts, self._ends = _mapped(texts, np.uint8), _mapped(ends, np.int64)
 
     def __len__(self) -> int:
-        """Return how many names there are."""
         return len(self._ends)
 
     @overload
@@ -70,7 +69,6 @@ class Names(Sequence[str]):
         ]
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the names in order."""
         for start in range(0, len(self), _BLOCK):
             yield from self[start : start + _BLOCK]
 
@@ -83,7 +81,6 @@ class Names(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
     def __contains__(self, name: object) -> bool:
-        """Tell whether a name is there."""
         return isinstance(name, str) and self.row(name) >= 0
 
     def row(self, name: str) -> int:

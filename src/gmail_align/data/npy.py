@@ -81,7 +81,6 @@ def _integers(path: Path, axes: int, what: str) -> np.ndarray[Any, np.dtype[Any]
 
 
 def _load(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
-    """Load one array."""
     with damage_explained(path):
         with path.open("rb") as file:
             start = file.read(6)

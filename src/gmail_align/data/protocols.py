@@ -6,11 +6,11 @@ is declared a subset; then the name itself says so, in every table that prints i
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from gmail_align.config import nearest
 from gmail_align.errors import DataError
 
 Task = Literal["retrieval", "captions", "zeroshot", "answers"]
@@ -106,9 +106,8 @@ def find_protocol(name: str, task: Task | None = None) -> Protocol:
         if one.name == name:
             return one
     names = [one.name for one in known]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}"
-    raise DataError(f"no protocol{f' of {task}' if task else ''} is named {name!r}; {hint}")
+    kind = f" of {task}" if task else ""
+    raise DataError(f"no protocol{kind} is named {name!r}; {nearest(name, names)}")
 
 
 def require_dataset(protocol: Protocol | None, *datasets: str) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 
 from gmail_align.artifacts import Artifact
 from gmail_align.data.answer_keys import Answers, open_answers, with_choices
-from gmail_align.data.model_outputs import Predictions, listed, open_responses
+from gmail_align.data.model_outputs import Predictions, open_responses
 from gmail_align.data.protocols import PROTOCOLS
-from gmail_align.errors import ConfigError, DataError
+from gmail_align.errors import ConfigError, DataError, listed
 from gmail_align.items import Items
 from gmail_align.metrics.answer_accuracy import (
     ACCURACY,

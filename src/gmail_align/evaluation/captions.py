@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gmail_align.artifacts import Artifact
-from gmail_align.data.model_outputs import Predictions, listed, open_predictions
+from gmail_align.data.model_outputs import Predictions, open_predictions
 from gmail_align.data.protocols import PROTOCOLS, captions_each
 from gmail_align.data.references import References, first_captions, open_references
-from gmail_align.errors import DataError
+from gmail_align.errors import DataError, listed
 from gmail_align.evaluation.clipscore import ClipEncoder, ClipFiles, clip_features
 from gmail_align.items import Items
 from gmail_align.metrics.caption_scores import (

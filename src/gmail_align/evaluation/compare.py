@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from gmail_align.data.model_outputs import listed
-from gmail_align.errors import DataError
-from gmail_align.evaluation.answers import Reading, evaluate_answers
-from gmail_align.evaluation.captions import CaptionOptions, evaluate_captions
+from gmail_align.errors import DataError, listed
 from gmail_align.items import Items
 from gmail_align.metrics.bootstrap import Estimate
 from gmail_align.metrics.statistics import Column, differences, over_runs
@@ -52,13 +49,13 @@ def score_runs(
     Raises:
         DataError: see :func:`score`.
     """
-    sides: tuple[list[dict[str, Column]], list[dict[str, Column]]] = [], []
+    ordered_runs: tuple[list[dict[str, Column]], list[dict[str, Column]]] = [], []
     for first, second in zip(a, b, strict=True):
         matched, wanted = _matched(first, second, metrics)
-        for side, items in zip(sides, (first, matched), strict=True):
+        for side, items in zip(ordered_runs, (first, matched), strict=True):
             ordered = items.in_order_of(a[0].ids)
             side.append({name: ordered.columns[name] for name in wanted})
-    return over_runs(*sides, seed=seed)
+    return over_runs(*ordered_runs, seed=seed)
 
 
 def _matched(a: Items, b: Items, metrics: Sequence[str] | None) -> tuple[Items, list[str]]:
@@ -138,30 +135,3 @@ def compare_items(
     }
     verdicts = {name: verdict(one) for name, one in differences.items()}
     return result.finish(differences, unavailable=lost, details={**details, "verdicts": verdicts})
-
-
-def caption_items(
-    predictions: Sequence[Path], references: Path, options: CaptionOptions
-) -> tuple[list[Items], Mapping[str, str]]:
-    """Score predicted captions; return the items of each, and what could not be computed.
-
-    Raises:
-        UserError: see :func:`gmail_align.evaluation.captions.evaluate_captions`.
-    """
-    systems = {f"{chr(65 + n)} ({path})": path for n, path in enumerate(predictions)}
-    result = evaluate_captions(systems, references, None, options)
-    return list(result.items.values()), result.unavailable
-
-
-def answer_items(
-    responses: Sequence[Path], answers: Path, reading: Reading, *, protocol: str, subset: bool
-) -> list[Items]:
-    """Score responses to questions, and return the items of each.
-
-    Raises:
-        UserError: see :func:`gmail_align.evaluation.answers.evaluate_answers`.
-    """
-    return [
-        evaluate_answers(path, answers, protocol=protocol, subset=subset, reading=reading).items[""]
-        for path in responses
-    ]

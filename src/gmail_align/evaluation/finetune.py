@@ -144,7 +144,6 @@ class Split:
     labels: Int[Tensor, " n"]
 
     def __len__(self) -> int:
-        """Return how many images there are."""
         return len(self.rows)
 
     def take(self, places: Int[Tensor, " k"]) -> Split:

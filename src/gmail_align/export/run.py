@@ -102,7 +102,6 @@ def export(
 
 
 def _load(folder: Path, config: ExportConfig) -> ExportSource:
-    """Load what is exported."""
     encoder = GmailEncoder.from_pretrained(folder)
     backbone = encoder.backbone
     if config.format not in backbone.formats:

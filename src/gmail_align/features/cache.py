@@ -13,11 +13,9 @@ need the same thing find the same folder, whichever of them comes first, and in 
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from gmail_align.artifacts import MANIFEST, Artifact, fingerprint
 from gmail_align.data.images import ImageStore
@@ -31,6 +29,7 @@ from gmail_align.features.pixels import (
     prepare_pixels,
     read_pixels,
 )
+from gmail_align.features.rows import link
 from gmail_align.features.run import (
     StoredDtype,
     begin_images,
@@ -40,8 +39,6 @@ from gmail_align.features.run import (
 )
 from gmail_align.leases import one_at_a_time
 from gmail_align.progress import say
-
-_Frozen = Literal["image", "patches"]
 
 
 class Cache:
@@ -114,6 +111,7 @@ class Cache:
         encoder: GmailEncoder,
         ids: Sequence[str] | None = None,
         *,
+        patches: bool = False,
         batch_size: int = 64,
     ) -> Artifact:
         """Return frozen features of images, in float32: those of ``ids``, or more.
@@ -122,23 +120,25 @@ class Cache:
             images: The image store.
             encoder: An encoder on the CLIP whose features are needed, on the device to run on.
             ids: The images that are needed; all of them when None.
+            patches: Return means of the images' patch tokens instead.
             batch_size: Images in one forward pass.
 
         Raises:
             DataError: an id is not in the store, or cannot be decoded.
         """
-        return self._embedded("image", images, encoder, ids, batch_size)
+        what = "patches" if patches else "image"
+        parts = [what, encoder.base_fingerprint, encoder.preprocess.fingerprint]
+        ids = self._chosen(images, ids, parts)
+        known = (self._folder(images, [*parts, ids]) / MANIFEST).exists()
+        pixels = None if known else self.pixels(images, encoder.preprocess, ids)
 
-    def patch_features(
-        self,
-        images: Artifact,
-        encoder: GmailEncoder,
-        ids: Sequence[str] | None = None,
-        *,
-        batch_size: int = 64,
-    ) -> Artifact:
-        """Return means of the images' frozen patch tokens; see :meth:`image_features`."""
-        return self._embedded("patches", images, encoder, ids, batch_size)
+        def make(folder: Path) -> Artifact:
+            how: dict[str, Any] = {"ids": ids, "batch_size": batch_size, "pixels": pixels}
+            if patches:
+                return extract_patches(images, encoder, folder, **how)
+            return extract_images(images, encoder, Route.FROZEN, folder, **how)
+
+        return self.made(images, [*parts, ids], make)
 
     def text_features(
         self, captions: Artifact, encoder: GmailEncoder, *, batch_size: int = 256
@@ -191,38 +191,8 @@ class Cache:
             return draft.complete
         made = self.image_features(images, encoder, batch_size=batch_size)
         for name in made.manifest["files"]:
-            _link(made.path(name), draft.path(name))
+            link(made.path(name), draft.path(name))
         return draft.finish(made.counts)
-
-    def _embedded(
-        self,
-        what: _Frozen,
-        images: Artifact,
-        encoder: GmailEncoder,
-        ids: Sequence[str] | None,
-        batch_size: int,
-    ) -> Artifact:
-        parts = [what, encoder.base_fingerprint, encoder.preprocess.fingerprint]
-        ids = self._chosen(images, ids, parts)
-        known = (self._folder(images, [*parts, ids]) / MANIFEST).exists()
-        pixels = None if known else self.pixels(images, encoder.preprocess, ids)
-
-        def make(folder: Path) -> Artifact:
-            if what == "patches":
-                return extract_patches(
-                    images, encoder, folder, ids=ids, batch_size=batch_size, pixels=pixels
-                )
-            return extract_images(
-                images,
-                encoder,
-                Route.FROZEN,
-                folder,
-                ids=ids,
-                batch_size=batch_size,
-                pixels=pixels,
-            )
-
-        return self.made(images, [*parts, ids], make)
 
     def _chosen(
         self, images: Artifact, ids: Sequence[str] | None, parts: list[str]
@@ -236,12 +206,3 @@ class Cache:
 
     def _folder(self, source: Artifact, parts: object) -> Path:
         return self.folder / f"{source.kind}-{fingerprint([source.fingerprint, parts])}"
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system cannot."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

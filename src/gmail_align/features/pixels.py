@@ -42,7 +42,6 @@ class DecodedRows:
         self._pool = ThreadPoolExecutor()
 
     def __getitem__(self, rows: slice | Tensor) -> UInt8[Tensor, "k 3 s s"]:
-        """Return the images of these rows."""
         every = range(len(self._names))
         places = every[rows] if isinstance(rows, slice) else rows.tolist()
         own = [self._names[place] for place in places]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from safetensors import safe_open
 
-from gmail_align.artifacts import Artifact, read_jsonl
+from gmail_align.artifacts import Artifact, atomic_file, read_jsonl
 from gmail_align.errors import full_disk_explained
 from gmail_align.progress import progress
 
@@ -27,6 +28,22 @@ def read_rows(features: Artifact, ids: Iterable[str]) -> np.ndarray:
     with safe_open(features.path(FEATURES), framework="np") as file:
         rows: np.ndarray = file.get_tensor(KEY)[[places[name] for name in ids]]
     return rows
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot; one that is there stays.
+
+    Raises:
+        DiskFullError: no space is left.
+    """
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with source.open("rb") as file, atomic_file(target) as copy:
+            shutil.copyfileobj(file, copy)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,6 @@ class FeatureSet:
                 )
 
     def __len__(self) -> int:
-        """Return how many images there are."""
         return len(self.features)
 
     def take(self, rows: Int[Tensor, " k"]) -> FeatureSet:

@@ -64,7 +64,6 @@ def _measure(
     config: GapConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """Measure one group."""
     made = generated.rows_of(*group)
     seen = made if paired else _real_rows(real, group)
     measured: dict[str, Any] = {"real": len(seen), "generated": len(made), "metrics": {}}

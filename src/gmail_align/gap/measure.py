@@ -108,25 +108,25 @@ def measure(
         groups = None  # copies of one image are too few for a verdict, but have numbers
     owner = cluster_index(None if groups is None else groups.numpy(), len(real))
     how = {"resamples": config.resamples, "seed": seed}
-    found = gap_metrics(real.features, generated.features, groups=groups, **how)
-    unavailable = {} if paired else {name: _NO_PAIRS for name in found if name not in UNPAIRED}
-    found = {name: one for name, one in found.items() if name not in unavailable}
-    found |= _distances(real, generated, owner if paired else None)
-    found |= _by_class(real, generated, unavailable, how)
-    found |= _diversity(real, generated, unavailable, how)
-    found |= _transfer(real, generated, owner if paired else None, how)
+    estimates = gap_metrics(real.features, generated.features, groups=groups, **how)
+    unavailable = {} if paired else {name: _NO_PAIRS for name in estimates if name not in UNPAIRED}
+    estimates = {name: one for name, one in estimates.items() if name not in unavailable}
+    estimates |= _distances(real, generated, owner if paired else None)
+    estimates |= _by_class(real, generated, unavailable, how)
+    estimates |= _diversity(real, generated, unavailable, how)
+    estimates |= _transfer(real, generated, owner if paired else None, how)
     chance = None
     if texts is not None:
         understood, count = _understood((real, generated), texts, rows, unavailable, how)
-        found, chance = found | understood, 1 / count
+        estimates, chance = estimates | understood, 1 / count
     distinct = min(_distinct(one.features) for one in (real, generated))
-    verdict, sentence = advise(found, chance, _alike(real.features), distinct)
+    verdict, sentence = advise(estimates, chance, _alike(real.features), distinct)
     details = {
         "floor": _floor(real.features, seed),
         "groups": measure_groups(real, generated, paired=paired, config=config, seed=seed),
         "advice": {"verdict": verdict.value, "sentence": sentence, "thresholds": dict(THRESHOLDS)},
     }
-    return Measured(found, unavailable, details)
+    return Measured(estimates, unavailable, details)
 
 
 def _distinct(features: Float[Tensor, "n d"]) -> int:
@@ -150,12 +150,14 @@ def _distances(
     real: FeatureSet, generated: FeatureSet, owner: np.ndarray | None
 ) -> dict[str, Estimate]:
     """Estimate the two distances between sets; the Frechet distance of few rows has no interval."""
-    found = {"cmmd": distance_estimate(cmmd_influence(real.features, generated.features), owner)}
+    estimates = {
+        "cmmd": distance_estimate(cmmd_influence(real.features, generated.features), owner)
+    }
     frechet = frechet_influence(real.features, generated.features)
     if frechet is None:
         value = frechet_distance(real.features, generated.features)
-        return found | {"frechet_distance": Estimate(value, math.nan, math.nan, len(real))}
-    return found | {"frechet_distance": distance_estimate(frechet, owner)}
+        return estimates | {"frechet_distance": Estimate(value, math.nan, math.nan, len(real))}
+    return estimates | {"frechet_distance": distance_estimate(frechet, owner)}
 
 
 def _floor(real: Float[Tensor, "n d"], seed: int) -> dict[str, float]:
@@ -208,7 +210,7 @@ def _transfer(
     ones (``transfer``), and on the other half of the real ones (``transfer_real``). By pairs:
     ``transfer_captions``, retrieval of the real image of a caption and of its generated ones.
     """
-    found: dict[str, Estimate] = {}
+    estimates: dict[str, Estimate] = {}
     numbered = class_numbers(real, generated)
     if numbered is not None:
         ours, theirs, _ = numbered
@@ -222,15 +224,15 @@ def _transfer(
                 name: class_transfer(side.features[train], labels[train], *judged).numpy()
                 for name, (side, labels) in sides.items()
             }
-            found |= bootstrap_means(hits, **how)
+            estimates |= bootstrap_means(hits, **how)
     if owner is not None:
         first = torch.from_numpy(np.unique(owner, return_index=True)[1])
         captions = torch.from_numpy(owner)
         values = caption_transfer(
             generated.features, captions, real.features[first], captions[first]
         )
-        found["transfer_captions"] = bootstrap_mean(values.numpy(), **how)
-    return found
+        estimates["transfer_captions"] = bootstrap_mean(values.numpy(), **how)
+    return estimates
 
 
 def _understood(
@@ -252,9 +254,11 @@ def _understood(
     unavailable |= {f"text_recall_{n}": _NO_TEXTS for n, own in own_texts.items() if own is None}
     used, places = torch.unique(torch.cat([own for _, _, own in told]), return_inverse=True)
     parts = torch.split(places, [len(own) for _, _, own in told])
-    found: dict[str, Estimate] = {}
+    estimates: dict[str, Estimate] = {}
     for (name, one, own), place in zip(told, parts, strict=True):
-        found[f"text_recall_{name}"] = text_recall(one.features, texts.features[used], place, **how)
+        estimates[f"text_recall_{name}"] = text_recall(
+            one.features, texts.features[used], place, **how
+        )
         cosines = (unit_rows(one.features) * unit_rows(texts.features[own])).sum(1)
-        found[f"text_cosine_{name}"] = bootstrap_mean(cosines.double().numpy(), **how)
-    return found, len(used)
+        estimates[f"text_cosine_{name}"] = bootstrap_mean(cosines.double().numpy(), **how)
+    return estimates, len(used)

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
-from gmail_align.errors import GmailAlignError, UserError
+from gmail_align.errors import GmailAlignError, UserError, listed
 from gmail_align.metrics.bootstrap import Estimate, Values
 from gmail_align.metrics.clipscore import ClipFeatures, clip_score, ref_clip_score
 from gmail_align.metrics.java import tokenize
@@ -351,24 +351,14 @@ def _require_same_images(
     if not references or not systems:
         raise UserError("there is nothing to score: no references or no predictions were given")
     blank = [i for i, some in references.items() if not some or not all(map(str.strip, some))]
-    _refuse("references hold no or an empty caption for", blank)
+    if blank:
+        raise UserError(f"references hold no or an empty caption for {listed(blank, 'image')}")
     for name, own in systems.items():
         faults = {
             "no prediction for": [i for i in references if i not in own],
             "no references for": [i for i in own if i not in references],
             "an empty prediction for": [i for i in own if not own[i].strip()],
         }
-        told = [_listed(what, images) for what, images in faults.items() if images]
+        told = [f"{what} {listed(images, 'image')}" for what, images in faults.items() if images]
         if told:
             raise UserError(f"{name}: {'; '.join(told)}")
-
-
-def _refuse(what: str, image_ids: Sequence[str]) -> None:
-    """Raise if there are any ids, with their number and the first three."""
-    if image_ids:
-        raise UserError(_listed(what, image_ids))
-
-
-def _listed(what: str, image_ids: Sequence[str]) -> str:
-    shown = ", ".join(map(str, image_ids[:3])) + (", ..." if len(image_ids) > 3 else "")
-    return f"{what} {len(image_ids)} {'image' if len(image_ids) == 1 else 'images'}: {shown}"

@@ -16,6 +16,8 @@ _BRACKETS = ("-LRB-", "-RRB-", "-LCB-", "-RCB-")
 _PUNCTUATION = {"''", "'", "``", "`", *_BRACKETS, ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 _LOCALE = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
 """Under a locale with decimal commas METEOR's numbers would not parse."""
+_TIMEOUT = 600.0
+"""Seconds for the tokens of all captions."""
 
 
 def java_command(*options: str) -> list[str]:
@@ -74,9 +76,7 @@ def jar(name: str) -> Path:
     return path
 
 
-def tokenize(
-    captions: Mapping[str, Sequence[str]], *, timeout: float = 600.0
-) -> dict[str, list[str]]:
+def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Tokenize every caption as COCO's evaluation does: PTB tokens, lower case, no punctuation.
 
     All captions go through one Java process. White space, line breaks of any kind included, is
@@ -85,7 +85,6 @@ def tokenize(
 
     Args:
         captions: image id -> captions.
-        timeout: seconds for the whole call.
 
     Returns:
         The same keys and numbers of captions; tokens joined by single spaces, maybe none.
@@ -95,7 +94,7 @@ def tokenize(
         GmailAlignError: Java failed, took too long, or lost a line.
     """
     lines = [" ".join(caption.split()) for some in captions.values() for caption in some]
-    tokens = iter(_ptb_lines(lines, timeout=timeout) if lines else [])
+    tokens = iter(_ptb_lines(lines) if lines else [])
     return {key: [_words(next(tokens)) for _ in some] for key, some in captions.items()}
 
 
@@ -103,7 +102,7 @@ def _words(line: str) -> str:
     return " ".join(word for word in line.rstrip().split(" ") if word not in _PUNCTUATION)
 
 
-def _ptb_lines(lines: list[str], *, timeout: float) -> list[str]:
+def _ptb_lines(lines: list[str]) -> list[str]:
     """Run the Stanford PTB tokenizer over ``lines``; return one line for each."""
     command = java_command("-XX:+UseSerialGC", "-cp", str(jar(_TOKENIZER)))
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-encoding", "UTF-8"]
@@ -111,10 +110,10 @@ def _ptb_lines(lines: list[str], *, timeout: float) -> list[str]:
     text = "".join(f"{line}\n" for line in lines).encode("utf-8", errors="replace")
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, timeout=timeout, env=java_environment()
+            command, input=text, capture_output=True, timeout=_TIMEOUT, env=java_environment()
         )
     except subprocess.TimeoutExpired as error:
-        raise GmailAlignError(f"the PTB tokenizer did not finish in {timeout:g} s") from error
+        raise GmailAlignError(f"the PTB tokenizer did not finish in {_TIMEOUT:g} s") from error
     except OSError as error:
         raise GmailAlignError(f"{command[0]} did not start: {error}") from error
     if done.returncode != 0:

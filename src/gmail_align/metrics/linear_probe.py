@@ -150,8 +150,8 @@ def held_out(count: int, seed: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " h"
 
 def _split(data: Labelled, seed: int) -> tuple[Labelled, Labelled]:
     """Hold out a fifth at random."""
-    sides = held_out(len(data.features), seed)
-    first, second = (Labelled(data.features[rows], data.labels[rows]) for rows in sides)
+    parts = held_out(len(data.features), seed)
+    first, second = (Labelled(data.features[rows], data.labels[rows]) for rows in parts)
     if len(np.unique(first.labels.numpy())) < 2:
         raise UserError("a linear probe needs images of at least two classes: give more of them")
     return first, second

@@ -89,8 +89,8 @@ def retrieval_hits(
         require_retrieval(images, texts, text_image)
         to_text, to_image = compat_hits(images, texts, text_image, ks, compat)
     else:
-        sides = retrieval_ranks(images, texts, text_image)
-        to_text, to_image = ({k: recall_at(ranks, k) for k in ks} for ranks in sides)
+        directions = retrieval_ranks(images, texts, text_image)
+        to_text, to_image = ({k: recall_at(ranks, k) for k in ks} for ranks in directions)
     i2t = {f"i2t_r{k}": hits.cpu().numpy() for k, hits in to_text.items()}
     t2i = {f"t2i_r{k}": hits.cpu().numpy() for k, hits in to_image.items()}
     return RetrievalHits(i2t, t2i, text_image.cpu().numpy().astype(np.int64))

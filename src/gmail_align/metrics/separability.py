@@ -149,9 +149,9 @@ def _held_out_scores(real: Values, generated: Values, fold: NDArray[np.int64]) -
         seen, held = fold != at, fold == at
         train = np.concatenate([real[seen], generated[seen]])
         centre, scale = train.mean(0), train.std(0) + 1e-12
-        sides = np.repeat([0, 1], int(seen.sum()))
+        kinds = np.repeat([0, 1], int(seen.sum()))
         model = linear.LogisticRegression(C=1.0, max_iter=1000)
-        model.fit((train - centre) / scale, sides)
+        model.fit((train - centre) / scale, kinds)
         for side, features in enumerate((real, generated)):
             scores[side, held] = model.decision_function((features[held] - centre) / scale)
     return scores

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,10 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gmail_align.artifacts import write_bytes
-from gmail_align.data.images import ImageStore
-from gmail_align.features.store import Features
 from gmail_align.gap.config import require_parquet
 from gmail_align.gap.feature_sets import sample_rows, sampled
+from gmail_align.report.gap_pictures import GapSide
 from gmail_align.report.images import small_file
 from gmail_align.report.projection import lay_out, unit_rows
 
@@ -37,20 +35,9 @@ _SCHEMA: Final = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class AtlasSide:
-    """One side of a gap, and what is known of its images by their ids."""
-
-    features: Features
-    images: ImageStore | None = None
-    classes: Mapping[str, str] = field(default_factory=dict)
-    generators: Mapping[str, str] = field(default_factory=dict)
-    captions: Mapping[str, str] = field(default_factory=dict)
-
-
 def write_atlas(
     file: Path,
-    sides: tuple[AtlasSide, AtlasSide],
+    sides: tuple[GapSide, GapSide],
     pairs: Pairs | None,
     *,
     most: int,
@@ -96,7 +83,7 @@ def write_atlas(
 
 
 def _measured(
-    sides: tuple[AtlasSide, AtlasSide], pairs: Pairs | None, most: int, seed: int
+    sides: tuple[GapSide, GapSide], pairs: Pairs | None, most: int, seed: int
 ) -> tuple[list[list[str]], Pairs]:
     """Return the images of both sides that the measurement drew, and their pairs."""
     if pairs is None:
@@ -108,12 +95,10 @@ def _measured(
     return [list(dict.fromkeys(pair[k] for pair in kept)) for k in (0, 1)], kept
 
 
-def _row(side: AtlasSide, kind: str, image: str) -> dict[str, Any]:
-    """Return what is known of one image."""
+def _row(side: GapSide, kind: str, image: str) -> dict[str, Any]:
     picture = None
     if side.images is not None:
-        encoded = side.images.read_bytes(image)
-        small, _ = small_file(encoded, f"the {kind} image {image}", _LONGEST)
+        small, _ = small_file(side.read(image), f"the {kind} image {image}", _LONGEST)
         picture = {"bytes": small, "path": image}
     return {
         "id": image,

@@ -48,6 +48,11 @@ class Curve:
     scores: Sequence[CurvePoint] = ()
     best_step: int | None = None
 
+    @property
+    def steps(self) -> int:
+        """The last step; 0 where there is none."""
+        return max((int(point["step"]) for point in self.losses), default=0)
+
 
 @dataclass(frozen=True)
 class PairFigure:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gmail_align.errors import DataError
 from gmail_align.report.data import Embeddings, PairFigure
-from gmail_align.report.images import data_uri
+from gmail_align.report.images import LONGEST, data_uri
 from gmail_align.report.projection import MOST, thinned_rows
 
 _THUMBNAIL: Final = 112
@@ -37,7 +37,7 @@ def explorer(
         return None
     rows = thinned_rows(len(pairs))
     return {
-        "pairs": [_pair(pairs[row], row) for row in rows],
+        "pairs": [pair_view(pairs[row], row, _THUMBNAIL) for row in rows],
         "maps": [
             {"name": name, "cosines": _cosines(real[rows], generated[rows])}
             for name, (real, generated) in shown.items()
@@ -49,13 +49,16 @@ def _shows(pairs: Sequence[PairFigure], embeddings: tuple[Embeddings, Embeddings
     return all(len(side) == len(pairs) for side in embeddings)
 
 
-def _pair(pair: PairFigure, row: int) -> dict[str, str]:
+def pair_view(pair: PairFigure, row: int, longest: int = LONGEST) -> dict[str, str]:
+    """Return a pair's caption, and both images as addresses.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
     return {
         "caption": pair.caption,
-        "real": data_uri(pair.real, f"the real image of pair {row}", longest=_THUMBNAIL),
-        "generated": data_uri(
-            pair.generated, f"the generated image of pair {row}", longest=_THUMBNAIL
-        ),
+        "real": data_uri(pair.real, f"the real image of pair {row}", longest),
+        "generated": data_uri(pair.generated, f"the generated image of pair {row}", longest),
     }
 
 

@@ -37,7 +37,6 @@ def write_gap_report(
     sides: tuple[Any, Any],
     out: Path,
     *,
-    title: str = _TITLE,
     images: GapImages | None = None,
     command: str = "",
 ) -> Path:
@@ -47,7 +46,6 @@ def write_gap_report(
         result: What the gap stage wrote, of artifacts or of files.
         sides: (n, d) features of real and (m, d) of generated images, for the pictures.
         out: Folder to write to; created when absent.
-        title: Title of the page.
         images: The images behind the rows of ``sides``, where they are at hand.
         command: The command line that makes the same page again.
 
@@ -66,10 +64,10 @@ def write_gap_report(
         shown = both[0], both[1]
     maps = _maps(*shown)
     files = {f"tables/{name}": file for t in tables.values() for name, file in t.files().items()}
-    drawn = all_figures(ReportData(title), maps)
+    drawn = all_figures(ReportData(_TITLE), maps)
     files |= {f"figures/{name}": file for name, file in drawn.items()}
     view = {
-        **_view(result, tables, title),
+        **_view(result, tables),
         **_pair_view(pairs, shown, maps),
         "pictures": [] if images is None else _class_pictures(images, sides, tables),
         "command": command,
@@ -195,17 +193,13 @@ def _class_pictures(
     return class_pictures(images, real, generated, order)
 
 
-def _view(
-    result: Mapping[str, Any],
-    tables: Mapping[str, Table],
-    title: str,
-) -> dict[str, Any]:
+def _view(result: Mapping[str, Any], tables: Mapping[str, Table]) -> dict[str, Any]:
     """Return what the template shows of a result, by name."""
     advice = section(result, "advice")
     paired = result.get("protocol") == "gap_paired"
     sentence = str(advice.get("sentence", ""))
     return {
-        "title": title,
+        "title": _TITLE,
         "lead": _VERDICTS.get(str(advice.get("verdict")), ""),
         "sentence": sentence.partition(": ")[2][:1].upper() + sentence.partition(": ")[2][1:],
         "verdict": advice.get("verdict"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gmail_align.data.images import ImageStore
+from gmail_align.features.store import Features, open_features
 from gmail_align.report.data import Embeddings, PairFigure
 from gmail_align.report.images import data_uri
 from gmail_align.report.projection import unit_rows
@@ -22,48 +24,40 @@ _LONGEST: Final = 160
 
 
 @dataclass(frozen=True)
-class ImageSide:
-    """The images behind the rows of one side's features.
+class GapSide:
+    """One side of a gap, and what is known of its images by their ids."""
 
-    Attributes:
-        ids: The image of each row.
-        read: Returns the encoded file of an image.
-        classes: Image id -> class; empty where classes are not known.
-    """
-
-    ids: Sequence[str]
-    read: Callable[[str], bytes]
+    features: Features
+    images: ImageStore | None = None
     classes: Mapping[str, str] = field(default_factory=dict)
+    generators: Mapping[str, str] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, image: str) -> bytes:
+        """Return the file of an image; the side has images."""
+        assert self.images is not None
+        return self.images.read_bytes(image)
 
 
 @dataclass(frozen=True)
 class GapImages:
     """The images of both sides, and which of them are pairs: (real id, generated id)."""
 
-    real: ImageSide
-    generated: ImageSide
+    real: GapSide
+    generated: GapSide
     pairs: Sequence[tuple[str, str]] = ()
     encoder: str = ""
     """Name of the encoder, as a person wrote it."""
 
 
-def gap_images(made: Prepared, encoder: str) -> GapImages | None:
-    """Return the images behind two sets of features; None where one side is features alone."""
-    from gmail_align.data.images import ImageStore
-    from gmail_align.features.store import open_features
-
-    if made.real_images is None or made.generated_images is None:
-        return None
-    known = made.known
-    parts = (
-        (made.real, made.real_images, known.real_classes),
-        (made.generated, made.generated_images, known.generated_classes),
-    )
-    real, generated = (
-        ImageSide(open_features(features).ids, ImageStore(images).read_bytes, classes)
-        for features, images, classes in parts
-    )
-    return GapImages(real, generated, made.pairs or (), encoder)
+def sides_of(made: Prepared) -> tuple[GapSide, GapSide]:
+    """Return both sides of a gap that was prepared."""
+    known, stores = made.known, (made.real_images, made.generated_images)
+    real, generated = (None if images is None else ImageStore(images) for images in stores)
+    captions = made.captions
+    first = GapSide(open_features(made.real), real, known.real_classes, {}, captions[0])
+    features, classes = open_features(made.generated), known.generated_classes
+    return first, GapSide(features, generated, classes, known.generators, captions[1])
 
 
 class Picture(NamedTuple):
@@ -132,7 +126,8 @@ def in_pairs(
     Raises:
         DataError: an image cannot be read.
     """
-    places = [{name: row for row, name in enumerate(side.ids)} for side in _sides(images)]
+    sides = images.real, images.generated
+    places = [{name: row for row, name in enumerate(side.features.ids)} for side in sides]
     pairs = images.pairs[:MOST_PAIRS]
     figures = [
         PairFigure(f"{first} and {second}", images.real.read(first), images.generated.read(second))
@@ -142,21 +137,17 @@ def in_pairs(
     return figures, real[rows[0]], generated[rows[1]]
 
 
-def _sides(images: GapImages) -> tuple[ImageSide, ImageSide]:
-    return images.real, images.generated
-
-
-def _rows_of(side: ImageSide, name: str) -> list[int]:
+def _rows_of(side: GapSide, name: str) -> list[int]:
     """Return the rows of a class; all rows where the side has no classes."""
     return [
         row
-        for row, image in enumerate(side.ids)
+        for row, image in enumerate(side.features.ids)
         if not side.classes or side.classes.get(image) == name
     ]
 
 
 def _pictures(
-    side: ImageSide,
+    side: GapSide,
     rows: Sequence[int],
     scores: NDArray[np.float64],
     kind: str,
@@ -167,7 +158,7 @@ def _pictures(
     pictures = []
     for what in wanted:
         place = int(places[what])
-        image = side.ids[rows[place]]
+        image = side.features.ids[rows[place]]
         address = data_uri(side.read(image), f"the {kind} image {image}", longest=_LONGEST)
         pictures.append(Picture(f"{kind}, {what}", address, f"{scores[place]:.3f}"))
     return pictures

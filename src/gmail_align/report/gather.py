@@ -38,8 +38,9 @@ def gather(folders: Sequence[Path], title: str, command: str) -> ReportData:
     for name, folder in zip(_names(folders), folders, strict=True):
         artifact = load(folder)
         if artifact.kind == "encoder":
-            result["encoders"].append(_encoder(name, artifact))
-            curves |= _curve(name, artifact)
+            curve = read_curve(artifact)
+            result["encoders"].append(_encoder(name, artifact, curve))
+            curves |= {name: curve} if curve.losses else {}
         elif artifact.kind == "result":
             read = read_result(artifact)
             _add(result, name, read)
@@ -86,28 +87,25 @@ def _add(gathered: dict[str, Any], name: str, result: Result) -> None:
         gathered["rows"].append({"name": name, "detail": result.protocol, "metrics": metrics})
 
 
-def _encoder(name: str, encoder: Artifact) -> dict[str, Any]:
+def _encoder(name: str, encoder: Artifact, curve: Curve) -> dict[str, Any]:
     """Return what the guard kept of an aligned encoder."""
     notes = encoder.manifest["notes"]
-    steps = [int(row["step"]) for row in _events(encoder) if row["event"] == "loss"]
     return {
         "name": name,
         "label": name,
-        "steps": max(steps, default=0),
+        "steps": curve.steps,
         "best_steps": [notes["best_step"]] if "best_step" in notes else [],
         "applied": [notes["applied"]] if "applied" in notes else [],
         "refusals": [notes["message"]] if "message" in notes else [],
     }
 
 
-def _curve(name: str, encoder: Artifact) -> dict[str, Curve]:
+def read_curve(trained: Artifact) -> Curve:
+    """Read the events of a training; a map that was fitted without steps has none."""
     points: dict[str, list[dict[str, float]]] = {"loss": [], "score": []}
-    for row in _events(encoder):
+    path = trained.path(_EVENTS)
+    for row in read_jsonl(path) if path.exists() else ():
         points[row.pop("event")].append(row)
-    best = encoder.manifest["notes"].get("best_step")
-    return {name: Curve(points["loss"], points["score"], best)} if points["loss"] else {}
-
-
-def _events(encoder: Artifact) -> list[dict[str, Any]]:
-    path = encoder.path(_EVENTS)
-    return list(read_jsonl(path)) if path.exists() else []
+    return Curve(
+        points["loss"], points["score"], trained.manifest.get("notes", {}).get("best_step")
+    )

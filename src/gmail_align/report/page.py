@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from gmail_align.artifacts import write_bytes
 from gmail_align.report import charts, words
 from gmail_align.report.data import ReportData, rows, section
-from gmail_align.report.explore import explorer
+from gmail_align.report.explore import explorer, pair_view
 from gmail_align.report.figures import all_figures
 from gmail_align.report.images import data_uri
 from gmail_align.report.numbers import duration
@@ -39,14 +39,6 @@ _HEADINGS: Final = {
     "samples": "Sample captions",
     "limits": "Limits and provenance",
 }
-
-
-class PairView(NamedTuple):
-    """A pair with its images as addresses."""
-
-    caption: str
-    real: str
-    generated: str
 
 
 class SampleView(NamedTuple):
@@ -122,7 +114,7 @@ def _view(
         "moved_measures": words.moved_measures(result),
         "same_routes": words.same_routes(result),
         "ceiling": words.ceiling(result),
-        "pairs": [_pair_view(data, index) for index in range(len(data.pairs))],
+        "pairs": [pair_view(pair, row) for row, pair in enumerate(data.pairs)],
         "clouds": [
             charts.cloud(name, projection, linked=name in linked)
             for name, projection in maps.items()
@@ -172,14 +164,6 @@ def _stage_views(data: ReportData) -> list[StageView]:
         )
         for item in shown
     ]
-
-
-def _pair_view(data: ReportData, index: int) -> PairView:
-    pair = data.pairs[index]
-    real = data_uri(pair.real, f"the real image of pair {index}")
-    return PairView(
-        pair.caption, real, data_uri(pair.generated, f"the generated image of pair {index}")
-    )
 
 
 def _sample_view(data: ReportData, index: int) -> SampleView:

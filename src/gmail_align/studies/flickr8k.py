@@ -240,7 +240,6 @@ class Run:
 
 
 def _photos(data: Path, split: str, home: Path) -> dict[str, Artifact]:
-    """Import a split."""
     for folder in (data, *sorted(data.glob("flickr8k*"))):
         for name in ("dataset_flickr8k.json", "dataset_flickr8k.json.gz"):
             if (folder / name).is_file():

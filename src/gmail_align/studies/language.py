@@ -12,10 +12,10 @@ from typing import Any, Final, Literal, get_args
 
 from pydantic import Field
 
-from gmail_align.config import Config, build, load_toml, merge
+from gmail_align.config import Config, build, load_toml, merge, nearest
 from gmail_align.errors import ConfigError
 from gmail_align.recipe import Recipe, recipe_file, recipe_of, shipped_file, shipped_names
-from gmail_align.recipe_tables import Claim, Row, Table, nearest
+from gmail_align.recipe_tables import Claim, Row, Table
 from gmail_align.report.names import HEADLINE
 
 Scale = Literal["tabletop", "paper"]

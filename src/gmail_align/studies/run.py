@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from gmail_align.artifacts import fingerprint
+from gmail_align.config import nearest_few
 from gmail_align.errors import ArtifactError, ConfigError
 from gmail_align.pipeline import REPORT, engine_of, fetch_inputs, make, steps_of, write_run_report
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe, runbook_commands
-from gmail_align.recipe_tables import nearest_few
 from gmail_align.runtime import versions
 from gmail_align.studies.language import Column, Scale, Study, StudyRow, read_study
 from gmail_align.studies.result import (
@@ -101,19 +101,17 @@ def run_study(name: str, options: StudyOptions) -> StudyResult:
     return result
 
 
-def plan_study(
-    name: str, options: StudyOptions, *, card: str = "h200", share: float | None = None
-) -> dict[str, Any]:
+def plan_study(name: str, options: StudyOptions) -> dict[str, Any]:
     """Say what a study will make, what is missing, and what it costs; without torch.
 
     Raises:
-        UserError: a key cannot be used, or the card is not known.
+        UserError: a key cannot be used.
     """
     study = read_study(name)
     steps = steps_of(study.recipe(options.scale, options.changes), Path.cwd())
     refuse_unmeasured_columns(study, options.scale, steps)
     made_by = runbook_commands(study.at(options.scale).base)
-    made = plan_steps(steps, Work(options.work), made_by, card=card, share=share)
+    made = plan_steps(steps, Work(options.work), made_by)
     return {"study": study.name, "scale": options.scale, "title": study.title, **made}
 
 

@@ -67,14 +67,8 @@ def synthesize(
         DataError: too many images are blank or not finite.
         ArtifactError: the input does not hold captions, or the folder belongs to another run.
     """
-    run = _Run(config, captions, out, engine or Engine(workers=1))
-    made = run.draft.complete
-    if made is None:
-        run.copy_to(mirror)
-        run_shards(run.shards, run.job, run.engine)
-        made = run.finish()
-    if mirror is not None:
-        mirror.complete(made)
+    made = synthesize_part(config, captions, out, None, engine, mirror=mirror)
+    assert made is not None, "all shards were made here"
     return made
 
 
@@ -82,12 +76,12 @@ def synthesize_part(
     config: SynthesisConfig,
     captions: Artifact,
     out: Path,
-    part: Part,
+    part: Part | None,
     engine: Engine | None = None,
     *,
     mirror: Mirror | None = None,
 ) -> Artifact | None:
-    """Generate the shards that belong to one part of a job; see :func:`synthesize`.
+    """Generate the shards of one part of a job (None: all of them); see :func:`synthesize`.
 
     The parts may run at the same time and in any order. The one that finds all shards written
     finishes the artifact; so does :func:`synthesize` later, which makes what is still missing.
@@ -100,12 +94,14 @@ def synthesize_part(
     made = run.draft.complete
     if made is None:
         run.copy_to(mirror)
-        run_shards([shard for shard in run.shards if part.owns(shard.index)], run.job, run.engine)
-        missing = run.missing()
+        own = [shard for shard in run.shards if part is None or part.owns(shard.index)]
+        run_shards(own, run.job, run.engine)
+        missing = 0 if part is None else run.missing()
         if missing:
             say(f"{missing} of {len(run.shards)} shards are still to be made, by other parts")
             return None
-        made = run.finish() if run.draft.claim() else begin(out, **run.identity).complete
+        alone = part is None or run.draft.claim()
+        made = run.finish() if alone else begin(out, **run.identity).complete
     if mirror is not None and made is not None:
         mirror.complete(made)
     return made
@@ -218,7 +214,6 @@ class _Run:
 
 
 def _fingerprint_file(adapter: Path) -> str:
-    """Return the fingerprint of an adapter."""
     if adapter.suffix != ".safetensors" or not adapter.is_file():
         raise ModelError(f"there is no adapter {adapter}: give a .safetensors file of LoRA weights")
     return sha256_file(adapter)[:16]

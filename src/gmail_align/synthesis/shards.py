@@ -86,7 +86,7 @@ class ShardMaker:
         with ThreadPoolExecutor(self.config.writers) as pool:
             for start in starts:
                 batch = requests[start : start + self.batch_size]
-                place = part_path(path, start) if len(starts) > 1 else None
+                place = path.with_suffix(PARTS) / f"{start:06d}.tar" if len(starts) > 1 else None
                 kept = place and read_part(place, len(batch))
                 if not kept:
                     _wait_for_room(parts, self.config.writers)
@@ -232,11 +232,6 @@ def to_image(pixels: npt.NDArray[np.uint8], finite: bool = True) -> Image.Image:
     if int(np.ptp(pixels.reshape(-1, 3), axis=0).max()) <= 1:
         raise DataError("the generator gave a blank image")
     return Image.fromarray(pixels)
-
-
-def part_path(shard: Path, start: int) -> Path:
-    """Return where the batch that begins with image ``start`` of a shard is kept."""
-    return shard.with_suffix(PARTS) / f"{start:06d}.tar"
 
 
 def read_part(path: Path, count: int) -> Outcome | None:

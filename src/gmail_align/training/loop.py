@@ -175,6 +175,11 @@ def fit(
     return report
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what is trained of a model, by name."""
+    return {name: own for name, own in model.named_parameters() if own.requires_grad}
+
+
 def peak_memory() -> float:
     """Return the most memory that was in use so far, in GB: the GPU's where there is one."""
     if torch.cuda.is_available():

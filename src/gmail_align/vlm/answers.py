@@ -82,7 +82,7 @@ def mmmu_prompt(question: Question) -> Prompt:
     numbered = {name.rpartition("-")[2]: name for name in question.image_ids}
     named = [number for number in _NAMED.findall(text) if number in numbered]
     first = [name for number, name in numbered.items() if number not in named]
-    text = _NAMED.sub(lambda found: IMAGE if found[1] in numbered else "", text)
+    text = _NAMED.sub(lambda place: IMAGE if place[1] in numbered else "", text)
     return Prompt(f"{IMAGE}\n" * len(first) + text, (*first, *(numbered[n] for n in named)))
 
 

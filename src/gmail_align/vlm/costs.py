@@ -279,8 +279,8 @@ def read_shape(encoder: Path, language: Path) -> LlavaShape | None:
 
 def _config(folder: Path) -> dict[str, Any] | None:
     with suppress(OSError, ValueError):
-        found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return found
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config
     return None
 
 

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from peft import LoraConfig, LoraModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration
 from transformers.utils import is_flash_attn_2_available
@@ -20,7 +20,7 @@ from gmail_align.progress import say
 from gmail_align.runtime import stable_seed
 from gmail_align.training.config import OptimConfig
 from gmail_align.training.distributed import ranks
-from gmail_align.training.loop import FitReport, PiecewiseLoss, fit
+from gmail_align.training.loop import FitReport, PiecewiseLoss, fit, trained_parameters
 from gmail_align.vlm.config import LlavaConfig
 from gmail_align.vlm.connector import Seen
 from gmail_align.vlm.costs import Meter
@@ -100,11 +100,6 @@ def _describe(plan: Plan, train: Sequence[Sample], config: LlavaConfig) -> None:
         f"{len(train)} samples of {tokens} tokens in {rows} rows: {learnt / tokens:.1%} of the"
         f" tokens are learnt, {1 - tokens / (rows * config.row_tokens):.1%} of the rows is padding"
     )
-
-
-def trained_parameters(objective: Objective) -> dict[str, nn.Parameter]:
-    """Return what is trained, by name."""
-    return {name: p for name, p in objective.named_parameters() if p.requires_grad}
 
 
 def choose_trained(

@@ -13,7 +13,7 @@ from gmail_align.errors import DataError
 from gmail_align.vlm.conversations import CONVERSATIONS, IMAGE, Turn, read_conversations
 
 Side = Literal["real", "generated"]
-Asked = Callable[[Pair], Sequence[Turn]]
+TurnsOf = Callable[[Pair], Sequence[Turn]]
 """The questions about a pair's image, with their answers."""
 
 
@@ -23,7 +23,7 @@ def write_instructions(
     out: Path,
     *,
     prompt: str | None = None,
-    asked: Asked | None = None,
+    asked: TurnsOf | None = None,
     inputs: Mapping[str, Artifact | str] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Artifact:
@@ -69,7 +69,7 @@ def _row(image: str, number: int, turns: Iterable[Turn]) -> dict[str, Any]:
     return {"id": f"{image}:{number}", "image": image, "conversations": said}
 
 
-def talks_of(path: Path) -> Asked:
+def talks_of(path: Path) -> TurnsOf:
     """Return the turns of a file in LLaVA's format, whose samples each have one real image.
 
     The first pair of a real image gets all its turns.

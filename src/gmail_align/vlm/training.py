@@ -20,7 +20,7 @@ from gmail_align.progress import say, set_quiet
 from gmail_align.runtime import resolve_device
 from gmail_align.training.checkpoints import remove_checkpoint, whole
 from gmail_align.training.distributed import ranks
-from gmail_align.training.loop import FitReport
+from gmail_align.training.loop import FitReport, trained_parameters
 from gmail_align.vlm.config import LlavaConfig
 from gmail_align.vlm.costs import LlavaShape, Meter, known_peak
 from gmail_align.vlm.fitting import (
@@ -29,7 +29,6 @@ from gmail_align.vlm.fitting import (
     fit_llava,
     prepare,
     require_shares,
-    trained_parameters,
 )
 from gmail_align.vlm.folder import (
     connector_for,

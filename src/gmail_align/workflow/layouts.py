@@ -199,8 +199,8 @@ def _captions_beside(folder: Path, files: Sequence[str]) -> Layout | None:
     images = [name for name in files if file_suffix(name) in SUFFIXES]
     table = next((name for name in files if _TABLES.fullmatch(os.path.basename(name))), None)
     texts = {os.path.splitext(n)[0]: n for n in files if n.endswith((".txt", ".caption"))}
-    beside = sum(os.path.splitext(name)[0] in texts for name in images)
-    if not images or (table is None and beside < len(images) / 2):
+    with_text = sum(os.path.splitext(name)[0] in texts for name in images)
+    if not images or (table is None and with_text < len(images) / 2):
         return None
     kind = "images with text files" if table is None else f"images with {os.path.basename(table)}"
     counts = Counter(split_of_folders(Path(name).relative_to(folder).as_posix()) for name in images)

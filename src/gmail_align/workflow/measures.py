@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from gmail_align.config import nearest_few
 from gmail_align.data.protocols import PROTOCOLS, find_protocol
 from gmail_align.errors import ConfigError
-from gmail_align.recipe_tables import Claim, nearest_few
+from gmail_align.recipe_tables import Claim
 from gmail_align.workflow.rows import RecipeSteps, RowSteps
 from gmail_align.workflow.steps.encoders import Retrieval, ZeroShot
 from gmail_align.workflow.steps.learners import CaptionScores, Probe

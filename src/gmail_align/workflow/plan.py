@@ -161,9 +161,9 @@ class Rates:
     tflops: float
     share: float | None
 
-    def hours(self, flop: float, usual: float = TRAINING_SHARE) -> float:
+    def hours(self, flop: float) -> float:
         """Return the hours that so many operations take."""
-        return flop / (self.tflops * 1e12 * (self.share or usual)) / 3600
+        return flop / (self.tflops * 1e12 * (self.share or TRAINING_SHARE)) / 3600
 
     def of(self, step: Step, work: Work) -> StepCost | None:
         """Return what a step takes; None where that is negligible next to the others."""

@@ -13,13 +13,13 @@ from gmail_align.data.pairs import Pair, read_pairs
 from gmail_align.features.rows import read_rows
 from gmail_align.report.data import (
     CaptionedImage,
-    Curve,
     Embeddings,
     PairFigure,
     ReportData,
     Sample,
     StageSummary,
 )
+from gmail_align.report.gather import read_curve
 from gmail_align.runtime import versions
 from gmail_align.workflow.rows import JudgedEncoder, RecipeSteps
 from gmail_align.workflow.steps.encoders import Aligned, Gap, ImageFeatures
@@ -61,7 +61,7 @@ def gather_report(
         result=result,
         stages=_stages(result),
         curves={
-            name: _curve(work, judged.encoder)
+            name: read_curve(work.get(judged.encoder))
             for name, judged in aligned.items()
             if isinstance(judged.encoder, Aligned) and judged.encoder.settings.method == "gmail"
         },
@@ -81,14 +81,6 @@ def _stages(result: Mapping[str, Any]) -> list[StageSummary]:
         for kind, (name, what) in _STAGES.items()
         if kind in seconds
     ]
-
-
-def _curve(work: Work, step: Aligned) -> Curve:
-    encoder = work.get(step)
-    points: dict[str, list[dict[str, float]]] = {"loss": [], "score": []}
-    for row in read_jsonl(encoder.path("events.jsonl")):
-        points[row.pop("event")].append(row)
-    return Curve(points["loss"], points["score"], encoder.manifest["notes"]["best_step"])
 
 
 def _pairs(

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gmail_align.artifacts import read_jsonl
 from gmail_align.recipe import Recipe
 from gmail_align.recipe_tables import Claim
+from gmail_align.report.gather import read_curve
 from gmail_align.results import estimate_table, read_result
 from gmail_align.workflow.rows import JudgedEncoder, RecipeSteps, RowSteps
 from gmail_align.workflow.steps.data import Pairs
@@ -127,7 +127,7 @@ def _used(row: RowSteps, work: Work) -> dict[str, Any]:
     trained = [step for step in in_order(row.targets) if step.trains]
     seen = [one for step in trained for one in images_used(step)]
     notes = [work.get(step).manifest.get("notes", {}) for step in trained]
-    steps = [steps_run(work.path(step)) for step in trained]
+    steps = [read_curve(work.get(step)).steps for step in trained]
     return {
         "real_images": len(_ids(seen, "real", work)),
         "generated_images": len(_ids(seen, "generated", work)),
@@ -167,13 +167,6 @@ def _ids(seen: Sequence[tuple[str, Step]], side: str, work: Work) -> set[str]:
         for step in pairs.values()
         for row in iter_pairs(work.get(step))
     }
-
-
-def steps_run(folder: Path) -> int:
-    """Return the last step that a training logged; 0 where it has no steps."""
-    path = folder / "events.jsonl"
-    rows = read_jsonl(path) if path.exists() else []
-    return max((int(row["step"]) for row in rows if row["event"] == "loss"), default=0)
 
 
 def _claim(
@@ -277,7 +270,7 @@ def _encoder(seeds: Sequence[JudgedEncoder], work: Work) -> dict[str, Any]:
     trained = {
         "applied": [note["applied"] for note in notes],
         "best_steps": [note["best_step"] for note in notes],
-        "steps": steps_run(encoders[0].folder) if encoders else 0,
+        "steps": read_curve(encoders[0]).steps if encoders else 0,
         "refusals": [note["message"] for note in notes if "message" in note],
     }
     return {

@@ -117,7 +117,6 @@ class Step:
         return isinstance(other, Step) and self.key == other.key
 
     def __hash__(self) -> int:
-        """Return a hash of the key."""
         return hash(self.key)
 
     @property

@@ -47,7 +47,7 @@ class Scaling:
     """ClipCap's mismatch: features are scaled in prediction alone."""
 
     def __call__(self, features: Float[Tensor, "b d"], training: bool) -> Float[Tensor, "b d"]:
-        """Scale features."""
+        """Return features at the length that they are mapped at."""
         if not self.normalise or (training and self.raw_in_training):
             return features
         unit = F.normalize(features, dim=-1)

@@ -11,8 +11,6 @@ Feature files are hard links to the feature stores' where the file system has th
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +21,7 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
-from gmail_align.artifacts import Artifact, atomic_file, read_jsonl, write_bytes, write_jsonl
+from gmail_align.artifacts import Artifact, read_jsonl, write_bytes, write_jsonl
 from gmail_align.captioning.ifcap.config import IFCapConfig
 from gmail_align.captioning.ifcap.entities import (
     adaptive,
@@ -35,6 +33,7 @@ from gmail_align.captioning.ifcap.entities import (
 )
 from gmail_align.captioning.ifcap.retrieval import Groups, build_index, nearest, nearest_by_faiss
 from gmail_align.errors import ArtifactError, DataError, damage_explained
+from gmail_align.features.rows import link
 from gmail_align.features.store import FEATURES, open_features
 from gmail_align.progress import track
 
@@ -133,7 +132,7 @@ def write_datastore(
             [{"caption_id": name, "text": captions[name], "nouns": some} for name, some in lines],
         )
     for source, name in zip(sources, (TEXTS, RETRIEVAL), strict=False):
-        _link(source.path(FEATURES), folder / name)
+        link(source.path(FEATURES), folder / name)
 
 
 def read_datastore(folder: Path) -> Datastore:
@@ -157,15 +156,3 @@ def _mapped(path: Path) -> Tensor:
     with safe_open(path, framework="pt") as file:
         array: Tensor = file.get_tensor("features")
     return array
-
-
-def _link(source: Path, target: Path) -> None:
-    """Link a file, or copy it where links do not reach."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        with source.open("rb") as file, atomic_file(target) as copy:
-            shutil.copyfileobj(file, copy)

@@ -158,16 +158,12 @@ class Retrieval(Step):
     kind = "results"
     what = "retrieval: {protocol}"
     task: ClassVar[Task] = "retrieval"
+    measures = tuple(RECALLS)
     images: Step
     texts: Step
     captions: Step
     protocol: str
     subset: bool
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Names of the numbers in it."""
-        return tuple(RECALLS)
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.evaluation.retrieval import evaluate_retrieval
@@ -189,6 +185,7 @@ class ZeroShot(Step):
     kind = "results"
     what = "zero-shot classification: {protocol}"
     task: ClassVar[Task] = "zeroshot"
+    measures = ACCURACIES
     images: Step
     encoder: Step | Model
     classes: Step
@@ -198,14 +195,10 @@ class ZeroShot(Step):
     set_name: str = ""
     """Class set of the tabletop world."""
 
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Names of the numbers in it."""
-        return ACCURACIES
-
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.data.labels import Labels, class_prompts, open_labels
         from gmail_align.evaluation.zeroshot import embed_classes, evaluate_zeroshot
+        from gmail_align.features.store import open_features
 
         encoder = open_encoder(work, self.encoder)
         images, classes = work.get(self.images), work.get(self.classes)
@@ -213,7 +206,8 @@ class ZeroShot(Step):
             labels, prompts = _tabletop_classes(encoder, classes, self.classes.split, self.set_name)
         else:
             known = open_labels(classes.folder).classes
-            labels = Labels({name: known[name] for name in features_ids(images) if name in known})
+            ids = open_features(images).ids
+            labels = Labels({name: known[name] for name in ids if name in known})
             texts = class_prompts(classes.path("classes.json"), self.protocol)
             prompts = embed_classes(encoder, texts, images)
         evaluate_zeroshot(images, labels, prompts, out, protocol=self.protocol, subset=self.subset)
@@ -232,13 +226,6 @@ def _tabletop_classes(
     numbers = zero_shot_labels(read_scenes(world, split), name)
     labels = Labels({image: classes[number] for image, number in numbers.items()})
     return labels, ClassFeatures(classes, class_features(encoder, name))
-
-
-def features_ids(features: Artifact) -> list[str]:
-    """Return the ids of the images that features are of."""
-    from gmail_align.features.store import open_features
-
-    return list(open_features(features).ids)
 
 
 def fetch_model(model: Model) -> None:

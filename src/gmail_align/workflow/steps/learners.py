@@ -167,6 +167,7 @@ class Probe(Step):
     kind = "probes"
     what = "linear probe, seed {seed}"
     task: ClassVar[Task] = "zeroshot"
+    measures = ACCURACIES
     trains = True
     train: Step | None
     """Features of a whole set; None where ``seen`` says what is learnt from."""
@@ -178,11 +179,6 @@ class Probe(Step):
     seed: int
     seen: tuple[LearnerImages, ...] = ()
     """Sides of pairs; each image has the class of its pair's real image."""
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Names of the numbers in it."""
-        return ACCURACIES
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.data.labels import Labels, open_labels

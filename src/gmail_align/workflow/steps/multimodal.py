@@ -14,7 +14,7 @@ from gmail_align.workflow.work import Model, Step, Work, not_identity
 
 if TYPE_CHECKING:
     from gmail_align.artifacts import Artifact
-    from gmail_align.vlm.instructions import Asked
+    from gmail_align.vlm.instructions import TurnsOf
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Instructions(Step):
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.vlm.instructions import talks_of, write_instructions
 
-        asked: Asked | None = None
+        asked: TurnsOf | None = None
         inputs: dict[str, Artifact | str] = {}
         if self.world is not None:
             inputs["world"] = work.get(self.world)
@@ -63,7 +63,7 @@ class Instructions(Step):
             settings={"questions": self.questions},
         )
 
-    def _scene_questions(self, work: Work) -> Asked:
+    def _scene_questions(self, work: Work) -> TurnsOf:
         from gmail_align.tabletop.run import caption_questions
         from gmail_align.vlm.conversations import Turn
 
@@ -178,14 +178,10 @@ class AnswerScores(Step):
     kind = "results"
     what = "question answering: {protocol}"
     task: ClassVar[Task] = "answers"
+    measures = "accuracy", "chance", "last_answer_accuracy"  # the last is MMMU's
     answers: Answered
     protocol: str
     subset: bool
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Names of the numbers in it; the last is MMMU's."""
-        return "accuracy", "chance", "last_answer_accuracy"
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.evaluation.answers import evaluate_answers
