@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from gmail_align.artifacts import Artifact, Draft, canonical_json, write_jsonl
+from gmail_align.data.counted import counted, require_count
 from gmail_align.data.ids import safe_id
 from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError, damage_explained
@@ -95,7 +96,7 @@ def iter_captions(artifact: Artifact) -> Iterator[Caption]:
         ArtifactError: the artifact holds something else, or its file is damaged.
     """
     with _damage_explained(artifact), _file_of(artifact).open("rb") as file:
-        yield from map(_parse, file)
+        yield from counted(artifact, map(_parse, file))
 
 
 def read_captions(artifact: Artifact) -> list[Caption]:
@@ -144,7 +145,9 @@ def cut_captions(artifact: Artifact, size: int) -> list[CaptionShard]:
             if count == size:
                 shards.append(CaptionShard(len(shards), start, count))
                 start, count = end, 0
-    return [*shards, CaptionShard(len(shards), start, count)] if count else shards
+    shards += [CaptionShard(len(shards), start, count)] if count else []
+    require_count(artifact, sum(shard.count for shard in shards))
+    return shards
 
 
 def _file_of(artifact: Artifact) -> Path:

@@ -31,6 +31,7 @@ from gmail_align.artifacts import (
     read_jsonl,
     write_jsonl,
 )
+from gmail_align.data.counted import require_count
 from gmail_align.data.decode import decode_rgb, extension
 from gmail_align.data.ids import safe_id
 from gmail_align.data.image_index import INDEX as INDEX
@@ -248,6 +249,7 @@ class ImageStore:
         advice = f"delete {artifact.folder} and make it again"
         with damage_explained(artifact.path(INDEX), ArtifactError, advice):
             self._index = ImageIndex(artifact.path(INDEX))
+        require_count(artifact, len(self._index.ids))
 
     @property
     def ids(self) -> Names:

@@ -12,6 +12,7 @@ import numpy as np
 
 from gmail_align.artifacts import Artifact, Draft, begin, read_jsonl, write_jsonl
 from gmail_align.data.captions import Caption, iter_captions
+from gmail_align.data.counted import counted
 from gmail_align.data.ids import split_number
 from gmail_align.data.images import ImageStore
 from gmail_align.data.names import Names
@@ -213,7 +214,7 @@ def iter_pairs(artifact: Artifact) -> Iterator[Pair]:
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, but pairs are needed here")
     advice = f"delete {artifact.folder} and pair again"
     with damage_explained(artifact.path(PAIRS), ArtifactError, advice):
-        for row in read_jsonl(artifact.path(PAIRS)):
+        for row in counted(artifact, read_jsonl(artifact.path(PAIRS))):
             if not all(isinstance(value, str) for value in row.values()):
                 raise ValueError("a value is not text")
             yield Pair(**row)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gmail_align.artifacts import Artifact, read_jsonl
+from gmail_align.data.counted import counted
 from gmail_align.errors import ArtifactError, damage_explained
 
 QUESTIONS: Final = "questions.jsonl"
@@ -71,5 +72,5 @@ def read_questions(artifact: Artifact) -> Iterator[Question]:
         )
     advice = f"delete {artifact.folder} and import again"
     with damage_explained(artifact.path(QUESTIONS), ArtifactError, advice):
-        for row in read_jsonl(artifact.path(QUESTIONS)):
+        for row in counted(artifact, read_jsonl(artifact.path(QUESTIONS))):
             yield Question.from_row(row)
