@@ -89,9 +89,14 @@ def test_quantised_weights_are_not_taken_as_they_stand(
     tensors = load_file(folder / "model.safetensors")
     name = next(key for key in sorted(tensors) if key.endswith("weight") and tensors[key].ndim > 1)
     tensors[name] = tensors[name].float().to(kind)
+    tensors[f"{name}_scale"] = torch.ones(1)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=f"{name} as"):
         load(folder)
+
+
+def test_weights_that_are_stored_as_small_floats_are_weights() -> None:
+    load_language_model(shipped_models() / "llama")
 
 
 def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ _WHOLE: Final = {
 }
 """Index of weights in several files -> the single files that are taken before it."""
 _FLOATS: Final = {"F64", "F32", "F16", "BF16"}
+_SCALES: Final = ("weight_scale", "weight_scale_inv")
+"""Ends of the names of tensors that the weights of a quantised model are multiplied by."""
 
 
 def require_weights(folder: Path) -> None:
@@ -34,7 +36,8 @@ def require_weights(folder: Path) -> None:
         with damage_explained(file, ModelError, advice), safe_open(file, framework="np") as tensors:
             names = tensors.keys()
             kinds = {name: tensors.get_slice(name).get_dtype() for name in names}
-        odd = min((name for name, kind in kinds.items() if _is_packed(name, kind)), default=None)
+        scaled = any(name.endswith(_SCALES) for name in kinds)
+        odd = min((n for n, kind in kinds.items() if _is_packed(n, kind, scaled)), default=None)
         if odd is not None:
             raise ModelError(
                 f"{file} holds {odd} as {kinds[odd]}, as quantised models do: get the model in "
@@ -83,5 +86,7 @@ def _names(index: Path) -> list[str]:
     return sorted(set(table.values()))
 
 
-def _is_packed(name: str, kind: str) -> bool:
-    return name.endswith(".weight") and kind not in _FLOATS
+def _is_packed(name: str, kind: str, scaled: bool) -> bool:
+    """Whether a weight means something else than its numbers; small floats may be no more."""
+    plain = kind in _FLOATS or (kind.startswith("F8") and not scaled)
+    return name.endswith(".weight") and not plain
