@@ -122,6 +122,9 @@ def test_a_study_runs_from_its_file_to_its_tables(ran: tuple[Path, dict[str, Any
     assert shift.values["paired_cosine"].value > frozen.values["paired_cosine"].value
     assert frozen.values["text"] == shift.values["text"] and frozen.values["text"].value < 1
     assert llava.values == {} and "learner" in llava.note
+    for name in ("t2i", "floor", "paired_cosine"):
+        assert np.mean(shift.seeds[name]) == pytest.approx(shift.values[name].value, abs=1e-6)
+        assert len(shift.seeds[name]) == 2
     verdicts = [claim.verdict for claim in result.claims]
     assert verdicts[4] == "not tested" and "not tested" not in verdicts[:4]
     closer = shift.values["paired_cosine"].value - frozen.values["paired_cosine"].value

@@ -210,7 +210,8 @@ def _row(
     numbers: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> ShownRow:
     measured, missing = numbers.get(row.name, {}), row.missing_at(scale)
-    per_seed = rows.get(row.name, {}).get("per_seed", {})
+    own = rows.get(row.name, {"encoder": {}, "per_seed": {}})
+    per_seed = {**own["encoder"].get("per_seed", {}), **own["per_seed"]}
     metrics = {column.name: column.metric_at(scale) or "" for column in columns}
     return ShownRow(
         name=row.name,

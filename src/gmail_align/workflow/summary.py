@@ -279,7 +279,26 @@ def _encoder(seeds: Sequence[JudgedEncoder], work: Work) -> dict[str, Any]:
         "retrieval": retrieval,
         "zeroshot": {name: metrics["accuracy"] for name, metrics in zeroshot.items()},
         **(trained if notes else {}),
+        **({"per_seed": _each_seed(seeds, work)} if len(seeds) > 1 else {}),
     }
+
+
+def _each_seed(seeds: Sequence[JudgedEncoder], work: Work) -> dict[str, list[float]]:
+    """Return the value of each seed, of retrieval also without the protocol's name before it."""
+    first, values = seeds[0], dict[str, list[float]]()
+    steps: dict[str, list[Step]] = {}
+    if first.gap is not None:
+        steps[""] = [one.gap for one in seeds if one.gap is not None]
+    steps |= {name: [one.zeroshot[name] for one in seeds] for name in first.zeroshot}
+    steps |= {name: [one.retrieval[name] for one in seeds] for name in first.retrieval}
+    for protocol, own in steps.items():
+        runs = [metrics_of(work.path(step)) for step in own]
+        for metric in runs[0]:
+            row = [run[metric]["value"] for run in runs]
+            values[f"{protocol}/{metric}".lstrip("/")] = row
+            if protocol in first.retrieval:
+                values.setdefault(metric, row)
+    return values
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
