@@ -275,6 +275,8 @@ def test_places_named_by_a_split_are_sets_of_their_own(tmp_path: Path, packed: b
         "generated": [str(home / f"train_fake{end}")],
     }
     assert any("test_fake" in told for told in layout.left_out)
+    init_recipe(home, tmp_path / "mine.toml")
+    assert read_recipe(str(tmp_path / "mine.toml")).align["gmail"].holdout == 0.2
 
 
 @pytest.mark.parametrize("order", ["{split}/{label}", "set/{label}/{split}"])

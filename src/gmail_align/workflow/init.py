@@ -25,7 +25,7 @@ SMALL_TRAIN, SMALL_TEST, SMALL_VALIDATION = 600, 300, 100
 """Images that a run without a GPU uses, so that it takes minutes."""
 LEAST_TRAIN = 4
 _FEW_IMAGES: Final = 5000
-"""Below this many real images, the guard holds out a fifth of them instead of a tenth."""
+"""Below this many real images with classes, a fifth is held out: a probe's accuracy is noisy."""
 _SUBSETS: Final = (
     "# A part of the real images, for rows that may see few of them.\n"
     "[subsets]\nscarce = { images = 0.2 }"
@@ -171,7 +171,7 @@ def _write(layout: Layout, models: Models, notes: Sequence[str], out: Path, *, s
         *([] if layout.classes else [_SUBSETS]),
         _generator(layout, models),
         f"[encoder]\nbase = {toml_value(models.encoder)}",
-        _alignments(models, total),
+        _alignments(models, total, classes=layout.classes > 0),
         _learner(layout, models, total, small=small),
         _rows(layout),
         _evaluate(layout),
@@ -204,7 +204,7 @@ def _generator(layout: Layout, models: Models) -> str:
     return f"[generator]\npreset = {toml_value(family)}\nmodel = {toml_value(name)}"
 
 
-def _alignments(models: Models, images: int) -> str:
+def _alignments(models: Models, images: int, *, classes: bool) -> str:
     tabletop = str(models.encoder).startswith(SHIPPED)
     batch = max(8, min(64 if tabletop else 256, images // 8))
     if tabletop:
@@ -225,7 +225,7 @@ def _alignments(models: Models, images: int) -> str:
             f"optim = {{ steps = {steps}, checkpoint_every = {every}, evaluate_every = {every} }}"
         )
         gmail = control = ""
-    if images < _FEW_IMAGES:
+    if classes and images < _FEW_IMAGES:
         gmail += "holdout = 0.2  # real images that judge; a tenth of few is too few to tell\n"
     return (
         f"[align.gmail]\nbatch_size = {batch}\n{gmail}{shared}\n\n"
