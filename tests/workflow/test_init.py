@@ -262,7 +262,7 @@ def test_places_named_by_a_split_are_sets_of_their_own(tmp_path: Path, packed: b
     home = tmp_path / "in"
     for start, place in enumerate(("train_real", "test_real", "train_fake", "test_fake")):
         for label in ("cat", "dog"):
-            pictures(home / place / label, 2, 2 * start)
+            pictures(home / place / label, 6, 6 * start)
         if packed:
             shutil.make_archive(str(home / place), "zip", home / place)
             shutil.rmtree(home / place)
