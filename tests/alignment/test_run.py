@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from gmail_align.alignment import run as module
-from gmail_align.alignment import verdict as verdict_module
+from gmail_align.alignment import score
 from gmail_align.alignment.config import AlignConfig, AlignWeights
 from gmail_align.alignment.guard import Guard, Measurement
 from gmail_align.alignment.pair_index import REAL
@@ -466,7 +466,7 @@ def test_three_images_cannot_tell(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert few["gain"]["n"] == 3 and few["gain"]["low"] > 0
     assert few["applied"] is False
     assert "cannot tell" in few["message"]
-    monkeypatch.setattr(verdict_module, "FEWEST", 3)
+    monkeypatch.setattr(score, "FEWEST", 3)
     assert run(careful, "enough").manifest["notes"]["applied"] is True
 
 

@@ -28,7 +28,7 @@ from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, ConfigError, DataError, ModelError
 from gmail_align.vlm import training
 from gmail_align.vlm.answers import Answer, answer, ask, predict_answers, shuffle_images
-from gmail_align.vlm.config import AnswerConfig
+from gmail_align.vlm.config import AnswerConfig, AskConfig
 from gmail_align.vlm.folder import load_llava
 from gmail_align.vlm.loss import Objective
 from gmail_align.vlm.packing import Sample
@@ -423,7 +423,7 @@ def test_answers_that_are_stopped_are_counted(
     assert "outputs_cut" not in made[40].manifest.get("notes", {})
     assert all("cut" not in row for row in read_jsonl(made[40].path("predictions.jsonl")))
     ImageStore(world.real).read("r2").save(tmp_path / "photo.png")
-    short = AnswerConfig(device="cpu", max_tokens=2)
+    short = AskConfig(device="cpu", max_tokens=2)
     ask(trained, [tmp_path / "photo.png"], "What colour?", short)
     assert "1 of 1 texts stopped at the longest length, 2 tokens" in capsys.readouterr().err
 
@@ -432,7 +432,7 @@ def test_a_question_about_a_file_is_answered(
     trained: Artifact, world: World, tmp_path: Path
 ) -> None:
     ImageStore(world.real).read("r2").save(tmp_path / "photo.png")
-    how = AnswerConfig(device="cpu", max_tokens=8)
+    how = AskConfig(device="cpu", max_tokens=8)
     llava = load_llava(trained, CPU)
     image = Image.open(tmp_path / "photo.png")
     expected = answer(llava, ["<image>\nWhat colour?"], [[image]], 8)
