@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
+from gmail_align.alignment.feature_guard import choose
 from gmail_align.alignment.score import Part, gain, total
 
 
@@ -50,3 +52,16 @@ def test_a_small_gain_on_one_image_in_many_is_noise() -> None:
     lucky[3] = 1.0
     assert gain([Part(before, image)], [Part(lucky, image)], 50).low == 0.0
     assert gain([Part(before, image)], [Part(before + 0.01, image)], 50).low > 0.0
+
+
+@pytest.mark.parametrize(("gaining", "losing"), [(4, 0), (5, 0), (6, 0), (3, 2)])
+def test_few_images_that_change_show_no_gain(gaining: int, losing: int) -> None:
+    """By a sign test, six that all gain are the fewest which are beyond the 95%."""
+    before, image = np.zeros(24), np.arange(24)
+    after = before.copy()
+    after[:gaining], after[gaining : gaining + losing] = 1.0, -1.0
+    sure = binomtest(gaining, gaining + losing).pvalue < 0.05
+    shown = gain([Part(before, image)], [Part(after, image)], 24)
+    assert (shown.low > 0) == sure == (gaining == 6)
+    values = {"raw": before.tolist(), "shift": before.tolist(), "step 1": after.tolist()}
+    assert (choose(values, 0, "transfer").kept == "step 1") == sure

@@ -22,7 +22,7 @@ from gmail_align.alignment.feature_head import new_residual
 from gmail_align.alignment.feature_training import Learner
 from gmail_align.alignment.guard import EASE
 from gmail_align.alignment.losses import alignment_losses
-from gmail_align.alignment.score import FEWEST, beyond_noise
+from gmail_align.alignment.score import FEWEST, beyond_noise, cautious
 from gmail_align.alignment.training_free import AffineMap
 from gmail_align.artifacts import write_json
 from gmail_align.data.batches import sample_rows
@@ -108,9 +108,10 @@ def choose(values: Values, seed: int, what: str) -> Choice:
     if not others:
         return Choice(free, scores, free, {}, f"{_told(scores, FREE, what)}: {free} is applied")
     best = max(others, key=lambda name: scores[name])
-    gains = {
-        name: bootstrap_mean(np.subtract(values[best], values[name]), seed=seed) for name in FREE
-    }
+    gains = {}
+    for name in FREE:
+        each = np.subtract(values[best], values[name])
+        gains[name] = cautious(bootstrap_mean(each, seed=seed), int(np.count_nonzero(each)))
     short = [name for name, gain in gains.items() if not beyond_noise(gain.low, gain.n)]
     told = _told(scores, (*FREE, best), what)
     by = ", ".join(
