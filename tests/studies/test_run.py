@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from gmail_align.cli.main import app
 from gmail_align.errors import ArtifactError, ConfigError
 from gmail_align.studies import real
-from gmail_align.studies.numbers import detectable
+from gmail_align.studies.numbers import detectable, mean_over
 from gmail_align.studies.result import RESULT, Number, ShownRow, StudyResult, read_study_result
 from gmail_align.studies.run import StudyOptions, numbers_of
 from gmail_align.studies.tables import claims_table, files_of, render, study_table
@@ -228,24 +228,30 @@ def test_ours_and_the_papers_numbers_stand_side_by_side() -> None:
     assert cells == [["125.0", "–", ""], ["–", "108.35", ""]]
     (claim,) = claims_table(made_result()).rows
     assert [cell.text for cell in claims_table(made_result()).shown(claim)] == [
-        *("CIDEr", "−50.0", "–", "+4.18", "reversed")
+        *("CIDEr", "−50.0", "33.9", "+4.18", "reversed")
     ]
 
 
-def test_a_claim_says_what_its_seeds_could_have_shown() -> None:
+def test_a_claim_says_what_a_study_of_its_size_shows() -> None:
     rows = [
         {"name": name, "label": name, "seeds": {"CIDEr": values}}
         for name, values in (("a", [0.1, 0.3, 0.2, 0.4, 0.0]), ("b", [0.0] * 5))
     ]
-    table = claims_table(made_result(rows=rows))
-    (claim,) = table.rows
-    assert table.shown(claim)[2].text == "26.6"
+    claim = {"name": "A beats B", "better": "a", "worse": "b", "metric": "CIDEr"}
+    shown = []
+    for low, high in ((0.19, 0.21), (-0.5, 0.5), (0.2, 0.2)):
+        difference = {"value": 0.2, "low": low, "high": high}
+        claims = [{**claim, "verdict": "holds", "difference": difference}]
+        table = claims_table(made_result(rows=rows, claims=claims))
+        shown.append(table.shown(table.rows[0])[2].text)
+    assert shown == ["26.6", "67.7", "–"]  # seeds are less sure, the interval is, nothing varies
 
 
 def test_what_is_detectable_is_found_in_four_of_five_worlds() -> None:
-    differences = [0.1, 0.3, 0.2, 0.4, 0.0]
-    spread, rng = np.std(differences, ddof=1), np.random.default_rng(0)
-    worlds = rng.normal(detectable(differences), spread, (4000, 5))
+    differences, rng = [0.1, 0.3, 0.2, 0.4, 0.0], np.random.default_rng(0)
+    own = mean_over(differences)
+    effect = detectable((own.high - own.low) / 2, 5)
+    worlds = rng.normal(effect, np.std(differences, ddof=1), (4000, 5))
     found = (ttest_1samp(worlds, 0, axis=1).pvalue < 0.05) & (worlds.mean(axis=1) > 0)
     assert found.mean() == pytest.approx(0.8, abs=0.02)
 

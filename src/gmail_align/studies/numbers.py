@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import nct as noncentral
+from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 from gmail_align.evaluation.compare import score_runs
@@ -34,24 +35,26 @@ def mean_over(values: Sequence[float]) -> Number:
     return Number.model_validate(estimate_table({"": seed_mean(values)})[""])
 
 
-def detectable(differences: Sequence[float], power: float = 0.8) -> float:
-    """Return the true difference that as many seeds show with the given probability.
+def detectable(half_width: float, seeds: int, power: float = 0.8) -> float:
+    """Return the true difference that a study finds with the given probability.
 
-    A paired t test at 5%, of seeds that vary as these do: its power is that of the noncentral t
-    distribution (Cohen 1988, ch. 2).
+    It is found if the 95% interval lies above zero. The power is that of a t test, by the
+    noncentral t distribution (Cohen 1988, ch. 2).
 
     Args:
-        differences: One row minus the other, of each seed; at least two.
+        half_width: Half the width of the difference's 95% interval.
+        seeds: How many seeds the interval is over; of one, images alone vary.
         power: The probability.
 
     Example:
-        >>> round(detectable([0.1, 0.3, 0.2, 0.4, 0.0]), 3)
-        0.266
+        >>> round(detectable(10.0, 5), 1), round(detectable(10.0, 1), 1)
+        (13.5, 14.3)
     """
-    n = len(differences)
-    needed = student.ppf(0.975, n - 1)
-    size = brentq(lambda shift: noncentral.sf(needed, n - 1, shift) - power, 0.0, 1000.0)
-    return float(size * np.std(differences, ddof=1) / n**0.5)
+    if seeds < 2:
+        return float(half_width * (1 + normal.ppf(power) / normal.ppf(0.975)))
+    needed = student.ppf(0.975, seeds - 1)
+    size = brentq(lambda shift: noncentral.sf(needed, seeds - 1, shift) - power, 0.0, 1000.0)
+    return float(half_width * size / needed)
 
 
 def tested(

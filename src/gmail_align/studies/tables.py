@@ -17,7 +17,7 @@ from gmail_align.report.names import DIFFERENCE, PERCENT, PLAIN, Unit
 from gmail_align.report.numbers import duration, number
 from gmail_align.report.tables import Cell, Column, Row, Table
 from gmail_align.report.templating import environment
-from gmail_align.studies.numbers import detectable
+from gmail_align.studies.numbers import detectable, mean_over
 from gmail_align.studies.plots import plot_files
 from gmail_align.studies.result import Number, ShownColumn, ShownRow, StudyResult, TestedClaim
 
@@ -100,13 +100,22 @@ def claims_table(result: StudyResult) -> Table:
 
 
 def _detectable(result: StudyResult, claim: TestedClaim) -> Cell:
-    """Return the difference that the seeds of a claim's rows can show, as the table writes it."""
+    """Return the difference that a study of this size can show, as the table writes it.
+
+    The interval of the difference says how precise it is, or Student's t over the seeds where that
+    is wider, as in results from before intervals over few seeds were widened.
+    """
+    own = claim.difference
+    if own is None or own.low is None or own.high is None or own.low == own.high:
+        return None
     names = [c.name for c in result.columns if claim.metric in (c.name, c.metric)]
     seeds = {row.name: row.seeds.get(names[0], []) for row in result.rows} if names else {}
     better, worse = seeds.get(claim.better, []), seeds.get(claim.worse, [])
-    if len(better) != len(worse) or len(better) < 2:
-        return None
-    return number(detectable(np.subtract(better, worse).tolist()), _SIZES.get(claim.unit, PERCENT))
+    half = (own.high - own.low) / 2
+    if len(better) == len(worse) > 1:
+        over_seeds = mean_over(np.subtract(better, worse).tolist())
+        half = max(half, (over_seeds.high or 0.0) - (over_seeds.value or 0.0))
+    return number(detectable(half, result.seeds), _SIZES.get(claim.unit, PERCENT))
 
 
 def tables(result: StudyResult) -> list[Table]:
