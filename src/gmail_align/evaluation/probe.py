@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,16 +97,14 @@ def evaluate_probe(
         UserError: the features do not fit each other.
         MissingExtraError: scikit-learn is not installed.
     """
-    first, *others = [train] if isinstance(train, LabelledFeatures) else train
-    more = {f"train_{number}": one for number, one in enumerate(others, 2)}
-    given = {"train": first, "validation": validation, "test": test, **more}
-    sources = {name: split for name, split in given.items() if split is not None}
+    sets = [train] if isinstance(train, LabelledFeatures) else train
+    sources = _sources(sets, {"validation": validation, "test": test})
     opened = {name: split.open() for name, split in sources.items()}
     inputs: dict[str, Input] = {name: features for name, (features, _) in opened.items()}
     inputs |= {f"{name}_labels": split.labels for name, split in sources.items()}
-    joined = _joined([opened.pop(name) for name in ("train", *more)])
-    read = {"train": joined[0]} | {name: features for name, (features, _) in opened.items()}
-    named = {"train": joined[1]} | {name: labels for name, (_, labels) in opened.items()}
+    opened["train"] = _joined([one for name, one in opened.items() if name.startswith("train")])
+    read = {name: opened[name][0] for name in ("train", "validation", "test") if name in opened}
+    named = {name: opened[name][1] for name in read}
     classes = class_order(name for labels in named.values() for name in labels)
     n = {"train": len(named["train"]), "images": len(named["test"]), "classes": len(classes)}
     result = begin_result(
@@ -127,6 +125,14 @@ def evaluate_probe(
         "unconverged": fit.unconverged,
     }
     return result.finish(metrics, items=items, details=details)
+
+
+def _sources(
+    train: Sequence[LabelledFeatures], others: Mapping[str, LabelledFeatures | None]
+) -> dict[str, LabelledFeatures]:
+    """Name every set; those of training after the first are ``train_2`` and so on."""
+    named = {"train" if n == 1 else f"train_{n}": one for n, one in enumerate(train, 1)}
+    return {**named, **{name: one for name, one in others.items() if one is not None}}
 
 
 def _joined(sets: Sequence[tuple[Features, list[str]]]) -> tuple[Features, list[str]]:

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from gmail_align.alignment.config import ScratchConfig
 from gmail_align.alignment.scratch import train_clip
+from gmail_align.alignment.training_free import MAPS
 from gmail_align.artifacts import Artifact, fingerprint, write_json
 from gmail_align.data.subsets import hold_out
 from gmail_align.encoders.shipped import model_path
@@ -183,9 +184,8 @@ def _shape(budget: ClipBudget, folder: Path) -> Path:
     return folder
 
 
-def _recipe(base: _Base, budget: ClipBudget, seeds: int) -> Recipe:
-    """Return the recipe of all rows."""
-    steps = budget.align_steps
+def _alignments(steps: int) -> dict[str, dict[str, Any]]:
+    """Return the alignments of all rows."""
     trained = {
         "batch_size": 64,
         "temperature": 0.12,
@@ -203,7 +203,17 @@ def _recipe(base: _Base, budget: ClipBudget, seeds: int) -> Recipe:
     }
     chosen = {**trained, "holdout": HOLDOUT}
     blind = {**trained, "preset": "lora_only", "weights": {"align": 0.0, "text_generated": 1.0}}
-    free = ("mean_shift", "shift_scale", "coral")
+    return {
+        "gmail": chosen,
+        "by_loss": {**chosen, "select": "loss", "apply": "best"},
+        "heads": {**chosen, "encoder": {"trunk": "frozen_real", "tune": "none"}},
+        "control": {**blind, "keep_real": "none"},
+        **{name: {"method": name, "apply": "always"} for name in MAPS},
+    }
+
+
+def _recipe(base: _Base, budget: ClipBudget, seeds: int) -> Recipe:
+    """Return the recipe of all rows."""
     tables = {
         "title": "GMAIL on CIFAKE with a CLIP from scratch",
         "seed": SEED,
@@ -216,13 +226,7 @@ def _recipe(base: _Base, budget: ClipBudget, seeds: int) -> Recipe:
         "generator": {"artifacts": str(base.generated)},
         "encoder": {"base": str(base.clip)},
         "subsets": {"few": {"images": budget.few}},
-        "align": {
-            "gmail": chosen,
-            "by_loss": {**chosen, "select": "loss", "apply": "best"},
-            "heads": {**chosen, "encoder": {"trunk": "frozen_real", "tune": "none"}},
-            "control": {**blind, "keep_real": "none"},
-            **{name: {"method": name, "apply": "always"} for name in free},
-        },
+        "align": _alignments(budget.align_steps),
         "learn": {"probe": {"kind": "probe"}},
         "row": [
             {"name": name, "label": label, "detail": detail, "learn": "probe", **own}
