@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from gmail_align.alignment.feature_guard import choose
-from gmail_align.alignment.score import Part, gain, total
+from gmail_align.alignment.score import Part, gain, sure_gain, total
 
 
 def _score(rng: np.random.Generator, image: np.ndarray, weights: tuple[float, ...]) -> list[Part]:
@@ -61,7 +61,7 @@ def test_few_images_that_change_show_no_gain(gaining: int, losing: int) -> None:
     after = before.copy()
     after[:gaining], after[gaining : gaining + losing] = 1.0, -1.0
     sure = binomtest(gaining, gaining + losing).pvalue < 0.05
-    shown = gain([Part(before, image)], [Part(after, image)], 24)
+    shown = sure_gain([Part(before, image)], [Part(after, image)], 24)
     assert (shown.low > 0) == sure == (gaining == 6)
     values = {"raw": before.tolist(), "shift": before.tolist(), "step 1": after.tolist()}
     assert (choose(values, 0, "transfer").kept == "step 1") == sure

@@ -19,7 +19,7 @@ from gmail_align.alignment.config import FIGURES, AlignConfig
 from gmail_align.alignment.embedding import embed
 from gmail_align.alignment.held_out_classes import probe_hits, zero_shot_hits
 from gmail_align.alignment.pair_index import PairNumbers
-from gmail_align.alignment.score import Part, Score, first_is_own, gain, total
+from gmail_align.alignment.score import Part, Score, first_is_own, gain, sure_gain, total
 from gmail_align.alignment.task import HeldOut, groups_of, some_of
 from gmail_align.alignment.terms import (
     TERMS,
@@ -107,7 +107,7 @@ class Guard:
 
     def gain(self, score: Score) -> Estimate:
         """Estimate by how much a measured score exceeds the plain model's."""
-        return gain(self._plain.score, score, len(self.held.first))
+        return sure_gain(self._plain.score, score, len(self.held.first))
 
     def gain_over_shift(self, score: Score) -> Estimate:
         """Estimate by how much a measured score exceeds the plain model's with a shift of means.
@@ -120,7 +120,7 @@ class Guard:
         moved = {n: pairs[n] + shift for n in ("generated", "learnt") if n in pairs}
         moved = {**pairs, **moved}
         shifted = self._as_plain(lambda: self._measured(images, moved))
-        return gain(shifted.score, score, len(self.held.first))
+        return sure_gain(shifted.score, score, len(self.held.first))
 
     @torch.no_grad()
     def measure(self) -> Measurement:
