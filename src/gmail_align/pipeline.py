@@ -20,7 +20,7 @@ from gmail_align.errors import ArtifactError, DataError, ModelError, damage_expl
 from gmail_align.mirror import Mirror
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe, read_recipe, recipe_file, recipe_of, runbook_commands
-from gmail_align.results import RESULT
+from gmail_align.results import RESULT, WIDENED
 from gmail_align.workflow.graph import Graph
 from gmail_align.workflow.measures import refuse_unmeasured
 from gmail_align.workflow.outline import Outline
@@ -212,7 +212,7 @@ def _caption_scores(
                 paired,
                 recipe.evaluate.subset,
                 recipe.seed,
-                interval="widened for few runs" if len(runs) > 1 else "",
+                interval=WIDENED if len(runs) > 1 else "",
             )
         )
     return scores

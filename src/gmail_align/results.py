@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 RESULT: Final = "result.json"
+WIDENED: Final = "widened for few runs"
+"""What scores of several seeds note of how their intervals are made."""
 _TEXT_ROLES: Final = ("texts", "classes")
 _WRITTEN: Final = {
     *("protocol", "metrics", "intervals", "units", "n", "seed", "unavailable"),

@@ -188,9 +188,12 @@ class Guard:
     def _shift(self) -> Float[Tensor, " d"]:
         """Return the mean of frozen real images less that of generated ones, by training pairs."""
         assert self._train is not None, "this guard does not know the training pairs"
-        pairs = some_of(self._train, self.config.holdout_limit)
+        learnt = self.held.learnt
+        pairs = some_of(self._train, self.config.holdout_limit) if learnt is None else learnt
         real = self.held.tables.known["frozen"].take(pairs).float()
-        generated = self._as_plain(lambda: self._embed("generated", pairs))["generated"]
+        generated = self._plain_features[1].get("learnt")
+        if generated is None:
+            generated = self._as_plain(lambda: self._embed("generated", pairs))["generated"]
         return real.mean(dim=0) - generated.mean(dim=0)
 
     @cached_property

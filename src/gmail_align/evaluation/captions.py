@@ -21,7 +21,7 @@ from gmail_align.metrics.caption_scores import (
     paired_caption_difference,
 )
 from gmail_align.metrics.statistics import over_runs
-from gmail_align.results import Result, begin_result, estimate_table
+from gmail_align.results import WIDENED, Result, begin_result, estimate_table
 
 _BLANK = "."
 """Stands for a caption without text: the tokenizer drops it, so it scores nothing."""
@@ -202,7 +202,7 @@ def evaluate_seeds(
         {
             **options.identity(),
             "paired": [list(pair) for pair in paired],
-            **({"interval": "widened for few runs"} if len(runs) > 1 else {}),
+            **({"interval": WIDENED} if len(runs) > 1 else {}),
         },
         protocol=options.protocol,
         task="captions",
