@@ -1,4 +1,7 @@
+import ast
 import importlib.util
+import re
+import sys
 import tomllib
 from importlib.metadata import metadata
 from pathlib import Path
@@ -46,10 +49,40 @@ def test_extras_and_the_project_file_name_the_same_packages():
     for name, modules in extras.EXTRAS.items():
         packages = [requirement.split(">")[0].split("[")[0] for requirement in declared[name]]
         renamed = {
-            "scikit-learn": "sklearn",
             "POT": "ot",
             "protobuf": "google.protobuf",
             "faiss-cpu": "faiss",
             "sentence-transformers": "sentence_transformers",
         }
         assert [renamed.get(package, package) for package in packages] == list(modules)
+
+
+OPTIONAL = {"tabletop/training/flow.py"}
+"""Modules that are imported after their extra was asked for."""
+
+
+def test_a_plain_installation_has_what_modules_import_first():
+    root = Path(__file__).parents[1]
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    packages = {re.split(r"[>=<\[]", requirement)[0] for requirement in declared}
+    known = {{"Pillow": "PIL", "scikit-learn": "sklearn"}.get(name, name) for name in packages}
+    known |= sys.stdlib_module_names | {"gmail_align"}
+    undeclared = {}
+    source = root / "src/gmail_align"
+    for file in sorted(source.rglob("*.py")):
+        name = str(file.relative_to(source))
+        strange = _imported_first(file.read_text()) - known
+        if strange and name not in OPTIONAL:
+            undeclared[name] = strange
+    assert undeclared == {}
+
+
+def _imported_first(text: str) -> set[str]:
+    """Return the packages that the top level of a module imports."""
+    names = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names

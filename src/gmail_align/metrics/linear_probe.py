@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gmail_align.errors import UserError
-from gmail_align.extras import require
 from gmail_align.metrics.bootstrap import Values
 from gmail_align.metrics.ranks import require_features, require_labels
 
@@ -83,7 +82,6 @@ def linear_probe(
 
     Raises:
         UserError: features or labels do not fit, or there are fewer than two classes.
-        MissingExtraError: scikit-learn is not installed.
     """
     _check(train, validation, test, grid)
     fit_on, choose_on = (train, validation) if validation is not None else _split(train, seed)
@@ -106,20 +104,22 @@ class _Model:
     """A logistic regression on standardised features, fitted again from where it was."""
 
     def __init__(self, data: Labelled) -> None:
-        linear = require("sklearn.linear_model", "report")
+        from sklearn.linear_model import LogisticRegression
+
         rows, self.labels = data.arrays()
         self.centre, self.scale = rows.mean(0), rows.std(0)
         self.scale[self.scale == 0] = 1.0
         self.rows = self._standard(rows)
-        self.model: Any = linear.LogisticRegression(max_iter=_MOST_STEPS, warm_start=True)
+        self.model: Any = LogisticRegression(max_iter=_MOST_STEPS, warm_start=True)
         self.unconverged = 0
 
     def fit(self, decay: float) -> _Model:
-        exceptions = require("sklearn.exceptions", "report")
+        from sklearn.exceptions import ConvergenceWarning
+
         with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always", exceptions.ConvergenceWarning)
+            warnings.simplefilter("always", ConvergenceWarning)
             self.model.set_params(C=1 / decay).fit(self.rows, self.labels)
-        self.unconverged += any(one.category is exceptions.ConvergenceWarning for one in told)
+        self.unconverged += any(one.category is ConvergenceWarning for one in told)
         return self
 
     def predict(self, data: Labelled) -> NDArray[np.int64]:

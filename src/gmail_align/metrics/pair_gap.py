@@ -82,7 +82,6 @@ def gap_metrics(
 
     Raises:
         UserError: features are not finite, do not pair up, or hold fewer than two pairs.
-        MissingExtraError: scikit-learn is not installed.
     """
     require_pairs(real, generated, groups=groups, least=2)
     owner = cluster_index(None if groups is None else groups.cpu().numpy(), len(real))

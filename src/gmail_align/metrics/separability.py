@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gmail_align.errors import UserError
-from gmail_align.extras import require
 from gmail_align.metrics.bootstrap import (
     Estimate,
     Values,
@@ -40,7 +39,6 @@ def probe_auc(
 
     Raises:
         UserError: features do not pair up, or there are fewer than two groups.
-        MissingExtraError: scikit-learn is not installed.
     """
     require_pairs(real, generated, groups=groups)
     owner = cluster_index(None if groups is None else groups.cpu().numpy(), len(real))
@@ -143,14 +141,15 @@ def _folds(owner: NDArray[np.int64], *, seed: int, folds: int) -> NDArray[np.int
 
 def _held_out_scores(real: Values, generated: Values, fold: NDArray[np.int64]) -> Values:
     """Return (2, n) decision values, each pair scored by the probe that has not seen its fold."""
-    linear = require("sklearn.linear_model", "report")
+    from sklearn.linear_model import LogisticRegression
+
     scores = np.empty((2, len(real)))
     for at in np.unique(fold):
         seen, held = fold != at, fold == at
         train = np.concatenate([real[seen], generated[seen]])
         centre, scale = train.mean(0), train.std(0) + 1e-12
         kinds = np.repeat([0, 1], int(seen.sum()))
-        model = linear.LogisticRegression(C=1.0, max_iter=1000)
+        model = LogisticRegression(C=1.0, max_iter=1000)
         model.fit((train - centre) / scale, kinds)
         for side, features in enumerate((real, generated)):
             scores[side, held] = model.decision_function((features[held] - centre) / scale)

@@ -54,7 +54,7 @@ def write_gap_report(
 
     Raises:
         DataError: a part of the result is malformed.
-        MissingExtraError: matplotlib, jinja2 or scikit-learn is not installed.
+        MissingExtraError: matplotlib or jinja2 is not installed.
     """
     tables = gap_tables(result)
     pairs: list[PairFigure] = []

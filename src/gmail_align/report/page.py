@@ -72,7 +72,7 @@ def write_report(data: ReportData, out: Path) -> Path:
 
     Raises:
         DataError: a part is malformed, or an image cannot be read.
-        MissingExtraError: matplotlib, jinja2 or scikit-learn is not installed.
+        MissingExtraError: matplotlib or jinja2 is not installed.
     """
     tables = all_tables(data)
     maps = _maps(data)

@@ -6,13 +6,12 @@ t-SNE as there, and PCA next to it, which bends nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gmail_align.errors import DataError
-from gmail_align.extras import require
 from gmail_align.report.data import Embeddings
 
 MOST: Final = 300
@@ -132,13 +131,11 @@ def _perplexity(rows: Points) -> float:
 
 def _tsne(rows: Points) -> Points:
     """Run t-SNE in one thread, as sums in several threads are not added in a fixed order."""
-    require("sklearn", "report")
-    manifold = require("sklearn.manifold", "report")
-    threads = require("threadpoolctl", "report")
-    model: Any = manifold.TSNE(
-        n_components=2, init="pca", random_state=0, perplexity=_perplexity(rows), n_jobs=1
-    )
-    with threads.threadpool_limits(limits=1):
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    model = TSNE(n_components=2, init="pca", random_state=0, perplexity=_perplexity(rows), n_jobs=1)
+    with threadpool_limits(limits=1):
         return np.asarray(model.fit_transform(rows), dtype=np.float64)
 
 

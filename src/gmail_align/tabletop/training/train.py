@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 
 from gmail_align.artifacts import write_bytes, write_json
 from gmail_align.encoders.backbones.clip import ClipBackbone
+from gmail_align.extras import require
 from gmail_align.progress import say
 from gmail_align.runtime import stable_seed, versions
 from gmail_align.tabletop.ceiling import retrieval_ceiling
@@ -73,7 +74,12 @@ def train_models(
 
     Returns:
         The training record, which is also written beside each model.
+
+    Raises:
+        MissingExtraError: a diffusion model is to be trained, and diffusers is not installed.
     """
+    if only in (None, "diffusion", "flow"):
+        require("diffusers", "synthesis")  # before minutes of rendering
     budget = budget or Budget()
     if only == "flow":
         return {only: make_flow(work, out / only, budget, seed)}
