@@ -25,7 +25,7 @@ DISABLES: dict[str, str] = {
     "ifcap": "gmail-align train ifcap (textblob), and its approximate retrieval (faiss)",
     "synthesis": "gmail-align synthesize and tabletop train",
     "captions": "METEOR, SPICE and the reference tokenizer of gmail-align evaluate captions",
-    "report": "the figures and the page of gmail-align report",
+    "report": "the figures and the pages of gmail-align gap, run and report",
     "siglip": "the tokenizer of SigLIP folders that hold a SentencePiece model",
     "export": "gmail-align export --format onnx and sentence-transformers",
     "track": "gmail-align track (one of these is enough); training keeps events.jsonl without",
@@ -60,5 +60,5 @@ def missing(extra: str) -> list[str]:
 def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # what it is a part of is missing too
+    except (ModuleNotFoundError, ValueError):  # what it is a part of is missing too, or it is None
         return False

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import zipfile
 
 import numpy as np
@@ -65,6 +66,19 @@ def test_two_folders_give_a_result_and_a_page(measured):
     assert "http" not in page.replace("http-equiv", "")
     assert (out / "report" / "figures" / "embeddings.svg").exists()
     assert "flux" in (out / "report" / "tables" / "generators.md").read_text()
+
+
+def test_without_the_extra_there_is_a_result_and_no_page(folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.chdir(tmp_path)
+    words = ("--encoder", "tabletop", "--out", "out", *QUICK)
+    ran = call("gap", folders / "real", folders / "made", *words)
+    assert ran.exit_code == 0, ran.stderr
+    assert "gmail-align[report]" in ran.stderr + ran.stdout
+    assert (tmp_path / "out/result.json").exists() and not (tmp_path / "out/report").exists()
+    monkeypatch.undo()
+    page = call("report", tmp_path / "out", "--out", tmp_path / "page")
+    assert page.exit_code == 0 and (tmp_path / "page/index.html").exists(), page.stderr
 
 
 def test_a_finished_gap_is_not_measured_again(measured):

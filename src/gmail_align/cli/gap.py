@@ -18,6 +18,7 @@ from gmail_align.artifacts import load
 from gmail_align.cli.options import Device, File, Folder, Model, Seed
 from gmail_align.cli.shared import Shared, command
 from gmail_align.errors import ConfigError
+from gmail_align.extras import missing
 from gmail_align.gap.config import GapConfig, RowLabels, require_parquet
 from gmail_align.progress import say
 
@@ -98,7 +99,8 @@ def gap(
 
     Give two folders (or zips, or artifacts), or features in two .npy files. Subfolders are read as
     classes, and folders above those as generators. Captions are read from captions.jsonl or from a
-    .txt beside each image. The command also writes a page, OUT/report/index.html.
+    .txt beside each image. The command also writes a page, OUT/report/index.html, if the extra
+    report is installed.
 
     Args:
         both: The real and the generated images, instead of --real and --generated.
@@ -128,6 +130,7 @@ def gap(
         source = prepare.Source(*paths, home, pairs, matching.paired, config.max_pairs, place.seed)
         model = None if encoder is None else open_encoder(encoder, place.device)
         made = prepare.prepare(source, model)
+    draws = not missing("report")
     result = measure_gap(
         made.real,
         made.generated,
@@ -136,9 +139,11 @@ def gap(
         annotations=made.known,
         config=config,
         seed=place.seed,
-        write_page=partial(_write_page, made, encoder or ""),
+        write_page=partial(_write_page, made, encoder or "") if draws else None,
     )
-    more = [] if out is None else [str(out / "report" / "index.html")]
+    more = [] if out is None or not draws else [str(out / "report" / "index.html")]
+    if out is not None and not draws:
+        say(f"a page needs pip install 'gmail-align[report]', then: gmail-align report {out}")
     if place.atlas is not None:
         _write_atlas(made, place.atlas, config.max_pairs, place.seed)
         more.append(str(place.atlas))
