@@ -27,7 +27,7 @@ from gmail_align.data.images import (
 from gmail_align.data.pairs import make_pairs, read_pairs
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.engine import Engine, Part
-from gmail_align.errors import ArtifactError, DataError, ModelError
+from gmail_align.errors import ArtifactError, DataError, MissingExtraError, ModelError
 from gmail_align.synthesis import run, shards
 from gmail_align.synthesis.config import SynthesisConfig
 from gmail_align.synthesis.run import synthesize, synthesize_part
@@ -65,6 +65,24 @@ def test_a_finished_run_is_not_run_again(
         synthesize(config(seed=1), captions, tmp_path / "out")
     with pytest.raises(ArtifactError, match="holds images, but captions are needed"):
         synthesize(config(), first, tmp_path / "other")
+
+
+def test_without_diffusers_nothing_begins(
+    config: Build, captions: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(MissingExtraError, match=r"diffusers .*gmail-align\[synthesis\]") as caught:
+        synthesize(config(), captions, tmp_path / "out")
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_an_error_names_its_shard_by_number(
+    config: Build, captions: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "load_pipeline", None)
+    with pytest.raises(TypeError) as caught:
+        synthesize(config(), captions, tmp_path / "out")
+    assert caught.value.__notes__ == ["in shard 0"]
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(

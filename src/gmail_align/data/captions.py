@@ -119,6 +119,10 @@ class CaptionShard:
     count: int
     """Captions in the shard."""
 
+    def __str__(self) -> str:
+        """Name the shard in messages."""
+        return str(self.index)
+
     def read(self, artifact: Artifact) -> list[Caption]:
         """Return the captions of the shard; the rest of the file is not read.
 

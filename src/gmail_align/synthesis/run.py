@@ -21,6 +21,7 @@ from gmail_align.encoders.folder import find_folder, folder_fingerprint
 from gmail_align.engine import Engine, Job, Part, run_shards
 from gmail_align.errors import ModelError
 from gmail_align.mirror import Mirror
+from gmail_align.extras import require
 from gmail_align.progress import say
 from gmail_align.remote import names_below
 from gmail_align.runtime import resolve_device
@@ -66,6 +67,7 @@ def synthesize(
         ModelError: the generator cannot be found, loaded or sampled.
         DataError: too many images are blank or not finite.
         ArtifactError: the input does not hold captions, or the folder belongs to another run.
+        MissingExtraError: diffusers is not installed.
     """
     made = synthesize_part(config, captions, out, None, engine, mirror=mirror)
     assert made is not None, "all shards were made here"
@@ -93,6 +95,7 @@ def synthesize_part(
     run = _Run(config, captions, out, engine or Engine(workers=1), part)
     made = run.draft.complete
     if made is None:
+        require("diffusers", "synthesis")
         run.copy_to(mirror)
         own = [shard for shard in run.shards if part is None or part.owns(shard.index)]
         run_shards(own, run.job, run.engine)
