@@ -20,8 +20,8 @@ from gmail_align.data.images import (
 from gmail_align.encoders.folder import find_folder, folder_fingerprint
 from gmail_align.engine import Engine, Job, Part, run_shards
 from gmail_align.errors import ModelError
-from gmail_align.mirror import Mirror
 from gmail_align.extras import require
+from gmail_align.mirror import Mirror
 from gmail_align.progress import say
 from gmail_align.remote import names_below
 from gmail_align.runtime import resolve_device
