@@ -63,7 +63,7 @@ class Imported(Step):
     """The captions, the images or the classes that an import makes."""
 
     kind = "imports"
-    what = "{part} of {source.importer}"
+    what = "{part} that the importer {source.importer} reads"
     source: DataImport
     part: str
 
@@ -125,8 +125,10 @@ class Choose(Step):
     @property
     def words(self) -> str:
         """What is made, in words."""
-        whose = "every image" if self.images is None else f"{self.images:g} of the images"
-        return f"{'all' if self.each is None else self.each} captions of {whose}"
+        whose = "every image" if self.images is None else _amount(self.images, "images")
+        if self.each == 1:
+            return f"one caption of {whose if self.images is None else f'each of {whose}'}"
+        return f"{'all' if self.each is None else f'up to {self.each}'} captions of {whose}"
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.data.subsets import choose_captions
@@ -135,16 +137,24 @@ class Choose(Step):
         choose_captions(captions, self.each, out, images=self.images, seed=self.seed)
 
 
+_PARTS: Final = {"held": "(held out)", "rest": "(all that are not held out)"}
+
+
 @dataclass(frozen=True, eq=False)
 class HeldOut(Step):
     """The captions (or pairs) of images that are held out, or those of all others."""
 
     kind = "parts"
-    what = "part of the captions: {part}, {share} held out"
     captions: Step
     share: float
     part: Literal["held", "rest"]
     seed: int
+
+    @property
+    def words(self) -> str:
+        """What is made, in words."""
+        share = self.share if self.part == "held" else 1 - self.share
+        return f"captions of {_amount(share, 'images')} {_PARTS[self.part]}"
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.data.subsets import hold_out
@@ -238,10 +248,14 @@ class ChosenPairs(Step):
     """All pairs of some real images."""
 
     kind = "pairs"
-    what = "pairs of {images} of the real images"
     pairs: Step
     images: float
     seed: int
+
+    @property
+    def words(self) -> str:
+        """What is made, in words."""
+        return f"pairs of {_amount(self.images, 'real images')}"
 
     def _make(self, work: Work, out: Path) -> None:
         from gmail_align.data.subsets import choose_pairs
@@ -256,6 +270,11 @@ def existing(folder: Path, kind: str) -> Existing:
         ArtifactError: it is missing, unfinished or of another kind.
     """
     return Existing(load(folder, kind).fingerprint, str(folder))
+
+
+def _amount(images: float, what: str) -> str:
+    """Say how many images: a share below 1, or a number."""
+    return f"{images:,.0f} {what}" if images > 1 else f"{100 * images:.3g}% of the {what}"
 
 
 def _is_list(value: object) -> bool:
