@@ -53,6 +53,8 @@ def test_whatever_a_parser_raises_is_damage_in_one_line(cause):
         MemoryError("no room"),
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("pool INTERNAL ASSERT FAILED at ParallelOpenMP.cpp:64: Invalid thread pool!"),
         KeyboardInterrupt(),
     ],
 )

@@ -92,7 +92,7 @@ def damage_explained(
     """Turn whatever a parser raises about ``path`` into "PATH is damaged: REASON; ADVICE".
 
     What the operating system refuses is not damage: the file is missing, or it cannot be read.
-    Errors of this package, a full disk and a lack of memory pass.
+    Errors of this package, a full disk, a lack of memory and a fault inside torch pass.
 
     Raises:
         UserError: of class ``error``, when the file cannot be read or parsed.
@@ -102,10 +102,10 @@ def damage_explained(
     advice = advice and f"; {advice}"
     try:
         yield
-    except (GmailAlignError, MemoryError):
+    except GmailAlignError:
         raise
     except Exception as cause:
-        if type(cause).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(cause) or "INTERNAL ASSERT FAILED" in str(cause):
             raise
         refusal = _refusal(cause)
         if refusal in _NO_ROOM:
@@ -118,6 +118,15 @@ def damage_explained(
         if isinstance(cause, ImportError):
             raise error(f"{path} cannot be read here: {first_line(cause)}") from cause
         raise error(f"{path} is damaged: {first_line(cause)}{advice}") from cause
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether Python, torch or the operating system ran out of memory."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def require_end(path: Path, error: type[UserError] = DataError) -> None:

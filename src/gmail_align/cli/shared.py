@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import json
 import os
@@ -38,6 +37,7 @@ from gmail_align.errors import (
     Terminated,
     UserError,
     full_disk_explained,
+    is_out_of_memory,
 )
 from gmail_align.progress import printable
 from gmail_align.runtime import termination_raised
@@ -227,7 +227,7 @@ def _report(error: Exception) -> int:
     if "No space left on device" in str(error):
         _complain("no space is left to write the output: free some and run again")
         return 2
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         _complain(
             "not enough memory: take a smaller batch or fewer workers, or close other programs, "
             f"and run the same command again ({_sentence(error)[:200]})"
@@ -258,15 +258,6 @@ def _path_of(error: BaseException | None) -> str | None:
     """Return the path that the operating system names; None for other errors."""
     name = error.filename if isinstance(error, OSError) else None
     return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell whether Python, torch or the operating system ran out of memory."""
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return True
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _flatten(table: Mapping[str, Any], path: Sequence[str]) -> Iterator[str]:
