@@ -16,7 +16,7 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +50,7 @@ MANIFEST = "manifest.json"
 DRAFT = "draft.json"
 _PRIVATE = {MANIFEST, DRAFT, LOG}
 _IDENTITY = ("kind", "config", "seed", "inputs", "files")
+_CANONICAL: Any = {"sort_keys": True, "separators": (",", ":"), "ensure_ascii": False}
 _AGAIN = "delete the folder and run again"
 _MANIFEST_FIELDS = {"kind": str, "seed": int} | dict.fromkeys(
     ("config", "inputs", "counts", "files"), dict
@@ -58,12 +59,40 @@ _MANIFEST_FIELDS = {"kind": str, "seed": int} | dict.fromkeys(
 
 def canonical_json(value: Any) -> str:
     """Serialise ``value`` so that equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(value, **_CANONICAL)
 
 
 def fingerprint(value: Any) -> str:
-    """Return 16 hex digits of the sha256 of ``value`` as canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+    """Return 16 hex digits of the sha256 of ``value`` as canonical JSON.
+
+    A long sequence that is no list, such as names in a file, counts as a list and is not held.
+    """
+    digest = hashlib.sha256()
+    for part in _STREAM.iterencode(value):
+        digest.update(part.encode())
+    return digest.hexdigest()[:16]
+
+
+class _Streamed(list[Any]):
+    """A sequence that JSON writes as a list, one item after the other."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+
+    def __bool__(self) -> bool:
+        return len(self._items) > 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+
+def _streamed(value: Any) -> Any:
+    if isinstance(value, Sequence):
+        return _Streamed(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+_STREAM = json.JSONEncoder(default=_streamed, **_CANONICAL)
 
 
 def sha256_file(path: Path) -> str:

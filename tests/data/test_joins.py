@@ -6,7 +6,7 @@ import pytest
 
 from gmail_align.artifacts import Artifact, begin, write_jsonl
 from gmail_align.data.captions import Caption, write_captions
-from gmail_align.data.ids import generated_by_caption
+from gmail_align.data.ids import ByCaption
 from gmail_align.data.joins import caption_texts, match_captions
 from gmail_align.data.pairs import PAIRS
 from gmail_align.errors import ArtifactError, DataError
@@ -62,8 +62,9 @@ def test_generated_images_have_the_caption_that_they_were_made_from(
 
 
 def test_generated_ids_are_grouped_by_caption_and_sorted_by_number() -> None:
-    result = generated_by_caption(["a-b-10", "a-b-9", "a-b", "plain", "c-x"])
-    assert result == {"a-b": ["a-b-9", "a-b-10"]}
+    images = ByCaption(["a-b-10", "a-b-9", "a-b", "plain", "c-x"])
+    assert images.names(["a-b", "a", "c", ""]) == [["a-b-9", "a-b-10"], [], [], []]
+    assert images.rows(["c", "a-b"]) == [[], [1, 0]]
 
 
 def test_images_without_captions_are_refused(captions: Artifact, pairs: Artifact) -> None:

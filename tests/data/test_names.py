@@ -25,7 +25,6 @@ def test_names_are_what_was_given(names: list[str], others: list[str]) -> None:
 
 
 def test_blocks_join_and_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK", 7)
     names = [f"image {number}" for number in range(100)]
     stored = Names(iter(names))
     assert stored == names and stored != names[1:] and stored != "image"

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from gmail_align.artifacts import Artifact, atomic_file, begin, read_jsonl
 from gmail_align.data.captions import Caption, write_captions
+from gmail_align.data.mapped import distinct, spans, store_rows
 from gmail_align.data.names import Names
 from gmail_align.data.pairs import iter_pairs
 from gmail_align.data.unique import temporary_database
@@ -29,6 +30,8 @@ from gmail_align.runtime import stable_seed
 PairNumbers = npt.NDArray[np.int32]
 """Shape (n, 5): one row of :data:`COLUMNS` for each pair."""
 Places = npt.NDArray[np.integer[Any]]
+Numbers = Places | range
+"""Numbers of a column of pairs; a range stands for many without holding them."""
 
 COLUMNS: Final = ("generated", "real", "caption", "text", "first")
 """Numbers of the generated image, the real image, the caption, its text and its first sentence."""
@@ -50,6 +53,7 @@ class PairIndex:
         rows = np.memmap(artifact.path(ROWS), np.int32, "r").reshape(-1, len(COLUMNS))
         self.rows: PairNumbers = rows.view(np.ndarray)
         """All pairs, mapped from the file."""
+        self._known: dict[str, Names] = {}
 
     def count(self, column: str) -> int:
         """Return how many different things a column holds."""
@@ -59,13 +63,15 @@ class PairIndex:
         """Yield the ids, texts or sentences of a column, by ascending number."""
         return read_jsonl(self.artifact.path(_names_file(column)))
 
-    def names_of(self, column: str, numbers: Places) -> Sequence[str]:
+    def names_of(self, column: str, numbers: Numbers) -> Sequence[str]:
         """Return the names of these numbers of a column, in their order."""
-        if len(numbers) == self.count(column) and np.array_equal(numbers, np.arange(len(numbers))):
-            return Names(self.names(column))
-        wanted = set(numbers.tolist())
-        names = {n: name for n, name in enumerate(self.names(column)) if n in wanted}
-        return [names[number] for number in numbers.tolist()]
+        names = self._known.get(column)
+        if names is None:
+            names = self._known[column] = Names(self.names(column))
+        if isinstance(numbers, range) and numbers == range(len(names)):
+            return names
+        parts = (names.take(np.asarray(numbers[span])) for span in spans(len(numbers)))
+        return Names(name for part in parts for name in part)
 
     def texts(self, column: str, out: Path) -> Artifact:
         """Write the distinct texts of a column as captions whose ids are their numbers.
@@ -163,15 +169,17 @@ def hold_out(groups: Places, share: float, limit: int, seed: int) -> npt.NDArray
     Raises:
         DataError: there are fewer than 4 real images.
     """
-    images = np.unique(groups)
+    images = distinct(groups)
     if len(images) < _LEAST_IMAGES:
         raise DataError(
             f"the pairs hold {len(images)} real images: training needs at least {_LEAST_IMAGES}, "
             "two of them held out"
         )
     count = min(max(2, round(share * len(images))), limit, len(images) // 2)
-    rng = np.random.default_rng(stable_seed(seed, "hold out"))
-    return np.isin(groups, rng.permutation(images)[:count])
+    np.random.default_rng(stable_seed(seed, "hold out")).shuffle(images)
+    held = np.sort(images[:count])
+    parts = (np.isin(groups[span], held) for span in spans(len(groups)))
+    return store_rows(parts, np.bool_)
 
 
 def _hash(name: str) -> bytes:

@@ -28,6 +28,7 @@ from gmail_align.alignment.training_free import MAPS, Moments, set_generated_hea
 from gmail_align.alignment.verdict import moved, verdict
 from gmail_align.artifacts import MANIFEST, Artifact, Draft, begin, load, write_json
 from gmail_align.data.batches import Batches
+from gmail_align.data.mapped import distinct
 from gmail_align.encoders.config import EncoderLayout
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import find_folder, folder_fingerprint
@@ -229,11 +230,11 @@ def _fit_map(
 ) -> dict[str, Any]:
     """Fit a training-free map to the training images' features and return the manifest's notes."""
     here = ranks()
-    numbers = [np.unique(task.train[:, n]) for n in (COLUMNS.index("generated"), REAL)]
+    numbers = [distinct(task.train[:, n]) for n in (COLUMNS.index("generated"), REAL)]
     made = here.first_alone(lambda: tables.frozen(generated, "generated", numbers[0]))
     features = (made, task.tables.known["frozen"])
     rows = zip(features, numbers, strict=True)
-    moments = [Moments.of(cast("Tensor", t.array), t.rows_of(n)) for t, n in rows]
+    moments = [Moments.of(cast("Tensor", t.array), t.every_row_of(n)) for t, n in rows]
     guard = Guard(encoder, task.held, config)
     encoder.applied = False
     start = {"step": 0.0, **here.from_first(guard.metrics)}

@@ -19,6 +19,7 @@ from gmail_align.alignment.pair_index import (
     COLUMNS,
     GROUPS,
     REAL,
+    Numbers,
     PairIndex,
     PairNumbers,
     hold_out,
@@ -28,6 +29,7 @@ from gmail_align.alignment.pair_index import (
 from gmail_align.alignment.terms import needed_features, trains_real_head
 from gmail_align.alignment.tokens import extract_tokens, read_tokens
 from gmail_align.artifacts import Artifact
+from gmail_align.data.mapped import count_up, marked, spans, store_rows
 from gmail_align.data.names import Names
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import ConfigError, DataError
@@ -37,8 +39,6 @@ from gmail_align.features.run import TEXTS_CUT
 from gmail_align.features.store import open_features
 from gmail_align.runtime import stable_seed
 
-Numbers = npt.NDArray[np.integer[Any]]
-"""Numbers of a column of pairs."""
 _PAIRS_AN_IMAGE = 4
 """The guard looks at up to this many held-out pairs a held-out image, on average."""
 
@@ -63,6 +63,11 @@ class Table:
         rows = numbers.astype(np.int64) if self.rows is None else self.rows[numbers]
         assert rows.min(initial=0) >= 0, f"a pair reads a {self.column} row that is not here"
         return torch.from_numpy(rows)
+
+    def every_row_of(self, numbers: npt.NDArray[np.integer[Any]]) -> Int64[Tensor, " k"]:
+        """Return the rows of any number of numbers, mapped from a file."""
+        parts = (self.rows_of(numbers[span]).numpy() for span in spans(len(numbers)))
+        return torch.from_numpy(store_rows(parts, np.int64))
 
 
 @dataclass(frozen=True)
@@ -148,10 +153,11 @@ def prepare(
     """
     pairs = sources["pairs"]
     index = PairIndex(cache.made(pairs, "index", lambda folder: index_pairs(pairs, folder)))
-    images = np.arange(index.count("real"))
+    images = count_up(index.count("real"))
     held_images = hold_out(images, config.holdout, config.holdout_limit, seed)
-    tables = TableMaker(config, index, encoder, cache).open(sources, np.flatnonzero(held_images))
-    places = np.flatnonzero(held_images[index.rows[:, REAL]])
+    held_numbers = marked(held_images[span] for span in spans(len(images)))
+    tables = TableMaker(config, index, encoder, cache).open(sources, held_numbers)
+    places = marked(held_images[index.rows[span, REAL]] for span in spans(len(index.rows)))
     held = _held_out(index.rows[_thin(places, config.holdout_limit, seed)], tables)
     train = without_images(index.rows, held_images, cache.folder)
     if config.guarded == "transfer":
@@ -214,9 +220,9 @@ class TableMaker:
             sources: Images, by ``real`` and ``generated``.
             held: Numbers of the held-out real images.
         """
-        real, every = sources["real"], np.arange(self.index.count("real"))
+        real, every = sources["real"], range(self.index.count("real"))
         pixels = trains_real_head(self.config) or self.config.data != "synthetic"
-        generated = np.arange(self.index.count("generated"))
+        generated = range(self.index.count("generated"))
         inputs = {
             "generated": self._pixels(sources["generated"], "generated", generated),
             "real": self._pixels(real, "real", every if pixels else held),
@@ -289,9 +295,12 @@ class TableMaker:
     def _rows(
         self, column: str, stored: Sequence[str], needed: Numbers, images: Artifact
     ) -> npt.NDArray[np.int64]:
-        rows = Names.of(stored).rows(self.index.names(column))
-        lost = np.flatnonzero(rows < 0)
-        missing = needed[np.isin(needed, lost)] if len(lost) else lost
+        every = self.index.names_of(column, range(self.index.count(column)))
+        rows = Names.of(stored).rows(every)
+        lost = store_rows(
+            (np.flatnonzero(rows[s] < 0) + s.start for s in spans(len(rows))), np.int64
+        )
+        missing = np.intersect1d(needed, lost) if len(lost) else lost
         if len(missing):
             raise DataError(
                 f"{len(missing)} images of the pairs are not in {images.folder}, the first of them "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,6 +15,7 @@ from gmail_align.captioning.prompt import CaptionBatch, Prompt
 from gmail_align.captioning.provenance import require_finite
 from gmail_align.captioning.tokens import TokenTable, tokenise
 from gmail_align.data.joins import match_captions
+from gmail_align.data.mapped import blocks, distinct, map_spool, spool
 from gmail_align.encoders.language import LanguageModel
 from gmail_align.errors import DataError
 from gmail_align.features.store import Features, open_features
@@ -56,26 +58,27 @@ class CaptionSet:
                 differ in width.
         """
         arrays: list[Tensor] = []
-        rows: list[int] = []
+        with spool() as rows:
 
-        def texts() -> Iterator[str]:
-            for images in sets:
-                features, matched = read_captioned(images)
-                places = {name: row for row, name in enumerate(features.ids)}
-                first = sum(len(array) for array in arrays)
-                arrays.append(features.array)
-                for name, text in matched:
-                    rows.append(first + places[name])
-                    yield text
+            def texts() -> Iterator[str]:
+                for images in sets:
+                    features, matched = read_captioned(images)
+                    first = sum(len(array) for array in arrays)
+                    arrays.append(features.array)
+                    for block in blocks(matched):
+                        own = features.rows([name for name, _ in block]).numpy()
+                        rows.write((first + own).data)
+                        yield from (text for _, text in block)
 
-        tokens = tokenise(texts(), language.tokenizer, max_tokens, end=end)
+            tokens = tokenise(texts(), language.tokenizer, max_tokens, end=end)
+            places = torch.from_numpy(map_spool(rows, np.int64))
         widths = sorted({array.shape[1] for array in arrays})
         if len(widths) > 1:
             raise DataError(
                 f"features of {' and '.join(map(str, widths))} dimensions cannot be mixed: extract"
                 " all of them with one encoder"
             )
-        return cls(tuple(arrays), torch.tensor(rows), tokens)
+        return cls(tuple(arrays), places, tokens)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,11 +90,15 @@ class CaptionSet:
 
     def mean_norm(self) -> float:
         """Return the mean length of the features that captions belong to, each counted once."""
-        rows = self.rows.unique()
+        rows = self.images()
         total = sum(
             float(self.features(part).norm(dim=-1).double().sum()) for part in rows.split(65_536)
         )
         return total / len(rows)
+
+    def images(self) -> Int[Tensor, " n"]:
+        """Return the rows of the features that captions belong to, each once."""
+        return torch.from_numpy(distinct(self.rows.numpy()))
 
     def features(self, rows: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Return features by row, in float32."""

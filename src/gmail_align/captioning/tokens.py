@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gmail_align.captioning.prompt import CaptionBatch, Prompt
+from gmail_align.data.mapped import blocks, map_spool, spans, spool, store_rows
 from gmail_align.errors import DataError
 from gmail_align.progress import say
-
-_BLOCK = 10_000
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Tokenised captions."""
+    """Tokenised captions, mapped from files: memory does not grow with them."""
 
     ids: Int[Tensor, "n t"]
     """Tokens (int32), each caption followed by end-of-text, padded on the right with it."""
@@ -69,23 +67,36 @@ def tokenise(
     Raises:
         DataError: there is no caption, or one holds no token.
     """
-    rows: list[np.ndarray[Any, np.dtype[np.int32]]] = []
+    plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     truncated = 0
-    stream = iter(texts)
-    while block := list(islice(stream, _BLOCK)):
-        folded = [" ".join(text.split()) for text in block]
-        plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        for row in tokenizer(folded, **plain)["input_ids"]:
-            if not row:
-                raise DataError(f"caption number {len(rows)} does not hold any text: remove it")
-            truncated += len(row) + end > max_tokens
-            rows.append(np.asarray(row[:max_tokens], dtype=np.int32))
-    if not rows:
+    with spool() as flat, spool() as ends:
+        count = 0
+        for block in blocks(texts):
+            folded = [" ".join(text.split()) for text in block]
+            for row in tokenizer(folded, **plain)["input_ids"]:
+                if not row:
+                    raise DataError(f"caption number {count} does not hold any text: remove it")
+                truncated += len(row) + end > max_tokens
+                flat.write(np.asarray(row[:max_tokens], np.int32).data)
+                ends.write(np.int64(flat.tell() // 4).tobytes())
+                count += 1
+        tokens, stops = map_spool(flat, np.int32), map_spool(ends, np.int64)
+    if not len(stops):
         raise DataError("there are no captions to train on: give at least one")
-    lengths = np.asarray([min(len(row) + end, max_tokens) for row in rows])
-    table = np.full((len(rows), int(lengths.max())), tokenizer.eos_token_id, dtype=np.int32)
-    for index, row in enumerate(rows):
-        table[index, : len(row)] = row
+    parts = (np.diff(stops[s], prepend=stops[s.start - 1] if s.start else 0) for s in spans(count))
+    lengths = store_rows((np.minimum(part + end, max_tokens) for part in parts), np.int64)
+    width = int(lengths.max())
+
+    def padded() -> Iterator[npt.NDArray[np.int32]]:
+        start = 0
+        for span in spans(count):
+            table = np.full((span.stop - span.start, width), tokenizer.eos_token_id, np.int32)
+            for row, stop in zip(table, stops[span].tolist(), strict=True):
+                row[: stop - start] = tokens[start:stop]
+                start = stop
+            yield table
+
+    table = store_rows(padded(), np.int32).reshape(count, width)
     return TokenTable(torch.from_numpy(table), torch.from_numpy(lengths), truncated)
 
 

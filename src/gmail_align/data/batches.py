@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from gmail_align.data.mapped import count_up, spans, store_rows
 from gmail_align.runtime import stable_seed
 
 IntArray = npt.NDArray[np.int64]
@@ -130,10 +131,9 @@ def unique_batches(
         Permutation of 0..n-1, shape (n,), of 4 bytes each.
     """
     rng = np.random.default_rng(seed)
-    held = 0 if taken is None else len(taken)
-    joined = _compact(groups if taken is None else np.concatenate([taken, groups]))
-    before, own = joined[:held], joined[held:]
-    order = np.arange(len(own), dtype=np.int32)
+    before, own = _compact_together(groups[:0] if taken is None else taken, groups)
+    held = len(before)
+    order: Order = count_up(len(own), np.int32)
     rng.shuffle(order)
     for _ in range(_ROUNDS):
         clashes = _clashes(own, order, size, before)
@@ -142,7 +142,7 @@ def unique_batches(
         others = rng.choice(len(own), size=min(len(own), len(clashes) + 8), replace=False)
         places = np.union1d(clashes, others)
         order[places] = order[rng.permutation(places)]
-    codes = _codes(joined)
+    codes = _codes(np.concatenate([before, own]))
     batch = (np.arange(len(own)) + held) // size
     order = _columns(codes[held:], batch, rng).astype(np.int32)
     return _swap_apart(order, codes[held:], batch, codes[:held])
@@ -150,7 +150,7 @@ def unique_batches(
 
 @lru_cache(maxsize=4)
 def _plain(size: int, count: int, seed: int) -> Batches:
-    return Batches(np.arange(count), size, seed)
+    return Batches(count_up(count, np.int32), size, seed)
 
 
 def _codes(groups: npt.NDArray[Any]) -> IntArray:
@@ -159,11 +159,24 @@ def _codes(groups: npt.NDArray[Any]) -> IntArray:
 
 def _compact(groups: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return groups in as few bytes as it takes to tell them apart."""
+    if groups.dtype == np.int32:
+        return groups
     if not np.issubdtype(groups.dtype, np.integer):
         return _codes(groups).astype(np.int32)
     small = np.iinfo(np.int32)
     fits = not len(groups) or (groups.min() >= small.min and groups.max() <= small.max)
-    return groups.astype(np.int32, copy=False) if fits else groups
+    parts = (groups[span] for span in spans(len(groups)))
+    return store_rows(parts, np.int32) if fits else groups
+
+
+def _compact_together(
+    first: npt.NDArray[Any], second: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return two arrays of groups in as few bytes; equal groups stay equal."""
+    if first.dtype == second.dtype == np.int32:
+        return first, second
+    joined = _compact(np.concatenate([first, second]))
+    return joined[: len(first)], joined[len(first) :]
 
 
 def _clashes(

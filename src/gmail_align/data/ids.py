@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
+from gmail_align.data.names import Names
 from gmail_align.errors import DataError
 
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,89}")
@@ -74,13 +75,29 @@ def split_number(value: str) -> tuple[str, int] | None:
     return (stem, int(k)) if dash and k.isdecimal() and k.isascii() else None
 
 
-def generated_by_caption(image_ids: Iterable[str]) -> dict[str, list[str]]:
-    """Return caption id -> the ids of its generated images, by ascending ``k``.
+class ByCaption:
+    """Ids of generated images by the caption that they were made from.
 
-    Ids of another form are left out.
+    Ids of another form than :func:`numbered` belong to no caption.
     """
-    numbers: dict[str, list[tuple[int, str]]] = {}
-    for image_id in image_ids:
-        if parts := split_number(image_id):
-            numbers.setdefault(parts[0], []).append((parts[1], image_id))
-    return {caption: [name for _, name in sorted(items)] for caption, items in numbers.items()}
+
+    def __init__(self, image_ids: Sequence[str]) -> None:
+        self.ids = Names.of(image_ids)
+        self._captions = Names((split_number(name) or ("",))[0] for name in self.ids)
+
+    def rows(self, caption_ids: Sequence[str]) -> list[list[int]]:
+        """Return the rows of the images of each of some captions, by ascending ``k``."""
+        return [[row for _, _, row in own] for own in self._of(caption_ids)]
+
+    def names(self, caption_ids: Sequence[str]) -> list[list[str]]:
+        """Return the ids of the images of each of some captions, by ascending ``k``."""
+        return [[name for _, name, _ in own] for own in self._of(caption_ids)]
+
+    def _of(self, caption_ids: Sequence[str]) -> list[list[tuple[int, str, int]]]:
+        owners, rows = self._captions.every_rows(caption_ids)
+        every: list[list[tuple[int, str, int]]] = [[] for _ in caption_ids]
+        names = self.ids.take(rows)
+        for owner, row, name in zip(owners.tolist(), rows.tolist(), names, strict=True):
+            if (parts := split_number(name)) is not None:
+                every[owner].append((parts[1], name, row))
+        return [sorted(own) for own in every]

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gmail_align.data.names import Names, store_rows
+from gmail_align.data.mapped import BLOCK, store_rows
+from gmail_align.data.names import Names
 
 INDEX: Final = "index.parquet"
 _ROW_GROUP: Final = 65_536
@@ -65,14 +66,15 @@ class ImageIndex:
         """Read the index; whatever is wrong with the file is raised as it comes."""
         self._path = path
         self._last: tuple[int, pa.Table] | None = None
-        self.ids = Names(name for rows in self._batches("id") for (name,) in rows)
+        self.ids = Names(self._texts("id"))
         """The id of each image."""
-        places = (np.array(rows, np.int64) for rows in self._batches("shard", "offset", "size"))
-        self.places: npt.NDArray[np.int64] = store_rows(places, np.int64).reshape(-1, 3)
+        self.places = self._numbers("shard", "offset", "size")
         """Shard, offset and size of each image, shape (n, 3)."""
+        self.sides = self._numbers("width", "height")
+        """Width and height of each image, shape (n, 2)."""
         digests = (
-            np.frombuffer(bytes.fromhex("".join(digest for (digest,) in rows)), np.uint8)
-            for rows in self._batches("sha256")
+            np.frombuffer(bytes.fromhex("".join(batch.column("sha256").to_pylist())), np.uint8)
+            for batch in self._batches("sha256")
         )
         self.digests: npt.NDArray[np.uint8] = store_rows(digests, np.uint8).reshape(-1, 32)
         """The hash of each image's bytes, shape (n, 32)."""
@@ -85,11 +87,15 @@ class ImageIndex:
         known: dict[str, Any] = table.slice(place, 1).to_pylist()[0]
         return known
 
-    def text(self, row: int) -> str:
-        """Return the caption that an image was assigned to, or else its prompt."""
-        table, place = self._group(row)
-        caption = table["caption"][place].as_py() if "caption" in self._names else None
-        return str(caption or table["prompt"][place].as_py())
+    @cached_property
+    def texts(self) -> Names:
+        """The caption that each image was assigned to, or else its prompt."""
+        own = [name for name in ("caption", "prompt") if name in self._names]
+        return Names(
+            str(next(filter(None, values), ""))
+            for batch in self._batches(*own)
+            for values in zip(*(batch.column(name).to_pylist() for name in own), strict=True)
+        )
 
     def _group(self, row: int) -> tuple[pa.Table, int]:
         """Return the group of rows that holds a row, and its place there."""
@@ -113,7 +119,17 @@ class ImageIndex:
         sizes = [data.row_group(number).num_rows for number in range(data.num_row_groups)]
         return np.cumsum([0, *sizes[:-1]], dtype=np.int64)
 
-    def _batches(self, *names: str) -> Iterator[list[tuple[Any, ...]]]:
-        for batch in pq.ParquetFile(self._path).iter_batches(_ROW_GROUP, columns=list(names)):
-            columns = [batch.column(name).to_pylist() for name in names]
-            yield list(zip(*columns, strict=True))
+    def _texts(self, name: str) -> Iterator[str]:
+        return (value for batch in self._batches(name) for value in batch.column(name).to_pylist())
+
+    def _numbers(self, *names: str) -> npt.NDArray[np.int64]:
+        """Return some columns as an array, one row for each image."""
+        parts = (
+            np.stack([batch.column(name).cast(pa.int64()).to_numpy() for name in names], axis=1)
+            for batch in self._batches(*names)
+        )
+        rows: npt.NDArray[np.int64] = store_rows(parts, np.int64).reshape(-1, len(names))
+        return rows
+
+    def _batches(self, *names: str) -> Iterator[pa.RecordBatch]:
+        yield from pq.ParquetFile(self._path).iter_batches(BLOCK, columns=list(names))

@@ -270,9 +270,10 @@ class ImageStore:
         """
         return ImageRecord(**self._index.record(self._row(image_id)))
 
-    def text(self, row: int) -> str:
-        """Return the caption that the image of a row of ``ids`` stands for, as its record does."""
-        return self._index.text(row)
+    @property
+    def texts(self) -> Names:
+        """The caption that each image of ``ids`` stands for, as its record says."""
+        return self._index.texts
 
     def read_bytes(self, image_id: str) -> bytes:
         """Return an image's encoded bytes, checked against the recorded hash.
@@ -319,8 +320,8 @@ class ImageStore:
             DataError: no such image, or it cannot be decoded.
             ArtifactError: the shard is missing or its bytes have changed.
         """
-        record = self.record(image_id)
-        with _ONE_LARGE if record.width * record.height > _LARGE else nullcontext():
+        width, height = self._index.sides[self._row(image_id)].tolist()
+        with _ONE_LARGE if width * height > _LARGE else nullcontext():
             return make(self.read(image_id))
 
     def _row(self, image_id: str) -> int:

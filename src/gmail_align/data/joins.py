@@ -6,8 +6,10 @@ from collections.abc import Collection, Iterator
 
 from gmail_align.artifacts import Artifact
 from gmail_align.data.captions import iter_captions
-from gmail_align.data.ids import generated_by_caption
-from gmail_align.data.pairs import iter_pairs
+from gmail_align.data.ids import ByCaption
+from gmail_align.data.mapped import blocks
+from gmail_align.data.names import Names, Row
+from gmail_align.data.pairs import Pair, iter_pairs
 from gmail_align.errors import DataError
 
 
@@ -15,7 +17,8 @@ def match_captions(image_ids: Collection[str], captions: Artifact) -> Iterator[t
     """Yield (image id, caption) for every caption of the images, in the captions' order.
 
     Real images are matched by their own id, generated images by the caption they were generated
-    from. A caption of a real image comes once, however many images were generated from it.
+    from. A caption of a real image comes once, however many images were generated from it. Memory
+    does not grow with the images, nor with the captions.
 
     Args:
         image_ids: Ids of real images, or of images generated from the captions.
@@ -25,24 +28,34 @@ def match_captions(image_ids: Collection[str], captions: Artifact) -> Iterator[t
         DataError: no caption belongs to any of the images.
         ArtifactError: the artifact is of another kind or damaged.
     """
-    known = frozenset(image_ids)
-    generated = {} if captions.kind == "pairs" else generated_by_caption(image_ids)
-    if any(real in known for _, _, real, _ in _rows(captions, generated)):
+    known = image_ids if isinstance(image_ids, Names) else Names(image_ids)
+    if any((_real_rows(known, block) >= 0).any() for block in blocks(_rows(captions))):
         before = None
-        for caption_id, text, real, _ in _rows(captions, generated):
-            if real in known and caption_id != before:
-                yield real, text
-            before = caption_id
+        for block in blocks(_rows(captions)):
+            for row, place in zip(block, _real_rows(known, block).tolist(), strict=True):
+                if place >= 0 and row.caption_id != before:
+                    yield row.real_image_id, row.text
+                before = row.caption_id
         return
+    images = None if captions.kind == "pairs" else ByCaption(known)
     matched = False
-    for _, text, _, names in _rows(captions, generated):
-        for name in names:
-            if name in known:
+    for block in blocks(_rows(captions)):
+        if images is None:
+            rows = known.rows(row.generated_image_id for row in block)
+            names = [
+                [row.generated_image_id] * (place >= 0)
+                for row, place in zip(block, rows.tolist(), strict=True)
+            ]
+        else:
+            names = images.names([row.caption_id for row in block])
+        for row, own in zip(block, names, strict=True):
+            for name in own:
                 matched = True
-                yield name, text
+                yield name, row.text
     if not matched:
+        count = len(set(image_ids))
         raise DataError(
-            f"no caption of {captions.folder} belongs to any of the {len(known)} images: give the"
+            f"no caption of {captions.folder} belongs to any of the {count} images: give the"
             " captions of these images"
         )
 
@@ -53,16 +66,17 @@ def caption_texts(captions: Artifact) -> dict[str, str]:
     Raises:
         ArtifactError: the artifact is of another kind or damaged.
     """
-    return {caption_id: text for caption_id, text, _, _ in _rows(captions, {})}
+    return {row.caption_id: row.text for row in _rows(captions)}
 
 
-def _rows(
-    captions: Artifact, generated: dict[str, list[str]]
-) -> Iterator[tuple[str, str, str, list[str]]]:
-    """Yield caption id, text, real image id and generated image ids."""
+def _rows(captions: Artifact) -> Iterator[Pair]:
+    """Yield pairs, or captions as pairs without a generated image."""
     if captions.kind == "pairs":
-        for pair in iter_pairs(captions):
-            yield pair.caption_id, pair.text, pair.real_image_id, [pair.generated_image_id]
+        yield from iter_pairs(captions)
     else:
         for row in iter_captions(captions):
-            yield row.caption_id, row.text, row.image_id, generated.get(row.caption_id, [])
+            yield Pair(row.caption_id, row.text, row.image_id, "")
+
+
+def _real_rows(known: Names, block: list[Pair]) -> Row:
+    return known.rows(row.real_image_id for row in block)

@@ -12,7 +12,8 @@ from gmail_align.artifacts import Artifact, begin, write_jsonl
 from gmail_align.data.captions import iter_captions, write_captions
 from gmail_align.data.hashes import NEAR, HashArray, hash_images, near_pairs
 from gmail_align.data.images import ImageStore, finish_images, shard_name, write_shard
-from gmail_align.data.names import Names, blocks
+from gmail_align.data.mapped import blocks
+from gmail_align.data.names import Names
 from gmail_align.data.pairs import PAIRS, iter_pairs
 from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError
@@ -163,7 +164,7 @@ def drop_leaks(train: Artifact, leaks: Leaks, out: Path) -> Artifact:
         kept = (row for row in iter_captions(train) if row.image_id not in gone)
         return draft.finish({"captions": write_captions(draft, kept)})
     if train.kind == "pairs":
-        rows = (asdict(row) for row in iter_pairs(train) if row.real_image_id not in gone)
+        rows = (vars(row) for row in iter_pairs(train) if row.real_image_id not in gone)
         return draft.finish({"pairs": write_jsonl(draft.path(PAIRS), rows)})
     store = ImageStore(train)
     ids = (image_id for image_id in store.ids if image_id not in gone)
@@ -189,10 +190,12 @@ def _ids(artifact: Artifact) -> Names:
 
 
 def _by_id(own: Names, keys: Names, theirs: Names, evaluation: Artifact) -> Iterator[Leak]:
-    for image_id in theirs:
-        key = photo_key(image_id, evaluation.manifest["config"])
-        for row in keys.every_row(key) if key else ():
-            yield Leak(own[row], str(evaluation.folder), image_id, "id")
+    config, folder = evaluation.manifest["config"], str(evaluation.folder)
+    for block in blocks(theirs):
+        named = [(image_id, key) for image_id in block if (key := photo_key(image_id, config))]
+        owners, rows = keys.every_rows([key for _, key in named])
+        for owner, name in zip(owners.tolist(), own.take(rows), strict=True):
+            yield Leak(name, folder, named[owner][0], "id")
 
 
 def _by_looks(

@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice, pairwise
-from tempfile import SpooledTemporaryFile
-from typing import Any, Final, SupportsIndex, TypeVar, overload
+from itertools import pairwise
+from typing import Final, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
 
-Row = npt.NDArray[np.int64]
-T = TypeVar("T")
+from gmail_align.data.mapped import blocks, map_spool, spans, spool, store_rows
 
-_BLOCK: Final = 65_536
-_SMALL: Final = 2**20
-"""Bytes that stay in memory."""
+Row = npt.NDArray[np.int64]
+
 _ROW_BITS: Final = 32
 _LOW: Final = np.uint64(2**_ROW_BITS - 1)
 
@@ -34,15 +31,15 @@ class Names(Sequence[str]):
         return names if isinstance(names, cls) else cls(names)
 
     def __init__(self, names: Iterable[str]) -> None:
-        with SpooledTemporaryFile(_SMALL) as texts, SpooledTemporaryFile(_SMALL) as ends:
+        with spool() as texts, spool() as ends:
             end = 0
             for block in blocks(names):
-                coded = [_coded(name) for name in block]
+                coded = list(map(_coded, block))
                 texts.write(b"".join(coded))
                 own = end + np.cumsum([len(one) for one in coded], dtype=np.int64)
                 ends.write(own.data)
                 end = int(own[-1])
-            self._texts, self._ends = _mapped(texts, np.uint8), _mapped(ends, np.int64)
+            self._texts, self._ends = map_spool(texts, np.uint8), map_spool(ends, np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -58,19 +55,25 @@ class Names(Sequence[str]):
             return self._block(rows, rows + 1)[0]
         if rows.step == 1:
             return self._block(rows.start, max(rows.start, rows.stop))
-        return [self[row] for row in rows]
+        return self.take(np.asarray(rows, np.int64))
 
     def _block(self, start: int, stop: int) -> list[str]:
         ends = [int(self._ends[start - 1]) if start else 0, *self._ends[start:stop].tolist()]
         data, first = self._texts[ends[0] : ends[-1]].tobytes(), ends[0]
-        return [
-            data[begin - first : end - first].decode("utf-8", "surrogatepass")
-            for begin, end in pairwise(ends)
-        ]
+        return [_text(data[begin - first : end - first]) for begin, end in pairwise(ends)]
+
+    def take(self, rows: Row) -> list[str]:
+        """Return the names of these rows, in their order."""
+        return list(map(_text, self._bytes_of(rows)))
+
+    def _bytes_of(self, rows: Row) -> Iterator[memoryview]:
+        texts, ends = self._texts.data, self._ends[rows].tolist()
+        begins = np.where(rows > 0, self._ends[rows - 1], 0).tolist()
+        return (texts[begin:end] for begin, end in zip(begins, ends, strict=True))
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), _BLOCK):
-            yield from self[start : start + _BLOCK]
+        for span in spans(len(self)):
+            yield from self._block(span.start, span.stop)
 
     def __eq__(self, other: object) -> bool:
         """Tell whether another sequence has the same names in the same order."""
@@ -85,85 +88,76 @@ class Names(Sequence[str]):
 
     def row(self, name: str) -> int:
         """Return the row of a name, -1 where it is not there."""
-        return next(self._places(name), -1)
+        return int(self._rows([name])[0])
 
     def rows(self, names: Iterable[str]) -> Row:
         """Return the row of each name, -1 where it is not there."""
-        return store_rows((self._rows(block) for block in blocks(names)), np.int64)
+        return store_rows(map(self._rows, blocks(names)), np.int64)
 
     def every_row(self, name: str) -> list[int]:
         """Return every row of a name, in order."""
-        return list(self._places(name))
+        return list(map(int, self.every_rows([name])[1]))
 
-    def _places(self, name: str) -> Iterator[int]:
-        """Yield the rows of a name: those of its hash, compared one by one."""
-        key, order = _hashes([name])[0], self._order
-        for place in range(int(np.searchsorted(order, key)), len(order)):
-            if order[place] & ~_LOW != key:
-                return
-            row = int(order[place] & _LOW)
-            if self[row] == name:
-                yield row
+    def every_rows(self, names: Sequence[str]) -> tuple[Row, Row]:
+        """Return every row of each of some names, and before them which name each is of."""
+        coded, order = list(map(_coded, names)), self._order
+        hashes = _hashes(coded)
+        firsts = np.searchsorted(order, hashes)
+        counts = np.searchsorted(order, hashes | _LOW, side="right") - firsts
+        owners = np.repeat(np.arange(len(names)), counts)
+        places = np.arange(len(owners)) + np.repeat(firsts - np.cumsum(counts) + counts, counts)
+        rows = (order[places] & _LOW).astype(np.int64)
+        same = self._same(rows, [coded[owner] for owner in owners.tolist()])
+        return owners[same], rows[same]
 
     def _rows(self, names: Sequence[str]) -> Row:
-        hashes, order = _hashes(names), self._order
-        places = np.searchsorted(order, hashes)
-        first = order[np.minimum(places, len(order) - 1)] if len(order) else hashes | _LOW
-        alike = (first & ~_LOW == hashes) & (places < len(order))
-        rows = np.where(alike, (first & _LOW).astype(np.int64), -1)
-        for number in np.flatnonzero(alike).tolist():
-            place = int(places[number])
-            while rows[number] >= 0 and self[int(rows[number])] != names[number]:
-                place += 1  # another name of the same hash
-                more = place < len(order) and order[place] & ~_LOW == hashes[number]
-                rows[number] = int(order[place] & _LOW) if more else -1
+        """Look up a block of names: each at the first place of its hash, then at the next ones."""
+        coded, order = list(map(_coded, names)), self._order
+        hashes = _hashes(coded)
+        by_hash = np.argsort(hashes)  # neighbours are near each other in the file
+        places, rows = np.empty(len(names), np.intp), np.full(len(names), -1)
+        places[by_hash] = np.searchsorted(order, hashes[by_hash])
+        left = np.flatnonzero(places < len(order))
+        while len(left):
+            found = order[places[left]]
+            alike = found & ~_LOW == hashes[left]
+            left, own = left[alike], (found[alike] & _LOW).astype(np.int64)
+            same = self._same(own, [coded[number] for number in left.tolist()])
+            rows[left[same]] = own[same]
+            left = left[~same]  # another name of the same hash
+            places[left] += 1
+            left = left[places[left] < len(order)]
         return rows
+
+    def _same(self, rows: Row, coded: Sequence[bytes]) -> npt.NDArray[np.bool_]:
+        """Tell which rows hold the name that is given for them."""
+        pairs = zip(self._bytes_of(rows), coded, strict=True)
+        return np.fromiter((mine == given for mine, given in pairs), np.bool_, len(coded))
 
     @cached_property
     def _order(self) -> npt.NDArray[np.uint64]:
         """Half a hash and the row of every name, sorted where they lie."""
 
         def numbered() -> Iterator[npt.NDArray[np.uint64]]:
-            row = 0
-            for block in blocks(self):
-                yield _hashes(block) | np.arange(row, row + len(block), dtype=np.uint64)
-                row += len(block)
+            for span in spans(len(self)):
+                rows = np.arange(span.start, span.stop)
+                yield _hashes(list(self._bytes_of(rows))) | rows.astype(np.uint64)
 
         order: npt.NDArray[np.uint64] = store_rows(numbered(), np.uint64)
         order.sort()
         return order
 
 
-def blocks(items: Iterable[T], size: int = _BLOCK) -> Iterator[list[T]]:
-    """Cut items into lists of at most ``size``, none of them empty."""
-    rest = iter(items)
-    while block := list(islice(rest, size)):
-        yield block
-
-
-def store_rows(parts: Iterable[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """Join arrays in a nameless temporary file, flat; a small one stays in memory."""
-    with SpooledTemporaryFile(_SMALL) as file:
-        for part in parts:
-            file.write(np.ascontiguousarray(part, dtype).data)
-        return _mapped(file, dtype)
-
-
-def _mapped(file: SpooledTemporaryFile[bytes], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    if file.tell() <= _SMALL:
-        file.seek(0)
-        return np.frombuffer(bytearray(file.read()), dtype)
-    file.flush()
-    array: npt.NDArray[Any] = np.memmap(file, dtype, "r+").view(np.ndarray)
-    return array
-
-
-def _hashes(names: Sequence[str]) -> npt.NDArray[np.uint64]:
+def _hashes(coded: Sequence[bytes | memoryview]) -> npt.NDArray[np.uint64]:
     """Return hashes whose lower half is 0."""
-    digests = [hashlib.blake2b(_coded(name), digest_size=8).digest() for name in names]
+    digests = [hashlib.blake2b(one, digest_size=8).digest() for one in coded]
     hashes: npt.NDArray[np.uint64] = np.frombuffer(b"".join(digests), np.uint64) & ~_LOW
     return hashes
 
 
 def _coded(name: str) -> bytes:
     return name.encode("utf-8", "surrogatepass")
+
+
+def _text(data: bytes | memoryview) -> str:
+    return str(data, "utf-8", "surrogatepass")

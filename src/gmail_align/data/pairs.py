@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from gmail_align.artifacts import Artifact, Draft, begin, read_jsonl, write_jsonl
 from gmail_align.data.captions import Caption, iter_captions
 from gmail_align.data.counted import counted
-from gmail_align.data.ids import split_number
+from gmail_align.data.ids import ByCaption
 from gmail_align.data.images import ImageStore
+from gmail_align.data.mapped import blocks, spans, store_rows, zeros
 from gmail_align.data.names import Names
-from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError, damage_explained
 from gmail_align.runtime import stable_seed
 
@@ -58,15 +59,14 @@ def make_pairs(captions: Artifact, real: Artifact, generated: Artifact, out: Pat
     draft = begin(out, "pairs", {"by": "caption"}, inputs)
     if draft.complete:
         return draft.complete
-    generateds = ImageStore(generated)
-    made_from = Names((split_number(image_id) or ("", 0))[0] for image_id in generateds.ids)
+    store = ImageStore(generated)
+    made_from = ByCaption(store.ids)
 
-    def images_of(caption: Caption, there: bool) -> list[str]:
-        rows = made_from.every_row(caption.caption_id)
-        for row in rows if there else ():
-            _check_prompt(generateds, row, caption)
-        ids = [generateds.ids[row] for row in rows]
-        return sorted(ids, key=lambda image_id: int(image_id.rpartition("-")[2]))
+    def images_of(block: list[Caption], there: list[bool]) -> list[list[str]]:
+        rows = made_from.rows([caption.caption_id for caption in block])
+        for caption, own in compress(zip(block, rows, strict=True), there):
+            _check_prompts(store, own, caption)
+        return [store.ids.take(np.asarray(own, np.int64)) for own in rows]
 
     return _write_pairs(
         draft,
@@ -121,6 +121,10 @@ def make_pairs_by_text(
     )
 
 
+_DEALT: Final = np.dtype([("text", ">u4"), ("order", ">u8"), ("image", ">u4")])
+"""A generated image: first row of its text, place among the images of that text, own row."""
+
+
 class _Dealt:
     """Generated images by their text, as numbers: each text's are dealt out in a shuffled order.
 
@@ -131,39 +135,50 @@ class _Dealt:
     """
 
     def __init__(self, texts: Artifact, images: ImageStore, seed: int) -> None:
-        rows, hashes = array("q"), array("Q")
-
-        def known() -> Iterator[str]:
-            for caption in iter_captions(texts):
-                if (row := images.ids.row(caption.image_id)) >= 0:
-                    rows.append(row)
-                    hashes.append(stable_seed(seed, caption.image_id))
-                    yield caption.text
-
-        self._ids, self._texts = images.ids, Names(known())
-        firsts = self._texts.rows(self._texts)
-        order = np.lexsort((np.asarray(hashes), firsts))
-        self._rows = np.asarray(rows)[order]
-        self._firsts = firsts[order]
+        self._ids = images.ids
+        self._texts = Names(row.text for _, row in self._known(texts))
+        places = store_rows(self._numbered(texts, seed), _DEALT)
+        places.view(f"S{_DEALT.itemsize}").sort()  # as bytes, where they lie
+        self._firsts = store_rows((places[span]["text"] for span in spans(len(places))), np.int64)
         """The first row of each image's text, which stands for the text; ascending."""
-        self._next = np.zeros(len(order), np.int64)
+        self._rows = store_rows((places[span]["image"] for span in spans(len(places))), np.int64)
+        self._next = zeros(len(places), np.int64)
 
-    def images_of(self, caption: Caption, there: bool) -> list[str]:
-        """Return the next image of a caption's text, and count it if its real image is there."""
-        text = self._texts.row(caption.text)
-        if text < 0:
-            return []
-        start, stop = np.searchsorted(self._firsts, [text, text + 1]).tolist()
-        number = int(self._next[text])
-        self._next[text] += there
-        return [self._ids[int(self._rows[start + number % (stop - start)])]]
+    def _known(self, texts: Artifact) -> Iterator[tuple[int, Caption]]:
+        """Yield the row of each image that has a text, and its caption."""
+        for block in blocks(iter_captions(texts)):
+            rows = self._ids.rows(caption.image_id for caption in block).tolist()
+            yield from ((row, own) for row, own in zip(rows, block, strict=True) if row >= 0)
+
+    def _numbered(self, texts: Artifact, seed: int) -> Iterator[npt.NDArray[Any]]:
+        for block in blocks(self._known(texts)):
+            places = np.empty(len(block), _DEALT)
+            places["text"] = self._texts.rows(caption.text for _, caption in block)
+            places["order"] = [stable_seed(seed, caption.image_id) for _, caption in block]
+            places["image"] = [row for row, _ in block]
+            yield places
+
+    def images_of(self, block: list[Caption], there: list[bool]) -> list[list[str]]:
+        """Return the next image of each caption's text, counted where its real image is there."""
+        texts = self._texts.rows(caption.text for caption in block)
+        starts = np.searchsorted(self._firsts, texts).tolist()
+        stops = np.searchsorted(self._firsts, texts, side="right").tolist()
+        places = np.zeros(len(block), np.int64)
+        for number, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+            if stop > start:
+                dealt = int(self._next[start])
+                self._next[start] += there[number]
+                places[number] = start + dealt % (stop - start)
+        names = self._ids.take(self._rows[places]) if len(self._rows) else [""] * len(block)
+        known = (texts >= 0).tolist()
+        return [[name] if one else [] for name, one in zip(names, known, strict=True)]
 
 
 def _write_pairs(
     draft: Draft,
     captions: Artifact,
     reals: ImageStore,
-    images_of: Callable[[Caption, bool], list[str]],
+    images_of: Callable[[list[Caption], list[bool]], list[list[str]]],
     nothing: str,
 ) -> Artifact:
     """Write one pair for every generated image of every caption whose real image is there.
@@ -172,27 +187,34 @@ def _write_pairs(
         draft: The artifact.
         captions: Captions of the real images.
         reals: The real images.
-        images_of: Returns a caption's generated images; is told whether its real image is there.
+        images_of: Returns the generated images of captions; is told whose real image is there.
         nothing: What to say when there is no pair.
     """
     counts = {"pairs": 0, "real_images": 0, "without_real": 0, "without_generated": 0}
-    used = UniqueIds()
+    used = zeros(len(reals), np.bool_)
 
     def rows() -> Iterator[dict[str, str]]:
-        for caption in iter_captions(captions):
-            there = caption.image_id in reals
-            images = images_of(caption, there)
-            counts["without_real"] += not there
-            counts["without_generated"] += not images
-            for image_id in images if there else ():
-                used.add(caption.image_id)
-                counts["pairs"] += 1
-                yield asdict(Pair(caption.caption_id, caption.text, caption.image_id, image_id))
+        for block in blocks(iter_captions(captions)):
+            places = reals.ids.rows(caption.image_id for caption in block)
+            there = (places >= 0).tolist()
+            images = images_of(block, there)
+            counts["without_real"] += there.count(False)
+            counts["without_generated"] += images.count([])
+            for caption, own, place in zip(block, images, places.tolist(), strict=True):
+                for image_id in own if place >= 0 else ():
+                    used[place] = True
+                    counts["pairs"] += 1
+                    yield {
+                        "caption_id": caption.caption_id,
+                        "text": caption.text,
+                        "real_image_id": caption.image_id,
+                        "generated_image_id": image_id,
+                    }
 
     write_jsonl(draft.path(PAIRS), rows())
     if not counts["pairs"]:
         raise DataError(nothing)
-    return draft.finish({**counts, "real_images": len(used)})
+    return draft.finish({**counts, "real_images": int(np.count_nonzero(used))})
 
 
 def read_pairs(artifact: Artifact) -> list[Pair]:
@@ -220,11 +242,13 @@ def iter_pairs(artifact: Artifact) -> Iterator[Pair]:
             yield Pair(**row)
 
 
-def _check_prompt(store: ImageStore, row: int, caption: Caption) -> None:
-    prompt = store.text(row)
-    if prompt and prompt != caption.text:
-        raise DataError(
-            f"image {store.ids[row]} in {store.artifact.folder} was generated from "
-            f"{prompt[:80]!r}, but caption {caption.caption_id} is {caption.text[:80]!r}: "
-            "generate it from these captions"
-        )
+def _check_prompts(store: ImageStore, rows: list[int], caption: Caption) -> None:
+    """Refuse images that were generated from another text than their caption."""
+    prompts = store.texts.take(np.asarray(rows, np.int64))
+    for row, prompt in zip(rows, prompts, strict=True):
+        if prompt and prompt != caption.text:
+            raise DataError(
+                f"image {store.ids[row]} in {store.artifact.folder} was generated from "
+                f"{prompt[:80]!r}, but caption {caption.caption_id} is {caption.text[:80]!r}: "
+                "generate it from these captions"
+            )

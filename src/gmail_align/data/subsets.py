@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from gmail_align.artifacts import Artifact, Draft, begin, write_jsonl
 from gmail_align.data.captions import iter_captions, write_captions
+from gmail_align.data.mapped import blocks, distinct, spans, store_rows, zeros
 from gmail_align.data.pairs import PAIRS, iter_pairs
 from gmail_align.errors import UserError
 from gmail_align.progress import say
@@ -21,6 +21,8 @@ from gmail_align.runtime import stable_seed
 
 Hashes = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
+_PLACE: Final = np.dtype([("image", ">u8"), ("caption", ">u8"), ("row", ">u4")])
+"""The hashes of a caption and of its image, and its row."""
 
 
 def choose_captions(
@@ -52,8 +54,10 @@ def choose_captions(
     if draft.complete:
         return draft.complete
     hashes = _hashes(captions, seed)
-    kept = _chosen(hashes, _first(images)) & _few_each(captions, hashes, each, seed)
-    return _write(draft, captions, hashes, kept != rest)
+    kept = _chosen(hashes, _first(images))
+    if each is not None:
+        kept &= _few_each(captions, hashes, each, seed)
+    return _write(draft, captions, hashes, kept, rest=rest)
 
 
 def split(
@@ -117,11 +121,11 @@ def _write_part(
 ) -> Artifact:
     """Write the captions, or pairs, of images by their place in the order of their hashes."""
     hashes = _hashes(source, seed)
-    kept = _chosen(hashes, window) != rest
-    if not kept.any():
-        count = len(np.unique(hashes))
+    kept = _chosen(hashes, window)
+    if kept.all() if rest else not kept.any():
+        count = len(distinct(hashes))
         raise UserError(f"{source.folder} has {count} images, too few for this share of them")
-    return _write(draft, source, hashes, kept)
+    return _write(draft, source, hashes, kept, rest=rest)
 
 
 def choose_pairs(
@@ -144,10 +148,10 @@ def choose_pairs(
     if draft.complete:
         return draft.complete
     hashes = _hashes(pairs, seed)
-    count = len(np.unique(hashes))
+    count = len(distinct(hashes))
     if images > max(count, 1):
         say(f"{pairs.folder} has {count} real images, not {images:g}: all of them are kept")
-    return _write(draft, pairs, hashes, _chosen(hashes, _first(images)) != rest)
+    return _write(draft, pairs, hashes, _chosen(hashes, _first(images)), rest=rest)
 
 
 def _config(
@@ -166,10 +170,13 @@ def _config(
 def _hashes(source: Artifact, seed: int) -> Hashes:
     """Return the hash of the real image of each caption, or pair; images have different ones."""
     if source.kind == "pairs":
-        names = (row.real_image_id for row in iter_pairs(source))
-    else:
-        names = (row.image_id for row in iter_captions(source))
-    return np.fromiter((stable_seed(seed, name) for name in names), np.uint64)
+        return _hashed((row.real_image_id for row in iter_pairs(source)), seed)
+    return _hashed((row.image_id for row in iter_captions(source)), seed)
+
+
+def _hashed(names: Iterable[str], seed: int) -> Hashes:
+    parts = ([stable_seed(seed, name) for name in block] for block in blocks(names))
+    return store_rows((np.array(part, np.uint64) for part in parts), np.uint64)
 
 
 def _first(images: int | float | None) -> Callable[[int], slice]:
@@ -186,35 +193,52 @@ def _first(images: int | float | None) -> Callable[[int], slice]:
 
 def _chosen(hashes: Hashes, window: Callable[[int], slice]) -> Flags:
     """Mark the rows of the images in a window of the order of hashes."""
-    order = np.unique(hashes)
+    order = distinct(hashes)
     some = order[window(len(order))]
-    return (hashes >= some[0]) & (hashes <= some[-1]) if len(some) else hashes < 0
+    if not len(some):
+        return zeros(len(hashes), np.bool_)
+    first, last = some[0], some[-1]
+    parts = (hashes[span] for span in spans(len(hashes)))
+    return store_rows(((part >= first) & (part <= last) for part in parts), np.bool_)
 
 
-def _few_each(captions: Artifact, hashes: Hashes, each: int | None, seed: int) -> Flags:
+def _few_each(captions: Artifact, hashes: Hashes, each: int, seed: int) -> Flags:
     """Mark the captions of each image that come first in the order of their own hashes."""
-    if each is None:
-        return np.ones(len(hashes), np.bool_)
-    names = (row.caption_id for row in iter_captions(captions))
-    own = np.fromiter((stable_seed(seed, name) for name in names), np.uint64)
-    order = np.lexsort((own, hashes))
-    grouped = hashes[order]
-    flags = np.empty(len(hashes), np.bool_)
-    flags[order] = np.arange(len(grouped)) - np.searchsorted(grouped, grouped) < each
+    own = _hashed((row.caption_id for row in iter_captions(captions)), seed)
+
+    def numbered() -> Iterator[npt.NDArray[Any]]:
+        for span in spans(len(own)):
+            part = np.empty(span.stop - span.start, _PLACE)
+            part["image"], part["caption"] = hashes[span], own[span]
+            part["row"] = np.arange(span.start, span.stop)
+            yield part
+
+    places = store_rows(numbered(), _PLACE)
+    places.view(f"S{_PLACE.itemsize}").sort()  # as bytes, where they lie
+    flags, image, number = zeros(len(hashes), np.bool_), None, 0
+    for span in spans(len(places)):
+        part = places[span]
+        for row, one in zip(part["row"].tolist(), part["image"].tolist(), strict=True):
+            number = number + 1 if one == image else 0
+            image = one
+            flags[row] = number < each
     return flags
 
 
-def _write(draft: Draft, source: Artifact, hashes: Hashes, kept: Flags) -> Artifact:
-    """Write the captions, or pairs, that are marked.
+def _write(draft: Draft, source: Artifact, hashes: Hashes, kept: Flags, *, rest: bool) -> Artifact:
+    """Write the captions, or pairs, that are marked; with ``rest`` those that are not.
 
     Raises:
-        UserError: none is.
+        UserError: there are none.
     """
+    if rest:
+        np.logical_not(kept, out=kept)
     if not kept.any():
         raise UserError(f"nothing of {source.folder} is left by this choice: change its number")
-    images = len(np.unique(hashes[kept]))
+    parts = (hashes[span][kept[span]] for span in spans(len(kept)))
+    images = len(distinct(store_rows(parts, np.uint64)))
     if source.kind == "pairs":
-        write_jsonl(draft.path(PAIRS), map(asdict, compress(iter_pairs(source), kept)))
-        return draft.finish({"pairs": int(kept.sum()), "real_images": images})
+        rows = map(vars, compress(iter_pairs(source), kept))
+        return draft.finish({"pairs": write_jsonl(draft.path(PAIRS), rows), "real_images": images})
     count = write_captions(draft, compress(iter_captions(source), kept))
     return draft.finish({"captions": count, "images": images})

@@ -196,13 +196,13 @@ class Cache:
 
     def _chosen(
         self, images: Artifact, ids: Sequence[str] | None, parts: list[str]
-    ) -> list[str] | None:
+    ) -> Sequence[str] | None:
         """Return None for the whole store where that is there, or where ``ids`` are half of it."""
         if ids is None or 2 * len(ids) >= images.counts["images"]:
             return None
         if (self._folder(images, [*parts, None]) / MANIFEST).exists():
             return None
-        return list(ids)
+        return ids
 
     def _folder(self, source: Artifact, parts: object) -> Path:
         return self.folder / f"{source.kind}-{fingerprint([source.fingerprint, parts])}"

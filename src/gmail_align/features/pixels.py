@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gmail_align.artifacts import Artifact, begin, fingerprint, read_jsonl, write_jsonl
 from gmail_align.data.images import ImageStore
+from gmail_align.data.mapped import distinct, marked, spans
 from gmail_align.data.names import Names
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.errors import ArtifactError, DataError, damage_explained
@@ -89,7 +90,7 @@ def prepare_pixels(
     Raises:
         DataError: an id is not in the store, comes twice or cannot be decoded.
     """
-    config = {"preprocess": preprocess.fingerprint, "ids": ids and fingerprint(list(ids))}
+    config = {"preprocess": preprocess.fingerprint, "ids": ids if ids is None else fingerprint(ids)}
     draft = begin(out, "pixels", config, {"images": images})
     if draft.complete is not None:
         return draft.complete
@@ -139,15 +140,16 @@ def chosen_ids(store: ImageStore, ids: Sequence[str] | None) -> Sequence[str]:
     """
     if ids is None and len(store):
         return store.ids
-    names = list(ids or ())
-    missing = [name for name in names if name not in store]
-    if missing:
+    names = Names.of(ids or ())
+    rows = store.ids.rows(names)
+    missing = marked(rows[span] < 0 for span in spans(len(rows)))
+    if len(missing):
         raise DataError(
             f"{len(missing)} of {len(names)} images are not in {store.artifact.folder}, the first "
-            f"of them {missing[0]}: take ids from that store"
+            f"of them {names[missing[0]]}: take ids from that store"
         )
-    if len(set(names)) < len(names) or not names:
-        problem = "come twice" if names else "are missing"
+    if len(distinct(rows)) < len(names) or not len(names):
+        problem = "come twice" if len(names) else "are missing"
         raise DataError(f"some image ids {problem}: name every wanted image once")
     return names
 

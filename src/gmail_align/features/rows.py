@@ -86,21 +86,23 @@ def fill_rows(
     if target.path.exists() and target.path.stat().st_size == target.size:
         return
     part = target.path.with_name(target.path.name + ".tmp")
-    ranges = [
-        range(start, min(start + batch, target.count)) for start in range(0, target.count, batch)
-    ]
+    starts = range(0, target.count, batch)
+
+    def rows_of(index: int) -> range:
+        return range(starts[index], min(starts[index] + batch, target.count))
+
     with full_disk_explained(target.path):
         with part.open("r+b" if part.exists() else "w+b") as file:
             done = _resume(file.fileno(), target, batch)
             file.seek(0, os.SEEK_END)
             with (
                 progress(label, target.count, unit, done=done) as bar,
-                prefetch(lambda index: load(ranges[index]), len(ranges)) as fetch,
+                prefetch(lambda index: load(rows_of(index)), len(starts)) as fetch,
             ):
-                for index in range(done // batch, len(ranges)):
+                for index in range(done // batch, len(starts)):
                     file.write(np.ascontiguousarray(make(fetch(index))).data)
                     file.flush()
-                    bar.advance(len(ranges[index]))
+                    bar.advance(len(rows_of(index)))
             os.fsync(file.fileno())
         os.replace(part, target.path)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ from torch import Tensor
 from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, write_jsonl
 from gmail_align.data.captions import Caption, iter_captions
 from gmail_align.data.images import ImageStore
+from gmail_align.data.mapped import marked, spans
 from gmail_align.data.names import Names
 from gmail_align.data.pairs import Pair, iter_pairs
-from gmail_align.data.unique import UniqueIds
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.route import Route
 from gmail_align.errors import ArtifactError, DataError
@@ -91,7 +92,7 @@ def extract_patches(
         "what": "patch mean",
         "encoder": encoder.base_fingerprint,
         "preprocess": encoder.preprocess.fingerprint,
-        "ids": None if ids is None else fingerprint(list(ids)),
+        "ids": None if ids is None else fingerprint(ids),
     }
     draft = begin(out, "features", config, {"images": images})
     if draft.complete is not None:
@@ -213,7 +214,7 @@ def begin_images(
         "route": str(route),
         "preprocess": encoder.preprocess.fingerprint,
         "dtype": dtype,
-        "ids": None if ids is None else fingerprint(list(ids)),
+        "ids": None if ids is None else fingerprint(ids),
     }
     return begin(out, "features", config, {"images": images}, part=part)
 
@@ -290,26 +291,29 @@ def read_texts(source: Artifact) -> Texts:
     if source.kind not in readers:
         raise ArtifactError(f"{source.folder} holds {source.kind}, but captions are needed here")
 
-    def once() -> Iterator[Caption | Pair]:
-        known = UniqueIds()
-        for row in readers[source.kind](source):
-            if known.add(row.caption_id):
-                known.add(_both(row))
-                yield row
-            elif known.add(_both(row)):
-                raise DataError(
-                    f"caption id {row.caption_id} of {source.folder} has two texts: make ids unique"
-                )
+    def rows() -> Iterator[Caption | Pair]:
+        return readers[source.kind](source)
 
-    texts = Texts(Names(r.caption_id for r in once()), Names(r.text for r in once()))
+    texts = Texts(Names(row.caption_id for row in rows()), Names(row.text for row in rows()))
     if not len(texts.ids):
         raise DataError(f"{source.folder} does not have any caption: import captions first")
-    return texts
+    firsts = texts.ids.rows(texts.ids)
+    again = marked(firsts[s] != np.arange(s.start, s.stop) for s in spans(len(firsts)))
+    for span in spans(len(again)):
+        own = again[span]
+        pairs = zip(texts.lines.take(own), texts.lines.take(firsts[own]), strict=True)
+        for row, (text, first) in zip(own.tolist(), pairs, strict=True):
+            if text != first:
+                raise DataError(
+                    f"caption id {texts.ids[row]} of {source.folder} has two texts: make ids unique"
+                )
+    return texts if not len(again) else Texts(*(_once(names, firsts) for names in texts))
 
 
-def _both(row: Caption | Pair) -> str:
-    """Return an id with its text, as no id is written."""
-    return f"\n{row.caption_id}\n{row.text}"
+def _once(names: Names, firsts: npt.NDArray[np.int64]) -> Names:
+    """Return the names whose row is the first of their id."""
+    rows = enumerate(zip(names, firsts, strict=True))
+    return Names(name for row, (name, first) in rows if row == first)
 
 
 def finish_rows(draft: Draft, names: Sequence[str], unit: str, texts_cut: int = 0) -> Artifact:

@@ -49,7 +49,7 @@ class Features:
         Raises:
             DataError: an id has no features.
         """
-        wanted = list(ids)
+        wanted = ids if isinstance(ids, Sequence) else list(ids)
         rows = self._names.rows(wanted)
         lost = (rows < 0).nonzero()[0]
         if len(lost):

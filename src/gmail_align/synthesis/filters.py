@@ -296,9 +296,8 @@ def _features(images: Artifact, folder: Path, encoder: GmailEncoder | None) -> T
 def _clip_scores(store: ImageStore, features: Tensor, encoder: GmailEncoder) -> Iterator[float]:
     """Yield the CLIPScore of each image and its prompt, both by the frozen model."""
     rows = iter(features.split(_TEXTS))
-    prompts = [store.text(row) for row in range(len(store))]
-    encoder.tell_cut(prompts)
-    for some in _chunks(prompts, _TEXTS):
+    encoder.tell_cut(store.texts)
+    for some in _chunks(store.texts, _TEXTS):
         with torch.no_grad():
             texts = encoder.embed_texts(some, Route.FROZEN).cpu().double().numpy()
         yield from clip_score(next(rows).double().numpy(), texts).tolist()

@@ -101,7 +101,7 @@ class ClipCapTraining:
     @property
     def counts(self) -> dict[str, int]:
         """What was trained on, for the manifest."""
-        return {"captions": len(self.captions), "images": len(self.captions.rows.unique())}
+        return {"captions": len(self.captions), "images": len(self.captions.images())}
 
     def batch(self, step: int, seed: int) -> CaptionBatch:
         """Return the batch of a step, a pure function of ``(seed, step)``."""

@@ -25,8 +25,9 @@ from gmail_align.captioning.prompt import CaptionBatch
 from gmail_align.captioning.provenance import provenance, require_finite, require_one_encoder
 from gmail_align.captioning.tokens import TokenTable, tokenise
 from gmail_align.data.batches import batch_indices
-from gmail_align.data.ids import generated_by_caption
+from gmail_align.data.ids import ByCaption
 from gmail_align.data.joins import caption_texts
+from gmail_align.data.mapped import blocks
 from gmail_align.encoders.language import LanguageModel
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.store import Features, open_features
@@ -241,9 +242,9 @@ def _first_images(store: Datastore, generated: Features | None) -> Int[Tensor, "
             f"features of images are {generated.array.shape[1]} wide and those of captions"
             f" {store.features.shape[1]}: extract both with one encoder, after its projection"
         )
-    places = {name: row for row, name in enumerate(generated.ids)}
-    images = generated_by_caption(generated.ids)
-    return torch.tensor([places[images[name][0]] if name in images else -1 for name in store.ids])
+    images = ByCaption(generated.ids)
+    rows = (own[0] if own else -1 for block in blocks(store.ids) for own in images.rows(block))
+    return torch.tensor(list(rows))
 
 
 def _trained_rows(config: IFCapConfig, images: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
