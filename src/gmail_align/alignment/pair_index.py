@@ -1,17 +1,16 @@
 """Pairs as numbers in a file: what a batch reads of them, whatever their number.
 
 ``pairs.jsonl`` is read once. Ids and texts are numbered in the order in which they first come, and
-their names are kept with the numbers. Numbering goes through a database in a temporary file and
-rows are mapped from where they lie, so memory does not grow with the number of pairs.
+their names are kept with the numbers. Names lie in temporary files, and rows are mapped from where
+they lie, so memory does not grow with the number of pairs.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from itertools import compress
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,10 +19,9 @@ import numpy.typing as npt
 
 from gmail_align.artifacts import Artifact, atomic_file, begin, read_jsonl
 from gmail_align.data.captions import Caption, write_captions
-from gmail_align.data.mapped import distinct, spans, store_rows
+from gmail_align.data.mapped import distinct, spans, store_rows, zeros
 from gmail_align.data.names import Names
 from gmail_align.data.pairs import iter_pairs
-from gmail_align.data.unique import temporary_database
 from gmail_align.errors import DataError
 from gmail_align.runtime import stable_seed
 
@@ -40,8 +38,6 @@ GROUPS: Final = [COLUMNS.index(name) for name in ("real", "text", "first")]
 """Columns of what pairs can share: pairs that do are not negatives of each other."""
 ROWS: Final = "rows.i32"
 _BLOCK: Final = 65_536
-_CACHE: Final = 2_048
-"""KiB of the database that are kept in memory."""
 _LEAST_IMAGES: Final = 4
 
 
@@ -98,27 +94,34 @@ def index_pairs(pairs: Artifact, out: Path) -> Artifact:
     draft = begin(out, "pair-index", {"columns": list(COLUMNS)}, {"pairs": pairs})
     if draft.complete is not None:
         return draft.complete
-    count = 0
-    with closing(_Numbering()) as numbering, ExitStack() as stack:
-        rows = stack.enter_context(atomic_file(draft.path(ROWS)))
-        files = [stack.enter_context(atomic_file(draft.path(_names_file(c)))) for c in COLUMNS]
-        for pair in iter_pairs(pairs):
-            names = (
-                pair.generated_image_id,
-                pair.real_image_id,
-                pair.caption_id,
-                pair.text,
-                first_sentence(pair.text),
-            )
-            numbers = []
-            for column, name, file in zip(COLUMNS, names, files, strict=True):
-                number, new = numbering.number(column, name)
-                numbers.append(number)
-                if new:
-                    file.write((json.dumps(name) + "\n").encode())
-            rows.write(np.array(numbers, np.int32).data)
-            count += 1
-    return draft.finish({"pairs": count, **numbering.counts})
+    rows = (
+        (pair.generated_image_id, pair.real_image_id, pair.caption_id, pair.text)
+        for pair in iter_pairs(pairs)
+    )
+    names = dict(zip(COLUMNS, Names.columns(rows, len(COLUMNS) - 1), strict=False))
+    names["first"] = Names(map(first_sentence, names["text"]))
+    columns = [_numbered(own, draft.path(_names_file(name))) for name, own in names.items()]
+    count = len(names["text"])
+    with atomic_file(draft.path(ROWS)) as file:
+        for span in spans(count):
+            file.write(np.stack([own[span] for own in columns], axis=1).data)
+    counts = {name: int(own.max(initial=-1)) + 1 for name, own in zip(COLUMNS, columns, strict=True)}
+    return draft.finish({"pairs": count, **counts})
+
+
+def _numbered(names: Names, path: Path) -> npt.NDArray[np.int32]:
+    """Number names in the order in which they first come, and write each once, in that order."""
+    firsts, numbers, count = names.rows(names), zeros(len(names), np.int32), 0
+    with atomic_file(path) as file:
+        for span in spans(len(names)):
+            new = firsts[span] == np.arange(span.start, span.stop)
+            own = numbers[span]
+            own[new] = np.arange(count, count + np.count_nonzero(new))
+            own[~new] = numbers[firsts[span][~new]]
+            count += int(np.count_nonzero(new))
+            for name in compress(names[span], new.tolist()):
+                file.write((json.dumps(name) + "\n").encode())
+    return numbers
 
 
 def first_sentence(text: str) -> str:
@@ -182,38 +185,5 @@ def hold_out(groups: Places, share: float, limit: int, seed: int) -> npt.NDArray
     return store_rows(parts, np.bool_)
 
 
-def _hash(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
 def _names_file(column: str) -> str:
     return f"{column}.jsonl"
-
-
-class _Numbering:
-    """Numbers for names of several kinds, by their hashes."""
-
-    def __init__(self) -> None:
-        self.counts = dict.fromkeys(COLUMNS, 0)
-        self._database = temporary_database()
-        self._database.execute(f"PRAGMA cache_size=-{_CACHE}").close()
-        for kind in COLUMNS:
-            columns = "(name BLOB PRIMARY KEY, number INTEGER)"
-            self._database.execute(f"CREATE TABLE {kind} {columns} WITHOUT ROWID").close()
-
-    def number(self, kind: str, name: str) -> tuple[int, bool]:
-        """Return the number of a name, and whether it is new; new ones get the next number."""
-        key = _hash(name)
-        row: Sequence[int] | None = self._database.execute(
-            f"SELECT number FROM {kind} WHERE name = ?", (key,)
-        ).fetchone()
-        if row is not None:
-            return row[0], False
-        number = self.counts[kind]
-        self._database.execute(f"INSERT INTO {kind} VALUES (?, ?)", (key, number)).close()
-        self.counts[kind] += 1
-        return number, True
-
-    def close(self) -> None:
-        """Remove the database."""
-        self._database.close()

@@ -132,4 +132,5 @@ class ImageIndex:
         return rows
 
     def _batches(self, *names: str) -> Iterator[pa.RecordBatch]:
-        yield from pq.ParquetFile(self._path).iter_batches(BLOCK, columns=list(names))
+        file = pq.ParquetFile(self._path, pre_buffer=False)  # a group of rows is not read ahead
+        yield from file.iter_batches(BLOCK, columns=list(names), use_threads=False)

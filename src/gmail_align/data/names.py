@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from itertools import pairwise
 from typing import Final, SupportsIndex, overload
@@ -25,21 +26,35 @@ class Names(Sequence[str]):
     A name is found by its hash, and then compared. Equal names are found at the first of them.
     """
 
+    _texts: npt.NDArray[np.uint8]
+    _ends: npt.NDArray[np.int64]
+
     @classmethod
     def of(cls, names: Sequence[str]) -> Names:
         """Return names as they are, or a copy of another sequence."""
         return names if isinstance(names, cls) else cls(names)
 
+    @classmethod
+    def columns(cls, rows: Iterable[Sequence[str]], count: int) -> list[Names]:
+        """Return names that come row by row, as so many columns."""
+        made = [cls.__new__(cls) for _ in range(count)]
+        with ExitStack() as stack:
+            files = [[stack.enter_context(spool()) for _ in range(2)] for _ in made]
+            lengths = [0] * count
+            for block in blocks(rows):
+                for number, column in enumerate(zip(*block, strict=True)):
+                    coded = list(map(_coded, column))
+                    files[number][0].write(b"".join(coded))
+                    own = np.cumsum([len(one) for one in coded], dtype=np.int64) + lengths[number]
+                    files[number][1].write(own.data)
+                    lengths[number] = int(own[-1])
+            for one, (texts, ends) in zip(made, files, strict=True):
+                one._texts, one._ends = map_spool(texts, np.uint8), map_spool(ends, np.int64)
+        return made
+
     def __init__(self, names: Iterable[str]) -> None:
-        with spool() as texts, spool() as ends:
-            end = 0
-            for block in blocks(names):
-                coded = list(map(_coded, block))
-                texts.write(b"".join(coded))
-                own = end + np.cumsum([len(one) for one in coded], dtype=np.int64)
-                ends.write(own.data)
-                end = int(own[-1])
-            self._texts, self._ends = map_spool(texts, np.uint8), map_spool(ends, np.int64)
+        (made,) = self.columns(((name,) for name in names), 1)
+        self._texts, self._ends = made._texts, made._ends
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -291,10 +291,8 @@ def read_texts(source: Artifact) -> Texts:
     if source.kind not in readers:
         raise ArtifactError(f"{source.folder} holds {source.kind}, but captions are needed here")
 
-    def rows() -> Iterator[Caption | Pair]:
-        return readers[source.kind](source)
-
-    texts = Texts(Names(row.caption_id for row in rows()), Names(row.text for row in rows()))
+    rows = ((row.caption_id, row.text) for row in readers[source.kind](source))
+    texts = Texts(*Names.columns(rows, 2))
     if not len(texts.ids):
         raise DataError(f"{source.folder} does not have any caption: import captions first")
     firsts = texts.ids.rows(texts.ids)
