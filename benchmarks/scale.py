@@ -36,6 +36,7 @@ from gmail_align.data.captions import Caption, write_captions
 from gmail_align.data.image_index import INDEX
 from gmail_align.data.images import ImageRecord, ImageStore, shard_name, write_shard
 from gmail_align.data.leaks import Leak, Leaks, drop_leaks, find_leaks
+from gmail_align.data.mapped import count_up
 from gmail_align.data.names import Names
 from gmail_align.data.pairs import make_pairs, make_pairs_by_text
 from gmail_align.data.subsets import hold_out as hold_captions
@@ -173,7 +174,7 @@ def open_images(world: Path, out: Path) -> None:
 def train_rows(world: Path, out: Path) -> tuple[PairIndex, np.ndarray]:
     """Return the pairs, and those that are trained on."""
     index = PairIndex(index_pairs(load(world / "pairs"), world / "pair-index"))
-    held = hold_out(np.arange(index.count("real")), 0.05, 1000, 0)
+    held = hold_out(count_up(index.count("real")), 0.05, 1000, 0)
     return index, without_images(index.rows, held, out)
 
 

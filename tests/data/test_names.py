@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gmail_align.artifacts import canonical_json, fingerprint
 from gmail_align.data import names as module
 from gmail_align.data.names import Names
 
@@ -40,3 +43,29 @@ def test_blocks_join_and_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyP
 
 def test_a_row_may_be_numbered_by_numpy() -> None:
     assert Names(["a", "b"])[np.int64(1)] == "b"
+
+
+def test_every_row_of_some_names_and_names_of_some_rows() -> None:
+    names = Names(f"n{number % 9000}" for number in range(20_000))
+    owners, rows = names.every_rows(["n8999", "none", "n1"])
+    assert owners.tolist() == [0, 0, 2, 2, 2]
+    assert rows.tolist() == [8999, 17_999, 1, 9001, 18_001]
+    assert names.take(rows[::-1]) == ["n1", "n1", "n1", "n8999", "n8999"]
+    assert names.take(rows[:0]) == []
+    assert np.array_equal(names.rows(names), np.arange(20_000) % 9000)
+
+
+def test_columns_come_from_one_pass() -> None:
+    first, second = Names.columns(iter([("a", "x y"), ("b", "")]), 2)
+    assert first == ["a", "b"] and second == ["x y", ""]
+    assert [list(column) for column in Names.columns([], 2)] == [[], []]
+
+
+def test_names_have_the_fingerprint_of_their_list() -> None:
+    names = ["a", '"quoted" \u00e9', ""]
+    for value in ([], names):
+        parts = ["x", {"ids": value}]
+        assert fingerprint(["x", {"ids": Names(value)}]) == fingerprint(parts)
+        assert fingerprint(parts) == hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]
+    with pytest.raises(TypeError, match="set"):
+        fingerprint({"ids": {1}})
