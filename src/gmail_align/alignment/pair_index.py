@@ -66,7 +66,7 @@ class PairIndex:
             names = self._known[column] = Names(self.names(column))
         if isinstance(numbers, range) and numbers == range(len(names)):
             return names
-        parts = (names.take(np.asarray(numbers[span])) for span in spans(len(numbers)))
+        parts = (names.take(np.asarray(numbers[span], np.int64)) for span in spans(len(numbers)))
         return Names(name for part in parts for name in part)
 
     def texts(self, column: str, out: Path) -> Artifact:
@@ -105,7 +105,9 @@ def index_pairs(pairs: Artifact, out: Path) -> Artifact:
     with atomic_file(draft.path(ROWS)) as file:
         for span in spans(count):
             file.write(np.stack([own[span] for own in columns], axis=1).data)
-    counts = {name: int(own.max(initial=-1)) + 1 for name, own in zip(COLUMNS, columns, strict=True)}
+    counts = {
+        name: int(own.max(initial=-1)) + 1 for name, own in zip(COLUMNS, columns, strict=True)
+    }
     return draft.finish({"pairs": count, **counts})
 
 

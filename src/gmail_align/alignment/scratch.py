@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,8 +26,9 @@ from gmail_align.alignment.pair_index import hold_out
 from gmail_align.alignment.score import first_is_own
 from gmail_align.artifacts import MANIFEST, Artifact, begin, load
 from gmail_align.data.batches import Batches
-from gmail_align.data.captions import Caption, read_captions
+from gmail_align.data.captions import Caption, iter_captions
 from gmail_align.data.images import ImageStore
+from gmail_align.data.mapped import blocks
 from gmail_align.encoders.backbones.clip import ClipBackbone
 from gmail_align.encoders.folder import (
     find_folder,
@@ -155,7 +157,10 @@ def _prepare(
 ) -> _Data:
     """Decode the images and tokenize the captions, once."""
     store = ImageStore(images)
-    rows: list[Caption] = [row for row in read_captions(captions) if row.image_id in store]
+    rows: list[Caption] = []
+    for block in blocks(iter_captions(captions)):
+        places = store.ids.rows(row.image_id for row in block)
+        rows += compress(block, (places >= 0).tolist())
     if not rows:
         raise DataError(
             f"{captions.folder} does not describe any image of {images.folder}: pass captions and "

@@ -103,7 +103,16 @@ class Names(Sequence[str]):
 
     def row(self, name: str) -> int:
         """Return the row of a name, -1 where it is not there."""
-        return int(self._rows([name])[0])
+        coded, order = _coded(name), self._order
+        key = _hashes([coded])[0]
+        for place in range(int(np.searchsorted(order, key)), len(order)):
+            if order[place] & ~_LOW != key:
+                break
+            row = int(order[place] & _LOW)
+            begin = int(self._ends[row - 1]) if row else 0
+            if self._texts[begin : int(self._ends[row])].tobytes() == coded:
+                return row
+        return -1
 
     def rows(self, names: Iterable[str]) -> Row:
         """Return the row of each name, -1 where it is not there."""
