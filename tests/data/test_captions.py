@@ -43,6 +43,7 @@ def test_white_space_is_collapsed() -> None:
     [
         ("", "is empty"),
         (" \n\t", "is empty"),
+        *((sign * 2, "is empty") for sign in "\u200b\u00ad\u2800\u3164\ufe0f\u034f\u0301"),
         ("a\0b", r"U\+0000"),
         ("a\x07b", r"U\+0007"),
         ("a\ud800b", r"U\+D800"),
@@ -52,6 +53,11 @@ def test_white_space_is_collapsed() -> None:
 def test_unusable_texts_are_refused_with_their_reason(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         tidy(text)
+
+
+@pytest.mark.parametrize("text", ["\u2615\ufe0f", "?", "e\u0301", "\u2800 x", "\ua9c1\u0e01"])
+def test_what_shows_something_is_a_caption(text: str) -> None:
+    assert tidy(text) == text
 
 
 @pytest.mark.parametrize(

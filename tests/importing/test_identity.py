@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from gmail_align.data.images import ImageStore
 from gmail_align.data.questions import read_questions
 from gmail_align.errors import DataError
 from gmail_align.importing.run import import_data
+from gmail_align.importing.source import ImportOptions
+from worlds.files import add_member
 
 Make = Callable[..., bytes]
 
@@ -225,3 +229,209 @@ def test_an_id_that_cannot_name_a_file_is_shortened_and_stays_apart(
     assert sorted(stored.values()) == sorted(make_picture(k, "PNG") for k in range(4))
     if kind != "folder":
         assert stored == {key: make_picture(k, "PNG") for k, key in enumerate(keys)}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def write_picture(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def left_out(artifact: Artifact) -> list[str]:
+    path = artifact.path("quarantine.jsonl")
+    return [json.loads(line)["id"] for line in path.read_text().splitlines()]
+
+
+def test_one_file_is_one_image_however_it_is_spelled(tmp_path: Path, make_picture: Make) -> None:
+    write_picture(tmp_path / "images/a/caf\u00e9.jpg", make_picture(1))
+    names = ["a/caf\u00e9.jpg", "a\\caf\u00e9.jpg", "a/cafe\u0301.jpg", "./a/caf\u00e9.jpg "]
+    for kind in ("parquet", "sharegpt4v"):
+        entries = [
+            {"image": name, "caption": name, "conversations": [{}, {"value": f"text {k}"}]}
+            for k, name in enumerate(names)
+        ]
+        path = tmp_path / f"{kind}.json"
+        path.write_text(json.dumps(entries))
+        options = {"source": path, "images": [tmp_path / "images"]}
+        made = import_data(kind, options, tmp_path / kind)
+        assert made["images"].counts["images"] == 1
+        assert made["captions"].counts == {"captions": len(names), "images": 1}
+
+
+@pytest.mark.parametrize("names", [("train/1.jpg", "val/1.jpg"), ("1.jpg", "set/1.jpg")])
+@pytest.mark.parametrize("kind", ["coco", "karpathy", "jsonl"])
+def test_a_file_that_two_names_stand_for_is_the_image_of_neither(
+    tmp_path: Path, make_picture: Make, kind: str, names: tuple[str, str]
+) -> None:
+    inner = "1.jpg" if "/" in names[0] else "set/1.jpg"
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        file.writestr(inner, make_picture(1))
+        file.writestr("set/2.jpg", make_picture(2))
+    every = [*names, "2.jpg"]
+    if kind == "jsonl":
+        path = write_rows(tmp_path / "t.jsonl", [{"image": n, "caption": n} for n in every])
+    else:
+        path = tmp_path / "captions.json"
+        images = [
+            {
+                "id": k,
+                "file_name": n,
+                "filename": n,
+                "split": "test",
+                "sentences": [{"raw": n, "sentid": k}],
+            }
+            for k, n in enumerate(every)
+        ]
+        notes = [{"id": k, "image_id": k, "caption": n} for k, n in enumerate(every)]
+        path.write_text(json.dumps({"images": images, "annotations": notes}))
+    options = {"source": path, "images": [tmp_path / "images.zip"]}
+    write = ImportOptions(limit_quarantine=1.0)
+    made = import_data(kind, options, tmp_path / "out", write)
+    store = ImageStore(made["images"])
+    assert [store.read_bytes(one) for one in store.ids] == [make_picture(2)]
+    assert store.ids == ["2"]
+    assert made["captions"].counts["captions"] == 3
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_beside_its_table_is_not_taken_from_elsewhere(
+    tmp_path: Path, make_picture: Make, packed: bool
+) -> None:
+    for k, part in enumerate(("a", "b")):
+        write_picture(tmp_path / part / "images/1.jpg", make_picture(k))
+        write_rows(tmp_path / part / "t.jsonl", [{"image": "images/1.jpg", "caption": part}])
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.write(tmp_path / "a/images/1.jpg", "images/1.jpg")
+    tables = [tmp_path / part / "t.jsonl" for part in ("a", "b")]
+    options = {"source": tables, "images": [tmp_path / ("a.zip" if packed else "a")]}
+    write = ImportOptions(limit_quarantine=1.0)
+    if packed:
+        with pytest.raises(DataError, match=r"a/images/1\.jpg"):
+            import_data("jsonl", options, tmp_path / "out", write)
+        return
+    made = import_data("jsonl", options, tmp_path / "out", write)
+    assert left_out(made["images"]) == ["b--images--1"]
+    store = ImageStore(made["images"])
+    assert [store.read_bytes(one) for one in store.ids] == [make_picture(0)]
+
+
+def test_places_of_one_name_keep_the_images_of_their_tables(
+    tmp_path: Path, make_picture: Make
+) -> None:
+    for k, part in enumerate(("a", "b")):
+        write_picture(tmp_path / part / "images/1.jpg", make_picture(k))
+        write_rows(tmp_path / part / "t.jsonl", [{"image": "images/1.jpg", "caption": part}])
+    options = {
+        "source": [tmp_path / part / "t.jsonl" for part in ("a", "b")],
+        "images": [tmp_path / part / "images" for part in ("a", "b")],
+    }
+    made = import_data("jsonl", options, tmp_path / "out")
+    assert bytes_by_caption(made) == {"a": make_picture(0), "b": make_picture(1)}
+    options["source"] = [write_rows(tmp_path / "c.jsonl", [{"image": "images/1.jpg"}])]
+    with pytest.raises(DataError, match="images-0 and images-1"):
+        import_data("jsonl", {**options, "caption_column": "image"}, tmp_path / "out2")
+
+
+@pytest.mark.parametrize(
+    "shards",
+    [
+        [{"jpg": 0, "txt": "a"}, {"txt": "b\nb too"}],
+        [{"jpg": 0}, {"txt": "b"}],
+        [{"txt": "b"}, {"jpg": 0, "txt": "a"}],
+    ],
+)
+def test_captions_of_one_sample_never_describe_another_of_its_key(
+    tmp_path: Path, make_picture: Make, shards: list[dict[str, Any]]
+) -> None:
+    for number, members in enumerate(shards):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for kind, value in members.items():
+                add_member(tar, f"k.{kind}", value.encode() if value else make_picture(value))
+            add_member(tar, f"other{number}.jpg", make_picture(5))
+            add_member(tar, f"other{number}.txt", b"other")
+    write = ImportOptions(limit_quarantine=1.0)
+    made = import_data("webdataset", {"source": [tmp_path]}, tmp_path / "out", write)
+    store = ImageStore(made["images"])
+    bound = [one for one in read_captions(made["captions"]) if one.image_id == "k"]
+    assert {one.text for one in bound} <= ({"a"} if "k" in store else {"b"})
+    lines = sum(len(one.get("txt", "").splitlines()) for one in shards)
+    refused = sum(name.startswith("k-") for name in left_out(made["captions"])) if lines else 0
+    assert len(bound) + refused == lines
+
+
+def test_members_of_shards_that_are_not_read_are_counted(
+    tmp_path: Path, make_picture: Make
+) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in [("k.jpg", make_picture(1)), ("k.cls", b"1"), ("k.more.txt", b"b")]:
+            add_member(tar, name, data)
+    made = import_data("webdataset", {"source": [tmp_path]}, tmp_path / "out")
+    manifest = json.loads(made["images"].path("manifest.json").read_text())
+    assert manifest["notes"]["passed_over"] == {"cls": 1, "txt": 1}
+
+
+@pytest.mark.parametrize("path", [None, "1.jpg", "own"])
+def test_equal_bytes_inside_parquet_are_one_image(
+    tmp_path: Path, make_picture: Make, path: str | None
+) -> None:
+    seeds = [0, 0, 1, 0, 1]
+    rows = [
+        {
+            "image": {
+                "bytes": make_picture(seed),
+                "path": f"{k}.jpg" if path == "own" else path,
+            },
+            "caption": f"row {k}",
+        }
+        for k, seed in enumerate(seeds)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet", row_group_size=2)
+    made = import_data("parquet", {"source": tmp_path / "t.parquet"}, tmp_path / "out")
+    assert made["images"].counts["images"] == 2
+    assert bytes_by_caption(made) == {
+        f"row {k}": make_picture(seed) for k, seed in enumerate(seeds)
+    }
+
+
+def test_a_number_is_one_id_however_it_is_stored(tmp_path: Path, make_picture: Make) -> None:
+    for name in ("1.jpg", "2.jpg"):
+        write_picture(tmp_path / "images" / name, make_picture(int(name[0])))
+    ids = [7, "7", 7.0, None, "", True, [7]]
+    rows = [{"image": "1.jpg", "caption": f"row {k}", "id": one} for k, one in enumerate(ids)]
+    rows += [{"image": "2.jpg", "caption": "another", "id": "07"}]
+    options = {
+        "source": [write_rows(tmp_path / "t.jsonl", rows)],
+        "images": [tmp_path / "images"],
+        "id_column": "id",
+    }
+    made = import_data("jsonl", options, tmp_path / "out", ImportOptions(limit_quarantine=1.0))
+    bound = {one.text: one.image_id for one in read_captions(made["captions"])}
+    assert bound == {
+        **{f"row {k}": "7" for k in (0, 1, 2)},
+        **{f"row {k}": "7" for k in (3, 4)},  # the file has that id already
+        "another": "07",
+    }
+    assert left_out(made["captions"]) == ["row-5", "row-6"]
+
+
+def test_whole_numbers_of_coco_may_be_floats(tmp_path: Path, make_picture: Make) -> None:
+    write_picture(tmp_path / "images/1.jpg", make_picture(1))
+    data = {
+        "images": [{"id": 1.0, "file_name": "1.jpg"}],
+        "annotations": [{"id": 3.0, "image_id": 1, "caption": "a"}],
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(data))
+    options = {"source": tmp_path / "captions.json", "images": [tmp_path / "images"]}
+    made = import_data("coco", options, tmp_path / "out")
+    assert [(one.caption_id, one.image_id) for one in read_captions(made["captions"])] == [
+        ("3", "1")
+    ]
+    data["images"][0]["id"] = 1.5
+    (tmp_path / "captions.json").write_text(json.dumps(data))
+    with pytest.raises(DataError, match="'id'"):
+        import_data("coco", options, tmp_path / "out2")

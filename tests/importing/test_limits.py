@@ -24,13 +24,14 @@ from gmail_align.artifacts import Artifact, read_jsonl
 from gmail_align.data.decode import whole_image
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import DataError
-from gmail_align.importing import rows
+from gmail_align.importing import parquet
 from gmail_align.importing.admission import admit
 from gmail_align.importing.archives import MAX_HEADER, open_members
 from gmail_align.importing.formats.matlab import struct_rows
 from gmail_align.importing.members import MAX_DEPTH, Folder
 from gmail_align.importing.run import import_data
 from gmail_align.importing.source import ImportOptions
+from gmail_align.workflow.layouts import find_layout
 from worlds.files import add_member
 
 Make = Callable[..., bytes]
@@ -183,7 +184,7 @@ def test_a_table_that_is_not_parquet(tmp_path: Path, importer: str, content: byt
 def test_a_parquet_column_that_unpacks_to_far_more_is_refused(
     tmp_path: Path, make_picture: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "_UNPACKED", 2**20)
+    monkeypatch.setattr(parquet, "_UNPACKED", 2**20)
     path, picture = tmp_path / "t.parquet", make_picture(1)
     short = [f"a picture {number}" for number in range(4)]
     for column, values in (("image", [picture + bytes(2**20)] * 4), ("caption", ["a" * 2**20] * 4)):
@@ -200,10 +201,10 @@ def test_a_value_that_many_rows_of_parquet_share_is_unpacked_for_few_at_a_time(
     table = pa.table({"image": [value] * 64, "caption": ["a"] * 64})
     pq.write_table(table, tmp_path / "t.parquet", dictionary_pagesize_limit=2**30)
     del table
-    monkeypatch.setattr(rows, "_IN_MEMORY", 2**21)
+    monkeypatch.setattr(parquet, "_IN_MEMORY", 2**21)
     before, most = pa.total_allocated_bytes(), 0
-    with rows.parquet_file(tmp_path / "t.parquet") as file:
-        for row in rows.parquet_values(tmp_path / "t.parquet", file, ["image"]):
+    with parquet.parquet_file(tmp_path / "t.parquet") as file:
+        for row in parquet.parquet_values(tmp_path / "t.parquet", file, ["image"]):
             assert row["image"] == value
             most = max(most, pa.total_allocated_bytes() - before)
     assert most < 2**23
@@ -259,3 +260,21 @@ def test_a_shard_that_is_no_tar_is_one_fault_of_many(tmp_path: Path, make_pictur
     reasons = list(left_out(made["images"]).values())
     assert ["0000" in reason for reason in reasons] == [True, True]
     assert json.dumps(reasons).count("not a tar") == 2
+
+
+def test_a_link_in_a_circle_costs_nothing_but_itself(tmp_path: Path, make_picture: Make) -> None:
+    root = tmp_path / "photos"
+    (root / "cat").mkdir(parents=True)
+    (root / "cat/a.jpg").write_bytes(make_picture(1))
+    os.symlink("b.jpg", root / "cat/b.jpg")
+    made = import_data("folder", {"source": [root]}, tmp_path / "out", ALL)
+    assert ImageStore(made["images"]).ids == ["a"]
+    assert len(left_out(made["images"])) == 1
+
+
+def test_a_pipe_named_as_a_shard_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.tar")
+    with pytest.raises(DataError, match=r"0\.tar is a pipe"):
+        find_layout(tmp_path)
+    with pytest.raises(DataError):
+        import_data("webdataset", {"source": [tmp_path]}, tmp_path / "out", ALL)

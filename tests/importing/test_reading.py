@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import csv
 import gzip
 import io
 import json
+import lzma
 import random
 import tarfile
 from collections.abc import Callable
@@ -460,3 +463,137 @@ def test_every_image_under_a_key_with_a_dot_is_listed(tmp_path: Path, make_pictu
     reasons = [row["reason"] for row in read_jsonl(made["images"].path("quarantine.jsonl"))]
     assert all(any(name in one for one in reasons) for name in ("b.left.jpg", "b.right.jpg"))
     assert sum("ends at a dot" in reason for reason in reasons) == 2
+
+
+@pytest.mark.parametrize(
+    "cell", ['["one, \'a\'", "two"]', "[\"one, 'a'\", 'two']", "[\n'one, \\'a\\'',\n'two',\n]"]
+)
+@pytest.mark.parametrize("kind", ["csv", "imagefolder"])
+def test_a_text_that_holds_a_list_is_several_captions(
+    tmp_path: Path, make_picture: Make, kind: str, cell: str
+) -> None:
+    (tmp_path / "1.jpg").write_bytes(make_picture(1))
+    rows = [["file_name", "caption"], ["1.jpg", cell]]
+    with (tmp_path / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    options: dict[str, Any] = {"source": [tmp_path]}
+    if kind == "csv":
+        options |= {"images": [tmp_path], "image_column": "file_name"}
+    assert texts(import_data(kind, options, tmp_path / "out")) == ["one, 'a'", "two"]
+
+
+@pytest.mark.parametrize("cell", ["['one' 'two']", "['one'\n 'two']", "['one', two']"])
+def test_a_list_that_cannot_be_read_is_no_caption(tmp_path: Path, cell: str) -> None:
+    rows = [{"caption": cell}, {"caption": "[a sign] in brackets"}, {"caption": "[1, 2]"}]
+    (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    made = import_data("jsonl", {"source": tmp_path / "t.jsonl"}, tmp_path / "out", ALL)
+    assert texts(made) == ["[a sign] in brackets", "[1, 2]"]
+    assert left_out(made["captions"]).keys() == {"row-0-0"}
+
+
+ROWS = [{"image": "1.jpg", "caption": "one"}, {"image": "2.jpg", "caption": "two"}]
+COLUMNS = {"image": ["1.jpg", "2.jpg"], "caption": ["one", "two"]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ROWS,
+        COLUMNS,
+        {name: dict(enumerate(values)) for name, values in COLUMNS.items()},
+        {"kind": "train", "licenses": [], "data": ROWS},
+        {"1.jpg": "one", "2.jpg": ["two"]},
+    ],
+    ids=["records", "columns", "numbered", "a key", "names"],
+)
+def test_json_of_any_orientation_gives_its_rows(
+    tmp_path: Path, make_picture: Make, value: Any
+) -> None:
+    for k in (1, 2):
+        (tmp_path / f"{k}.jpg").write_bytes(make_picture(k))
+    (tmp_path / "t.json").write_text(json.dumps(value))
+    options = {"source": tmp_path / "t.json", "images": [tmp_path]}
+    made = import_data("parquet", options, tmp_path / "out")
+    bound = {one.text: one.image_id for one in read_captions(made["captions"])}
+    assert bound == {"one": "1", "two": "2"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"image": ["1.jpg"], "caption": ["one", "two"]},
+        {"image": {"0": "1.jpg"}, "caption": {"1": "one"}},
+        {"image_urls": ["u1", "u2"], "captions": ["one", "two"]},
+        {"columns": ["image", "caption"], "data": [["1.jpg", "one"]]},
+    ],
+)
+def test_json_whose_columns_are_not_known_is_refused(tmp_path: Path, value: Any) -> None:
+    (tmp_path / "t.json").write_text(json.dumps(value))
+    with pytest.raises(DataError, match=r"t\.json"):
+        import_data("parquet", {"source": tmp_path / "t.json"}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("column", [None, pa.array(["http://x/1.jpg", "2.jpg"])])
+def test_parquet_without_images_gives_its_captions(tmp_path: Path, column: Any) -> None:
+    table = pa.table({"caption": ["one", "two"]} | ({} if column is None else {"image": column}))
+    pq.write_table(table, tmp_path / "t.parquet")
+    made = import_data("parquet", {"source": tmp_path / "t.parquet"}, tmp_path / "out")
+    assert texts(made) == ["one", "two"]
+    assert "images" not in made
+
+
+def test_an_image_column_of_numbers_is_not_passed_over(tmp_path: Path) -> None:
+    table = pa.table({"image": [[1, 2]], "caption": ["one"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="bytes of an image"):
+        import_data("parquet", {"source": tmp_path / "t.parquet"}, tmp_path / "out", ALL)
+
+
+def test_images_in_a_dictionary_are_images(tmp_path: Path, make_picture: Make) -> None:
+    images = pa.array([make_picture(1), make_picture(2), make_picture(1)]).dictionary_encode()
+    table = pa.table({"image": images, "caption": ["one", "two", "one again"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    made = import_data("parquet", {"source": tmp_path / "t.parquet"}, tmp_path / "out")
+    assert made["images"].counts["images"] == 2
+    assert made["captions"].counts["captions"] == 3
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, bz2.compress])
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.xz", "t.jsonl"])
+def test_packed_tables_are_named(tmp_path: Path, name: str, pack: Callable[..., bytes]) -> None:
+    (tmp_path / name).write_bytes(pack(b"image,caption\n1.jpg,one\n"))
+    with pytest.raises(DataError, match="packed by"):
+        import_data("parquet", {"source": tmp_path / name}, tmp_path / "out")
+
+
+def test_a_reason_is_not_as_long_as_an_image(tmp_path: Path, make_picture: Make) -> None:
+    (tmp_path / "2.jpg").write_bytes(make_picture(1))
+    rows = [{"image": "A" * 50_000, "caption": "one"}, {"image": "2.jpg", "caption": "two"}]
+    (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = {"source": tmp_path / "t.jsonl", "images": [tmp_path]}
+    made = import_data("jsonl", options, tmp_path / "out", ALL)
+    (reason,) = left_out(made["images"]).values()
+    assert len(reason) < 500
+
+
+def test_a_row_that_names_no_file_is_left_out_as_that(tmp_path: Path, make_picture: Make) -> None:
+    (tmp_path / "1.jpg").write_bytes(make_picture(1))
+    rows = [{"image": "1.jpg", "caption": "one"}, {"image": None, "caption": "two"}]
+    rows += [{"image": "", "caption": "three"}, {"image": 7, "caption": "four"}]
+    (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = {"source": tmp_path / "t.jsonl", "images": [tmp_path]}
+    made = import_data("jsonl", options, tmp_path / "out", ALL)
+    assert left_out(made["images"]).keys() == {"row-1", "row-2", "row-3"}
+    assert not any(":" in reason for reason in left_out(made["images"]).values())
+    assert made["captions"].counts["captions"] == 4
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+def test_compressed_shards_in_a_folder_are_read(
+    tmp_path: Path, make_picture: Make, suffix: str
+) -> None:
+    path = tmp_path / f"0.tar.{suffix}"
+    with tarfile.open(path, f"w:{suffix}") as tar:  # type: ignore[call-overload]
+        add_member(tar, "a.jpg", make_picture(1))
+        add_member(tar, "a.txt", b"one")
+    assert texts(import_data("webdataset", {"source": [tmp_path]}, tmp_path / "out")) == ["one"]

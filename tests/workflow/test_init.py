@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from gmail_align import pipeline
 from gmail_align.cli.main import app
 from gmail_align.errors import DataError, UserError
+from gmail_align.importing.run import import_data
 from gmail_align.recipe import read_recipe
 from gmail_align.workflow.init import Models, init_recipe
 from gmail_align.workflow.layouts import find_layout
@@ -300,3 +301,34 @@ def test_an_archive_in_a_folder_that_holds_nothing_else_is_named(tmp_path: Path)
         file.writestr("notes.md", "none")
     with pytest.raises(DataError, match=r"photos\.zip"):
         find_layout(tmp_path)
+
+
+@pytest.mark.parametrize("home", [".", "images"])
+def test_images_in_folders_of_their_splits_are_found(tmp_path: Path, home: str) -> None:
+    for number, split in enumerate(("train", "val")):
+        names = pictures(tmp_path / "d" / home / f"{split}2017", 5)  # both have the same names
+        for name in names:
+            picture(tmp_path / "d" / home / f"{split}2017" / name, 100 * number + int(name[:3]))
+        body = {
+            "images": [{"id": k, "file_name": name} for k, name in enumerate(names)],
+            "annotations": [{"id": k, "image_id": k, "caption": split} for k in range(5)],
+        }
+        (tmp_path / "d/annotations").mkdir(exist_ok=True)
+        (tmp_path / f"d/annotations/captions_{split}2017.json").write_text(json.dumps(body))
+    layout = find_layout(tmp_path / "d")
+    for split, options in zip(("train", "test"), ("train2017", "val2017"), strict=True):
+        assert [Path(one).name for one in layout.data[split]["images"]] == [options]
+    for importer, options, out in layout.import_calls(tmp_path / "out"):
+        assert import_data(importer, options, out)["images"].counts["images"] == 5
+
+
+def test_files_that_a_layout_does_not_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    table = pa.table({"image": [b"1"], "caption": ["one"]})
+    pq.write_table(table, tmp_path / "d/t.parquet")
+    pictures(tmp_path / "d", 2)
+    (tmp_path / "d/more.csv").write_text("image,caption\n000.jpg,one\n")
+    (tmp_path / "d/README.md").write_text("About.")
+    assert find_layout(tmp_path / "d").left_out == [
+        "Files that this does not read: 1 .csv, 2 .jpg."
+    ]

@@ -22,6 +22,7 @@ MAX_CHARACTERS: Final = 20_000
 """Longest caption that is accepted; what is longer is a document, not a caption."""
 
 _WIDTHLESS: Final = "\ufeff\u200b\u200c\u200d\u2060\u180e "
+_BLANK: Final = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a pattern that show nothing
 _NO_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -45,7 +46,7 @@ def tidy(text: str) -> str:
             continues a sentence whose subject is the caption.
     """
     clean = " ".join(text.split()).strip(_WIDTHLESS)
-    if all(unicodedata.category(sign) in ("Cf", "Zs") for sign in clean):
+    if not any(unicodedata.category(one)[0] in "LNPS" and one not in _BLANK for one in clean):
         raise DataError("is empty: write one or remove the entry")
     if len(clean) > MAX_CHARACTERS:
         raise DataError(f"has {len(clean)} characters: at most {MAX_CHARACTERS} are accepted")

@@ -64,6 +64,22 @@ def fit_id(value: str) -> str:
     return value if _SAFE_ID.fullmatch(value) else key_id(value)
 
 
+def id_text(value: object) -> str | None:
+    """Return the text of an id that a source gives; None for what is neither a number nor a text.
+
+    A whole number is one id whether it is stored as a text, as 7 or as 7.0.
+
+    Example:
+        >>> id_text(7.0), id_text("007"), id_text(True)
+        ('7', '007', None)
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    return str(value)
+
+
 def numbered(stem: str, k: int) -> str:
     """Return the id of an image's ``k``-th caption, or of a caption's ``k``-th generated image."""
     return f"{stem}-{k}"

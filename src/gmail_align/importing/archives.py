@@ -31,6 +31,9 @@ from gmail_align.remote import is_folder, open_url, shown, url_of
 MAX_HEADER: Final = 2**20
 """Most bytes of a tar's long name or extended header."""
 
+TARS: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+"""Suffixes of tars that can be read here."""
+
 _EXTENDED: Final = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -280,7 +283,7 @@ def open_tar(path: Path) -> tarfile.TarFile:
         DataError: it is not a tar, or its first header is damaged.
     """
     where, url = shown(path), url_of(path)
-    with damage_explained(where):
+    with damage_explained(path if url is None else where):
         file = None if url is None else open_url(url)
         try:
             return tarfile.open(path if file is None else None, fileobj=file, tarinfo=_BoundedInfo)

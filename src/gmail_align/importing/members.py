@@ -70,9 +70,9 @@ class Several:
 
     def __init__(self, parts: Sequence[Members], labels: Sequence[str]) -> None:
         """Keep the parts; ``labels`` are their names."""
-        self._parts = parts
+        self._parts, self._given = parts, labels
         self._labels = [
-            label if labels.index(label) == number else f"{label}-{number}"
+            label if labels.count(label) == 1 else f"{label}-{number}"
             for number, label in enumerate(labels)
         ]
         self.serial = any(part.serial for part in parts)
@@ -101,17 +101,17 @@ class Several:
         Raises:
             DataError: two parts have a file of that name.
         """
-        if not self._only(name, [k for k, part in enumerate(self._parts) if _has(part, name)]):
-            label, _, rest = name.partition("/")
-            if label in self._labels and _has(self._parts[self._labels.index(label)], rest):
-                return name
-            found = {k: one for k, part in enumerate(self._parts) if (one := part.find(name))}
-            if not self._only(name, list(found)):
-                return None
-            ((number, one),) = found.items()
-            again = any(_has(part, one) for part in self._parts[:number])
-            return f"{self._labels[number]}/{one}" if again else one
-        return name
+        if self._only(name, [k for k, part in enumerate(self._parts) if _has(part, name)]):
+            return name
+        label, _, rest = name.partition("/")
+        alike = [k for k, one in enumerate(self._given) if label in (one, self._labels[k])]
+        found = {k: rest for k in alike if _has(self._parts[k], rest)}
+        found = found or {k: one for k, part in enumerate(self._parts) if (one := part.find(name))}
+        if not self._only(name, list(found)):
+            return None
+        ((number, one),) = found.items()
+        again = any(_has(part, one) for part in self._parts[:number])
+        return f"{self._labels[number]}/{one}" if again else one
 
     def _only(self, name: str, numbers: Sequence[int]) -> bool:
         """Whether one part has a name; an error where several have it."""
@@ -172,7 +172,7 @@ class Folder:
                     yield name, fault
                     continue
                 with os.scandir(self.root / name) as entries:
-                    inside = sorted((one.name, one.is_file()) for one in entries)
+                    inside = sorted((one.name, _is_file(one)) for one in entries)
             except OSError as error:
                 yield name or str(self.root), f"cannot be read: {error.strerror}"
                 continue
@@ -274,6 +274,14 @@ class RemoteFolder:
         return read_range(f"{self._url}/{name}", 0, size)
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a regular file; a link in a circle is none."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
 def open_folder(place: Path) -> Folder | RemoteFolder:
     """Return the files below a folder, on this machine or behind a URL."""
     url = url_of(place)
@@ -299,10 +307,15 @@ def _has(members: Members, name: str) -> bool:
 
 
 def spellings(name: str) -> Iterator[str]:
-    """Yield a name as it is, then with plain slashes, and in the two Unicode forms of accents."""
+    """Yield a name as it is, with plain slashes, in both Unicode forms, without outer blanks."""
     clean = posixpath.normpath(name.replace("\\", "/")) if name else name
-    forms = (unicodedata.normalize("NFC", clean), unicodedata.normalize("NFD", clean))
+    forms = (plain_name(name), unicodedata.normalize("NFD", clean), plain_name(name.strip()))
     yield from dict.fromkeys((name, clean, *forms))
+
+
+def plain_name(name: str) -> str:
+    """Return the one form of a name that all of its spellings share."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/"))) if name else ""
 
 
 def name_fault(name: str) -> str:

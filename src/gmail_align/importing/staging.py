@@ -23,17 +23,23 @@ from gmail_align.data.images import Quarantined
 from gmail_align.data.questions import Question
 from gmail_align.data.unique import temporary_database
 from gmail_align.errors import DataError
-from gmail_align.importing.members import Members, is_text, suffix
+from gmail_align.importing.members import Members, is_text, plain_name, suffix
 
 _TABLES: Final = """
 CREATE TABLE images (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, place TEXT, label TEXT,
                      prompt TEXT, rank INTEGER NOT NULL DEFAULT 0, gone INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE captions (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, image TEXT, text TEXT);
+CREATE INDEX places ON images (place);
 CREATE TABLE questions (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, row TEXT);
+CREATE TABLE names (place TEXT PRIMARY KEY, name TEXT) WITHOUT ROWID;
+CREATE TABLE digests (id TEXT PRIMARY KEY, digest TEXT) WITHOUT ROWID;
+CREATE INDEX same ON digests (digest);
+CREATE TABLE keys (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE caption_counts (image TEXT PRIMARY KEY, captions INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE faults (n INTEGER PRIMARY KEY, kind TEXT, id TEXT, reason TEXT);
 """
 _BY_NUMBER: Final = "CAST(id AS INTEGER), id"
+_REASON: Final = 400  # characters of a reason; a name in it may be a whole image in base64
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,14 @@ class Staging:
         """Suffix -> number of files that are neither images nor captions."""
 
     def image_id(self, name: str, place: str) -> str:
-        """Return the id of the image that a source names: two places never share one.
+        """Return the id of the image that a source names: one place has one id of its own.
 
-        It is made of the name without its suffix; where another place has that id already, of the
-        whole place (``1.png`` beside ``1.jpg``, ``dog/1.jpg`` beside ``cat/1.jpg``).
+        It is made of the first name without its suffix; where another place has that id already, of
+        the whole place (``1.png`` beside ``1.jpg``, ``dog/1.jpg`` beside ``cat/1.jpg``).
         """
+        sql = "SELECT id FROM images WHERE place = ? ORDER BY n LIMIT 1"
+        if is_text(place) and (row := self._database.execute(sql, (place,)).fetchone()):
+            return str(row[0])
         own = name_id(name)
         return own if self.place(own) in (None, place) else key_id(place)
 
@@ -107,10 +116,32 @@ class Staging:
             elif not self.add_caption(caption_id, text, image_id):
                 self.refuse("captions", caption_id, "comes twice; the first is kept")
 
-    def locate(self, members: Members | None, *names: str) -> str:
+    def same_image(self, digest: str, image_id: str | None = None) -> str | None:
+        """Return the image whose bytes have a digest; of a given id, that image or none."""
+        sql = "SELECT id FROM digests WHERE digest = ? AND ? IN (id, '') LIMIT 1"
+        row = self._database.execute(sql, (digest, image_id or "")).fetchone()
+        return None if row is None else str(row[0])
+
+    def note_digest(self, image_id: str, digest: str) -> None:
+        """Remember the digest of an image's bytes."""
+        row = (image_id, digest)
+        self._database.execute("INSERT OR IGNORE INTO digests VALUES (?, ?)", row).close()
+
+    def claim(self, key: str) -> bool:
+        """Take a key for a sample; False when a sample has it already."""
+        sql = "INSERT OR IGNORE INTO keys (id) VALUES (?)"
+        return self._database.execute(sql, (key,)).rowcount > 0
+
+    def locate(self, members: Members | None, *names: str, written: str = "") -> str:
         """Return the first name under which a file is there, else the first name.
 
-        A name that stands for several files is remembered: :meth:`drop_missing` refuses it.
+        A name that stands for several files, and a file that several names stand for, is
+        remembered: :meth:`drop_missing` refuses it.
+
+        Args:
+            members: Where the files are; None finds nothing.
+            names: What the file may be called.
+            written: How the source itself calls it; by default the first of ``names``.
         """
         for name in names if members else ():
             try:
@@ -119,8 +150,22 @@ class Staging:
                 self._unclear[name] = str(error)
                 return name
             if place:
+                exact = name == place == names[0]
+                self._note_name(
+                    place, plain_name((place if exact else written or names[0]).strip())
+                )
                 return place
         return names[0]
+
+    def _note_name(self, place: str, name: str) -> None:
+        """Remember how the source calls a file; another name for it may mean another file."""
+        row = self._database.execute("SELECT name FROM names WHERE place = ?", (place,)).fetchone()
+        if row is None:
+            self._database.execute("INSERT INTO names VALUES (?, ?)", (place, name)).close()
+        elif row[0] != name:
+            self._unclear[place] = (
+                f"{place} may be {row[0]} or {name}: give folders or archives that hold both"
+            )
 
     def refuse_faults(self, members: Members) -> None:
         """Leave out what a folder or archive itself cannot give."""
@@ -179,7 +224,10 @@ class Staging:
     def refuse(self, kind: str, one_id: str, reason: str) -> None:
         """Leave one of ``images``, ``captions`` or ``questions`` out, and say why."""
         sql = "INSERT INTO faults (kind, id, reason) VALUES (?, ?, ?)"
-        shown = (one_id[:200], " ".join(reason.split()))
+        reason = " ".join(reason.split())
+        if len(reason) > _REASON:
+            reason = f"{reason[: _REASON // 2]} ... {reason[-_REASON // 2 :]}"
+        shown = (one_id[:200], reason)
         self._database.execute(sql, (kind, *(x.encode(errors="replace").decode() for x in shown)))
 
     def sort_by_id(self) -> None:

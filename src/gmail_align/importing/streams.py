@@ -1,7 +1,7 @@
 """The reading layer: files of text, read one entry at a time, whatever their encoding.
 
-JSON, JSON lines and plain lines, gzipped or not, in UTF-8 or UTF-16 with or without a byte-order
-mark. What cannot be read is yielded as a :class:`DataError` in the place of the entry, so that the
+JSON, JSON lines and plain lines, gzipped or not, in UTF-8, or in UTF-16 with a byte-order mark.
+What cannot be read is yielded as a :class:`DataError` in the place of the entry, so that the
 importers list it with its reason.
 """
 
@@ -111,7 +111,7 @@ def opened(path: TextFile) -> Iterator[ByteStream]:
         DataError: it is missing, damaged, or an archive.
     """
     with _raw(path) as raw, damage_explained(shown(str(path))):
-        head = raw.read(4)
+        head = raw.read(8)
         raw.seek(0)
         _refuse_archive(path, head)
         if not head.startswith(b"\x1f\x8b"):

@@ -15,8 +15,9 @@ from gmail_align.errors import DataError
 from gmail_align.importing.archives import scan_tar
 from gmail_align.importing.formats.image_folders import captions_in
 from gmail_align.importing.members import is_text
-from gmail_align.importing.rows import parquet_file, table_rows
-from gmail_align.importing.splits import split_of_file, split_of_folders
+from gmail_align.importing.parquet import parquet_file
+from gmail_align.importing.rows import table_rows
+from gmail_align.importing.splits import split_of, split_of_file, split_of_folders
 from gmail_align.importing.streams import json_items, json_keys
 from gmail_align.workflow.class_folders import class_folders
 from gmail_align.workflow.layout import ARCHIVES, SPLITS, Layout, Table, file_suffix
@@ -26,6 +27,10 @@ _CAPTION_COLUMNS: Final = ("caption", "captions", "text", "sentences", "sentence
 _IMAGE_COLUMNS: Final = ("image", "file_name", "filename", "image_path", "path", "file")
 _LOOKED_AT: Final = 50_000
 """Files of a folder that are looked at."""
+_KINDS: Final = frozenset(("parquet", "csv", "tsv", "jsonl", "json", "txt", "tar", "zip", "arrow"))
+"""Suffixes of files, besides images, that may hold data."""
+_FOLDERS: Final = 1000
+"""Folders in which images are looked for."""
 _READ: Final = 1000
 """Text files that are read to estimate how many captions an image has."""
 
@@ -47,6 +52,7 @@ def find_layout(place: Path) -> Layout:
     for look in [*looks, class_folders] if place.is_dir() or files[0].endswith(ARCHIVES) else looks:
         layout = look(folder, files)
         if layout is not None:
+            layout.left_out += _unread(layout, files) if look in (_shards, _parquet) else []
             return _with_splits(layout)
     packed = [name for name in files if name.lower().endswith(ARCHIVES)]
     more = f"; unpack {os.path.basename(packed[0])} first if it holds them" if packed else ""
@@ -57,9 +63,24 @@ def find_layout(place: Path) -> Layout:
     )
 
 
-def _files(folder: Path) -> Iterator[str]:
+def _unread(layout: Layout, files: Sequence[str]) -> list[str]:
+    """Say which files a layout that reads nothing but its sources passes over, by suffix."""
+    used = {name for table in layout.data.values() for name in table["source"]}
+    kinds = Counter(file_suffix(name) for name in files if name not in used)
+    known = {kind: n for kind, n in sorted(kinds.items()) if kind in SUFFIXES or kind in _KINDS}
+    listed = ", ".join(f"{n} .{kind}" for kind, n in known.items())
+    return [f"Files that this does not read: {listed}."] if known else []
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder that is not hidden, and the names of its files."""
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        yield root, names
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for root, names in _walk(folder):
         paths = (os.path.join(root, name) for name in sorted(names) if name[0] != ".")
         yield from filter(is_text, paths)
 
@@ -81,11 +102,27 @@ def _of_splits(folder: Path, files: Sequence[str]) -> tuple[dict[str, list[str]]
     return sets, notes
 
 
-def _image_places(folder: Path, files: Sequence[str], split: str = "") -> list[str]:
-    """Return the archives that may hold the images (those of the split first), or the folder."""
+def _image_places(
+    folder: Path, files: Sequence[str], names: Sequence[str], split: str = ""
+) -> list[str]:
+    """Return the archives that may hold the images, those of the split first, or their folder.
+
+    Args:
+        folder: The whole folder.
+        files: Its files.
+        names: What the first image may be called.
+        split: The split of the images.
+    """
     archives = [name for name in files if name.endswith(ARCHIVES)]
-    own = [name for name in archives if split and split_of_file(name) == split]
-    return own or archives or [str(folder)]
+    if archives:
+        own = [name for name in archives if split and split_of_file(name) == split]
+        return own or archives
+    below = [home for home, _ in islice(_walk(folder), _FOLDERS)]
+    have = ([one for one in below if os.path.isfile(os.path.join(one, name))] for name in names)
+    homes: list[str] = next(filter(None, have), [])
+    own = [home for home in homes if split and split_of(os.path.basename(home)) == split]
+    found = own or homes
+    return found if len(found) == 1 else [str(folder)]
 
 
 def _annotations(folder: Path, files: Sequence[str]) -> Layout | None:
@@ -116,16 +153,19 @@ def _has_captions(path: Path) -> bool:
 def _karpathy(folder: Path, files: Sequence[str], name: str) -> Layout:
     images, captions = Counter[str](), Counter[str]()
     names: dict[str, list[str]] = {}
+    first: list[str] = []
     for entry in json_items(Path(name), "images"):
         if not isinstance(entry, dict) or not isinstance(entry.get("sentences"), list):
             raise DataError(f"{name}: an entry of 'images' is not of Karpathy's layout")
+        base = str(entry.get("filename"))
+        first = first or [f"{entry['filepath']}/{base}" if entry.get("filepath") else base, base]
         own = str(entry.get("split"))
         split = SPLITS.get(own, "train")
         images[split] += 1
         captions[split] += len(entry["sentences"])
         if own not in names.setdefault(split, []):
             names[split].append(own)
-    places = _image_places(folder, files)
+    places = _image_places(folder, files, first)
     data = {
         split: {
             "import": "karpathy",
@@ -146,7 +186,9 @@ def _coco(folder: Path, files: Sequence[str], names: Sequence[str]) -> Layout:
             left_out.append(
                 f"{Path(others[0]).name} is left out: {Path(name).name} is the {part} set."
             )
-        places = _image_places(folder, files, split_of_file(Path(name).name) or "")
+        first: Any = next(json_items(Path(name), "images"), {})
+        image = [str(first.get("file_name"))] if isinstance(first, dict) else []
+        places = _image_places(folder, files, image, split_of_file(Path(name).name) or "")
         data[part] = {"import": "coco", "source": name, "images": places}
         images[part] = sum(1 for _ in json_items(Path(name), "images"))
         captions[part] = sum(1 for _ in json_items(Path(name), "annotations"))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from gmail_align.data.ids import fit_id
+from gmail_align.data.ids import fit_id, id_text
 from gmail_align.data.protocols import Protocol, require_dataset
 from gmail_align.errors import DataError
 from gmail_align.importing.members import is_text
@@ -105,9 +105,9 @@ def _caption(staging: Staging, entry: dict[str, Any], where: str, *, first: bool
 
 
 def _id(entry: dict[str, Any], key: str, what: str, where: str) -> str:
-    value = entry.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    value = id_text(entry.get(key))
+    if not value:
         raise DataError(
             f"{where}: {what} does not have {key!r}, or one that is neither a number nor a string"
         )
-    return fit_id(str(value))
+    return fit_id(value)

@@ -17,7 +17,7 @@ from gmail_align.data.protocols import Protocol, require_dataset
 from gmail_align.errors import DataError
 from gmail_align.importing.archives import open_members, open_several
 from gmail_align.importing.members import Members, base_name, nothing_found, suffix
-from gmail_align.importing.rows import table_rows
+from gmail_align.importing.rows import listed_texts, table_rows
 from gmail_align.importing.source import Places, Source, whole_source
 from gmail_align.importing.splits import SplitChoice, choose_split, split_of_folders
 from gmail_align.importing.staging import Staging
@@ -272,7 +272,7 @@ def _short_names(path: str) -> tuple[str, ...]:
 def captions_in(row: Mapping[str, Any]) -> list[Any]:
     """Return the captions of the first column that has one, with what is no text among them."""
     columns = [row[column] for column in _TEXT_COLUMNS if column in row]
-    lists = [value if isinstance(value, list) else [value] for value in columns]
+    lists = [listed_texts(value) for value in columns]
     chosen = next((few for few in lists if any(map(_plain, few))), lists[0] if lists else [])
     return [_plain(one) if isinstance(one, str | int) else one for one in chosen]
 

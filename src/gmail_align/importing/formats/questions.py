@@ -17,7 +17,8 @@ from gmail_align.data.questions import Question, letter
 from gmail_align.errors import DataError
 from gmail_align.importing.archives import open_several
 from gmail_align.importing.members import Members
-from gmail_align.importing.rows import ParquetImages, parquet_file, parquet_values, table_rows
+from gmail_align.importing.parquet import ParquetImages, parquet_file, parquet_values
+from gmail_align.importing.rows import table_rows
 from gmail_align.importing.source import Images, Source, image_places
 from gmail_align.importing.splits import files_in, files_of_split
 from gmail_align.importing.staging import Staging

@@ -17,7 +17,7 @@ from gmail_align.artifacts import fingerprint
 from gmail_align.data.decode import SUFFIXES
 from gmail_align.data.ids import key_id, numbered
 from gmail_align.errors import DataError
-from gmail_align.importing.archives import open_tar, read_part, scan_tar
+from gmail_align.importing.archives import TARS, open_tar, read_part, scan_tar
 from gmail_align.importing.source import Source
 from gmail_align.importing.splits import SplitChoice, files_in
 from gmail_align.importing.staging import Staging
@@ -71,7 +71,7 @@ def shard_source(
         shard_keys: Put the shard's name before each key, where keys begin again in every shard.
         split: The split to keep where the shards are named by it.
     """
-    staging, paths = Staging(), files_in(places, (".tar", ".tar.gz", ".tgz"), split)
+    staging, paths = Staging(), files_in(places, TARS, split)
     for number, path in enumerate(paths):
         prefix = f"{path.name.partition('.')[0]}-" if shard_keys else ""
         try:
@@ -140,13 +140,14 @@ def _close(state: dict[str, Any]) -> None:
 
 @dataclass
 class _Sample:
-    """The members of one key of a shard that are of use, and what is wrong with others."""
+    """The members of one key of a shard that are of use, what is wrong with some, and others."""
 
     key: str = ""
     image: str = ""
     texts: list[Any] = field(default_factory=list)
     kind: str = ""
     faults: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
 
 def _samples(path: Path, shard: int, file: BufferedIOBase, column: str) -> Iterator[_Sample]:
@@ -177,6 +178,8 @@ def _samples(path: Path, shard: int, file: BufferedIOBase, column: str) -> Itera
             sample.image = f"{shard}:{start}:{size}:{name}"
         elif kind in _TEXT_KINDS:
             _read_text(sample, kind, column, file, (start, size))
+        else:
+            sample.others.append(name)
     if sample.key:
         yield sample
 
@@ -210,16 +213,17 @@ def _json_texts(value: Any, column: str) -> list[Any]:
 
 
 def _add_sample(staging: Staging, sample: _Sample, prefix: str) -> None:
-    """List a sample; captions of an image that is left out stay, unless another has its id."""
+    """List a sample; captions of an image that is left out stay. A key is that of one sample."""
     image_id = key_id(f"{prefix}{sample.key}")
     captions = [(numbered(image_id, k), text) for k, text in enumerate(sample.texts)]
-    if sample.faults or not sample.image:
-        reasons = sample.faults or [f"{sample.key} does not have an image"]
-        staging.refuse("images", image_id, reasons[0])
-        staging.add_captions(image_id, captions)
-    elif staging.place(image_id) is None:
-        staging.add(image_id, sample.image, captions)
-    else:
+    staging.pass_over(sample.others)
+    if (sample.image or captions) and not staging.claim(image_id):
         staging.refuse("images", image_id, f"the key {sample.key} comes twice; the first is kept")
         for caption_id, _ in captions:
             staging.refuse("captions", caption_id, "its key comes twice; the first is kept")
+    elif sample.faults or not sample.image:
+        reasons = sample.faults or [f"{sample.key} does not have an image"]
+        staging.refuse("images", image_id, reasons[0])
+        staging.add_captions(image_id, captions)
+    else:
+        staging.add(image_id, sample.image, captions)

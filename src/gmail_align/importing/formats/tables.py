@@ -7,16 +7,18 @@ import os
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from gmail_align.artifacts import fingerprint
-from gmail_align.data.ids import key_id, name_id, numbered
+from gmail_align.data.ids import id_text, key_id, name_id, numbered
 from gmail_align.errors import DataError
 from gmail_align.importing.members import Members, name_of_folder, suffix
-from gmail_align.importing.rows import TABLES, ParquetImages, table_rows, value_of
+from gmail_align.importing.parquet import ParquetImages, holds_images
+from gmail_align.importing.rows import TABLES, listed_texts, table_rows, value_of
 from gmail_align.importing.source import Images, Source, image_places
 from gmail_align.importing.splits import SplitChoice, files_in
 from gmail_align.importing.staging import Staging
@@ -81,9 +83,9 @@ class _TableReader:
     def __init__(self, paths: Sequence[Path], columns: Columns, members: Members | None) -> None:
         self.staging = Staging()
         self._columns = columns
-        self._inside = members is None and all(suffix(path.name) == "parquet" for path in paths)
+        packed = members is None and all(suffix(path.name) == "parquet" for path in paths)
+        self._inside = packed and any(holds_images(path, columns.image) for path in paths)
         self._bytes = ParquetImages(paths)
-        self._listed_bytes = ParquetImages(paths)  # read forwards too, but behind
         self._files = members
         self.members = self._bytes if self._inside else members
         self._several = len(paths) > 1
@@ -91,7 +93,6 @@ class _TableReader:
         above = Path(os.path.commonpath(self._homes))
         names = [home.relative_to(above).as_posix() for home in self._homes]
         self._folders = ["" if name == "." else name for name in names]
-        self._digests: dict[str, str] = {}
 
     @property
     def required(self) -> list[str]:
@@ -110,41 +111,64 @@ class _TableReader:
         shown = value_of(values, self._columns.image)
         file = shown.get("path") if isinstance(shown, dict) else shown
         file = posixpath.normpath(file) if isinstance(file, str) and file else None
-        own_id = value_of(values, self._columns.id) if self._columns.id else None
+        own_id = self._own_id(values)
+        if own_id is None:
+            self.staging.refuse(
+                "captions", f"row-{name}", "has an id that is no number and no text"
+            )
+            return
         place = f"{number}:{row}:{self._columns.image}"
         if file and not self._inside:
-            names = self._names(number, file)
-            place = self.staging.locate(self._files, *names)
-            image_id = self.staging.image_id(posixpath.join(self._folders[number], file), place)
+            place, image_id = self._find(number, file)
         else:
             image_id = name_id(file) if file else f"row-{name}"
-        if own_id is not None and own_id == own_id:  # not a number that is none
-            image_id = key_id(str(own_id))
+            if not file and self._files:
+                self.staging.refuse("images", image_id, "its row does not name a file")
+        if own_id:
+            image_id = key_id(own_id)
         if self._inside:
-            image_id, place = self._same_bytes(image_id, place)
+            image_id, place = self._same_bytes(image_id, place, given=bool(own_id))
         texts = _texts(value_of(values, self._columns.caption))
         first = self.staging.number_captions(image_id, len(texts))
         captions = [(numbered(image_id, k), text) for k, text in enumerate(texts, first)]
-        self.staging.add(image_id, place, captions)
+        if file or self._inside or not self._files:
+            self.staging.add(image_id, place, captions)
+        else:
+            self.staging.add_captions(image_id, captions)
 
-    def _names(self, number: int, file: str) -> list[str]:
-        """Return by what a file may be found: in its table's own folder first."""
-        home = name_of_folder(self._files, self._homes[number])
-        names = [] if home is None else [posixpath.join(home, file)]
-        return list(dict.fromkeys([*names, posixpath.join(self._folders[number], file), file]))
+    def _own_id(self, values: dict[str, Any]) -> str | None:
+        """Return a row's id, empty where it has none; None for a value that cannot be one."""
+        value = value_of(values, self._columns.id) if self._columns.id else None
+        return "" if value is None or value != value else id_text(value)
 
-    def _same_bytes(self, image_id: str, place: str) -> tuple[str, str]:
-        """Return the image that a row's bytes are: a listed one of that id, or another."""
-        listed = self.staging.place(image_id)
-        if listed is None:
-            return image_id, place
-        if listed not in self._digests:
-            self._digests[listed] = _digest(self._listed_bytes, listed)
-        own = _digest(self._bytes, place)
-        if own == self._digests[listed]:
-            return image_id, listed
-        other = key_id(f"{image_id}.{own[:12]}")
-        return other, self.staging.place(other) or place
+    def _find(self, number: int, file: str) -> tuple[str, str]:
+        """Return place and id of a file; one beside its table is not looked for elsewhere.
+
+        Tables of one folder may name files of any place.
+        """
+        whole, beside = posixpath.join(self._folders[number], file), self._homes[number] / file
+        home = name_of_folder(self._files, beside.parent)
+        if home is None and whole != file and os.path.isfile(beside):
+            return whole, self.staging.image_id(whole, whole)
+        names = [] if home is None else [posixpath.join(home, beside.name)]
+        names = list(dict.fromkeys([*names, whole, file]))
+        place = self.staging.locate(self._files, *names, written=file)
+        return place, self.staging.image_id(whole, place)
+
+    def _same_bytes(self, image_id: str, place: str, *, given: bool) -> tuple[str, str]:
+        """Return the image that a row's bytes are: a listed one, or a new one.
+
+        Images whose ids are given are told apart by those as well.
+        """
+        digest = _digest(self._bytes, place)
+        if given or self.staging.same_image(digest) is None:
+            listed = self.staging.place(image_id) is not None
+            if listed and self.staging.same_image(digest, image_id) is None:
+                image_id = key_id(f"{image_id}.{digest[:12]}")
+            self.staging.note_digest(image_id, digest)
+        else:
+            image_id = self.staging.same_image(digest) or image_id
+        return image_id, self.staging.place(image_id) or place
 
 
 def _digest(images: ParquetImages, place: str) -> str:
@@ -158,13 +182,12 @@ def _digest(images: ParquetImages, place: str) -> str:
 
 def _texts(value: Any) -> list[Any]:
     """Return the captions in a cell: a text, a number, a record, or a list of those."""
-    values = value if isinstance(value, list) else [value]
-    return [_text(one) for one in values] or [None]
+    return [_text(one) for one in listed_texts(value)] or [None]
 
 
 def _text(value: Any) -> Any:
     if isinstance(value, dict):
         return next((value[name] for name in _TEXT_FIELDS if name in value), value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
         return str(value)
     return value
