@@ -7,6 +7,8 @@ import csv
 import io
 import json
 import re
+import tokenize
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +38,6 @@ TABLES: Final = (
 
 _SIGNS: Final = (",", ";", "|", "\t")
 _SEPARATOR: Final = re.compile("sep=(.)", re.IGNORECASE)
-_TEXT: Final = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _LONGEST_RECORD: Final = 200  # lines of one quoted CSV record
 _COLUMNS: Final = frozenset(
     f"{name}{end}"
@@ -44,9 +45,8 @@ _COLUMNS: Final = frozenset(
     for end in ("", "s")
 ) | {"data", "columns", "index"}
 """Keys of a JSON object that are no names of images."""
-_TEXTS: Final = re.compile(r"""\[\s*(T(?:\s*,\s*T)*)?\s*,?\s*\]""".replace("T", _TEXT))
-"""A list of texts as Python or JSON writes it; numpy writes one without commas."""
-_TEXTS_FRAME: Final = re.compile(r"""(?s)\[\s*['"].*['"]\s*,?\s*\]\Z""")
+_TEXTS: Final = re.compile(r"""(?s)\[\s*['"].*['"]\s*,?\s*\]\Z""")
+"""What a text that holds a list of texts begins and ends with."""
 
 
 def table_rows(path: TextFile, columns: Sequence[str] = ()) -> Iterator[tuple[int, Any]]:
@@ -287,10 +287,23 @@ def listed_texts(value: Any) -> list[Any]:
     if isinstance(value, list) or not isinstance(value, str):
         return value if isinstance(value, list) else [value]
     text = value.strip()
-    if not _TEXTS_FRAME.match(text):
+    if not _TEXTS.match(text):
         return [value]
-    if _TEXTS.fullmatch(text):
-        for read in (json.loads, ast.literal_eval):
-            with suppress(ValueError, SyntaxError):
-                return list(read(text))
-    return [DataError("is a list of texts that cannot be read: write it as JSON")]
+    texts = _read_list(text)
+    return texts or [DataError("is a list of texts that cannot be read: write it as JSON")]
+
+
+def _read_list(text: str) -> list[Any]:
+    """Read a list of texts, as JSON or Python writes it; nothing from any other text.
+
+    Python joins texts that no comma parts, as numpy prints them: those are no list here.
+    """
+    with suppress(ValueError, RecursionError):
+        return list(json.loads(text))
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+        with warnings.catch_warnings(action="ignore"):
+            values = ast.literal_eval(text)
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        if sum(one.type == tokenize.STRING for one in tokens) == len(values):
+            return list(values)
+    return []
