@@ -70,7 +70,7 @@ def test_several_places_are_one(tmp_path: Path) -> None:
     assert members.find("f-1/y/z/c.txt") == "f-1/y/z/c.txt"
     with pytest.raises(DataError, match="nowhere"):
         members.read("nowhere")
-    with pytest.raises(DataError, match="is in f and f-1"):
+    with pytest.raises(DataError, match="is in f-0 and f-1"):
         members.find("x/a.jpg")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import unicodedata
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from gmail_align.data.images import ImageStore
 from gmail_align.errors import DataError
 from gmail_align.importing.run import import_data
 from gmail_align.importing.source import ImportOptions
+from worlds.files import add_member
 
 Make = Callable[..., bytes]
 ALL = ImportOptions(limit_quarantine=1.0)
@@ -153,3 +156,29 @@ def test_a_name_that_several_archives_have_is_not_guessed(
 def test_impossible_paths_are_missing_files(tmp_path: Path, importer: str, name: str) -> None:
     with pytest.raises(DataError):
         import_data(importer, {"source": tmp_path / name}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_member_that_comes_twice_is_the_image_of_no_name(
+    tmp_path: Path, make_picture: Make, kind: str, several: bool
+) -> None:
+    path = tmp_path / f"images.{kind}"
+    members = [("1.jpg", make_picture(0)), ("2.jpg", make_picture(2)), ("1.jpg", make_picture(1))]
+    if kind == "zip":
+        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "w") as file:
+            for name, data in members:
+                file.writestr(name, data)
+    else:
+        with tarfile.open(path, "w") as tar:
+            for name, data in members:
+                add_member(tar, name, data)
+    (tmp_path / "t.csv").write_text("image,caption\n1.jpg,one\n2.jpg,two\n")
+    (tmp_path / "more").mkdir()
+    options = {
+        "source": tmp_path / "t.csv",
+        "images": [path, *([tmp_path / "more"] if several else [])],
+    }
+    write = ImportOptions(limit_quarantine=1.0)
+    made = import_data("csv", options, tmp_path / "out", write)
+    assert ImageStore(made["images"]).ids == ["2"]

@@ -91,7 +91,7 @@ class _Index:
         self._database = temporary_database()
         self._database.execute(
             "CREATE TABLE members (n INTEGER PRIMARY KEY, name TEXT UNIQUE, back TEXT, "
-            "start INTEGER, size INTEGER, sum INTEGER)"
+            "start INTEGER, size INTEGER, sum INTEGER, again INTEGER DEFAULT 0)"
         )
         self._database.execute("CREATE INDEX backs ON members (back)")
         weakref.finalize(self, self._database.close)
@@ -100,7 +100,10 @@ class _Index:
         """Add a member; False when there is one of that name."""
         row = (name, _backwards(name), start, size, checksum)
         sql = "INSERT OR IGNORE INTO members (name, back, start, size, sum) VALUES (?, ?, ?, ?, ?)"
-        return self._database.execute(sql, row).rowcount > 0
+        if self._database.execute(sql, row).rowcount > 0:
+            return True
+        self._database.execute("UPDATE members SET again = 1 WHERE name = ?", (name,)).close()
+        return False
 
     def names(self) -> Iterator[str]:
         for (name,) in self._database.execute("SELECT name FROM members ORDER BY n"):
@@ -129,8 +132,15 @@ class _Index:
         never stand for each other.
 
         Raises:
-            DataError: the name stands for several members.
+            DataError: the name stands for several members, or for one that comes twice.
         """
+        found = self._find(name)
+        sql = "SELECT again FROM members WHERE name = ?"
+        if found and self._database.execute(sql, (found,)).fetchone()[0]:
+            raise DataError(f"{found} comes twice in the archive: keep one")
+        return found
+
+    def _find(self, name: str) -> str | None:
         if name_fault(name.replace("\\", "/")):
             return None
         for spelling in spellings(name):

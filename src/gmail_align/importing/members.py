@@ -101,8 +101,9 @@ class Several:
         Raises:
             DataError: two parts have a file of that name.
         """
-        if self._only(name, [k for k, part in enumerate(self._parts) if _has(part, name)]):
-            return name
+        exact = [k for k, part in enumerate(self._parts) if _has(part, name)]
+        if self._only(name, exact):
+            return name if self._parts[exact[0]].find(name) else None
         label, _, rest = name.partition("/")
         alike = [k for k, one in enumerate(self._given) if label in (one, self._labels[k])]
         found = {k: rest for k in alike if _has(self._parts[k], rest)}

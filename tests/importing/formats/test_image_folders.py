@@ -21,6 +21,7 @@ from gmail_align.importing.source import ImportOptions, Source
 from gmail_align.importing.write import write_import
 
 Make = Callable[..., bytes]
+ALL = ImportOptions(limit_quarantine=1.0)
 BOTH = {"a/cat.jpg": ["a cat"], "dog.png": ["a dog"]}
 
 
@@ -190,3 +191,56 @@ def test_captions_of_another_split_are_not_faults(
         assert captions(source) == {f"{split}/1.jpg": [split]}
         assert not source.staging.left_out_count("captions")
         assert not source.staging.passed_over
+
+
+@pytest.fixture
+def three(tmp_path: Path, make_picture: Make) -> Path:
+    (tmp_path / "three").mkdir()
+    for k in range(3):
+        (tmp_path / f"three/{k}.jpg").write_bytes(make_picture(k))
+    return tmp_path / "three"
+
+
+def test_a_row_without_a_file_name_describes_no_image(three: Path) -> None:
+    rows = [{"file_name": None, "id": 1, "text": "another"}, {"file_name": "0.jpg", "text": "own"}]
+    rows += [{"file_name": "", "id": 2, "text": "a third"}]
+    (three / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    made = import_data("imagefolder", {"source": three}, three.parent / "out", ALL)
+    captions = read_captions(made["captions"])
+    assert [(one.image_id, one.text) for one in captions] == [("0", "own")]
+
+
+@pytest.mark.parametrize("name", ["1", 1, 1.0, "1.jpg"])
+def test_a_number_names_an_image(three: Path, name: Any) -> None:
+    (three / "metadata.jsonl").write_text(json.dumps({"image_id": name, "text": "own"}))
+    made = import_data("imagefolder", {"source": three}, three.parent / "out", ALL)
+    assert [one.image_id for one in read_captions(made["captions"])] == ["1"]
+
+
+def test_a_short_name_is_compared_with_the_images_of_every_split(
+    tmp_path: Path, make_picture: Make
+) -> None:
+    home = tmp_path / "set"
+    for split in ("train", "test"):
+        (home / split).mkdir(parents=True)
+        (home / split / "0.jpg").write_bytes(make_picture(len(split)))
+    (home / "train/1.jpg").write_bytes(make_picture(1))
+    (home / "metadata.csv").write_text("file_name,text\n0.jpg,whose\n1.jpg,own\n")
+    made = import_data("imagefolder", {"source": home, "split": "train"}, tmp_path / "out", ALL)
+    assert [(one.image_id, one.text) for one in read_captions(made["captions"])] == [("1", "own")]
+
+
+@pytest.mark.parametrize("other", ["a.png", "images/a.jpg"])
+def test_a_file_of_captions_that_two_images_share_is_left_out(
+    tmp_path: Path, make_picture: Make, other: str
+) -> None:
+    home = tmp_path / "set"
+    for name in ("a.jpg", "b.jpg", other):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(make_picture(1, "PNG" if name.endswith("png") else "JPEG"))
+    for stem in ("a", "b"):
+        (home / f"{stem}.txt").write_text(stem)
+    made = import_data("imagefolder", {"source": home}, tmp_path / "out", ALL)
+    assert made["images"].counts["images"] == 3
+    assert [one.text for one in read_captions(made["captions"])] == ["b"]
+    assert made["captions"].counts["quarantined"] == 2

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from gmail_align.data.captions import is_usable
 from gmail_align.data.decode import SUFFIXES
-from gmail_align.data.ids import key_id, numbered
+from gmail_align.data.ids import id_text, key_id, numbered
 from gmail_align.data.protocols import Protocol, require_dataset
 from gmail_align.errors import DataError
 from gmail_align.importing.archives import open_members, open_several
@@ -81,11 +81,12 @@ def _list_images(staging: Staging, members: Members, wanted: str | None, *, ever
         images.sort()  # a folder and a zip of it give the same
     advice = () if every else ("give the folder of one split",)
     split = choose_split(map(split_of_folders, images), wanted, "the source", *advice)
+    every_image = images
     images = [name for name in images if split in (None, split_of_folders(name))]
     names = [name for name in names if not _is_of_another(name, split)]
     if not images:
         raise nothing_found(members, "the source does not hold an image")
-    captions = _CaptionsBeside(members, names, images)
+    captions = _CaptionsBeside(members, names, every_image)
     start = len(common_folder([f"{_key(name)}.x" for name in images]))
     for name in images:
         image_id = staging.image_id(f"{_key(name)[start:]}.{suffix(name)}", name)
@@ -136,6 +137,7 @@ class _CaptionsBeside:
         self._used: set[str] = set()
         keys = {_key(name) for name in images}
         self._forms = Counter(map(_form, keys))
+        self._images = Counter(map(_key, images))
         for name in names:
             if suffix(name) in _TEXT_FILES and not _is_table(name):
                 self._files[self._shared(_key(name))].append(name)
@@ -169,7 +171,7 @@ class _CaptionsBeside:
             folder = posixpath.dirname(folder)
         for kind in _TEXT_FILES:
             for file in self._files.get(self._shared(_key(name)), ()):
-                if suffix(file) == kind and (texts := self._texts(file)):
+                if suffix(file) == kind and (texts := self._texts(file, name)):
                     self._used.add(file)
                     return texts
         return blank
@@ -182,8 +184,10 @@ class _CaptionsBeside:
                 table.pass_over(name)
         return texts
 
-    def _texts(self, file: str) -> list[Any]:
+    def _texts(self, file: str, name: str) -> list[Any]:
         try:
+            if self._images[_key(name)] > 1:
+                raise DataError(f"{file} may describe {name} or another image: rename one of them")
             if self._members.stamp(file)[0] > MAX_TEXT:
                 raise DataError(f"{file} has more than {MAX_TEXT} bytes")
             inside = Inside(file, self._members.read(file))
@@ -216,8 +220,8 @@ class _Table:
         self._used: set[str] = set()
         for number, row in table_rows(Inside(name, members.read(name))):
             if isinstance(row, Mapping):
-                names = (_plain(row.get(column)) for column in _NAME_COLUMNS)
-                image = next(filter(None, names), f"row {number}")
+                column = next((one for one in _NAME_COLUMNS if one in row), "")
+                image = (id_text(row.get(column)) or "").strip() or f"row {number}"
                 self._texts[posixpath.normpath(image)] += captions_in(row)
             else:
                 self._texts[f"row {number}"] += []
