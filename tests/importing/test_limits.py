@@ -278,3 +278,16 @@ def test_a_pipe_named_as_a_shard_is_not_waited_for(tmp_path: Path) -> None:
         find_layout(tmp_path)
     with pytest.raises(DataError):
         import_data("webdataset", {"source": [tmp_path]}, tmp_path / "out", ALL)
+
+
+def test_a_file_of_no_size_is_not_read(tmp_path: Path, make_picture: Make) -> None:
+    """As /proc/kmsg, which is a regular file and never ends."""
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/a.jpg").write_bytes(make_picture(1))
+    os.symlink("/proc/self/environ", tmp_path / "c/b.jpg")
+    os.symlink("/proc/self/environ", tmp_path / "c/a.txt")
+    made = import_data("imagefolder", {"source": tmp_path}, tmp_path / "out", ALL)
+    assert left_out(made["images"]) == {"b": "the file is empty"}
+    assert made["captions"].counts["captions"] == 0
+    with pytest.raises(DataError):
+        import_data("coco", {"source": Path("/proc/self/environ")}, tmp_path / "coco", ALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -332,3 +333,21 @@ def test_files_that_a_layout_does_not_read_are_named(tmp_path: Path) -> None:
     assert find_layout(tmp_path / "d").left_out == [
         "Files that this does not read: 1 .csv, 2 .jpg."
     ]
+
+
+def test_a_pipe_among_texts_is_not_waited_for(tmp_path: Path) -> None:
+    pictures(tmp_path / "d", 4)
+    for k in range(3):
+        (tmp_path / f"d/00{k}.txt").write_text("one\n\ntwo\n")
+    os.mkfifo(tmp_path / "d/003.txt")
+    assert find_layout(tmp_path / "d").captions["train"] == 6
+
+
+@pytest.mark.parametrize("inner", [".", "train"])
+def test_arrow_files_are_named(tmp_path: Path, inner: str) -> None:
+    (tmp_path / "d" / inner).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "d" / inner / "data-00000-of-00001.arrow").write_bytes(b"arrow")
+    with pytest.raises(DataError, match="to_parquet"):
+        find_layout(tmp_path / "d")
+    with pytest.raises(DataError, match="to_parquet"):
+        import_data("parquet", {"source": [tmp_path / "d"]}, tmp_path / "out")

@@ -20,6 +20,8 @@ SplitChoice = Annotated[
     str | None,
     Field(description="Split to import where folders or files are named by it: train, val, ..."),
 ]
+ARROW: Final = "Arrow files, as save_to_disk writes them: write Parquet with Dataset.to_parquet"
+"""What to do with files that are not read."""
 _SPLIT: Final = re.compile(
     r"(?:(?:\d+|images?|imgs?|photos?|data|set|split)[-_. ]*)?"
     r"(train|training|trainval|trn|val|valid|validation|dev|test|testing|tst|eval|evaluation|restval)"
@@ -107,7 +109,10 @@ def files_in(
         else:
             raise DataError(f"there is no file or folder at {place}")
     if not files:
-        raise DataError(f"{places[0]} does not hold a file that ends in {' or '.join(suffixes)}")
+        names = [name for name, _ in open_folder(places[0]).listing()]
+        more = f", but {ARROW}" if any(name.endswith(".arrow") for name in names) else ""
+        ends = " or ".join(suffixes)
+        raise DataError(f"{places[0]} does not hold a file that ends in {ends}{more}")
     return files
 
 

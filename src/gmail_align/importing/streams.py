@@ -128,6 +128,9 @@ def _raw(path: TextFile) -> Iterator[BufferedIOBase]:
         return
     require_file(path)
     url = url_of(path)
+    if url is None and not path.stat().st_size:  # some files of the system would be waited for
+        yield io.BytesIO()
+        return
     with path.open("rb") if url is None else open_url(url) as file:
         yield file
 

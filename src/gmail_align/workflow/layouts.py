@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +18,8 @@ from gmail_align.importing.formats.image_folders import captions_in
 from gmail_align.importing.members import is_text
 from gmail_align.importing.parquet import parquet_file
 from gmail_align.importing.rows import table_rows
-from gmail_align.importing.splits import split_of, split_of_file, split_of_folders
-from gmail_align.importing.streams import json_items, json_keys
+from gmail_align.importing.splits import ARROW, split_of, split_of_file, split_of_folders
+from gmail_align.importing.streams import json_items, json_keys, text_lines
 from gmail_align.workflow.class_folders import class_folders
 from gmail_align.workflow.layout import ARCHIVES, SPLITS, Layout, Table, file_suffix
 
@@ -56,6 +57,7 @@ def find_layout(place: Path) -> Layout:
             return _with_splits(layout)
     packed = [name for name in files if name.lower().endswith(ARCHIVES)]
     more = f"; unpack {os.path.basename(packed[0])} first if it holds them" if packed else ""
+    more += f"; it has {ARROW}" if any(name.endswith(".arrow") for name in files) else ""
     raise DataError(
         f"{place} holds nothing that is known: annotations (COCO's or Karpathy's json), Parquet, "
         "WebDataset shards, images with captions beside them, tables of images and captions, or "
@@ -266,7 +268,12 @@ def _captions_beside(folder: Path, files: Sequence[str]) -> Layout | None:
 
 def _lines(files: Sequence[str]) -> int:
     """Count the lines of files that are not blank."""
-    return sum(bool(line.strip()) for n in files for line in Path(n).read_bytes().splitlines())
+    count = 0
+    for name in files:
+        with suppress(DataError):  # the import lists what cannot be read
+            texts = (text for _, text in text_lines(Path(name)) if isinstance(text, str))
+            count += sum(bool(text.strip()) for text in texts)
+    return count
 
 
 def _tables(folder: Path, files: Sequence[str]) -> Layout | None:
