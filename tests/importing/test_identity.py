@@ -370,9 +370,17 @@ def test_members_of_shards_that_are_not_read_are_counted(
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name, data in [("k.jpg", make_picture(1)), ("k.cls", b"1"), ("k.more.txt", b"b")]:
             add_member(tar, name, data)
-    made = import_data("webdataset", {"source": [tmp_path]}, tmp_path / "out")
+    made = import_data("webdataset", {"source": [tmp_path / "0.tar"]}, tmp_path / "out")
     manifest = json.loads(made["images"].path("manifest.json").read_text())
     assert manifest["notes"]["passed_over"] == {"cls": 1, "txt": 1}
+    with tarfile.open(tmp_path / "1.tar", "w") as tar:
+        add_member(tar, "m.jpg", make_picture(1))
+        for k in range(300):
+            add_member(tar, f"m.k{k}", b"")
+    made = import_data("webdataset", {"source": [tmp_path / "1.tar"]}, tmp_path / "many")
+    counts = json.loads(made["images"].path("manifest.json").read_text())["notes"]["passed_over"]
+    assert sum(counts.values()) == 300
+    assert len(counts) <= 101
 
 
 @pytest.mark.parametrize("path", [None, "1.jpg", "own"])

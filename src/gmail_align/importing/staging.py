@@ -39,6 +39,7 @@ CREATE TABLE caption_counts (image TEXT PRIMARY KEY, captions INTEGER NOT NULL) 
 CREATE TABLE faults (n INTEGER PRIMARY KEY, kind TEXT, id TEXT, reason TEXT);
 """
 _BY_NUMBER: Final = "CAST(id AS INTEGER), id"
+_KINDS: Final = 100  # suffixes that are counted
 _REASON: Final = 400  # characters of a reason; a name in it may be a whole image in base64
 
 
@@ -209,9 +210,10 @@ class Staging:
         self.pass_over(name for name in names if suffix(name) not in SUFFIXES)
 
     def pass_over(self, names: Iterable[str]) -> None:
-        """Count files by suffix; a suffix of other characters than letters and digits is ''."""
-        kinds = (suffix(name) for name in names)
-        self.passed_over.update(kind if kind.isalnum() and len(kind) < 12 else "" for kind in kinds)
+        """Count files by suffix; one that is no word, or the hundredth of all, counts as ''."""
+        for kind in map(suffix, names):
+            room = len(self.passed_over) < _KINDS or kind in self.passed_over
+            self.passed_over[kind if kind.isalnum() and len(kind) < 12 and room else ""] += 1
 
     def add_question(self, question: Question) -> bool:
         """List a question; False (and nothing done) when its id was listed before."""
