@@ -262,11 +262,25 @@ def test_heads_of_another_width_are_read_from_open_clips_description(tmp_path: P
         convert(source, tmp_path / "other", ConvertConfig(activation="gelu"))
 
 
+def test_heads_of_texts_that_are_left_out_are_open_clips_own(
+    tmp_path: Path, pixels: torch.Tensor
+) -> None:
+    """open_clip takes 8, whatever the width; a tower of this width would usually have 1."""
+    model = OpenAIModel(act="gelu", text_heads=8).eval()
+    save_file(dict(model.state_dict()), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"text_cfg": {"width": 64}}}')
+    source = tmp_path / "open_clip_model.safetensors"
+    made = convert(source, tmp_path / "out", ConvertConfig())
+    assert_same(made, model, pixels, texts(60, 77))
+    assert made.manifest["notes"]["heads"] == [2, 8]
+
+
 def _described(folder: Path, vision: Any = None, text: Any = None, **preprocess: Any) -> Path:
     """Write random weights of open_clip's with a description; return the file of weights."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(OpenAIModel(act="gelu").state_dict()), folder / "open_clip_model.safetensors")
-    model = {"embed_dim": 24, "vision_cfg": vision or {}, "text_cfg": text or {}}
+    text = {"heads": 1, **(text or {})}
+    model = {"embed_dim": 24, "vision_cfg": vision or {}, "text_cfg": text}
     described = {"model_cfg": model, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(described))
     return folder / "open_clip_model.safetensors"

@@ -55,11 +55,13 @@ class Visual(nn.Module):
 class OpenAIModel(nn.Module):
     """CLIP as OpenAI names it; ``long`` gives it Long-CLIP's second position table."""
 
-    def __init__(self, *, act="quick_gelu", long=False, positions=77, vocabulary=60, dim=24):
+    def __init__(
+        self, *, act="quick_gelu", long=False, positions=77, vocabulary=60, dim=24, text_heads=1
+    ):
         super().__init__()
         used = QuickGelu() if act == "quick_gelu" else nn.GELU()
         self.visual = Visual(128, 2, used, 8, 32, dim)
-        self.transformer = Tower(64, 2, 1, used, True)
+        self.transformer = Tower(64, 2, text_heads, used, True)
         self.token_embedding = nn.Embedding(vocabulary, 64)
         self.positional_embedding = nn.Parameter(torch.randn(positions, 64))
         if long:

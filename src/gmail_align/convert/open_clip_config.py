@@ -91,8 +91,8 @@ class TextConfig(_Tower):
     """Text positions."""
     vocab_size: int | None = None
     """Token ids."""
-    heads: int | None = Field(default=None, ge=1)
-    """Attention heads."""
+    heads: int = Field(default=8, ge=1)
+    """Attention heads; open_clip takes 8 where they are left out, whatever the width."""
     pool_type: Literal["argmax", "eos"] = "argmax"
     """Whether the largest id ends a text, or the token ``eos_id``."""
     eos_id: int = _ARGMAX
@@ -222,7 +222,7 @@ class OpenClipConfig(Config):
         return ClipOptions(
             activation="quick_gelu" if model.quick_gelu else "gelu",
             vision=TowerOptions(shape.width // vision.head_width, _epsilon(vision)),
-            text=TowerOptions(text.heads or shape.text_heads, _epsilon(text)),
+            text=TowerOptions(text.heads, _epsilon(text)),
             end_of_text=text.eos_id if text.pool_type == "eos" else None,
         )
 
