@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import peft
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
@@ -294,6 +296,22 @@ def test_parts_that_do_not_belong_together_are_refused(clip_folder: Path, tmp_pa
     (folder / "heads.safetensors").write_bytes(b"short")
     with pytest.raises(ModelError, match=r"heads\.safetensors"):
         GmailEncoder.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "heads.safetensors"])
+def test_parts_that_are_not_finite_are_refused(
+    name: str, clip_folder: Path, tmp_path: Path
+) -> None:
+    GmailEncoder.from_clip(clip_folder).save(tmp_path)
+    tensors = {key: value / 0 for key, value in load_file(tmp_path / name).items()}
+    save_file(tensors, tmp_path / name)
+    with pytest.raises(ModelError, match=re.escape(f"{tmp_path / name} holds NaN")):
+        GmailEncoder.from_pretrained(tmp_path)
+
+
+def test_a_rank_above_the_layers_own_is_refused(clip_folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"lora\.rank 1000000000"):
+        GmailEncoder.from_clip(clip_folder, LoraSettings(rank=10**9))
 
 
 def test_targets_that_never_end_are_refused(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.folder import folder_fingerprint, tensors_fingerprint
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ModelError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -210,6 +211,9 @@ def test_which_names_the_hub_is_asked_for(
     (tmp_path / "openai").mkdir()
     for name in ("runs/clip", "openai/clip", "exports/clip", "a/b/c", "clip"):
         _refused(name, name.partition("@")[0])
+    for name in ("./google/siglip", "google/siglip/", "hf-hub:google/siglip", "a" * 5000):
+        for given in (name, model_path(name, "clip")):  # as commands and recipes hand it on
+            _refused(given, "there is no model folder at")
     assert asked == []
     _refused("google/siglip", "google/siglip")
     assert "google/siglip, revision main" in capsys.readouterr().err
@@ -227,3 +231,15 @@ def test_fingerprints_see_every_change(clip_folder: Path, broken: Path) -> None:
     others = [{"b": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}, {"a": torch.zeros(2, 3).double()}]
     others += [{"a": torch.tensor([[0.0, 0, 0], [0, 0, -0.0]])}]
     assert len({one, *map(tensors_fingerprint, others)}) == 5
+
+
+def test_what_is_there_is_not_said_to_be_absent(
+    broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    shutil.copytree(broken, tmp_path / "owner/clip")
+    _refused("owner/clip@main", "owner/clip is a folder")
+    _refused("broken/model.safetensors", "broken/model.safetensors is a file")
+    (broken / "config.json").unlink()
+    _refused("broken/model.safetensors", "gmail-align convert broken/model.safetensors")

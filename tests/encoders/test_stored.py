@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -99,10 +100,68 @@ def test_weights_that_are_stored_as_small_floats_are_weights() -> None:
     load_language_model(shipped_models() / "llama")
 
 
-def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
-    shutil.copytree(shipped_models() / "clip", tmp_path / "model")
-    tensors = load_file(tmp_path / "model/model.safetensors")
-    tensors["visual_projection.weight"][0, 0] = torch.inf
-    save_file(tensors, tmp_path / "model/model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"visual_projection\.weight"):
-        load_clip(tmp_path / "model")
+def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_weights_that_are_not_finite_are_named(
+    model: tuple[Path, Callable[[Path], object]],
+) -> None:
+    folder, load = model
+    name = min(load_file(folder / "model.safetensors"))
+    changed(folder, lambda tensors: tensors[name].view(-1)[:1].fill_(torch.inf))
+    with pytest.raises(ModelError, match=re.escape(name)):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("clip", "visual_projection.bias"),
+        ("clip", "vision_model.embeddings.registers"),
+        ("gpt2", "transformer.wte.bias"),
+        ("gpt2", "transformer.h.9.ln_1.weight"),
+    ],
+)
+def test_weights_that_a_part_of_the_model_would_leave_out_are_named(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    """A projection with a bias is another model than the one that transformers builds."""
+    folder = Path(shutil.copytree(shipped_models() / kind, tmp_path / "model"))
+    changed(folder, lambda tensors: tensors.update({name: torch.ones(2)}))
+    with pytest.raises(ModelError, match=re.escape(name)):
+        LOADERS[kind](folder)
+
+
+def test_weights_that_change_no_feature_may_lie_beside_the_others(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shipped_models() / "clip", tmp_path / "model"))
+    beside = {
+        "text_model.embeddings.position_ids": torch.arange(9)[None],
+        "logit_bias": torch.ones(1),
+        "classifier.weight": torch.ones(3, 3),
+    }
+    changed(folder, lambda tensors: tensors.update(beside))
+    load_clip(folder)
+
+
+def test_a_weight_of_another_shape_is_named_with_both(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shipped_models() / "clip", tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 10**10
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"token_embedding\.weight of shape .*10000000000"):
+        load_clip(folder)
+
+
+def test_more_layers_than_the_weights_hold_are_not_built(
+    model: tuple[Path, Callable[[Path], object]],
+) -> None:
+    folder, load = model
+    config = json.loads((folder / "config.json").read_text())
+    part, key = (config, "n_layer") if "n_layer" in config else (None, "num_hidden_layers")
+    (part or config["vision_config"])[key] = 9_000
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"{key} = 9000"):
+        load(folder)

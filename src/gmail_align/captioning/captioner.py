@@ -19,7 +19,7 @@ from pkgutil import resolve_name
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gmail_align.artifacts import Artifact, write_bytes, write_json
@@ -30,6 +30,7 @@ from gmail_align.captioning.prompt import CaptionBatch, Prompt
 from gmail_align.captioning.tokens import TokenTable
 from gmail_align.encoders.folder import require_depth
 from gmail_align.encoders.language import LanguageModel
+from gmail_align.encoders.stored import require_finite
 from gmail_align.errors import ArtifactError, damage_explained
 
 LANGUAGE_MODEL, MAPPER, CONFIG = "language_model", "mapper.safetensors", "config.json"
@@ -174,6 +175,19 @@ def save_parts(
         "trained_on": dict(captioner.identity),
     }
     write_json(folder / CONFIG, {**settings, **described})
+
+
+def load_mapper(mapper: nn.Module, folder: Path) -> None:
+    """Read the mapper's weights out of a captioner's folder.
+
+    Raises:
+        ArtifactError: they are damaged.
+        ModelError: they hold NaN.
+    """
+    with damage_named(folder):
+        tensors = load_file(folder / MAPPER)
+        require_finite(tensors.items(), folder / MAPPER, "train the captioner again")
+        mapper.load_state_dict(tensors)
 
 
 def damage_named(folder: Path) -> AbstractContextManager[None]:

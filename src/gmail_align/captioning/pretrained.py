@@ -113,12 +113,14 @@ class Captioner:
             ArtifactError: the folder holds something else.
             DataError: the encoder is not the captioner's.
         """
-        artifact = load(find_folder(Path(path_or_id)), "captioner")
+        artifact = load(find_folder(os.fspath(path_or_id)), "captioner")
         inside = artifact.path(ENCODER)
         chosen = encoder or (inside if inside.is_dir() else SHIPPED)
         place = resolve_device(device)
         names = [chosen] if retrieval_encoder is None else [chosen, retrieval_encoder]
-        reader, *others = [GmailEncoder.from_pretrained(Path(name)).to(place) for name in names]
+        reader, *others = [
+            GmailEncoder.from_pretrained(os.fspath(name)).to(place) for name in names
+        ]
         way, by = parse_route(route), others[0] if others else None
         return cls(artifact, reader, PredictConfig(device=device), route=way, retrieval=by)
 

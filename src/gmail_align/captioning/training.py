@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gmail_align.artifacts import Artifact, begin, first_difference
 from gmail_align.captioning.caption_set import read_captioned
 from gmail_align.captioning.captioner import (
     LANGUAGE_MODEL,
-    MAPPER,
     CaptionerModel,
     CaptionerTraining,
-    damage_named,
+    load_mapper,
     read_config,
     training_class,
 )
@@ -116,8 +114,7 @@ def _continue_from(captioner: CaptionerModel, earlier: Artifact) -> None:
         )
     if known["trained_on"]["encoder"] not in ("", captioner.identity["encoder"]):
         say(f"{earlier.folder} was trained on features of another encoder")
-    with damage_named(earlier.folder):
-        captioner.mapper.load_state_dict(load_file(earlier.path(MAPPER)))
+    load_mapper(captioner.mapper, earlier.folder)
 
 
 def _fit(

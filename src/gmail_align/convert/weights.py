@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gmail_align.encoders.stored import require_finite
 from gmail_align.errors import ModelError, damage_explained
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -30,8 +31,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     wrappers (``module.``, ``_orig_mod.``) are removed.
 
     Raises:
-        ModelError: the file is missing, damaged, a TorchScript archive, or would have to be
-            unpickled.
+        ModelError: the file is missing, damaged, a TorchScript archive, would have to be unpickled,
+            or holds NaN.
     """
     if not path.is_file():
         raise ModelError(f"there is no file of weights at {path}")
@@ -42,6 +43,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} does not hold tensors by name: it is not a state dict")
     for prefix in _PREFIXES:
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    require_finite(state.items(), path, "get the weights again")
     return state
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear
 
 from gmail_align.artifacts import write_bytes
+from gmail_align.encoders.stored import require_finite
 from gmail_align.errors import DataError, ModelError, damage_explained
 
 HEAD: Final = "head.safetensors"
@@ -79,11 +80,12 @@ class FeatureMap:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ModelError: the file is missing or damaged.
+            ModelError: the file is missing or damaged, or holds NaN.
         """
         path = folder / HEAD
         with damage_explained(path, ModelError, "align the features again"):
             tensors = load_file(path)
+        require_finite(tensors.items(), path, "align the features again")
         affine = {name: tensors.pop(name) for name in sorted(_AFFINE & set(tensors))}
         if set(affine) == _AFFINE and not tensors:
             return cls(affine["matrix"], affine["shift"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from gmail_align.artifacts import (
 )
 from gmail_align.config import build, load_json
 from gmail_align.encoders.config import EncoderCard
-from gmail_align.encoders.hub import ask_hub, hub_id, refuse_mistyped
+from gmail_align.encoders.hub import HUB_ID, ask_hub, hub_id, refuse_mistyped
 from gmail_align.encoders.probe import PROBE
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError, ModelError, damage_explained
@@ -52,9 +53,14 @@ def find_folder(path_or_id: str | Path) -> Path:
         ModelError: there is no such folder and it cannot be downloaded.
     """
     folder, (name, _, revision) = model_path(path_or_id, "clip"), str(path_or_id).partition("@")
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return folder
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    if os.path.isfile(folder):
+        advice = "the folder that it lies in"
+        if folder.suffix in _LOOSE and not (folder.parent / CONFIG).exists():
+            advice = f"what 'gmail-align convert {folder} --out FOLDER' makes of it"
+        raise ModelError(f"{folder} is a file, and a model is a folder: give {advice}")
+    if folder.is_absolute() or not HUB_ID.fullmatch(name):
         raise ModelError(f"there is no model folder at {folder}: give a folder or a hub id")
     refuse_mistyped(name, revision)
     wanted = [*_FILES, *_TABLES]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
+from typing import Final
 
 from gmail_align.errors import ModelError
 from gmail_align.progress import say
@@ -15,16 +18,23 @@ PUBLISHERS = frozenset(
 )
 """Owners whose models the hub is asked for without a revision: those that docs and presets name."""
 
+HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""``OWNER/NAME`` of a model on the hub."""
+
 
 def refuse_mistyped(name: str, revision: str | None) -> None:
-    """Refuse a name that begins with a folder of this machine: it looks like a mistyped folder.
+    """Refuse a name that is, or begins with, a folder of this machine: it looks mistyped.
 
-    With a revision, it can only be the name of a model on the hub.
+    With a revision, a name that only begins with a folder can be nothing but a model on the hub.
 
     Raises:
         ModelError: the name is refused.
     """
     owner, _, model = name.partition("/")
+    if revision and os.path.isdir(name):
+        raise ModelError(
+            f"{name} is a folder, and only models on the hub have revisions: leave {revision} out"
+        )
     if not revision and Path(owner).is_dir():
         raise ModelError(
             f"the folder {owner} does not hold {model}, so {name} is not looked for on the Hugging "

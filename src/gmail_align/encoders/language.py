@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from gmail_align.artifacts import fingerprint, sha256_file
-from gmail_align.encoders.folder import no_bars, require_depth
-from gmail_align.encoders.stored import require_weights
+from gmail_align.encoders.folder import no_bars
+from gmail_align.encoders.stored import load_whole
 from gmail_align.errors import ModelError, damage_explained
 
 _FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
@@ -112,20 +109,8 @@ def load_language_model(folder: Path) -> LanguageModel:
             or the tokenizer has no end-of-text token.
     """
     tokenizer = load_tokenizer(folder)
-    require_depth(folder)
-    require_weights(folder)
     advice = "download the model again, as safetensors"
-    with damage_explained(folder, ModelError, advice), no_bars(), _no_report():
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(f"{folder} lacks {len(missing)} weights, the first is {missing[0]}")
+    model: Any = load_whole(AutoModelForCausalLM, folder, advice, trust_remote_code=False)
     _require_causal(model, folder)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise ModelError(
@@ -153,18 +138,6 @@ def _require_causal(model: PreTrainedModel, folder: Path) -> None:
             f"{folder} holds a {kind!r} model, which does not take {lacking[0]}: use another"
             " causal language model such as GPT-2 or Llama"
         )
-
-
-@contextmanager
-def _no_report() -> Iterator[None]:
-    """Keep transformers from listing weights that do not fit: an error of ours says so."""
-    logging: Any = transformers_logging
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def fuse_gelu(model: PreTrainedModel) -> PreTrainedModel:

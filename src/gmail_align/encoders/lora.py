@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gmail_align.artifacts import write_bytes, write_json
 from gmail_align.encoders.config import LoraSettings
+from gmail_align.encoders.stored import require_finite
 from gmail_align.errors import ModelError, damage_explained
 from gmail_align.runtime import stable_seed
 
@@ -47,7 +48,7 @@ def inject(
 
     Raises:
         ModelError: the targets match nothing, or a module that is not a linear layer of an adapted
-            tower.
+            tower, or the rank is above a layer's own.
     """
     matched = _matching(model, settings, tower)
     outside = _outside(model, settings)
@@ -61,6 +62,7 @@ def inject(
             f"lora.targets {settings.targets!r} matches {what}: correct the expression"
         )
     for name in matched:
+        _refuse_rank(settings, name, model.get_submodule(name))
         if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
             raise ModelError(
                 f"lora.targets {settings.targets!r} matches {name!r}, whose weight is used past "
@@ -87,6 +89,17 @@ def inject(
         for parameter in trained:
             parameter.requires_grad_(True)
     return list(_lora_layers(model, tower))
+
+
+def _refuse_rank(settings: LoraSettings, name: str, module: nn.Module) -> None:
+    """Refuse a rank that no update of a layer can have; it may take any amount of memory."""
+    if isinstance(module, nn.Linear):
+        most = min(module.weight.shape)
+        if settings.rank > most:
+            raise ModelError(
+                f"lora.rank {settings.rank} is above {most}, the most that an update of {name} can "
+                "have: lower it"
+            )
 
 
 def _lora_layers(model: nn.Module, tower: str) -> Iterator[LoraLayer]:
@@ -164,8 +177,9 @@ def copy_tensors(to: dict[str, nn.Parameter], tensors: dict[str, Tensor], path: 
     """Copy the tensors of ``path`` into parameters of the same names and shapes.
 
     Raises:
-        ModelError: a shape differs.
+        ModelError: a shape differs, or a tensor holds NaN or infinity.
     """
+    require_finite(tensors.items(), path, "make the encoder again")
     with torch.no_grad():
         for name, parameter in to.items():
             if parameter.shape != tensors[name].shape:

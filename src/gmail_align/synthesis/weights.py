@@ -10,13 +10,12 @@ from typing import Any, Final
 
 from gmail_align.artifacts import fingerprint, sha256_file
 from gmail_align.config import load_json
-from gmail_align.encoders.hub import ask_hub, refuse_mistyped
+from gmail_align.encoders.hub import HUB_ID, ask_hub, refuse_mistyped
 from gmail_align.errors import ModelError, first_line
 from gmail_align.extras import require
 
 COPY_AGAIN: Final = "copy the pipeline again"
 """What to do about a damaged file of a pipeline."""
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BLOB: Final = re.compile(r"[0-9a-f]{64}")
 _UNUSED: Final = {"safety_checker", "feature_extractor"}
 
@@ -32,7 +31,7 @@ def find_pipeline(model: str, revision: str = "", variant: str = "") -> Path:
     if folder.exists():
         read_index(folder)
         return folder
-    if not _HUB_ID.fullmatch(model):
+    if not HUB_ID.fullmatch(model):
         raise ModelError(
             f"there is no folder {model}, and it is not a hub id (owner/name): give either one"
         )

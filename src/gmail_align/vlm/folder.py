@@ -27,11 +27,11 @@ from transformers import (
 )
 
 from gmail_align.artifacts import Artifact, fingerprint, sha256_file, write_bytes, write_json
-from gmail_align.encoders.folder import no_bars, require_depth
+from gmail_align.encoders.folder import no_bars
 from gmail_align.encoders.language import language_model_fingerprint
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
-from gmail_align.encoders.stored import require_weights
+from gmail_align.encoders.stored import load_whole, require_finite
 from gmail_align.errors import ArtifactError, ConfigError, ModelError, damage_explained
 from gmail_align.vlm.config import VisualTokens
 from gmail_align.vlm.connector import PLAIN, Connector
@@ -105,20 +105,17 @@ def load_llava(artifact: Artifact, device: torch.device) -> Llava:
     if artifact.kind != "vlm":
         raise ArtifactError(f"{artifact.folder} holds {artifact.kind}, and a vlm is needed here")
     folder, place = artifact.folder, weights_folder(artifact.folder)
-    require_depth(place)
-    require_weights(place)
-    with damage_explained(folder, ArtifactError, "train the model again"), no_bars():
+    with damage_explained(folder, ArtifactError, "train the model again"):
         own = json.loads((folder / OWN).read_text(encoding="utf-8"))
         if own["template"] not in TEMPLATES:
             raise ConfigError(f"{folder} has the unknown template {own['template']!r}")
-        model = LlavaForConditionalGeneration.from_pretrained(
-            place, local_files_only=True, dtype=torch.float32
-        )
+        model: Any = load_whole(LlavaForConditionalGeneration, place, "train the model again")
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
         llava = Llava(model, tokenizer, Preprocess.from_folder(place), own["template"])
         if place != folder:
             connector = connector_for(llava, own["visual_tokens"], own["pooled_tokens"])
             tensors = load_file(folder / CONNECTOR)
+            require_finite(tensors.items(), folder / CONNECTOR, "train the model again")
             head = tensors.pop(_HEAD).to(device)
             connector.load_state_dict(tensors)
             llava = replace(llava, connector=connector.to(device), head=head)

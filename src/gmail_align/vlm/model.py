@@ -18,13 +18,12 @@ from transformers import (
 
 from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.folder import no_bars, require_depth
 from gmail_align.encoders.language import LanguageModel, load_tokenizer
 from gmail_align.encoders.merge import merge
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
-from gmail_align.encoders.stored import require_weights
-from gmail_align.errors import ConfigError, ModelError, damage_explained
+from gmail_align.encoders.stored import load_whole
+from gmail_align.errors import ConfigError, ModelError
 from gmail_align.runtime import stable_seed
 from gmail_align.vlm.connector import PLAIN, Connector, projection
 from gmail_align.vlm.conversations import IMAGE
@@ -149,15 +148,7 @@ def continue_llava(folder: Path, encoder: GmailEncoder, template: str, reads: Ro
         ConfigError: the tokenizer lacks ``<image>`` or the template's control tokens.
     """
     tokenizer = load_tokenizer(folder)
-    require_depth(folder)
-    require_weights(folder)
-    with damage_explained(folder, ModelError, "download the model again"), no_bars():
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-    model, report = loaded
-    if report["missing_keys"]:
-        raise ModelError(f"{folder} lacks weights, such as {min(report['missing_keys'])}")
+    model: Any = load_whole(LlavaForConditionalGeneration, folder, "download the model again")
     config = model.config
     tower = vision_tower(merge(encoder, reads))
     width = model.model.multi_modal_projector.linear_1.in_features

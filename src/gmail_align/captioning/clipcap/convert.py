@@ -26,6 +26,7 @@ from gmail_align.encoders.language import (
     language_model_fingerprint,
     load_tokenizer,
 )
+from gmail_align.encoders.stored import require_finite
 from gmail_align.errors import ConfigError, ModelError
 
 MAX_TOKENS, BEAM = 67, 5
@@ -125,6 +126,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
     ):
         raise ModelError(f"{path} does not hold a state dict: give ClipCap's .pt file")
+    require_finite(tensors.items(), path, "get the file again")
     return {
         name: value.float() if value.is_floating_point() else value
         for name, value in tensors.items()

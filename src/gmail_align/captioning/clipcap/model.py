@@ -17,14 +17,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gmail_align.captioning.captioner import (
     CONFIG,
     LANGUAGE_MODEL,
-    MAPPER,
     damage_named,
+    load_mapper,
     save_parts,
 )
 from gmail_align.captioning.clipcap.config import MapperShape
@@ -141,7 +140,7 @@ class ClipCap(nn.Module):
                 decoding=_stored_decoding(config["decoding"], language),
                 identity=config["trained_on"],
             )
-            model.mapper.load_state_dict(load_file(folder / MAPPER))
+            load_mapper(model.mapper, folder)
         return model.to(device).eval()
 
 

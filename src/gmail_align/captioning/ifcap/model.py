@@ -15,15 +15,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from gmail_align.captioning.captioner import (
     CONFIG,
     LANGUAGE_MODEL,
-    MAPPER,
     damage_named,
+    load_mapper,
     save_parts,
 )
 from gmail_align.captioning.clipcap.mappers import Transformer, TransformerLayer
@@ -193,7 +192,7 @@ class IFCap(nn.Module):
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             settings = IFCapConfig(**config["settings"])
             model = cls(language, store, settings, config["trained_on"])
-            model.mapper.load_state_dict(load_file(folder / MAPPER))
+            load_mapper(model.mapper, folder)
         return model.to(device).eval()
 
 

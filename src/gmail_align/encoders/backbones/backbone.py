@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gmail_align.encoders.config import TextKind
-from gmail_align.encoders.folder import CONFIG, no_bars
+from gmail_align.encoders.folder import CONFIG
 from gmail_align.encoders.probe import (
     PROBE,
     compare,
@@ -22,7 +21,7 @@ from gmail_align.encoders.probe import (
     probe_pixels,
     read_probe,
 )
-from gmail_align.encoders.stored import require_weights
+from gmail_align.encoders.stored import load_whole
 from gmail_align.encoders.tokenizer import tell_cut, tokenize
 from gmail_align.errors import ModelError, damage_explained
 
@@ -97,31 +96,7 @@ class Backbone:
             config = cls.model_class.config_class.from_pretrained(folder, local_files_only=True)
             for own in (config, *(getattr(config, name) for name in config.sub_configs)):
                 own.return_dict = True  # how outputs are wrapped, and no part of the model
-        require_weights(folder)
-        with damage_explained(folder, ModelError, "get the model again"), no_bars():
-            loaded: Any = cls.model_class.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                local_files_only=True,
-                output_loading_info=True,
-                **cls.load_options,
-            )
-        model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-        if info["missing_keys"]:
-            raise ModelError(
-                f"{folder} lacks {len(info['missing_keys'])} weights of a {cls.name}, such as "
-                f"{min(info['missing_keys'])}: get the model again"
-            )
-        unused = [name for name in info["unexpected_keys"] if re.search(r"\blayers?\.\d", name)]
-        if unused:
-            raise ModelError(
-                f"{folder} holds {len(unused)} weights of layers that its {CONFIG} does not "
-                f"describe, such as {min(unused)}: get the model again"
-            )
-        wrong = [name for name, one in model.named_parameters() if not one.sum().isfinite()]
-        if wrong:
-            raise ModelError(f"{folder} holds NaN or infinity in {wrong[0]}: get the model again")
+        model = load_whole(cls.model_class, folder, config=config, **cls.load_options)
         backbone = cls.of(model.requires_grad_(False))
         if cls.has_texts:
             with torch.no_grad(), damage_explained(folder / CONFIG, ModelError):
