@@ -165,3 +165,16 @@ def test_more_layers_than_the_weights_hold_are_not_built(
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=f"{key} = 9000"):
         load(folder)
+
+
+def test_a_link_to_a_file_that_is_gone_is_named(
+    model: tuple[Path, Callable[[Path], object]],
+) -> None:
+    """The hub's cache links to files, which a clean-up may have taken."""
+    folder, load = model
+    (folder / "model.safetensors").rename(folder.parent / "blob")
+    (folder / "model.safetensors").symlink_to("../blob")
+    load(folder)
+    (folder.parent / "blob").unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors links to a file that is missing"):
+        load(folder)

@@ -16,6 +16,9 @@ from diffusers import (
     FluxTransformer2DModel,
     StableDiffusionPipeline,
 )
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
@@ -204,13 +207,97 @@ def test_a_batch_that_does_not_fit_says_what_does(config: Build) -> None:
 
 def test_a_pipeline_that_cannot_be_loaded_is_named(config: Build, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(config().model, tmp_path / "copy"))
-    shutil.rmtree(copy / "vae")
-    with pytest.raises(ModelError, match="copy is damaged: "):
-        load_pipeline(copy, config())
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps({**index, "_class_name": "NoSuchPipeline"}))
     with pytest.raises(ModelError, match="copy is damaged: .*NoSuchPipeline"):
         load_pipeline(copy, config())
+
+
+@pytest.fixture
+def copy(model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_part_that_is_missing_is_named(part: str, copy: Path, config: Build) -> None:
+    shutil.rmtree(copy / part)
+    with pytest.raises(ModelError, match=f"lacks {part}"):
+        load_pipeline(copy, config())
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_of_a_part_that_do_not_fit_are_named(part: str, copy: Path, config: Build) -> None:
+    """diffusers would draw a text encoder's missing weights, and leave out what is too much."""
+    (path,) = (copy / part).glob("*.safetensors")
+    tensors = load_file(path)
+    name = max(name for name in tensors if name.endswith(".bias"))
+    place = name.removesuffix(".bias")
+    spoilt = {name: torch.full_like(tensors[name], torch.nan)}
+    for change, said in (
+        ({**tensors, **spoilt}, f"NaN or infinity in .*{name}"),
+        ({key: tensors[key] for key in tensors if key != name}, "lacks 1 weights"),
+        ({**tensors, f"{place}.extra": torch.ones(2)}, "does not describe.*extra"),
+    ):
+        save_file(change, path, {"format": "pt"})
+        with pytest.raises(ModelError, match=rf"copy/{part} .*{said}"):
+            load_pipeline(copy, config())
+
+
+def test_a_tokenizer_that_does_not_fit_its_tower_is_named(copy: Path, config: Build) -> None:
+    """diffusers would make up an empty one, or fail as soon as it reads a text."""
+    path = copy / "tokenizer/tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "model_max_length": 10**6}))
+    with pytest.raises(ModelError, match="texts of up to 1000000"):
+        load_pipeline(copy, config())
+    for file in (copy / "tokenizer").iterdir():
+        if file != path:
+            file.unlink()
+    with pytest.raises(ModelError, match="tokenizer does not hold a tokenizer"):
+        load_pipeline(copy, config())
+
+
+def test_parts_without_files_of_a_variant_are_taken_plain(copy: Path, config: Build) -> None:
+    (path,) = (copy / "unet").glob("*.safetensors")
+    path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+    load_pipeline(copy, config(variant="fp16"))
+
+
+def test_a_checker_that_is_off_may_be_missing(copy: Path, config: Build) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    load_pipeline(copy, config(safety="off"))
+    with pytest.raises(ModelError, match="lacks (safety_checker|feature_extractor)"):
+        load_pipeline(copy, config())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda name, value: {name: value / 0}, "NaN"),
+        (lambda name, value: {name.replace("blocks.0", "blocks.7"): value.clone()}, "of which"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_as_a_whole_is_refused(
+    change: Callable[[str, Tensor], dict[str, Tensor]], said: str, tmp_path: Path, config: Build
+) -> None:
+    """Layers that the pipeline does not have would be left out, and the others added."""
+    pipeline = load_pipeline(Path(config().model), config())
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
+    layers = get_peft_model_state_dict(pipeline.unet)
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
+    (path,) = tmp_path.iterdir()
+    load_pipeline(Path(config().model), config(adapter=str(path)))
+    tensors = load_file(path)
+    first = min(tensors)
+    pair = (first, first.replace("lora_A", "lora_B"))
+    for name in pair:
+        tensors |= change(name, tensors[name])
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=said):
+        load_pipeline(Path(config().model), config(adapter=str(path)))
 
 
 @pytest.mark.parametrize(

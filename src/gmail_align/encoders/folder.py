@@ -67,7 +67,7 @@ def find_folder(path_or_id: str | Path) -> Path:
     options: dict[str, Any] = {"revision": revision or None, "allow_patterns": wanted}
     try:
         copy = Path(snapshot_download(name, local_files_only=True, **options))
-        if any(path.suffix in _WEIGHTS for path in model_files(copy)):
+        if any(path.suffix in _WEIGHTS and path.exists() for path in model_files(copy)):
             return copy
     except Exception:  # whatever it is: this machine holds no whole copy
         pass

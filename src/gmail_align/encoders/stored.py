@@ -27,19 +27,21 @@ _SCALES: Final = ("weight_scale", "weight_scale_inv")
 _DEPTHS: Final = {"num_hidden_layers", "num_layers", "n_layer", "n_layers"}
 """Keys of a configuration that count layers."""
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.\d")
+_NUMBER: Final = re.compile(r"\.\d+")
+"""The number of a layer, which may be beyond those that are described."""
 _HARMLESS: Final = {"position_ids", "mask_token", "masked_bias", "inv_freq"}
 """Last parts of the names of tensors that change no feature: what they hold follows from sizes, or
 is used in another task."""
 
 
 def load_whole(kind: Any, folder: Path, advice: str = "get the model again", **options: Any) -> Any:
-    """Load a model in float32, with every weight that the folder holds for it.
+    """Load a model, in float32 by default, with every weight that the folder holds for it.
 
     Libraries draw weights that are missing, leave out those that the configuration does not
     describe, and say so in a report at most.
 
     Args:
-        kind: The class of transformers that loads it.
+        kind: The class of transformers or diffusers that loads it.
         folder: The model's folder.
         advice: What to do about a damaged one.
         options: What else the class is told.
@@ -49,9 +51,11 @@ def load_whole(kind: Any, folder: Path, advice: str = "get the model again", **o
     """
     require_weights(folder)
     options |= {"local_files_only": True, "output_loading_info": True}
+    if "torch_dtype" not in options:  # as diffusers calls it
+        options.setdefault("dtype", torch.float32)
     with damage_explained(folder, ModelError, advice), no_bars(), _no_report():
         try:
-            model, report = kind.from_pretrained(folder, dtype=torch.float32, **options)
+            model, report = kind.from_pretrained(folder, **options)
         except RuntimeError as error:
             if "mismatched" in str(error):
                 raise _other_shapes(kind, folder, advice, options) from error
@@ -102,12 +106,12 @@ def _other_shapes(kind: Any, folder: Path, advice: str, options: Mapping[str, An
 
 def _left_over(model: Any, names: Iterable[str]) -> list[str]:
     """Return those of the unused weights that belong to a part of the model."""
-    parts = {name for name, _ in model.named_modules()} - {""}
-    whole = ("", f"{model.base_model_prefix}.")
+    parts = {_NUMBER.sub(".0", name) for name, _ in model.named_modules()} - {""}
+    whole = ("", f"{getattr(model, 'base_model_prefix', '')}.")
     odd = []
     for name in names:
         place, _, own = name.rpartition(".")
-        known = any(f"{prefix}{place}" in parts for prefix in whole)
+        known = any(_NUMBER.sub(".0", prefix + place) in parts for prefix in whole)
         if own not in _HARMLESS and (known or _LAYER.search(name)):
             odd.append(name)
     return odd
@@ -168,11 +172,17 @@ def _require_layers(config: Mapping[str, Any], depth: int, folder: Path) -> None
 
 
 def require_own_files(folder: Path) -> None:
-    """Refuse an index of weights that names files outside its folder.
+    """Refuse links to files that are missing, and an index that names files outside its folder.
+
+    The hub's cache links to files that may have been cleaned up, and libraries pass over such links
+    as if nothing was there.
 
     Raises:
-        ModelError: it does, or is damaged.
+        ModelError: there is such a link, or the index does, or is damaged.
     """
+    for path in sorted(folder.glob("*.*")):
+        if path.is_symlink() and not path.exists():
+            raise ModelError(f"{path} links to a file that is missing: get the model again")
     for index in sorted(folder.glob("*.index.json")):
         for name in _names(index):
             if Path(name).name != name or "\\" in name:

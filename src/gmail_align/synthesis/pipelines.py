@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from jaxtyping import UInt8
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from gmail_align.encoders.folder import require_depth
-from gmail_align.encoders.stored import require_own_files
+from gmail_align.encoders.stored import load_whole, require_finite, require_own_files
+from gmail_align.encoders.tokenizer import has_tokenizer
 from gmail_align.errors import ConfigError, ModelError, damage_explained
 from gmail_align.extras import require
 from gmail_align.runtime import resolve_device, resolve_dtype
 from gmail_align.synthesis.config import SynthesisConfig
-from gmail_align.synthesis.weights import read_index
+from gmail_align.synthesis.weights import COPY_AGAIN, read_index
 
 _CHECKER: Final = "gmail_align_checker"
+_LIBRARIES: Final = {"diffusers", "transformers"}
+"""Whose networks a pipeline's index may name."""
+_LORA_ENDS: Final = ("lora_A.weight", "lora_down.weight", "lora.down.weight")
+"""Ends of the name of the first of a LoRA layer's two matrices."""
 _SCHEDULERS: Final = {
     "ddim": "DDIMScheduler",
     "dpmpp": "DPMSolverMultistepScheduler",
@@ -58,7 +67,9 @@ def load_pipeline(folder: Path, config: SynthesisConfig) -> Any:
         require_own_files(folder / name)
     if config.safety == "off" and "safety_checker" in index:
         skipped |= {"safety_checker": None, "requires_safety_checker": False}
-    with quiet(), damage_explained(f"the pipeline in {folder}", ModelError, "copy it again"):
+        skipped["feature_extractor"] = None  # the checker's own
+    with quiet(), damage_explained(f"the pipeline in {folder}", ModelError, COPY_AGAIN):
+        skipped |= _networks(folder, index, config, skipped)
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             str(folder),
             local_files_only=True,
@@ -67,6 +78,7 @@ def load_pipeline(folder: Path, config: SynthesisConfig) -> Any:
             torch_dtype=choose_dtype(config),
             **skipped,
         )
+        _check_tokenizers(pipeline, folder)
         _add_adapter(pipeline, config.adapter)
         _set_scheduler(pipeline, config, diffusers)
         pipeline.set_progress_bar_config(disable=True)
@@ -76,6 +88,60 @@ def load_pipeline(folder: Path, config: SynthesisConfig) -> Any:
     return pipeline
 
 
+def _networks(
+    folder: Path, index: Mapping[str, Any], config: SynthesisConfig, skipped: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Load a pipeline's networks, which diffusers would make up in part where weights are missing.
+
+    Raises:
+        ModelError: a part is missing, or its weights are not those that its configuration
+            describes.
+    """
+    networks = {}
+    for name, part in index.items():
+        if not isinstance(part, list) or name in skipped:
+            continue
+        place, (library, kind) = folder / name, part
+        if not place.is_dir():
+            raise ModelError(f"{folder} lacks {name}, which it is made of: {COPY_AGAIN}")
+        if name.startswith("tokenizer") and not has_tokenizer(place):
+            raise ModelError(f"{place} does not hold a tokenizer: {COPY_AGAIN}")
+        loader = getattr(import_module(library), kind, None) if library in _LIBRARIES else None
+        if isinstance(loader, type) and issubclass(loader, torch.nn.Module):
+            networks[name] = load_whole(
+                loader,
+                place,
+                COPY_AGAIN,
+                torch_dtype=choose_dtype(config),
+                use_safetensors=True,
+                variant=config.variant if _has_variant(place, config.variant) else None,
+            )
+    return networks
+
+
+def _has_variant(place: Path, variant: str) -> bool:
+    """Whether a part has files of the variant; where one does not, diffusers takes the plain."""
+    return bool(variant) and any(place.glob(f"*.{escape(variant)}[.-]*"))
+
+
+def _check_tokenizers(pipeline: Any, folder: Path) -> None:
+    """Refuse tokenizers that give a CLIP's text tower tokens, or places, that it does not have."""
+    for number in ("", "_2", "_3"):
+        tokenizer, texts = (
+            getattr(pipeline, f"{part}{number}", None) for part in ("tokenizer", "text_encoder")
+        )
+        sizes = getattr(texts, "config", None)
+        if tokenizer is None or getattr(sizes, "model_type", "") != "clip_text_model":
+            continue
+        given = len(tokenizer), tokenizer.model_max_length
+        if given[0] > sizes.vocab_size or given[1] > sizes.max_position_embeddings:
+            raise ModelError(
+                f"{folder / f'tokenizer{number}'} has {given[0]} tokens and texts of up to "
+                f"{given[1]}, and text_encoder{number} reads {sizes.vocab_size} and "
+                f"{sizes.max_position_embeddings}: use the tokenizer that belongs to it"
+            )
+
+
 def _add_adapter(pipeline: Any, adapter: str) -> None:
     """Add a LoRA to a pipeline's weights, so that sampling is as fast as without it."""
     if not adapter:
@@ -83,12 +149,25 @@ def _add_adapter(pipeline: Any, adapter: str) -> None:
     path, kind = Path(adapter), type(pipeline).__name__
     if not hasattr(pipeline, "load_lora_weights"):
         raise ModelError(f"{kind} does not take adapters: leave adapter out")
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ModelError(f"there is no adapter {path}: give a .safetensors file of LoRA weights")
     with damage_explained(path, ModelError, f"give a LoRA of a {kind} as safetensors"):
+        tensors = load_file(path)
+        require_finite(tensors.items(), path, "get the LoRA again")
         pipeline.load_lora_weights(
             str(path.parent), weight_name=path.name, local_files_only=True, use_safetensors=True
         )
-    if not pipeline.get_list_adapters():
-        raise ModelError(f"{path} does not hold weights for a {kind}: give a LoRA of this model")
+    stored = sum(name.endswith(_LORA_ENDS) for name in tensors)
+    taken = sum(
+        isinstance(layer, LoraLayer)
+        for part in pipeline.components.values()
+        for layer in (part.modules() if isinstance(part, torch.nn.Module) else ())
+    )
+    if not taken or taken < stored:
+        raise ModelError(
+            f"{path} holds a LoRA of {stored} layers, of which this {kind} has {taken}: give a "
+            "LoRA of this model"
+        )
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
 
