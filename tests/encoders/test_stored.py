@@ -178,3 +178,10 @@ def test_a_link_to_a_file_that_is_gone_is_named(
     (folder.parent / "blob").unlink()
     with pytest.raises(ModelError, match=r"model\.safetensors links to a file that is missing"):
         load(folder)
+
+
+def test_an_adapter_beside_a_model_is_named(model: tuple[Path, Callable[[Path], object]]) -> None:
+    folder, load = model
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ModelError, match=r"adapter_config\.json"):
+        load(folder)

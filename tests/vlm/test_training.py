@@ -31,6 +31,7 @@ from gmail_align.vlm.answers import Answer, answer, ask, predict_answers, shuffl
 from gmail_align.vlm.config import AnswerConfig, AskConfig
 from gmail_align.vlm.folder import load_llava
 from gmail_align.vlm.loss import Objective
+from gmail_align.vlm.model import continue_llava
 from gmail_align.vlm.packing import Sample
 from gmail_align.vlm.patches import PatchReader
 from gmail_align.vlm.sets import ConversationSet
@@ -295,6 +296,12 @@ def test_a_checkpoint_of_llava_hf_is_trained_further(
         other = write(f"other{number}", **changes)
         with pytest.raises(ModelError, match=named):
             train_llava(quick(0), sets, encoder, other, tmp_path / f"refused{number}")
+    with pytest.raises(ModelError, match="'llama' model, and not a LLaVA"):
+        continue_llava(llama, encoder, "vicuna_v1", Route.FROZEN)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(str(folder))
+    with pytest.raises(ModelError, match="use a tokenizer that belongs to the model"):
+        continue_llava(folder, encoder, "vicuna_v1", Route.FROZEN)
 
 
 def test_what_cannot_be_trained_is_refused(

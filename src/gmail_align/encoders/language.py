@@ -112,14 +112,26 @@ def load_language_model(folder: Path) -> LanguageModel:
     advice = "download the model again, as safetensors"
     model: Any = load_whole(AutoModelForCausalLM, folder, advice, trust_remote_code=False)
     _require_causal(model, folder)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise ModelError(
-            f"the tokenizer of {folder} has {len(tokenizer)} tokens and its model"
-            f" {model.config.vocab_size}: use a tokenizer that belongs to the model"
-        )
+    require_tokens(tokenizer, model, folder)
     model.config.return_dict = True  # how outputs are wrapped, and no part of the model
     model.config.pad_token_id = None  # with one, transformers warns of padding that is masked
     return LanguageModel(fuse_gelu(model), tokenizer)
+
+
+def require_tokens(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Path
+) -> None:
+    """Refuse a tokenizer with tokens that its model does not have.
+
+    Raises:
+        ModelError: it has some.
+    """
+    known = int(model.get_input_embeddings().num_embeddings)
+    if len(tokenizer) > known:
+        raise ModelError(
+            f"the tokenizer of {folder} has {len(tokenizer)} tokens and its model {known}: use a"
+            " tokenizer that belongs to the model"
+        )
 
 
 def _require_causal(model: PreTrainedModel, folder: Path) -> None:

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from gmail_align.encoders.folder import CONFIG, no_bars, read_json
 from gmail_align.errors import ModelError, damage_explained
 
+_ADAPTER: Final = "adapter_config.json"
 _WHOLE: Final = {
     "model.safetensors.index.json": ("model.safetensors",),
     "pytorch_model.bin.index.json": ("model.safetensors", "pytorch_model.bin"),
@@ -47,8 +48,14 @@ def load_whole(kind: Any, folder: Path, advice: str = "get the model again", **o
         options: What else the class is told.
 
     Raises:
-        ModelError: the files are damaged, or do not hold the model that is described, or hold NaN.
+        ModelError: the files are damaged, or do not hold the model that is described, or hold NaN,
+            or an adapter lies beside them.
     """
+    if (folder / _ADAPTER).exists():
+        raise ModelError(
+            f"{folder} holds an adapter of peft ({_ADAPTER}) beside the model, and libraries differ"
+            " in whether they apply it: merge it, or move it elsewhere"
+        )
     require_weights(folder)
     options |= {"local_files_only": True, "output_loading_info": True}
     if "torch_dtype" not in options:  # as diffusers calls it

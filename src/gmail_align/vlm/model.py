@@ -18,7 +18,8 @@ from transformers import (
 
 from gmail_align.encoders.backbones.backbone import Backbone
 from gmail_align.encoders.encoder import GmailEncoder
-from gmail_align.encoders.language import LanguageModel, load_tokenizer
+from gmail_align.encoders.folder import read_config
+from gmail_align.encoders.language import LanguageModel, load_tokenizer, require_tokens
 from gmail_align.encoders.merge import merge
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
@@ -147,8 +148,11 @@ def continue_llava(folder: Path, encoder: GmailEncoder, template: str, reads: Ro
         ModelError: the folder is damaged, or reads other patches than the encoder's.
         ConfigError: the tokenizer lacks ``<image>`` or the template's control tokens.
     """
-    tokenizer = load_tokenizer(folder)
+    tokenizer, kind = load_tokenizer(folder), read_config(folder).get("model_type")
+    if kind != "llava":  # transformers would build a LLaVA of the usual size around what it finds
+        raise ModelError(f"{folder} holds a {kind!r} model, and not a LLaVA: give one")
     model: Any = load_whole(LlavaForConditionalGeneration, folder, "download the model again")
+    require_tokens(tokenizer, model, folder)
     config = model.config
     tower = vision_tower(merge(encoder, reads))
     width = model.model.multi_modal_projector.linear_1.in_features

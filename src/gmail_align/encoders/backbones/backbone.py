@@ -25,7 +25,6 @@ from gmail_align.encoders.stored import load_whole
 from gmail_align.encoders.tokenizer import tell_cut, tokenize
 from gmail_align.errors import ModelError, damage_explained
 
-ADAPTER_CONFIG = "adapter_config.json"
 SIZES = {
     "12x192": "Ti",
     "12x384": "S",
@@ -87,11 +86,6 @@ class Backbone:
         Raises:
             ModelError: the weights are missing or damaged, or give other features.
         """
-        if (folder / ADAPTER_CONFIG).exists():
-            raise ModelError(
-                f"{folder} holds an adapter of peft ({ADAPTER_CONFIG}) beside the model, and "
-                "libraries differ in whether they apply it: merge it, or move it elsewhere"
-            )
         with damage_explained(folder / CONFIG, ModelError, "get the model again"):
             config = cls.model_class.config_class.from_pretrained(folder, local_files_only=True)
             for own in (config, *(getattr(config, name) for name in config.sub_configs)):
