@@ -1,12 +1,14 @@
 import os
 import signal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gmail_align.errors import ConfigError, Terminated
 from gmail_align.runtime import (
+    random_source,
     resolve_device,
     resolve_dtype,
     stable_seed,
@@ -16,6 +18,13 @@ from gmail_align.runtime import (
 )
 
 PARTS = st.lists(st.integers() | st.text(max_size=5), max_size=3)
+
+
+def test_numbers_are_drawn_by_negative_seeds_too():
+    assert random_source(7).random() == np.random.default_rng(7).random()
+    assert random_source(7, 2).random() == np.random.default_rng([7, 2]).random()
+    drawn = {random_source(seed, part).random() for seed in (-1, -2, 1) for part in (None, 2)}
+    assert len(drawn) == 6
 
 
 def test_a_seed_is_the_same_on_every_machine():

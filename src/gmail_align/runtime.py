@@ -18,9 +18,21 @@ from typing import TYPE_CHECKING, Any
 from gmail_align.errors import ConfigError, Terminated
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 _PACKAGES = ("gmail-align", "torch", "transformers", "peft", "diffusers", "numpy", "pillow")
+
+
+def random_source(seed: int, part: int | None = None) -> np.random.Generator:
+    """Return numpy's generator of a seed, or of one part of what is drawn by it.
+
+    Unlike numpy's own, it takes negative seeds.
+    """
+    import numpy as np
+
+    seed = seed if seed >= 0 else stable_seed(seed)
+    return np.random.default_rng(seed if part is None else [seed, part])
 
 
 def stable_seed(*parts: int | str) -> int:

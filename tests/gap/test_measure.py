@@ -59,6 +59,25 @@ def test_a_set_measured_against_itself_has_no_gap() -> None:
     assert verdict_of(result) == "train_as_is"
 
 
+def test_features_of_another_length_are_not_called_alike() -> None:
+    real, _ = pairs_of(80, noise=0, shift=0)
+    for scale in (1000.0, 0.001):
+        assert verdict_of(paired_gap(real, real * scale)) == "cannot_tell"
+        assert verdict_of(unpaired_gap(real, real * scale)) == "cannot_tell"
+
+
+def test_one_image_of_a_kind_is_not_called_a_pair() -> None:
+    real, generated = pairs_of(80, noise=0.1, shift=0)
+    with pytest.raises(UserError, match="images of a kind"):
+        unpaired_gap(real[:1], generated)
+
+
+def test_negative_seeds_are_seeds() -> None:
+    real, generated = pairs_of(30, noise=0.6, shift=1)
+    first, again, other = (paired_gap(real, generated, QUICK, seed) for seed in (-1, -1, -2))
+    assert first == again != other
+
+
 @pytest.mark.parametrize(
     ("noise", "shift", "verdict"),
     [(0.1, 0.0, "train_as_is"), (0.6, 1.5, "align_first"), (30.0, 0.0, "cannot_tell")],

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gmail_align.data.mapped import count_up, spans, store_rows
-from gmail_align.runtime import stable_seed
+from gmail_align.runtime import random_source, stable_seed
 
 IntArray = npt.NDArray[np.int64]
 Order = npt.NDArray[np.int32]
@@ -23,7 +23,7 @@ def sample_rows(count: int, most: int, seed: int) -> IntArray:
     """Draw at most ``most`` of ``count`` rows without replacement, in their order."""
     if count <= most:
         return np.arange(count)
-    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
+    return np.sort(random_source(seed).choice(count, most, replace=False))
 
 
 def batch_indices(step: int, size: int, count: int, seed: int) -> IntArray:
@@ -130,7 +130,7 @@ def unique_batches(
     Returns:
         Permutation of 0..n-1, shape (n,), of 4 bytes each.
     """
-    rng = np.random.default_rng(seed)
+    rng = random_source(seed)
     before, own = _compact_together(groups[:0] if taken is None else taken, groups)
     held = len(before)
     order: Order = count_up(len(own), np.int32)

@@ -22,6 +22,8 @@ ALIKE = 0.999
 """Mean cosine of unrelated images from which an encoder tells no image from another."""
 KNOWING = 2.0
 """Times chance that an encoder has to find the text of a real image before it can judge any."""
+LONGER = 4.0
+"""Times as long, or as short, as real features that generated ones of one encoder never are."""
 FEWEST = 20
 """Images of each kind below which an interval of resampled images is too narrow to be trusted."""
 _KNOWN = frozenset({"text_recall_real", "real_class_margin"})
@@ -83,6 +85,12 @@ def advise(
             " images and no alignment can add it; use a better generator or other prompts."
         )
     same = auc.high <= INDISTINGUISHABLE
+    length = metrics["norm_ratio"].value if "norm_ratio" in metrics else 1.0
+    if same and not 1 / LONGER <= length <= LONGER:
+        return Verdict.CANNOT_TELL, (
+            f"Nothing can be told: generated features are {length:.3g} times as long as real ones,"
+            " which no other measure sees; scale both sides alike."
+        )
     if same and (near is None or near.low >= NEAR):
         why = (
             f"{told}, which is hardly more than chance" if near is None else f"{share}, and {told}"

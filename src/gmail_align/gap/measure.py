@@ -35,6 +35,7 @@ from gmail_align.metrics.diversity import NEIGHBOURS, diversity
 from gmail_align.metrics.pair_gap import gap_metrics
 from gmail_align.metrics.ranks import require_features, require_pairs, unit_rows
 from gmail_align.metrics.transfer import caption_transfer, class_transfer
+from gmail_align.runtime import random_source
 
 UNPAIRED = ("unpaired_cosine", "probe_auc", "centroid_distance", "norm_ratio")
 """Metrics of pairs that keep their meaning when rows are matched at random."""
@@ -102,6 +103,9 @@ def measure(
     _require_content({"real": real, "generated": generated})
     rows = sampled(len(real), len(generated), paired, config.max_pairs, seed)
     real, generated = real.take(rows[0]), generated.take(rows[1])
+    if len(real) < 2:
+        what = "pairs" if paired else "images of a kind"
+        raise UserError(f"too few {what}: {len(real)}, and at least 2 are needed")
     groups = None if groups is None else groups[rows[0]]
     if groups is not None and len(groups.unique()) < 2:
         groups = None  # copies of one image are too few for a verdict, but have numbers
@@ -166,7 +170,7 @@ def _floor(real: Float[Tensor, "n d"], seed: int) -> dict[str, float]:
     """
     if len(real) < 4:
         return {}
-    order = np.random.default_rng([seed, 3]).permutation(len(real))
+    order = random_source(seed, 3).permutation(len(real))
     half = len(real) // 2
     first, second = (
         real[torch.from_numpy(rows)] for rows in (order[:half], order[half : 2 * half])
@@ -213,7 +217,7 @@ def _transfer(
     numbered = class_numbers(real, generated)
     if numbered is not None:
         ours, theirs, _ = numbered
-        order = torch.from_numpy(np.random.default_rng([how["seed"], 5]).permutation(len(real)))
+        order = torch.from_numpy(random_source(how["seed"], 5).permutation(len(real)))
         train, test = order[: len(real) // 2], order[len(real) // 2 :]
         test = test[torch.isin(ours[test], ours[train]) & torch.isin(ours[test], theirs[train])]
         if len(test) and min(len(ours[train].unique()), len(theirs[train].unique())) > 1:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gmail_align.errors import UserError
+from gmail_align.runtime import random_source
 
 Values = NDArray[np.float64]
 Statistic = Callable[[Values], Values]
@@ -51,7 +52,7 @@ def bootstrap_replicates(
     """
     if count < 1 or resamples < 1:
         raise UserError(f"a bootstrap of {count} values with {resamples} resamples is empty")
-    rng = np.random.default_rng(seed)
+    rng = random_source(seed)
     block = max(1, _BLOCK // count)
     sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -88,7 +89,7 @@ def bootstrap_kinds(
             return statistic(np.add.reduceat(weights[:, order], starts, axis=1))
 
         return bootstrap_replicates(count, by_unit, resamples=resamples, seed=seed)
-    rng = np.random.default_rng(seed)
+    rng = random_source(seed)
     block = max(1, _BLOCK // len(members))
     parts = [min(block, resamples - start) for start in range(0, resamples, block)]
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -21,6 +21,7 @@ from torch import Tensor
 from gmail_align.errors import UserError
 from gmail_align.metrics.bootstrap import Values
 from gmail_align.metrics.ranks import require_features, require_labels
+from gmail_align.runtime import random_source
 
 GRID: Final[tuple[float, ...]] = tuple(float(decay) for decay in np.logspace(-6, 5, 45))
 """SynCLR's weight decays."""
@@ -142,7 +143,7 @@ def mean_hit(hits: Values, labels: NDArray[np.int64], by_class: bool) -> float:
 
 def held_out(count: int, seed: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " h"]]:
     """Return the rows that are trained on, and the fifth of ``count`` that is held out."""
-    order = np.random.default_rng([seed, 4]).permutation(count)
+    order = random_source(seed, 4).permutation(count)
     held = max(1, int(VALIDATION_SHARE * count))
     kept, out = (np.sort(rows).astype(np.int64) for rows in (order[held:], order[:held]))
     return torch.from_numpy(kept), torch.from_numpy(out)

@@ -193,7 +193,7 @@ def require_pairs(
     if len(real) != len(generated):
         raise UserError(f"{len(real)} real and {len(generated)} generated features do not pair up")
     if len(real) < least:
-        raise UserError(f"{len(real)} pairs are too few: at least {least} are needed")
+        raise UserError(f"too few pairs: {len(real)}, and at least {least} are needed")
     if groups is not None and groups.shape != (len(real),):
         raise UserError(f"{groups.numel()} group labels were given for {len(real)} pairs")
 

@@ -16,6 +16,7 @@ from gmail_align.metrics.bootstrap import (
     interval,
 )
 from gmail_align.metrics.ranks import require_pairs, unit_rows
+from gmail_align.runtime import random_source
 
 
 def probe_auc(
@@ -134,7 +135,7 @@ def _folds(owner: NDArray[np.int64], *, seed: int, folds: int) -> NDArray[np.int
     count = int(owner.max()) + 1
     if count < 2 or folds < 2:
         raise UserError(f"a probe needs at least 2 groups and 2 folds, not {count} and {folds}")
-    dealt = np.random.default_rng([seed, 2]).permutation(count) % min(folds, count)
+    dealt = random_source(seed, 2).permutation(count) % min(folds, count)
     fold: NDArray[np.int64] = dealt[owner]
     return fold
 

@@ -24,6 +24,7 @@ from gmail_align.metrics.bootstrap import (
 )
 from gmail_align.metrics.meteor import corpus_meteor
 from gmail_align.metrics.ngrams import corpus_bleu
+from gmail_align.runtime import random_source
 
 
 def _bleu(order: int) -> Callable[[Values], Values]:
@@ -137,7 +138,7 @@ def over_runs(
     if not names:
         return {}
     items, runs = len(first[0][names[0]].values), len(first)
-    rng = np.random.default_rng(seed)
+    rng = random_source(seed)
     of_items = resample_weights(rng, resamples, items)
     of_runs = resample_weights(rng, resamples, runs) / runs
     estimates = {}
