@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -197,7 +198,15 @@ def test_damage_and_unknown_ids_are_named(tmp_path: Path, make_picture: Make) ->
     path.unlink()
     with pytest.raises(ArtifactError, match=rf"{path} is missing"):
         store.read("7-0")
-    artifact.path("index.parquet").write_bytes(b"PAR1")
+    index = artifact.path("index.parquet")
+    page = bytearray(index.read_bytes())
+    first = pq.ParquetFile(index).metadata.row_group(0).column(5)  # width: read with a record alone
+    start = first.dictionary_page_offset or first.data_page_offset
+    page[start : start + first.total_compressed_size] = bytes(first.total_compressed_size)
+    index.write_bytes(page)
+    with pytest.raises(ArtifactError, match=rf"{index} is damaged"):
+        ImageStore(artifact).record("7-0")
+    index.write_bytes(b"PAR1")
     with pytest.raises(ArtifactError, match="damaged"):
         ImageStore(artifact)
     with pytest.raises(ArtifactError, match="holds pairs"):

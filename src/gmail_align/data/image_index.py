@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from gmail_align.data.mapped import BLOCK, store_rows
 from gmail_align.data.names import Names
+from gmail_align.errors import ArtifactError, damage_explained
 
 INDEX: Final = "index.parquet"
 _ROW_GROUP: Final = 65_536
@@ -80,6 +81,9 @@ class ImageIndex:
         """The hash of each image's bytes, shape (n, 32)."""
         if not len(self.ids) == len(self.places) == len(self.digests):
             raise ValueError("a hash is missing")
+        for field in INDEX_SCHEMA:
+            if not field.nullable and field.name not in self._names:
+                raise ValueError(f"it does not have the column {field.name}")
 
     def record(self, row: int) -> dict[str, Any]:
         """Return everything that is known of an image."""
@@ -102,8 +106,9 @@ class ImageIndex:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         last = self._last
         if last is None or last[0] != group:
-            file = pq.ParquetFile(self._path)
-            self._last = last = group, file.read_row_group(group, columns=self._names)
+            with damage_explained(self._path, ArtifactError, "make the images again"):
+                file = pq.ParquetFile(self._path)
+                self._last = last = group, file.read_row_group(group, columns=self._names)
         return last[1], row - int(self._starts[group])
 
     @cached_property
