@@ -20,6 +20,7 @@ from gmail_align.artifacts import (
     MANIFEST,
     atomic_file,
     begin,
+    beside,
     canonical_json,
     fingerprint,
     first_difference,
@@ -553,9 +554,25 @@ def test_the_same_stage_in_several_processes_is_made_once(tmp_path):
         assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "rows", LOG]
 
 
+def test_a_folder_beside_another_is_named_after_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    assert beside(Path("a/b"), "-x") == Path("a/b-x")
+    assert beside(Path("."), "-x") == tmp_path.with_name(f"{tmp_path.name}-x")
+    assert beside(Path("in/.."), "-x") == tmp_path.with_name(f"{tmp_path.name}-x")
+    with pytest.raises(ArtifactError, match="another folder"):
+        beside(Path("/"), "-x")
+
+
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, '{"kind": ' + "9" * 5000 + "}", json.dumps({"kind": "\ud800"}), "{} x"],
+    [
+        "[" * 100_000,
+        '{"a":' + "[" * 900 + "]" * 900 + "}",
+        '{"kind": ' + "9" * 5000 + "}",
+        json.dumps({"kind": "\ud800"}),
+        "{} x",
+    ],
 )
 def test_a_manifest_that_no_parser_takes_is_damaged(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)

@@ -226,3 +226,14 @@ def test_a_configuration_written_as_toml_is_read_as_the_same(name, rate, width, 
         sizes=(rate,),
     )
     assert build(Outer, tomllib.loads(to_toml(config))) == config
+
+
+def test_tables_that_lie_too_deep_in_each_other_are_refused(tmp_path):
+    path = tmp_path / "deep.toml"
+    for text in (f"[{'.'.join(['a'] * 3000)}]", "a = " + "[" * 300 + "]" * 300):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="deep"):
+            load_toml(path)
+    for override in ("a." * 3000 + "b=1", "a=" + "[" * 300 + "]" * 300):
+        with pytest.raises(ConfigError, match="deep"):
+            apply_overrides({}, [override])

@@ -243,6 +243,18 @@ class Draft:
         return load(self.folder)
 
 
+def beside(folder: Path, ending: str) -> Path:
+    """Return the folder next to ``folder`` whose name goes on with ``ending``.
+
+    Raises:
+        ArtifactError: ``folder`` is the root, which nothing is next to.
+    """
+    place = folder if folder.name.strip(".") else Path(os.path.abspath(folder))
+    if not place.name:
+        raise ArtifactError(f"{folder} cannot be written: choose another folder")
+    return place.with_name(place.name + ending)
+
+
 def begin(
     folder: Path,
     kind: str,

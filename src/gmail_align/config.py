@@ -36,6 +36,8 @@ _SYNONYMS: Mapping[str, str] = {
     "bs": "batch_size",
 }
 """Names that other programs give to keys -> the last part of the key here."""
+_DEEPEST = 100
+"""Tables and lists in each other that any configuration or manifest may have."""
 
 
 class Config(BaseModel):
@@ -108,7 +110,7 @@ def load_toml(path: Path) -> dict[str, Any]:
     """
     require_end(path, ConfigError)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return _require_shallow(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no configuration file at {path}") from error
     except (ValueError, RecursionError) as error:
@@ -128,7 +130,26 @@ def load_json(path: Path, error: type[UserError], advice: str) -> dict[str, Any]
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate cannot be written again
         if not isinstance(value, dict):
             raise ValueError("it does not hold an object")
-        return value
+        return _require_shallow(value)
+
+
+def _require_shallow(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what a recursion through it would not survive, and return the rest.
+
+    Raises:
+        ValueError: tables and lists lie too deep in each other.
+    """
+    level: list[Any] = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            own
+            for one in level
+            if isinstance(one, dict | list)
+            for own in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return value
+    raise ValueError(f"tables and lists lie more than {_DEEPEST} deep in each other")
 
 
 def parse_value(text: str) -> Any:
@@ -171,7 +192,10 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
             if not isinstance(table, dict):
                 raise ConfigError(f"--set {override!r} leads through {key!r}, which holds a value")
         table[keys[-1]] = parse_value(text)
-    return result
+    try:
+        return _require_shallow(result)
+    except ValueError as error:
+        raise ConfigError(f"--set: {error}") from error
 
 
 def build(model: type[ConfigT], data: Mapping[str, Any], source: str = "configuration") -> ConfigT:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from gmail_align.artifacts import Artifact, Draft, begin
+from gmail_align.artifacts import Artifact, Draft, begin, beside
 from gmail_align.captioning.captioner import load_captioner
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.decode import Decoded, Decoding, decode
@@ -112,7 +112,7 @@ def caption_photos(
     draft = begin(out, "captions", settings, inputs)
     if draft.complete is not None:
         return draft.complete
-    store = extract_images(images, encoder, route, out.with_name(f"{out.name}.features"))
+    store = extract_images(images, encoder, route, beside(out, ".features"))
     require_readable(captioner, store, None, how)
     features = open_features(store)
     model = load_captioner(captioner, resolve_device(how.device))

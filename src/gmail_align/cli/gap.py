@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from gmail_align.api.places import open_encoder
-from gmail_align.artifacts import load
+from gmail_align.artifacts import beside, load
 from gmail_align.cli.options import Device, File, Folder, Model, Seed
 from gmail_align.cli.shared import Shared, command
 from gmail_align.errors import ConfigError
@@ -126,7 +126,7 @@ def gap(
     if out is None or are_files:
         made = prepare.prepare_files(real, generated, rows, paired=matching.paired)
     else:
-        home = out.with_name(f"{out.name}-features")
+        home = beside(out, "-features")
         source = prepare.Source(*paths, home, pairs, matching.paired, config.max_pairs, place.seed)
         model = None if encoder is None else open_encoder(encoder, place.device)
         made = prepare.prepare(source, model)

@@ -20,7 +20,7 @@ from typing import Final, Literal
 import numpy as np
 
 from gmail_align.alignment.run import Sources, align
-from gmail_align.artifacts import Artifact, fingerprint, load
+from gmail_align.artifacts import Artifact, beside, fingerprint, load
 from gmail_align.captioning.config import PredictConfig
 from gmail_align.captioning.inputs import CaptionedImages, CaptionerData
 from gmail_align.captioning.predict import predict_captions
@@ -234,7 +234,7 @@ class Chain:
         for split, images in made.images.items():
             out = home / f"captions-{split}"
             said = caption_photos(images, teacher, self.plain, out, PredictConfig(beam=1))
-            sets[split] = CaptionedImages(load(out.with_name(f"{out.name}.features")), said)
+            sets[split] = CaptionedImages(load(beside(out, ".features")), said)
         return self.scored(sets, home)
 
     def real(self) -> Path:

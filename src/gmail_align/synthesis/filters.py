@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gmail_align.artifacts import Artifact, Draft, atomic_file, begin, read_jsonl
+from gmail_align.artifacts import Artifact, Draft, atomic_file, begin, beside, read_jsonl
 from gmail_align.data.hashes import HashArray, difference_hash, hash_images, near_pairs
 from gmail_align.data.ids import numbered
 from gmail_align.data.images import (
@@ -127,7 +127,7 @@ def filter_images(
     draft = begin(out, "images", settings, inputs)
     if draft.complete:
         return draft.complete
-    work, store = out.with_name(f"{out.name}.features"), ImageStore(images)
+    work, store = beside(out, ".features"), ImageStore(images)
     if draft.path(SCORES).exists():
         scores = [Score(**row) for row in pq.read_table(draft.path(SCORES)).to_pylist()]
     else:
