@@ -75,6 +75,16 @@ def test_a_head_that_carries_over_is_applied(tmp_path: Path) -> None:
     assert sorted(made.manifest["files"]) == ["generated.npy", "head.safetensors"]
 
 
+def test_further_files_are_checked_before_anything_is_learnt(tmp_path: Path) -> None:
+    sources = classes(tmp_path / "data")
+    narrow = tmp_path / "narrow.npy"
+    np.save(narrow, np.ones((4, 2)))
+    for file in (narrow, tmp_path / "absent.npy"):
+        with pytest.raises(DataError, match=file.name):
+            align_features(config(), sources, tmp_path / "head", apply=[file])
+        assert not (tmp_path / "head").exists()
+
+
 def test_the_careless_settings_are_refused(tmp_path: Path) -> None:
     """Many steps of a full matrix from the identity, with nothing that holds it."""
     sources = classes(tmp_path / "data", turned=0.1)

@@ -270,9 +270,19 @@ def test_parameters_without_gradient_stay_and_survive_a_restart(tmp_path: Path) 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(value: float) -> None:
     toy = Toy()
-    with pytest.raises(TrainingError, match="step 0: .* learning rate") as raised:
+    with pytest.raises(TrainingError, match="step 0: .*, not the learning rate") as raised:
         fit(toy.parameters, lambda step: {"total": toy.weight.sum() * value}, CONFIG)
     assert raised.value.step == 0
+
+
+def test_a_loss_that_diverges_names_the_learning_rate() -> None:
+    toy = Toy()
+
+    def loss(step: int) -> dict[str, torch.Tensor]:
+        return {"total": toy.weight.sum() * (float("nan") if step else 1.0)}
+
+    with pytest.raises(TrainingError, match="step 1: lower the learning rate"):
+        fit(toy.parameters, loss, CONFIG)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run() -> None:

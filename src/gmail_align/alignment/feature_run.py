@@ -15,9 +15,9 @@ from gmail_align.alignment.feature_data import FeatureSources, FeatureTask, open
 from gmail_align.alignment.feature_guard import RAW, SHIFT, Choice, choose, judge
 from gmail_align.alignment.feature_head import Rows, Space, mapped, new_residual
 from gmail_align.alignment.feature_training import Learner
-from gmail_align.artifacts import MANIFEST, Artifact, atomic_file, begin
+from gmail_align.artifacts import MANIFEST, Artifact, atomic_file, begin, beside
 from gmail_align.encoders.feature_map import KIND, FeatureMap
-from gmail_align.errors import ConfigError
+from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.store import open_features
 from gmail_align.progress import say
 from gmail_align.training.events import EVENTS
@@ -57,6 +57,11 @@ def align_features(
     _check(config, apply)
     done = (out / MANIFEST).exists()
     task = None if done else open_task(sources)  # what cannot be used leaves nothing
+    further = {path.name: open_features(path).array for path in apply}
+    for name, array in further.items():
+        if task is not None and array.shape[1] != task.real.array.shape[1]:
+            width = task.real.array.shape[1]
+            raise DataError(f"{name} has {array.shape[1]} columns, not {width}: use one encoder")
     draft = begin(out, KIND, config.model_dump(mode="json"), sources.inputs(), seed)
     made = draft.complete
     if made is None:
@@ -69,11 +74,10 @@ def align_features(
         shutil.rmtree(draft.path(_WORK), ignore_errors=True)
         counts = {"real": len(task.real.ids), "generated": len(task.generated.ids)}
         made = draft.finish(counts, **choice.notes())
-    if apply:
+    if further:
         head = FeatureMap.load(out)
-        folder = out.parent / f"{out.name}-applied"
-        for path in apply:
-            _write_mapped(head, open_features(path).array, folder / path.name)
+        for name, array in further.items():
+            _write_mapped(head, array, beside(out, "-applied") / name)
     return made
 
 

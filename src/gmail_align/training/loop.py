@@ -234,9 +234,10 @@ def _descend(
     shown = dict(zip(terms, values[1:], strict=True))
     for name, value in (("loss", shown["total"]), ("gradient", values[0])):
         if not math.isfinite(value):
-            raise TrainingError(
-                f"the {name} is {value} at step {step}: lower the learning rate", step
-            )
+            advice = "lower the learning rate"
+            if step == 0:  # nothing was learnt yet
+                advice = "check the data and the temperature, not the learning rate"
+            raise TrainingError(f"the {name} is {value} at step {step}: {advice}", step)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config) * group["share"]
     optimizer.step()
