@@ -1,6 +1,7 @@
 """``evaluate captions``, ``evaluate answers`` and ``compare`` on plain files."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,13 +178,19 @@ def test_several_files_are_compared_in_pairs(files, tmp_path):
     assert "a CIDEr" in shown and "b - a CIDEr" in shown
 
 
-def test_a_dry_run_reads_nothing(tmp_path):
+def test_a_dry_run_asks_only_whether_its_inputs_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for words in (
-        ("captions", "--predictions", "p.json", "--references", "r.json"),
-        ("answers", "--protocol", "mmmu_val", "--predictions", "p.json", "--answers", "a.json"),
+        ("evaluate", "captions", "--predictions", "a", "--references", "b"),
+        ("evaluate", "answers", "--protocol", "mmmu_val", "--predictions", "a", "--answers", "b"),
+        ("compare", "a", "b"),
     ):
-        assert call("evaluate", *words, "--dry-run").exit_code == 0
-    assert call("compare", "a", "b", "--dry-run").exit_code == 0
+        Path("a").write_text("")
+        Path("b").write_text("")
+        assert call(*words, "--dry-run").exit_code == 0
+        Path("b").unlink()
+        ran = call(*words, "--dry-run")
+        assert (ran.exit_code, "b does not exist" in ran.stderr) == (2, True)
 
 
 def test_answers_and_their_comparison(files, tmp_path):

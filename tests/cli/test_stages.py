@@ -135,6 +135,23 @@ def test_features_of_a_cache_are_those_without_it(world, tmp_path):
     assert (ran.exit_code, "--cache" in ran.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "export absent --format hf",
+        "convert ./absent.pt",
+        "init absent",
+        "import coco --annotations absent.json",
+        "align features --real absent.npy --generated b.npy --pairs p.npy",
+        "evaluate zeroshot --images absent --labels l --classes c --encoder tabletop",
+    ],
+)
+def test_a_plan_of_what_is_not_there_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    ran = call([*text.split(), "--out", "out", "--dry-run"])
+    assert (ran.exit_code, "absent" in ran.stderr.splitlines()[-1]) == (2, True), ran.stderr
+
+
 @pytest.mark.parametrize("text", DRY)
 def test_what_takes_long_is_planned(tmp_path, text):
     ran = call([*text.format(out=tmp_path / "out").split(), "--dry-run"])

@@ -27,7 +27,7 @@ from gmail_align.cli.options import (
     expand,
     option_names,
 )
-from gmail_align.cli.shared import Shared, command, make_command
+from gmail_align.cli.shared import Shared, command, make_command, require_there
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
@@ -206,6 +206,7 @@ def caption(
         raise ConfigError("--captioner and --encoder are needed: name both")
     artifact, config = load(captioner, "captioner"), settings.build()
     if shared.dry_run:
+        require_there(images)
         shared.show_plan("caption", captioner, config, images=len(images), route=route)
         return
     from gmail_align.captioning.pretrained import Captioner

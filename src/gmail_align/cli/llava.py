@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from gmail_align.artifacts import MANIFEST, load
 from gmail_align.cli.options import EncoderName, Folder, Out, Seed
-from gmail_align.cli.shared import Shared, command
+from gmail_align.cli.shared import Shared, command, require_there
 from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import ConfigError
@@ -153,6 +153,7 @@ def ask(
     """
     model = load(vlm, "vlm")
     if shared.dry_run:
+        require_there(images)
         shared.show_plan("ask", vlm, config, images=len(images), question=question)
         return
     from gmail_align.vlm import answers

@@ -31,6 +31,7 @@ from gmail_align.cli.options import (
     option_names,
 )
 from gmail_align.config import Config, load_toml, to_toml
+from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import (
     ConfigError,
     GmailAlignError,
@@ -40,11 +41,16 @@ from gmail_align.errors import (
     is_out_of_memory,
 )
 from gmail_align.progress import printable
+from gmail_align.remote import url_of
 from gmail_align.runtime import termination_raised
 
 if TYPE_CHECKING:
     from gmail_align.engine import Part
     from gmail_align.results import Result
+
+
+_MODELS = {"base", "encoder", "language_model", "model", "gpt2", "source"}
+"""Details of a plan that name models."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,18 @@ class Shared:
         """Print what a stage would do (``--dry-run``).
 
         Without ``--json`` this is a TOML file: comments, then the configuration for ``--config``.
+
+        Args:
+            stage: What would be done.
+            out: Where.
+            config: By which settings.
+            details: What else is known. A path is an input, and so is a model's name.
+
+        Raises:
+            UserError: an input is not there.
         """
+        for name, value in {**details, "model": getattr(config, "model", None)}.items():
+            require_there(value, model=name in _MODELS)
         plain = json.loads(json.dumps(details, default=str))
         target = "standard output" if out is None else str(out)
         lines = [f"# would {stage} into {target}"]
@@ -182,6 +199,27 @@ def make_command(
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run
+
+
+def require_there(value: Any, *, model: bool = False) -> None:
+    """Refuse the paths among an input's values that are neither here nor a URL.
+
+    Args:
+        value: A path, several, or anything else, which passes.
+        model: It is the name of a model, which may be a hub id.
+
+    Raises:
+        UserError: a file or folder is not there.
+    """
+    if isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            require_there(one, model=model)
+    elif isinstance(value, Path) or (model and isinstance(value, str)):
+        path = model_path(value, "clip").expanduser()
+        here = path.is_absolute() or str(value).startswith(".") or str(value).count("/") != 1
+        named = str(value) == "none" or url_of(value) or (model and not here)
+        if not (named or path.exists()):
+            raise UserError(f"{value} does not exist: check the path")
 
 
 def _require_place(out: Path | None) -> None:

@@ -80,7 +80,8 @@ def filter_images(
     images = load(source, "images")
     others = [load(folder, "images") for folder in photos or []]
     if shared.dry_run:
-        shared.show_plan("filter", out, config, images=source, photos=photos or [])
+        others_of = {"photos": photos or [], "encoder": encoder}
+        shared.show_plan("filter", out, config, images=source, **others_of)
         return
     from gmail_align.synthesis.filters import count_reasons, filter_images
 

@@ -163,7 +163,9 @@ def tabletop_train(
         only: Train only this model.
     """
     if shared.dry_run:
-        shared.show_plan("tabletop train", out, work=work, only=only or "everything", seed=seed)
+        shared.show_plan(
+            "tabletop train", out, work=str(work), only=only or "everything", seed=seed
+        )
         return
     from gmail_align.tabletop.training.train import train_models
 
