@@ -16,7 +16,7 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,9 @@ from gmail_align.errors import (
     full_disk_explained,
     unwritable_explained,
 )
+from gmail_align.identity import canonical_json as canonical_json
+from gmail_align.identity import fingerprint as fingerprint
+from gmail_align.identity import first_difference as first_difference
 from gmail_align.leases import (
     LEASE,
     close,
@@ -50,49 +53,10 @@ MANIFEST = "manifest.json"
 DRAFT = "draft.json"
 _PRIVATE = {MANIFEST, DRAFT, LOG}
 _IDENTITY = ("kind", "config", "seed", "inputs", "files")
-_CANONICAL: Any = {"sort_keys": True, "separators": (",", ":"), "ensure_ascii": False}
 _AGAIN = "delete the folder and run again"
 _MANIFEST_FIELDS = {"kind": str, "seed": int} | dict.fromkeys(
     ("config", "inputs", "counts", "files"), dict
 )
-
-
-def canonical_json(value: Any) -> str:
-    """Serialise ``value`` so that equal values give equal text."""
-    return json.dumps(value, **_CANONICAL)
-
-
-def fingerprint(value: Any) -> str:
-    """Return 16 hex digits of the sha256 of ``value`` as canonical JSON.
-
-    A long sequence that is no list, such as names in a file, counts as a list and is not held.
-    """
-    digest = hashlib.sha256()
-    for part in _STREAM.iterencode(value):
-        digest.update(part.encode())
-    return digest.hexdigest()[:16]
-
-
-class _Streamed(list[Any]):
-    """A sequence that JSON writes as a list, one item after the other."""
-
-    def __init__(self, items: Sequence[Any]) -> None:
-        self._items = items
-
-    def __bool__(self) -> bool:
-        return len(self._items) > 0
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._items)
-
-
-def _streamed(value: Any) -> Any:
-    if isinstance(value, Sequence):
-        return _Streamed(value)
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
-
-
-_STREAM = json.JSONEncoder(default=_streamed, **_CANONICAL)
 
 
 def sha256_file(path: Path) -> str:
@@ -381,20 +345,6 @@ def load(folder: Path, kind: str | None = None) -> Artifact:
     if kind is not None and artifact.kind != kind:
         raise ArtifactError(f"{folder} holds {artifact.kind}, but {kind} are needed here")
     return artifact
-
-
-def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """Name the first field in which two JSON values differ, with both values; None when equal.
-
-    An absent key counts as null, so a field that is added later with that default is no difference.
-    """
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            inner = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-            if inner:
-                return inner
-        return None
-    return None if old == new else f"{path} was {old!r} and is now {new!r}"
 
 
 def refuse_difference(folder: Path | str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

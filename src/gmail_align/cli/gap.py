@@ -130,7 +130,6 @@ def gap(
         source = prepare.Source(*paths, home, pairs, matching.paired, config.max_pairs, place.seed)
         model = None if encoder is None else open_encoder(encoder, place.device)
         made = prepare.prepare(source, model)
-    draws = not missing("report")
     result = measure_gap(
         made.real,
         made.generated,
@@ -139,11 +138,9 @@ def gap(
         annotations=made.known,
         config=config,
         seed=place.seed,
-        write_page=partial(_write_page, made, encoder or "") if draws else None,
+        write_page=None if missing("report") else partial(_write_page, made, encoder or ""),
     )
-    more = [] if out is None or not draws else [str(out / "report" / "index.html")]
-    if out is not None and not draws:
-        say(f"a page needs pip install 'gmail-align[report]', then: gmail-align report {out}")
+    more = _page_of(out)
     if place.atlas is not None:
         _write_atlas(made, place.atlas, config.max_pairs, place.seed)
         more.append(str(place.atlas))
@@ -175,6 +172,16 @@ def _check_folders(paths: Sequence[Path], matching: Matching, encoder: str | Non
     for path in paths:
         kind_of(path, encoder is not None)
     return encoder
+
+
+def _page_of(out: Path | None) -> list[str]:
+    """Return the path of the page, or say what a page needs."""
+    if out is None:
+        return []
+    if missing("report"):
+        say(f"a page needs pip install 'gmail-align[report]', then: gmail-align report {out}")
+        return []
+    return [str(out / "report" / "index.html")]
 
 
 def _write_page(

@@ -130,7 +130,7 @@ def _check_tokenizers(pipeline: Any, folder: Path) -> None:
         tokenizer, texts = (
             getattr(pipeline, f"{part}{number}", None) for part in ("tokenizer", "text_encoder")
         )
-        sizes = getattr(texts, "config", None)
+        sizes: Any = getattr(texts, "config", None)
         if tokenizer is None or getattr(sizes, "model_type", "") != "clip_text_model":
             continue
         given = len(tokenizer), tokenizer.model_max_length
