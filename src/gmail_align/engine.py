@@ -333,7 +333,7 @@ def _connect(place: str) -> Any:
         else:
             logging.getLogger("ray.client_builder").setLevel(logging.WARNING)
             ray.init(_client_address(place))
-    except (OSError, RuntimeError, ValueError, OverflowError) as error:
+    except Exception as error:  # a Ray that does not start in time raises no class of its own
         raise ConfigError(
             f"no Ray cluster answers at {place} ({str(error).partition(chr(10))[0][:200]}): start "
             "one with ray start --head --ray-client-server-port 10001, or use --engine local"
