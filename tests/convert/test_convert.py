@@ -394,8 +394,11 @@ def _timm(folder: Path, **changes: Any) -> Path:
     return folder / "model.safetensors"
 
 
-def test_a_description_of_timm_is_honoured(tmp_path: Path) -> None:
-    made = convert(_timm(tmp_path), tmp_path / "out", ConvertConfig())
+@pytest.mark.parametrize("arguments", [{}, {"in_chans": 3, "img_size": [32, 32]}])
+def test_a_description_of_timm_is_honoured(arguments: dict[str, Any], tmp_path: Path) -> None:
+    arguments |= {"num_classes": 9, "global_pool": "token"}  # newer timm names every argument
+    source = _timm(tmp_path, model_args=arguments)
+    made = convert(source, tmp_path / "out", ConvertConfig())
     assert json.loads(made.path("config.json").read_text())["num_attention_heads"] == 3
     mean, std = (0.1,) * 3, (0.2,) * 3
     expected = Preprocess(32, mean=mean, std=std, interpolation="bilinear", resize_to=35)
@@ -409,10 +412,12 @@ def test_a_description_of_timm_is_honoured(tmp_path: Path) -> None:
         ("architecture", {"architecture": "vit_tiny_patch16_clip_quickgelu_224"}),
         ("model_args", {"model_args": {"qk_norm": True}}),
         ("model_args", {"model_args": {"global_pool": "avg"}}),
+        ("in_chans", {"model_args": {"in_chans": 1}}),
         ("num_features", {"num_features": 9}),
         ("crop_mode", {"transform": {"crop_mode": "squash"}}),
         ("interpolation", {"transform": {"interpolation": "lanczos"}}),
         ("input_size", {"transform": {"input_size": [3, 32, 48]}}),
+        ("input_size", {"transform": {"input_size": [1, 32, 32]}}),
         ("patch_dropout", {"transform": {"patch_dropout": 0.5}}),
     ],
 )
