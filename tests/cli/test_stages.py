@@ -143,7 +143,7 @@ def test_features_of_a_cache_are_those_without_it(world, tmp_path):
         "init absent",
         "import coco --annotations absent.json",
         "align features --real absent.npy --generated b.npy --pairs p.npy",
-        "evaluate zeroshot --images absent --labels l --classes c --encoder tabletop",
+        "evaluate retrieval --images absent --texts t.npy --captions c.json",
     ],
 )
 def test_a_plan_of_what_is_not_there_is_refused(tmp_path, monkeypatch, text):
