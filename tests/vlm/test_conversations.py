@@ -44,10 +44,13 @@ def test_llavas_format_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sample", "named"),
     [
-        ({"id": "s7", "conversations": said("a")}, "sample s7"),
-        ({"id": "s7", "conversations": said("a", "b", "c")}, "sample s7"),
-        ({"id": "s7", "conversations": said("a", "b")[::-1]}, "sample s7"),
-        ({"id": "s7", "conversations": [{"from": "human"}, {"from": "gpt"}]}, "sample s7"),
+        ({"id": "s7", "conversations": said("a")}, "sample s7 .* without an answer"),
+        ({"id": "s7", "conversations": said("a", "b", "c")}, "sample s7 .* without an answer"),
+        ({"id": "s7", "conversations": said("a", "b")[::-1]}, "sample s7 .* alternate"),
+        ({"id": "s7", "conversations": said("a", "b")[1:]}, "sample s7 .* alternate"),
+        ({"id": "s7", "conversations": [{"from": "human"}, {"from": "gpt"}]}, "s7 .* not text"),
+        ({"id": "s7", "conversations": [said("a")[0], {"from": "gpt", "value": 3}]}, "not text"),
+        ({"id": "s7", "conversations": ["a", "b"]}, "sample s7 .* not text"),
         ({"id": "s7", "image": "x.jpg", "conversations": said("a", "b")}, "sample s7"),
         ({"id": "s7", "image": 5, "conversations": said("a", "b")}, "sample s7"),
         ({"id": "s7", "image": [{"path": "x"}], "conversations": said("a", "b")}, "sample s7"),

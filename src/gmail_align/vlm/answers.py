@@ -102,16 +102,16 @@ def answer(
         DataError: a prompt has more or fewer places than images, or does not fit into the model.
     """
     layout, model = llava.layout, llava.model
-    room = getattr(model.config.text_config, "max_position_embeddings", math.inf) - most
+    room = getattr(model.config.text_config, "max_position_embeddings", math.inf)
     rows = []
     for number, (prompt, own) in enumerate(zip(prompts, images, strict=True)):
         asked = Conversation(str(number), (Turn(prompt),), tuple(map(str, range(len(own)))))
         rows.append([token for part, _ in layout.segments(asked) for token in part])
-        if len(rows[-1]) > room:
+        if len(rows[-1]) + most > room:
             raise DataError(
                 f"the prompt that begins {prompt[:40]!r} has {len(rows[-1])} tokens, but the "
-                f"language model has room for {room} and an answer of {most}: lower max_tokens, or "
-                "ask with fewer words or images"
+                f"language model has room for {room}, {most} of an answer among them: lower "
+                "max_tokens, or ask with fewer words or images"
             )
     width, end = max(map(len, rows)), layout.end_id()
     ids = torch.tensor([[end] * (width - len(row)) + row for row in rows])

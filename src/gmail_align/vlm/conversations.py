@@ -103,24 +103,23 @@ def _conversation(
     if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
         raise DataError(f"sample {name} of {path} has an image that is not the name of a file")
     messages = sample["conversations"]
+    if not all(isinstance(m, Mapping) and isinstance(m.get("value"), str) for m in messages):
+        raise DataError(
+            f"sample {name} of {path} has a message that is not text: give each a from and a value"
+        )
     system = None
-    if messages and _speaker(messages[0]) == "system":
-        system, messages = str(messages[0]["value"]), messages[1:]
-    turns = []
-    for prompt, answer in zip(messages[::2], messages[1::2], strict=False):
-        if _speaker(prompt) not in _PROMPTER or _speaker(answer) not in _ANSWERER:
+    if messages and messages[0].get("from") == "system":
+        system, messages = messages[0]["value"], messages[1:]
+    for place, message in enumerate(messages):
+        if message.get("from") not in (_ANSWERER if place % 2 else _PROMPTER):
             raise DataError(
                 f"sample {name} of {path} does not alternate between human and gpt, human first"
             )
-        turns.append(Turn(str(prompt["value"]), str(answer["value"])))
+    said = [message["value"] for message in messages]
+    turns = [Turn(*two) for two in zip(said[::2], said[1::2], strict=False)]
     if len(messages) % 2:
         raise DataError(f"sample {name} of {path} ends without an answer: remove its last message")
     return Conversation(name, tuple(turns), tuple(map(id_of, images)), system)
-
-
-def _speaker(message: Any) -> str:
-    known = isinstance(message, Mapping) and isinstance(message.get("value"), str)
-    return str(message.get("from", "")) if known else ""
 
 
 def caption_conversations(
