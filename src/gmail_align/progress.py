@@ -119,6 +119,8 @@ def write_stderr(text: str) -> None:
 
     A stage ends for what it cannot write itself, and its exit code must not get lost with stderr.
     """
+    if sys.stderr is None:  # it was closed before Python began
+        return
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -147,7 +149,7 @@ class Progress:
         """Count ``count`` more finished units; ``note`` is shown behind the rate."""
         self._done += count
         now = time.monotonic()
-        live = sys.stderr.isatty()
+        live = sys.stderr is not None and sys.stderr.isatty()
         due = now - self._last >= (0.1 if live else _PLAIN_SECONDS)
         if _quiet or not due:
             return

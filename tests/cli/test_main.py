@@ -301,3 +301,26 @@ def test_a_place_that_cannot_be_is_refused_before_a_model_is_loaded(tmp_path, mo
     ran = call("extract", tmp_path / "images", "--encoder", "tabletop", "--out", out)
     assert ran.exit_code == 2
     assert f"{tmp_path}/file is a file" in ran.stderr
+
+
+def run_closed(redirections, words):
+    """Run the command in a shell that closes standard files; return its exit code."""
+    line = f'exec "$0" -m gmail_align "$@" {redirections}'
+    return subprocess.run(["sh", "-c", line, sys.executable, *map(str, words)], timeout=300)
+
+
+def test_closed_standard_files_change_no_exit_code(tmp_path):
+    absent = ["choose", tmp_path / "absent", "--each", "1", "--out", tmp_path / "out"]
+    assert run_closed("2>&-", absent).returncode == 2
+    write = ["tabletop", "write", "--count", "2", "--size", "16", "--out"]
+    assert run_closed("<&- >&- 2>&-", [*write, tmp_path / "a"]).returncode == 0
+    assert run_closed("", [*write, tmp_path / "b", "--quiet"]).returncode == 0
+    names = sorted(path.name for path in (tmp_path / "b").rglob("*"))
+    assert sorted(path.name for path in (tmp_path / "a").rglob("*")) == names
+    for name in names:
+        if (tmp_path / "b" / name).is_file():
+            assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_stdout_that_cannot_be_written_is_the_users(tmp_path):
+    assert run_closed("1</dev/null", ["recipes", "list"]).returncode == 2

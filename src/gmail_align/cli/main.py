@@ -262,11 +262,27 @@ app = typer.Typer(
 app.callback()(_root)
 
 
+def _open_closed_files() -> None:
+    """Open stdin, stdout and stderr on nothing where they are closed, as by ``2>&-``.
+
+    Else the next file that is opened, perhaps one of an artifact, would take their number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def main() -> None:
     """Run the command line and exit.
 
     0 is done, 1 a failure of ours, 2 the user's mistake, 130 interrupted, 143 terminated.
     """
+    _open_closed_files()
     try:
         app(prog_name="gmail-align")
     except KeyboardInterrupt:

@@ -86,7 +86,14 @@ class Shared:
             return
         else:
             text = lines
-        typer.echo(printable(text))
+        try:
+            typer.echo(printable(text))
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise UserError(
+                    "standard output cannot be written: it is not open to write"
+                ) from None
+            raise
 
     def show_plan(
         self, stage: str, out: Path | None, config: Config | None = None, /, **details: Any
