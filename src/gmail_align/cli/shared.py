@@ -101,12 +101,7 @@ class Shared:
         """Print what a stage would do (``--dry-run``).
 
         Without ``--json`` this is a TOML file: comments, then the configuration for ``--config``.
-
-        Args:
-            stage: What would be done.
-            out: Where.
-            config: By which settings.
-            details: What else is known. A path is an input, and so is a model's name.
+        Of ``details``, a path is an input, and so is a model's name.
 
         Raises:
             UserError: an input is not there.
@@ -209,11 +204,7 @@ def make_command(
 
 
 def require_there(value: Any, *, model: bool = False) -> None:
-    """Refuse the paths among an input's values that are neither here nor a URL.
-
-    Args:
-        value: A path, several, or anything else, which passes.
-        model: It is the name of a model, which may be a hub id.
+    """Refuse a path, or one of several, that is neither here nor a URL; a model may be a hub id.
 
     Raises:
         UserError: a file or folder is not there.
