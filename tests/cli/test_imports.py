@@ -146,7 +146,7 @@ def test_the_leak_guard_stops_or_drops(world, tmp_path):
         (["classification", "dtd", "--source", "{w}"], "labels/test1.txt"),
         (["classification", "cifar", "--source", "{w}"], "no class set is named 'cifar'"),
         (["webdataset", "--source", "{w}/classes"], "does not hold a file that ends in .tar"),
-        (["parquet", "--source", "{w}/images.zip"], "is neither .parquet nor .json"),
+        (["parquet", "--source", "{w}/images.zip"], "images.zip is a zip archive"),
         (["folder", "--source", "{w}/nowhere"], "there is no folder, zip or tar at"),
         (["folder", "--source", "{w}/classes/classes.json"], "neither a folder nor a zip nor a"),
         (["mmmu", "--source", "{w}/classes"], "validation"),
