@@ -9,7 +9,7 @@ A block of a page names a result and its fingerprint:
 ``columns=CIDEr,real`` after the name keeps those columns alone. In the place of a name,
 ``verdicts=studies/table-*`` stands for the verdicts of those studies. ``python docs/tables.py``
 writes the tables of every block again, from the result beside the page. Nobody types a number
-between the two lines, and a test checks it.
+between the two lines, and a test checks it. It also draws the plots that pages show.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ import sys
 from pathlib import Path
 
 from gmail_align.report.tables import markdown
+from gmail_align.studies.plots import plot_files
 from gmail_align.studies.result import RESULT, read_study_result
 from gmail_align.studies.tables import tables, verdicts_table
 
 DOCS = Path(__file__).resolve().parent
 PAGES = (DOCS.parent / "README.md", DOCS / "evidence.md", DOCS / "paper-tables.md")
+PLOTS = {"budget": "budget-plot-1.svg"}
+"""Study -> the plot of it that a page shows."""
 VERDICTS = re.compile(r"<!-- result: verdicts=(\S+) -->\n.*?<!-- end of result -->", re.S)
 BLOCK = re.compile(
     r"<!-- result: (?!verdicts)(\S+)(?: columns=(\S+))?(?: (\w+))? -->\n.*?<!-- end of result -->",
@@ -59,3 +62,6 @@ def _block(name: str, columns: str | None) -> str:
 if __name__ == "__main__":
     for page in [Path(name) for name in sys.argv[1:]] or PAGES:
         page.write_text(filled(page.read_text()))
+    for study, name in PLOTS.items():
+        made = plot_files(read_study_result(DOCS / "studies" / study / RESULT))
+        (DOCS / f"{study}.svg").write_bytes(made[name])
