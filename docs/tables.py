@@ -25,7 +25,7 @@ from gmail_align.studies.tables import tables, verdicts_table
 
 DOCS = Path(__file__).resolve().parent
 PAGES = (DOCS.parent / "README.md", DOCS / "evidence.md", DOCS / "paper-tables.md")
-PLOTS = {"budget": "budget-plot-1.svg"}
+PLOTS = {"budget": "budget-plot-1.svg", "collapse": "collapse-plot-1.svg"}
 """Study -> the plot of it that a page shows."""
 VERDICTS = re.compile(r"<!-- result: verdicts=(\S+) -->\n.*?<!-- end of result -->", re.S)
 BLOCK = re.compile(
