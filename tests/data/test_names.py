@@ -24,7 +24,9 @@ def test_names_are_what_was_given(names: list[str], others: list[str]) -> None:
     assert stored.rows([*names, *others]).tolist() == rows
     assert all((name in stored) == (name in names) for name in others)
     for name in [*names, *others]:
-        assert stored.every_row(name) == [row for row, one in enumerate(names) if one == name]
+        assert stored.every_rows([name])[1].tolist() == [
+            row for row, one in enumerate(names) if one == name
+        ]
 
 
 def test_blocks_join_and_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +39,7 @@ def test_blocks_join_and_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "_hashes", lambda own: module.np.zeros(len(own), module.np.uint64))
     alike = Names(names)
     assert alike.rows(["image 50", "none"]).tolist() == [50, -1]
-    assert alike.every_row("image 50") == [50]
+    assert alike.every_rows(["image 50"])[1].tolist() == [50]
     assert 3 not in alike
 
 

@@ -8,7 +8,6 @@ they lie, so memory does not grow with the number of pairs.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from pathlib import Path
@@ -37,7 +36,6 @@ REAL: Final = COLUMNS.index("real")
 GROUPS: Final = [COLUMNS.index(name) for name in ("real", "text", "first")]
 """Columns of what pairs can share: pairs that do are not negatives of each other."""
 ROWS: Final = "rows.i32"
-_BLOCK: Final = 65_536
 _LEAST_IMAGES: Final = 4
 
 
@@ -139,24 +137,15 @@ def without_images(rows: PairNumbers, images: npt.NDArray[np.bool_], folder: Pat
         images: Shape (images,): which real images are left out.
         folder: Where the file lies; it has no name there.
     """
-
-    def blocks() -> Iterator[PairNumbers]:
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            yield block[~images[block[:, REAL]]]
-
-    return map_rows(blocks(), folder)
+    blocks = (rows[span] for span in spans(len(rows)))
+    return map_rows((block[~images[block[:, REAL]]] for block in blocks), folder)
 
 
 def map_rows(blocks: Iterable[PairNumbers], folder: Path) -> PairNumbers:
     """Write rows to a nameless temporary file inside ``folder`` and map it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, dtype=np.int32).data)
-        file.flush()
-        mapped: PairNumbers = np.memmap(file, np.int32, "r").view(np.ndarray)
-    return mapped.reshape(-1, len(COLUMNS))
+    rows: PairNumbers = store_rows(blocks, np.int32, folder).reshape(-1, len(COLUMNS))
+    return rows
 
 
 def hold_out(groups: Places, share: float, limit: int, seed: int) -> npt.NDArray[np.bool_]:

@@ -297,9 +297,7 @@ class TableMaker:
     ) -> npt.NDArray[np.int64]:
         every = self.index.names_of(column, range(self.index.count(column)))
         rows = Names.of(stored).rows(every)
-        lost = store_rows(
-            (np.flatnonzero(rows[s] < 0) + s.start for s in spans(len(rows))), np.int64
-        )
+        lost = marked(rows[span] < 0 for span in spans(len(rows)))
         missing = np.intersect1d(needed, lost) if len(lost) else lost
         if len(missing):
             raise DataError(

@@ -32,6 +32,7 @@ from gmail_align.cli.options import (
     option_names,
 )
 from gmail_align.config import Config, load_toml, to_toml
+from gmail_align.encoders.hub import HUB_ID
 from gmail_align.encoders.shipped import model_path
 from gmail_align.errors import (
     ConfigError,
@@ -214,10 +215,9 @@ def require_there(value: Any, *, model: bool = False) -> None:
         for one in value.values() if isinstance(value, Mapping) else value:
             require_there(one, model=model)
     elif isinstance(value, Path) or (model and isinstance(value, str)):
-        path = model_path(value, "clip").expanduser()
-        here = path.is_absolute() or str(value).startswith(".") or str(value).count("/") != 1
-        named = str(value) == "none" or url_of(value) or (model and not here)
-        if not (named or path.exists()):
+        path, (name, _, _) = model_path(value, "clip").expanduser(), str(value).partition("@")
+        on_hub = model and not path.is_absolute() and HUB_ID.fullmatch(name)
+        if not (name == "none" or url_of(value) or on_hub or path.exists()):
             raise UserError(f"{value} does not exist: check the path")
 
 

@@ -69,10 +69,9 @@ class ImageIndex:
         self._last: tuple[int, pa.Table] | None = None
         self.ids = Names(self._texts("id"))
         """The id of each image."""
-        self.places = self._numbers("shard", "offset", "size")
-        """Shard, offset and size of each image, shape (n, 3)."""
-        self.sides = self._numbers("width", "height")
-        """Width and height of each image, shape (n, 2)."""
+        numbers = self._numbers("shard", "offset", "size", "width", "height")
+        self.places, self.sides = numbers[:, :3], numbers[:, 3:]
+        """Shard, offset and size of each image, shape (n, 3); width and height, shape (n, 2)."""
         digests = (
             np.frombuffer(bytes.fromhex("".join(batch.column("sha256").to_pylist())), np.uint8)
             for batch in self._batches("sha256")

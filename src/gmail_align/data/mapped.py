@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any, Final, TypeVar
 
@@ -32,9 +33,9 @@ def spans(count: int, size: int = BLOCK) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def spool() -> SpooledTemporaryFile[bytes]:
+def spool(folder: Path | None = None) -> SpooledTemporaryFile[bytes]:
     """Open a file that :func:`map_spool` maps; a small one stays in memory."""
-    return SpooledTemporaryFile(_SMALL)
+    return SpooledTemporaryFile(_SMALL, dir=None if folder is None else str(folder))
 
 
 def map_spool(file: SpooledTemporaryFile[bytes], dtype: npt.DTypeLike) -> Array:
@@ -47,9 +48,9 @@ def map_spool(file: SpooledTemporaryFile[bytes], dtype: npt.DTypeLike) -> Array:
     return array
 
 
-def store_rows(parts: Iterable[Array], dtype: npt.DTypeLike) -> Array:
-    """Join arrays, flat."""
-    with spool() as file:
+def store_rows(parts: Iterable[Array], dtype: npt.DTypeLike, folder: Path | None = None) -> Array:
+    """Join arrays, flat; the file lies in ``folder``, by default in that of temporary files."""
+    with spool(folder) as file:
         for part in parts:
             file.write(np.ascontiguousarray(part, dtype).data)
         return map_spool(file, dtype)

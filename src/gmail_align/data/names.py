@@ -118,10 +118,6 @@ class Names(Sequence[str]):
         """Return the row of each name, -1 where it is not there."""
         return store_rows(map(self._rows, blocks(names)), np.int64)
 
-    def every_row(self, name: str) -> list[int]:
-        """Return every row of a name, in order."""
-        return list(map(int, self.every_rows([name])[1]))
-
     def every_rows(self, names: Sequence[str]) -> tuple[Row, Row]:
         """Return every row of each of some names, and before them which name each is of."""
         coded, order = list(map(_coded, names)), self._order

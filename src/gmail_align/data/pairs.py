@@ -204,12 +204,7 @@ def _write_pairs(
                 for image_id in own if place >= 0 else ():
                     used[place] = True
                     counts["pairs"] += 1
-                    yield {
-                        "caption_id": caption.caption_id,
-                        "text": caption.text,
-                        "real_image_id": caption.image_id,
-                        "generated_image_id": image_id,
-                    }
+                    yield vars(Pair(caption.caption_id, caption.text, caption.image_id, image_id))
 
     write_jsonl(draft.path(PAIRS), rows())
     if not counts["pairs"]:
