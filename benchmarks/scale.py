@@ -43,7 +43,8 @@ from gmail_align.data.subsets import hold_out as hold_captions
 from gmail_align.encoders.language import load_language_model
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.shipped import model_path
-from gmail_align.features.pixels import DecodedRows, chosen_ids, decoder
+from gmail_align.features.decoded_rows import DecodedRows
+from gmail_align.features.pixels import chosen_ids, decoder
 from gmail_align.features.run import read_texts
 from gmail_align.features.store import IDS, feature_file
 from gmail_align.pipeline import plan

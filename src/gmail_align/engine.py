@@ -273,18 +273,23 @@ _work: Callable[[Any, Advance], None] | None = None  # of the worker process tha
 
 
 def _begin_worker(work: Callable[[Any, Advance], None], gpus: Any, threads: int) -> None:
-    """Prepare a worker process: a GPU or its share of the cores, and an end with its parent."""
+    """Prepare a worker process that makes shards: a GPU or its share of the cores."""
     global _work
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    begin_helper(threads)
+    _work = work
+
+
+def begin_helper(threads: int) -> None:
+    """Let this process work quietly, with so many threads, and end when its parent ends."""
     if "OMP_NUM_THREADS" not in os.environ:  # more threads than cores would wait for each other
         os.environ["OMP_NUM_THREADS"] = str(threads)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
-    gpu = gpus.get()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     set_quiet(True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _work = work
 
 
 def _end_with_parent() -> None:

@@ -97,7 +97,7 @@ def test_images_beyond_the_limit_are_decoded_when_they_are_read(
     assert list(one.ids) == list(other.ids)
     for rows in (torch.tensor([7, 0, 7]), slice(2, 5), torch.tensor([], dtype=torch.int64)):
         assert torch.equal(one.array[rows], other.array[rows])
-    assert len(counts.decoded) == 12 + 6
+    assert len(counts.decoded) == 12  # worker processes decoded the others
     made = [open_features(cache.image_features(world.real, encoder)) for cache in (kept, lazy)]
     assert torch.equal(made[0].array, made[1].array)
     assert not list(lazy.folder.rglob(PIXELS))

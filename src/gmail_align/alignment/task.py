@@ -34,7 +34,7 @@ from gmail_align.data.names import Names
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.errors import ConfigError, DataError
 from gmail_align.features.cache import Cache
-from gmail_align.features.pixels import DecodedRows
+from gmail_align.features.decoded_rows import DecodedRows
 from gmail_align.features.run import TEXTS_CUT
 from gmail_align.features.store import open_features
 from gmail_align.runtime import stable_seed

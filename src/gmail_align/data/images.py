@@ -16,7 +16,7 @@ import tarfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -235,8 +235,14 @@ class ImageStore:
     Memory does not grow with the images.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(
+        self, artifact: Artifact, large: AbstractContextManager[Any] | None = None
+    ) -> None:
         """Open the index.
+
+        Args:
+            artifact: The images.
+            large: What large images wait for; None is a lock of this process.
 
         Raises:
             ArtifactError: the artifact holds something else, or its index is damaged.
@@ -245,7 +251,7 @@ class ImageStore:
             raise ArtifactError(
                 f"{artifact.folder} holds {artifact.kind}, but images are needed here"
             )
-        self.artifact = artifact
+        self.artifact, self._large = artifact, large or _ONE_LARGE
         advice = f"delete {artifact.folder} and make it again"
         with damage_explained(artifact.path(INDEX), ArtifactError, advice):
             self._index = ImageIndex(artifact.path(INDEX))
@@ -321,7 +327,7 @@ class ImageStore:
             ArtifactError: the shard is missing or its bytes have changed.
         """
         width, height = self._index.sides[self._row(image_id)].tolist()
-        with _ONE_LARGE if width * height > _LARGE else nullcontext():
+        with self._large if width * height > _LARGE else nullcontext():
             return make(self.read(image_id))
 
     def _row(self, image_id: str) -> int:

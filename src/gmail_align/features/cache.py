@@ -22,13 +22,8 @@ from gmail_align.data.images import ImageStore
 from gmail_align.encoders.encoder import GmailEncoder
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.encoders.route import Route
-from gmail_align.features.pixels import (
-    DecodedRows,
-    Pixels,
-    chosen_ids,
-    prepare_pixels,
-    read_pixels,
-)
+from gmail_align.features.decoded_rows import DecodedRows
+from gmail_align.features.pixels import Pixels, chosen_ids, prepare_pixels, read_pixels
 from gmail_align.features.rows import link
 from gmail_align.features.run import (
     StoredDtype,

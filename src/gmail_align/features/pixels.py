@@ -19,6 +19,7 @@ from gmail_align.data.mapped import distinct, marked, spans
 from gmail_align.data.names import Names
 from gmail_align.encoders.preprocess import Preprocess
 from gmail_align.errors import ArtifactError, DataError, damage_explained
+from gmail_align.features.decoded_rows import DecodedRows
 from gmail_align.features.rows import RowFile, fill_rows
 from gmail_align.features.store import IDS
 
@@ -27,30 +28,6 @@ _BATCH = 64
 
 Decode = Callable[[Sequence[str]], Tensor]
 """Image ids -> UInt8[Tensor, "b 3 s s"]."""
-
-
-class DecodedRows:
-    """Images that are decoded, resized and cropped whenever they are read, in threads.
-
-    Args:
-        store: The image store.
-        preprocess: Resizing and cropping.
-        names: Image id of each row.
-    """
-
-    def __init__(self, store: ImageStore, preprocess: Preprocess, names: Sequence[str]) -> None:
-        self._store, self._preprocess, self._names = store, preprocess, names
-        self._pool = ThreadPoolExecutor()
-
-    def __getitem__(self, rows: slice | Tensor) -> UInt8[Tensor, "k 3 s s"]:
-        every = range(len(self._names))
-        places = every[rows] if isinstance(rows, slice) else rows.tolist()
-        own = [self._names[place] for place in places]
-        parts = list(self._pool.map(self._one, own))
-        return torch.cat([self._preprocess.pixels([]), *parts])
-
-    def _one(self, name: str) -> UInt8[Tensor, "1 3 s s"]:
-        return self._store.reduce(name, lambda image: self._preprocess.pixels([image]))
 
 
 @dataclass(frozen=True)
