@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from gmail_align.cli.runs import outcome_lines
+import json
+from pathlib import Path
+
+import pytest
+
+from gmail_align.cli.runs import _show_rows, outcome_lines
+from gmail_align.cli.shared import Shared
 
 CIDER = {"value": 1.25, "low": 1.0, "high": 1.5, "n": 24}
 RESULT = {
@@ -51,3 +57,21 @@ def test_refusals_of_several_seeds_are_counted():
     encoder = {"name": "gmail", "applied": [True, False, False], "refusals": ["noise", "harm"]}
     lines = outcome_lines(RESULT | {"encoders": [encoder]}, "a", "b")
     assert "gmail was not applied in 2 of 3 seeds: noise" in lines.splitlines()
+
+
+def test_a_dry_run_names_shared_steps_once(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = {"what": "captions", "folder": "captions/1"}
+    own = {"what": "features", "folder": "features/2"}
+    index = {"raw": [shared], "gmail": [shared, own], "none": []}
+    _show_rows(Shared(), "run", Path("runs/x"), index)
+    assert capsys.readouterr().out.splitlines() == [
+        "# would run into runs/x",
+        "every row uses:",
+        "  captions: captions/1",
+        "raw uses nothing more",
+        "gmail uses:",
+        "  features: features/2",
+        "none uses nothing more",
+    ]
+    _show_rows(Shared(json=True), "run", Path("runs/x"), index)
+    assert json.loads(capsys.readouterr().out)["rows"] == index

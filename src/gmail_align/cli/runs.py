@@ -49,7 +49,7 @@ def run(
 
     folder = work or Path("runs") / Path(recipe).stem
     if shared.dry_run:
-        shared.show_plan("run", folder, rows=pipeline.index(recipe, overrides))
+        _show_rows(shared, "run", folder, pipeline.index(recipe, overrides))
         return
     result = pipeline.run(
         recipe,
@@ -119,13 +119,33 @@ def demo(
     from gmail_align import pipeline
 
     if shared.dry_run:
-        shared.show_plan("demo", out, seeds=seeds, rows=pipeline.index("demo", overrides))
+        _show_rows(shared, "demo", out, pipeline.index("demo", overrides), seeds=seeds)
         return
     result = pipeline.demo(out, overrides=overrides, seeds=seeds)
     again = f"gmail-align demo --out {out} --seeds 5"
     shared.show(
         result, outcome_lines(result, again, "gmail-align init YOUR_PHOTOS --out recipe.toml")
     )
+
+
+def _show_rows(
+    shared: Shared,
+    stage: str,
+    out: Path,
+    index: Mapping[str, Sequence[dict[str, str]]],
+    **more: int,
+) -> None:
+    """Print what the rows of a run use: what they share once, and then what each adds."""
+    used = [steps for steps in index.values() if steps]
+    common = [step for step in used[0] if all(step in steps for steps in used)] if used else []
+    parts = {"every row uses": common} if len(used) > 1 else {}
+    for name, steps in index.items():
+        parts[f"{name} uses"] = [step for step in steps if step not in common or len(used) == 1]
+    lines = [f"# would {stage} into {out}"]
+    for title, steps in parts.items():
+        lines.append(f"{title}:" if steps else f"{title} nothing more")
+        lines += [f"  {step['what']}: {step['folder']}" for step in steps]
+    shared.show({"stage": stage, "out": str(out), **more, "rows": index}, "\n".join(lines))
 
 
 def outcome_lines(result: Mapping[str, Any], again: str, then: str) -> str:
