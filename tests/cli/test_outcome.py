@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gmail_align.cli.runs import _show_rows, outcome_lines
+from gmail_align.cli.runs import _show_rows
 from gmail_align.cli.shared import Shared
+from gmail_align.report.outcome import outcome_lines
 
 CIDER = {"value": 1.25, "low": 1.0, "high": 1.5, "n": 24}
 RESULT = {
@@ -75,3 +76,19 @@ def test_a_dry_run_names_shared_steps_once(capsys: pytest.CaptureFixture[str]) -
     ]
     _show_rows(Shared(json=True), "run", Path("runs/x"), index)
     assert json.loads(capsys.readouterr().out)["rows"] == index
+
+
+def test_a_run_that_trains_no_learner_shows_its_encoders() -> None:
+    half = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    encoders = [
+        {"name": "frozen", "retrieval": {"flickr8k": {"i2t_r1": half, "t2i_r1": half}}},
+        {"name": "gmail", "zeroshot": {"colour": half}, "applied": [True]},
+    ]
+    rows = [{"label": "raw", "real_images": 0, "metrics": {}}]
+    lines = outcome_lines(RESULT | {"rows": rows, "encoders": encoders}, "a", "b").splitlines()
+    assert lines[:4] == [
+        "                             frozen                gmail",
+        "flickr8k R@1, image to text  0.500 [0.250, 0.750]  -",
+        "flickr8k R@1, text to image  0.500 [0.250, 0.750]  -",
+        "colour                       -                     0.500 [0.250, 0.750]",
+    ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from gmail_align.cli.shared import CacheLimit, Shared, command
 from gmail_align.cli.synthesize import generator_config
 from gmail_align.errors import ConfigError, UserError
 from gmail_align.recipe import recipe_file, recipe_names, recipe_title
-from gmail_align.report.names import ROW_METRICS
+from gmail_align.report.outcome import outcome_lines
 from gmail_align.synthesis.config import SynthesisConfig
 
 
@@ -146,62 +146,6 @@ def _show_rows(
         lines.append(f"{title}:" if steps else f"{title} nothing more")
         lines += [f"  {step['what']}: {step['folder']}" for step in steps]
     shared.show({"stage": stage, "out": str(out), **more, "rows": index}, "\n".join(lines))
-
-
-def outcome_lines(result: Mapping[str, Any], again: str, then: str) -> str:
-    """Lay out the result of a run for people.
-
-    Args:
-        result: What the run returned.
-        again: The command of the run.
-        then: What a new user does next.
-    """
-    lines = list(_table(result["rows"]))
-    lines += [line for encoder in result["encoders"] for line in _refusal(encoder)]
-    lines += [_claim(claim) for claim in result["claims"]]
-    lines += [f"{name} is not available: {why}" for name, why in result["unavailable"].items()]
-    lines.append(f"report: {result['report']}")
-    if result["seeds"] == 1 and result["claims"]:
-        lines.append(f"one seed decides little; five do: {again}")
-    return "\n".join([*lines, f"next: {then}"])
-
-
-def _refusal(encoder: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why an alignment was not applied, and in how many seeds."""
-    refusals, seeds = encoder.get("refusals") or [], len(encoder.get("applied", []))
-    if refusals:
-        times = f" was not applied in {len(refusals)} of {seeds} seeds" if seeds > 1 else ""
-        yield f"{encoder['name']}{times}: {refusals[0]}"
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the rows of a run as lines of equal columns."""
-    known = {metric for row in rows for metric in row["metrics"]}
-    metrics = [name for name in ROW_METRICS if name in known][:3]
-    if not metrics:
-        return
-    cells = [["", "real images", *metrics]]
-    for row in rows:
-        numbers = [_number(row["metrics"].get(name)) for name in metrics]
-        cells.append([row["label"], str(row["real_images"]), *numbers])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        first, *others = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        yield "  ".join([first, *others]).rstrip()
-
-
-def _claim(claim: Mapping[str, Any]) -> str:
-    one = claim["difference"]
-    amount = "" if one is None else f" ({claim['metric']} {_number(one, '+')})"
-    return f"{claim['name']}: {claim['verdict']}{amount}"
-
-
-def _number(estimate: Mapping[str, Any] | None, sign: str = "") -> str:
-    if estimate is None or estimate["value"] is None:
-        return "-"
-    low, high = estimate["low"], estimate["high"]
-    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{estimate['value']:{sign}.3f}{interval}"
 
 
 @command
