@@ -26,6 +26,8 @@ LONGER = 4.0
 """Times as long, or as short, as real features that generated ones of one encoder never are."""
 FEWEST = 20
 """Images of each kind below which an interval of resampled images is too narrow to be trusted."""
+SHARED = 0.5
+"""Share of the generated images above which, if they are real ones too, both sets are one."""
 _KNOWN = frozenset({"text_recall_real", "real_class_margin"})
 """What shows that an encoder knows the real images."""
 
@@ -55,6 +57,7 @@ def advise(
     chance: float | None = None,
     alike: float = 0.0,
     distinct: int | None = None,
+    shared: float = 0.0,
 ) -> tuple[Verdict, str]:
     """Return the verdict and one sentence that says why.
 
@@ -67,8 +70,14 @@ def advise(
         chance: Text recall of an encoder that guesses.
         alike: Mean cosine of two different real images.
         distinct: Images of each kind, copies left out.
+        shared: Share of the generated images that are among the real ones too.
     """
     doubt = _doubt(metrics, chance, alike, distinct)
+    if doubt is None and shared > SHARED:
+        doubt = (
+            f"{shared:.0%} of the generated images are among the real ones too; compare a set of "
+            "real images with one of generated images"
+        )
     if doubt is not None:
         return Verdict.CANNOT_TELL, f"Nothing can be told: {doubt}."
     auc = metrics["probe_auc"]

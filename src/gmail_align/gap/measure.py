@@ -122,8 +122,10 @@ def measure(
     if texts is not None:
         understood, count = _understood((real, generated), texts, rows, unavailable, how)
         estimates, chance = estimates | understood, 1 / count
-    distinct = min(_distinct(one.features) for one in (real, generated))
-    verdict, sentence = advise(estimates, chance, _alike(real.features), distinct)
+    kinds = [_distinct(one.features) for one in (real, generated)]
+    shared = len(kinds[0] & kinds[1]) / len(kinds[1])
+    distinct = min(map(len, kinds))
+    verdict, sentence = advise(estimates, chance, _alike(real.features), distinct, shared)
     details = {
         "floor": _floor(real.features, seed),
         "groups": measure_groups(real, generated, paired=paired, config=config, seed=seed),
@@ -132,9 +134,10 @@ def measure(
     return Measured(estimates, unavailable, details)
 
 
-def _distinct(features: Float[Tensor, "n d"]) -> int:
-    """Count the rows, copies left out."""
-    return len({row.tobytes() for row in features.cpu().numpy()})
+def _distinct(features: Float[Tensor, "n d"]) -> set[bytes]:
+    """Return the rows, copies left out; rounding hides what the size of a batch changes."""
+    rounded = (unit_rows(features) * 1e4).round().to(torch.int16)
+    return {row.tobytes() for row in rounded.cpu().numpy()}
 
 
 def _alike(features: Float[Tensor, "n d"]) -> float:
