@@ -123,7 +123,9 @@ class _TableReader:
         else:
             image_id = name_id(file) if file else f"row-{name}"
             if not file and self._files:
-                self.staging.refuse("images", image_id, "its row does not name a file")
+                column = self._columns.image
+                reason = f"its row does not name a file as {column!r}; --image-column names another"
+                self.staging.refuse("images", image_id, reason)
         if own_id:
             image_id = key_id(own_id)
         if self._inside:
