@@ -1,5 +1,9 @@
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
 
 import gmail_align
 
@@ -68,3 +72,16 @@ def test_a_room_does_not_take_the_place_of_the_function_of_its_name() -> None:
         "assert gmail_align.export.__module__ == 'gmail_align.api.stages', gmail_align.export\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_stage_that_failed_can_be_called_again(tmp_path: Path) -> None:
+    """A notebook keeps the error, and with its traceback everything that the stage held."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "captions.csv").write_text("image,caption\na.png,a cup\n")
+    with pytest.raises(gmail_align.UserError) as kept:
+        gmail_align.import_data("imagefolder", tmp_path, tmp_path / "out")
+    options = {"source": tmp_path, "limit_quarantine": 0.5}
+    made = gmail_align.import_data("imagefolder", options, tmp_path / "out")
+    assert made["images"].counts["images"] == 2
+    assert "does not have a caption" in str(kept.value)

@@ -5,6 +5,7 @@ Python loads each public name on first use, so that importing the package costs 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from types import ModuleType
@@ -122,8 +123,22 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = importlib.import_module(_home(name))
     value = getattr(home, name)
+    if home.__name__.startswith(f"{__name__}.api."):
+        value = _ends_if_failed(value)
     globals()[name] = value
     return value
+
+
+def _ends_if_failed(function: Any) -> Any:
+    """Return a stage that ends its locks when it fails, though a notebook keeps the error."""
+    from gmail_align.leases import ended_if_failed
+
+    @functools.wraps(function)
+    def call(*given: Any, **options: Any) -> Any:
+        with ended_if_failed():
+            return function(*given, **options)
+
+    return call
 
 
 def __dir__() -> list[str]:

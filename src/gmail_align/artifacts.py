@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,8 +34,8 @@ from gmail_align.identity import first_difference as first_difference
 from gmail_align.leases import (
     LEASE,
     close,
-    end,
     is_mark,
+    keep_for,
     lock,
     open_temporary,
     remove_leftovers,
@@ -294,7 +293,7 @@ def _open_draft(folder: Path, identity: Mapping[str, Any], part: str) -> Draft |
         close(leases)
         raise
     draft = Draft(folder, identity, _lease=leases[-1])
-    draft._release = weakref.finalize(draft, end, leases, open_log(folder / LOG))
+    draft._release = keep_for(draft, leases, open_log(folder / LOG))
     return draft
 
 

@@ -11,9 +11,11 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from gmail_align.errors import ArtifactError
 from gmail_align.progress import close_log
@@ -25,6 +27,7 @@ LEASE = ".lease"
 _PATIENCE = 5.0
 """Seconds that one part of a job waits while another one begins."""
 _turns = threading.local()
+_kept = threading.local()
 
 
 def open_temporary(path: Path) -> tuple[int, Path]:
@@ -142,10 +145,37 @@ def close(leases: list[int]) -> None:
         os.close(lease)
 
 
-def end(leases: list[int], log: int) -> None:
-    """End locks, and the log of what was made under them."""
+def keep_for(owner: object, leases: list[int], log: int) -> Callable[[], Any]:
+    """Keep locks, and the log of what is made under them, until the owner is gone.
+
+    Returns:
+        A call that ends them at once.
+    """
+    release = weakref.finalize(owner, _end, leases, log)
+    kept: list[Any] = [one for one in _kept.__dict__.get("releases", ()) if one.alive]
+    _kept.releases = [*kept, release]
+    return release
+
+
+def _end(leases: list[int], log: int) -> None:
     close(leases)
     close_log(log)
+
+
+@contextmanager
+def ended_if_failed() -> Iterator[None]:
+    """End the locks that this thread takes inside, where the block fails.
+
+    Whoever keeps the traceback, as notebooks do, would otherwise keep the locks with it.
+    """
+    before = list(_kept.__dict__.get("releases", ()))
+    try:
+        yield
+    except BaseException:
+        for release in _kept.__dict__.get("releases", ()):
+            if release not in before:
+                release()
+        raise
 
 
 def _take(path: Path, mode: int, patience: float = 0.0) -> int:

@@ -206,3 +206,18 @@ def test_a_path_that_holds_nothing_known(tmp_path):
     ran = call("import", tmp_path, "--out", tmp_path / "out")
     assert ran.exit_code == 2
     assert "nothing that is known" in ran.stderr
+
+
+def test_a_table_beside_a_packed_folder_and_a_limit(world, tmp_path):
+    home = tmp_path / "mine"
+    home.mkdir()
+    shutil.copy(world / "images.zip", home)
+    name = sorted(path.name for path in (world / "karpathy/images").iterdir())[0]
+    (home / "pairs.csv").write_text(f"image,caption\n{name},a cup\ngone.jpg,a plate\n")
+    refused = call("import", home, "--out", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "limit_quarantine" in refused.stderr
+    ran = call("import", home, "--out", tmp_path / "out", "--limit-quarantine", "0.5", "--json")
+    assert ran.exit_code == 0, ran.stderr
+    made = {one["kind"]: one["counts"] for one in json.loads(ran.stdout)["artifacts"]}
+    assert made["images"]["images"] == 1

@@ -14,7 +14,7 @@ from gmail_align.data.questions import Question
 from gmail_align.errors import DataError
 from gmail_align.evaluation.answers import Reading, evaluate_answers
 from gmail_align.importing.formats.questions import scienceqa
-from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.write import write_import
 from gmail_align.items import ITEMS, read_items
 from gmail_align.metrics.answer_accuracy import AnswerKey

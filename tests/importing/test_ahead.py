@@ -15,8 +15,8 @@ from gmail_align.data.images import ImageStore
 from gmail_align.importing import ahead
 from gmail_align.importing.admission import admit
 from gmail_align.importing.ahead import Budget
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.run import import_data
-from gmail_align.importing.source import ImportOptions
 
 
 def test_pixels_in_flight_are_bounded_whatever_the_files_weigh(

@@ -24,7 +24,7 @@ from gmail_align.importing.formats.captioned import karpathy
 from gmail_align.importing.formats.classes import folder as folder_source
 from gmail_align.importing.formats.shards import webdataset
 from gmail_align.importing.formats.tables import parquet
-from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.write import write_import
 from worlds.files import add_member
 

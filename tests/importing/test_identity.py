@@ -18,8 +18,8 @@ from gmail_align.data.captions import read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.data.questions import read_questions
 from gmail_align.errors import DataError
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.run import import_data
-from gmail_align.importing.source import ImportOptions
 from worlds.files import add_member
 
 Make = Callable[..., bytes]

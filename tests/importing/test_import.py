@@ -12,8 +12,8 @@ from gmail_align.data.captions import Caption, read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.importing import write as import_run
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.run import import_data
-from gmail_align.importing.source import ImportOptions
 from worlds.files import import_coco
 
 Coco = tuple[Path, Path, dict[str, Any]]

@@ -29,8 +29,8 @@ from gmail_align.importing.admission import admit
 from gmail_align.importing.archives import MAX_HEADER, open_members
 from gmail_align.importing.formats.matlab import struct_rows
 from gmail_align.importing.members import MAX_DEPTH, Folder
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.run import import_data
-from gmail_align.importing.source import ImportOptions
 from gmail_align.workflow.layouts import find_layout
 from worlds.files import add_member
 

@@ -16,8 +16,8 @@ import pytest
 from gmail_align.artifacts import Artifact, read_jsonl
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import DataError
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.run import import_data
-from gmail_align.importing.source import ImportOptions
 from worlds.files import add_member
 
 Make = Callable[..., bytes]

@@ -23,9 +23,9 @@ from gmail_align.artifacts import Artifact, read_jsonl
 from gmail_align.data.captions import read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import DataError
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.rows import table_rows
 from gmail_align.importing.run import import_data
-from gmail_align.importing.source import ImportOptions
 from gmail_align.importing.streams import Lines
 from worlds.files import add_member
 

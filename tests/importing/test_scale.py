@@ -15,7 +15,7 @@ from pathlib import Path
 from gmail_align import progress
 from gmail_align.importing.formats.captioned import cc
 from gmail_align.importing.formats.coco import coco
-from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.write import write_import
 
 kind, count, work = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from gmail_align.artifacts import Artifact
 from gmail_align.importing.formats.coco import coco as coco_source
-from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.write import write_import
 
 

@@ -40,14 +40,14 @@ def write_tabletop(out: str | os.PathLike[str], images: Mapping[str, int]) -> Ar
 
 
 def import_data(
-    importer: str, options: Mapping[str, Any], out: str | os.PathLike[str]
+    importer: str, options: Mapping[str, Any] | str | os.PathLike[str], out: str | os.PathLike[str]
 ) -> dict[str, Artifact]:
     """Read a data set into artifacts, by what they hold: ``captions``, ``images``, ``classes``, ...
 
     Args:
         importer: Its name, as in ``gmail-align import --help``.
         options: The importer's own options, and those of every import (``convert``, ``protocol``,
-            ``subset``, ``limit_quarantine``).
+            ``subset``, ``limit_quarantine``); or a path, the source that stands alone.
         out: Folder that gets ``captions/``, ``images/`` and the like.
 
     Raises:
@@ -60,9 +60,11 @@ def import_data(
         >>> real["captions"].counts["captions"], real["images"].counts["images"]
         (120, 24)
     """
+    from gmail_align.importing.options import ImportOptions
     from gmail_align.importing.run import import_data as run
-    from gmail_align.importing.source import ImportOptions
 
+    if not isinstance(options, Mapping):
+        options = {"source": options}
     shared = {key: options[key] for key in ImportOptions.__dataclass_fields__ if key in options}
     own = {key: value for key, value in options.items() if key not in shared}
     return run(importer, own, Path(out), ImportOptions(**shared))

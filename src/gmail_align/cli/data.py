@@ -13,13 +13,13 @@ from gmail_align.artifacts import load
 from gmail_align.cli.options import Folder, Out, Seed, expand
 from gmail_align.cli.shared import Shared, command, make_command
 from gmail_align.errors import DataError, UserError
+from gmail_align.importing.options import ImportOptions
 from gmail_align.progress import say
 
 
 def import_command(name: str) -> Callable[..., None]:
     """Make the command of one importer from its annotated options."""
     from gmail_align.importing.run import import_data, option_fields
-    from gmail_align.importing.source import ImportOptions
     from gmail_align.importing.table import find_importer
 
     importer = find_importer(name).load()
@@ -39,7 +39,7 @@ def import_command(name: str) -> Callable[..., None]:
 
 
 @command
-def import_path(shared: Shared, source: Path, /, out: Out) -> None:
+def import_path(shared: Shared, source: Path, /, out: Out, options: ImportOptions) -> None:
     """Recognise the format of a folder, an archive or a table, print it, and import the data.
 
     The word `path` may be left out: `gmail-align import my_photos --out DIR`. Each split gets a
@@ -58,7 +58,7 @@ def import_path(shared: Shared, source: Path, /, out: Out) -> None:
     if shared.dry_run:
         shared.show_plan("import", out, **layout.imports())
         return
-    made = [import_data(*one) for one in layout.import_calls(out)]
+    made = [import_data(*one, options) for one in layout.import_calls(out)]
     shared.show_artifact(*(artifact for parts in made for artifact in parts.values()))
 
 

@@ -42,6 +42,7 @@ from gmail_align.errors import (
     full_disk_explained,
     is_out_of_memory,
 )
+from gmail_align.leases import ended_if_failed
 from gmail_align.progress import printable
 from gmail_align.remote import url_of
 from gmail_align.runtime import termination_raised
@@ -185,7 +186,7 @@ def make_command(
     ]
 
     def run(**values: Any) -> None:
-        with exit_codes(), termination_raised():
+        with exit_codes(), termination_raised(), ended_if_failed():
             shared = Shared(**{option.name: values[option.name] for option in shared_options})
             progress.set_quiet(shared.quiet)
             progress.set_verbose(shared.verbose)

@@ -193,7 +193,7 @@ def check_quarantine(
         first = left_out[0]
         raise DataError(
             f"{len(left_out)} of {total} {what} cannot be used, more than {limit:.2%} (the first "
-            f"is {first.id}: {first.reason}): mend them or raise the limit"
+            f"is {first.id}: {first.reason}): mend them, or raise limit_quarantine"
         )
 
 

@@ -25,7 +25,7 @@ from gmail_align.features.store import Features, open_features
 from gmail_align.gap.config import GapConfig, RowLabels
 from gmail_align.gap.feature_sets import Annotations, class_texts, sample_rows
 from gmail_align.importing.formats.image_folders import common_folder, image_folder
-from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.splits import split_of
 from gmail_align.importing.write import write_import
 from gmail_align.metrics.ranks import require_pairs

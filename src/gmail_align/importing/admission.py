@@ -13,6 +13,7 @@ from gmail_align.data.decode import (
     whole_image,
 )
 from gmail_align.data.images import ImageRecord, Sample
+from gmail_align.errors import DataError
 
 
 def admit(image_id: str, data: bytes, *, name: str = "", convert: bool = False) -> Sample:
@@ -34,7 +35,10 @@ def admit(image_id: str, data: bytes, *, name: str = "", convert: bool = False) 
     """
     header = read_header(data)
     if not convert:
-        check_plain(header, name)
+        try:
+            check_plain(header, name)
+        except DataError as error:
+            raise DataError(f"{error} (import --convert changes that)") from error
     kept = whole_image(data)
     form = "jpeg" if extension(kept) == "jpg" else "png"
     with opened(data) as image:

@@ -24,7 +24,8 @@ from gmail_align.artifacts import Artifact, canonical_json, load, write_json
 from gmail_align.data.protocols import find_protocol
 from gmail_align.errors import ArtifactError, ConfigError
 from gmail_align.importing.members import Folder
-from gmail_align.importing.source import ImportOptions, Source
+from gmail_align.importing.options import ImportOptions
+from gmail_align.importing.source import Source
 from gmail_align.importing.table import find_importer
 from gmail_align.importing.write import write_import
 from gmail_align.remote import shown, state_of, url_of

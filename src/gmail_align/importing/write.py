@@ -29,7 +29,8 @@ from gmail_align.data.protocols import checked_name, find_protocol
 from gmail_align.data.questions import QUESTIONS, Question
 from gmail_align.errors import DataError
 from gmail_align.importing.ahead import read_ahead
-from gmail_align.importing.source import ImportOptions, Source
+from gmail_align.importing.options import ImportOptions
+from gmail_align.importing.source import Source
 from gmail_align.importing.staging import StagedImage, Staging
 from gmail_align.progress import progress, say
 

@@ -24,8 +24,8 @@ from gmail_align.alignment.training_free import MAPS
 from gmail_align.artifacts import Artifact, fingerprint, write_json
 from gmail_align.data.subsets import hold_out
 from gmail_align.encoders.shipped import model_path
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.run import import_data
-from gmail_align.importing.source import ImportOptions
 from gmail_align.pipeline import engine_of, make, steps_of
 from gmail_align.recipe import Recipe, recipe_of
 from gmail_align.runtime import versions

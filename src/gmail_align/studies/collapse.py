@@ -35,8 +35,8 @@ from gmail_align.encoders.route import Route
 from gmail_align.encoders.shipped import model_path
 from gmail_align.evaluation.captions import CaptionOptions, evaluate_captions
 from gmail_align.features.run import extract_images
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.run import import_data
-from gmail_align.importing.source import ImportOptions
 from gmail_align.progress import say
 from gmail_align.recipe import Recipe, read_recipe
 from gmail_align.runtime import versions

@@ -49,8 +49,8 @@ from gmail_align.errors import DataError
 from gmail_align.evaluation.captions import CaptionOptions, evaluate_captions
 from gmail_align.features.run import finish_rows
 from gmail_align.features.store import FEATURES, open_features
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.run import import_data
-from gmail_align.importing.source import ImportOptions
 from gmail_align.metrics.transfer import caption_transfer
 from gmail_align.progress import progress, say
 from gmail_align.runtime import versions

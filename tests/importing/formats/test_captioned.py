@@ -19,7 +19,8 @@ from gmail_align.errors import ArtifactError, DataError
 from gmail_align.importing.formats.captioned import cc, flickr30k, karpathy, sharegpt4v
 from gmail_align.importing.formats.image_folders import urban1k
 from gmail_align.importing.formats.tables import parquet
-from gmail_align.importing.source import ImportOptions, Source
+from gmail_align.importing.options import ImportOptions
+from gmail_align.importing.source import Source
 from gmail_align.importing.write import write_import
 
 Make = Callable[..., bytes]

@@ -13,7 +13,7 @@ from gmail_align.data.images import ImageStore
 from gmail_align.data.pairs import make_pairs, read_pairs
 from gmail_align.errors import DataError
 from gmail_align.importing.formats.classes import cifake, classification, folder
-from gmail_align.importing.source import ImportOptions
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.write import write_import
 
 Make = Callable[..., bytes]

@@ -16,8 +16,9 @@ from gmail_align.data.captions import read_captions
 from gmail_align.data.images import ImageStore
 from gmail_align.errors import DataError
 from gmail_align.importing.formats.image_folders import image_folder, urban1k
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.run import import_data
-from gmail_align.importing.source import ImportOptions, Source
+from gmail_align.importing.source import Source
 from gmail_align.importing.write import write_import
 
 Make = Callable[..., bytes]
@@ -244,3 +245,20 @@ def test_a_file_of_captions_that_two_images_share_is_left_out(
     assert made["images"].counts["images"] == 3
     assert [one.text for one in read_captions(made["captions"])] == ["b"]
     assert made["captions"].counts["quarantined"] == 2
+
+
+@pytest.mark.parametrize(
+    ("table", "cause"),
+    [
+        (b"image,caption\na/cat.jpg,a caf\xe9\ndog.png,a dog\n", "row 0 in captions.csv is not"),
+        (b"image,caption\na/cat.jpg,a cat, asleep\ndog.png,a dog\n", "has 3 fields"),
+        (b"a/cat.jpg,a cat\ndog.png,a dog\n", "does not have a column of file names"),
+        (b"image,caption\ncats.jpg,a cat\ndog.png,a dog\n", "cats.jpg in captions.csv has no"),
+    ],
+)
+def test_the_cause_is_told_before_its_consequence(home: Path, table: bytes, cause: str) -> None:
+    (home / "captions.csv").write_bytes(table)
+    source = urban1k([home])
+    first, *others = (one.reason for one in source.staging.left_out("captions"))
+    assert cause in first
+    assert any("does not have a caption beside it" in other for other in others)

@@ -14,8 +14,8 @@ from gmail_align.data.questions import Question, read_questions
 from gmail_align.errors import ArtifactError, DataError
 from gmail_align.importing.formats.classes import folder
 from gmail_align.importing.formats.questions import mmmu, scienceqa
+from gmail_align.importing.options import ImportOptions
 from gmail_align.importing.run import import_data
-from gmail_align.importing.source import ImportOptions
 from gmail_align.importing.write import write_import
 from gmail_align.metrics.scienceqa import groups_of
 

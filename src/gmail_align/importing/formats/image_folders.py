@@ -88,6 +88,7 @@ def _list_images(staging: Staging, members: Members, wanted: str | None, *, ever
         raise nothing_found(members, "the source does not hold an image")
     captions = _CaptionsBeside(members, names, every_image)
     start = len(common_folder([f"{_key(name)}.x" for name in images]))
+    bare = []
     for name in images:
         image_id = staging.image_id(f"{_key(name)[start:]}.{suffix(name)}", name)
         texts = captions.of(name)
@@ -96,11 +97,13 @@ def _list_images(staging: Staging, members: Members, wanted: str | None, *, ever
         rows = [(numbered(image_id, k), text) for k, text in enumerate(texts)]
         staging.add(image_id, name, rows)
         if every and not texts:
-            staging.refuse("captions", image_id, f"{name} does not have a caption beside it")
+            bare.append((image_id, name))
     if every:
         for entry, reason in captions.unused():
             if not _is_of_another(entry, split):
                 staging.refuse("captions", key_id(base_name(entry)), f"{entry} {reason}")
+    for image_id, name in bare:  # last, because an entry that is damaged may be the cause
+        staging.refuse("captions", image_id, f"{name} does not have a caption beside it")
     staging.pass_over(
         name for name in names if suffix(name) not in SUFFIXES and not captions.read(name)
     )
@@ -223,6 +226,9 @@ class _Table:
                 column = next((one for one in _NAME_COLUMNS if one in row), "")
                 image = (id_text(row.get(column)) or "").strip() or f"row {number}"
                 self._texts[posixpath.normpath(image)] += captions_in(row)
+                if not column:
+                    names = ", ".join(_NAME_COLUMNS)
+                    self._reasons[image] = f"does not have a column of file names ({names})"
             else:
                 self._texts[f"row {number}"] += []
                 self._reasons[f"row {number}"] = str(row) if isinstance(row, DataError) else ""
