@@ -126,7 +126,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    said = {RuntimeError: "can't allocate memory", ImportError: "failed to map segment"}
+    return any(isinstance(error, kind) and words in str(error) for kind, words in said.items())
 
 
 def require_end(path: Path, error: type[UserError] = DataError) -> None:

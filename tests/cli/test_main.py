@@ -205,6 +205,7 @@ def caused(error, cause):
         (MemoryError(), 1, "gmail-align: not enough memory"),
         (OSError(errno.ENOMEM, "no"), 1, "gmail-align: not enough memory"),
         (RuntimeError("alloc_cpu: can't allocate memory"), 1, "gmail-align: not enough memory"),
+        (ImportError("libx.so: failed to map segment"), 1, "gmail-align: not enough memory"),
         (DataError("x\x1b[2Jy"), 2, "gmail-align: x\\u001b[2Jy"),
         (OSError(5, "I/O error"), 1, "gmail-align: this is a failure of gmail-align: OSError"),
         (OSError(2, "no", runs.__file__), 1, "this is a failure of gmail-align"),
