@@ -92,10 +92,10 @@ class FlickrBudget:
     """Side of the generated images, in pixels."""
     autoencoder: int = 800
     """Steps of the generator's autoencoder."""
-    diffusion: tuple[int, int] = (1500, 1500)
+    diffusion: tuple[int, int] = (800, 500)
     """Steps of its UNet and text encoder, in two phases."""
     denoising: int = 20
-    captioner_steps: int = 600
+    captioner_steps: int = 400
     seeds: int = 5
 
 
