@@ -358,6 +358,7 @@ def test_the_card_tells_recipe_data_and_results(
         "**generated** (images",
         "| retrieval | R@1 | 0.4000 | 0.3000 to 0.5000 | 12 images |",
         "transformers ",
+        "turned by their EXIF tag",
     ):
         assert words in card, words
     with pytest.raises(DataError, match=str(world.captions.folder)):

@@ -26,6 +26,12 @@ _LOADING = {
 """How each format is loaded."""
 
 
+_IMAGES = (
+    "The encoder read photos turned by their EXIF tag, transparent images on white, and 8 bits a "
+    "channel. Some libraries leave this to you; `PIL.ImageOps.exif_transpose` turns a photo."
+)
+
+
 @dataclass(frozen=True)
 class Card:
     """What the model card of an export tells."""
@@ -63,7 +69,7 @@ class Card:
             f"Written by gmail-align as `{self.config.format}`. Load it with `{loading}`.",
             "The route's adapter and head are baked in; this folder holds no other route.",
             "",
-            *(f"- {note}" for note in self.notes),
+            *(f"- {note}" for note in (*self.notes, _IMAGES)),
             "",
             *recipe_lines(self.encoder, self.plain),
             *self._data(data),
