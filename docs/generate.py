@@ -1,4 +1,9 @@
-"""Pages that come from the code: every command with its options, and every configuration key."""
+"""Pages that come from the code: every command with its options, and every configuration key.
+
+    python docs/generate.py
+
+writes them into ``docs/reference``, where readers of the repository find them too.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,8 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 import typer.main
@@ -16,9 +22,6 @@ from gmail_align.cli.main import app
 from gmail_align.config import Config, keys, table_of
 from gmail_align.recipe_tables import Claim, Encoder, Evaluate, Filter, Prompts, Row, Subset
 from gmail_align.studies.language import Column, Plot, StudyClaim, StudyRow
-
-if TYPE_CHECKING:
-    from mkdocs.structure.files import Files
 
 RECIPE_TABLES = {
     "prompts of [data.NAME]": Prompts,
@@ -34,13 +37,9 @@ SHARED = ("--config", "--set", "--dry-run", "--json", "--quiet", "--verbose")
 """Options that every command takes; the page of the command line explains them once."""
 
 
-def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages to the site (a hook of mkdocs)."""
-    from mkdocs.structure.files import File
-
-    files.append(File.generated(config, "reference/commands.md", content=commands_page()))
-    files.append(File.generated(config, "reference/keys.md", content=keys_page()))
-    return files
+def pages() -> dict[str, str]:
+    """Return the name of each page and what it says."""
+    return {"commands.md": commands_page(), "keys.md": keys_page()}
 
 
 def commands_page() -> str:
@@ -139,3 +138,8 @@ def _shown(value: Any) -> str:
 def _cell(text: str) -> str:
     plain = re.sub(r"\bNone\b", "`none`", " ".join(text.replace("``", "`").split()))
     return plain.replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (Path(__file__).parent / "reference" / name).write_text(text, encoding="utf-8")
