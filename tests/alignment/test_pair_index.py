@@ -26,7 +26,7 @@ from gmail_align.alignment.pair_index import (
 from gmail_align.alignment.task import BatchRequest, Table, Tables, gather
 from gmail_align.artifacts import begin, write_jsonl
 from gmail_align.data.batches import Batches
-from gmail_align.data.captions import read_captions
+from gmail_align.data.captions import iter_numbered, read_captions
 from gmail_align.data.mapped import count_up
 from gmail_align.data.names import Names
 from gmail_align.data.pairs import PAIRS, Pair, read_pairs
@@ -87,12 +87,10 @@ def test_equal_things_have_one_number(tmp_path: Path) -> None:
         assert list(index.names(name)) == names
         assert index.count(name) == len(names)
     assert index.names_of("generated", np.array([2, 0])) == ["3-0", "1-0"]
-    texts = read_captions(index.texts("text", tmp_path / "texts"))
-    assert [(row.caption_id, row.text) for row in texts] == [
-        ("0", "x. y"),
-        ("1", "y"),
-        ("2", "x. z"),
-    ]
+    numbered = [(row.caption_id, row.text) for row in iter_numbered(index.artifact)]
+    assert numbered == [("0", "x. y"), ("1", "y"), ("2", "x. z")]
+    short = read_captions(index.first_sentences(tmp_path / "short"))
+    assert [(row.caption_id, row.text) for row in short] == [("0", "x"), ("1", "y")]
     others = without_images(index.rows, np.array([True, False]), tmp_path)
     assert others.tolist() == index.rows[2:3].tolist()
 
@@ -128,7 +126,7 @@ def test_a_batch_holds_the_rows_of_its_pairs(clip_folder: Path, world: Any, tmp_
         "real": cache.pixels(world.real, encoder.preprocess, ["r11", "r6", "r7"]),
     }
     frozen = open_features(cache.image_features(world.real, encoder))
-    texts = open_features(cache.text_features(index.texts("text", tmp_path / "texts"), encoder))
+    texts = open_features(cache.text_features(index.artifact, encoder))
     inputs = {
         name: Table(some.array, name, Names.of(some.ids).rows(index.names(name)))
         for name, some in pixels.items()

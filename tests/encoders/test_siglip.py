@@ -125,7 +125,8 @@ def test_round_trip(siglip_folder: Path, pixels: torch.Tensor, tmp_path: Path) -
 def test_alignment(siglip_folder: Path, world: Any, tmp_path: Path) -> None:
     """The whole stage, with text terms: the kept step lowers the loss on held-out pairs."""
     optim = OptimConfig(steps=12, lr=2e-3, schedule="constant", evaluate_every=4)
-    config = AlignConfig(batch_size=6, holdout=0.25, optim=optim, apply="best")
+    how = {"apply": "best", "select": "loss", "keep_real": "none"}
+    config = AlignConfig.model_validate({"batch_size": 6, "holdout": 0.25, "optim": optim, **how})
     sources = (world.pairs, world.real, world.generated)
     made = align(config, Sources(*sources), siglip_folder, tmp_path / "encoder", seed=3)
     guard = made.manifest["notes"]["guard"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import compress
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gmail_align.artifacts import Artifact, atomic_file, begin, read_jsonl
-from gmail_align.data.captions import Caption, write_captions
+from gmail_align.data.captions import TEXTS, Caption, write_captions
 from gmail_align.data.mapped import distinct, spans, store_rows, zeros
 from gmail_align.data.names import Names
 from gmail_align.data.pairs import iter_pairs
@@ -55,7 +56,21 @@ class PairIndex:
 
     def names(self, column: str) -> Iterator[str]:
         """Yield the ids, texts or sentences of a column, by ascending number."""
-        return read_jsonl(self.artifact.path(_names_file(column)))
+        if column == "first":
+            yield from self._first_sentences()
+        else:
+            yield from read_jsonl(self.artifact.path(_names_file(column)))
+
+    def _first_sentences(self) -> Iterator[str]:
+        """Yield each first sentence once; texts are numbered in the order in which they come."""
+        text, first = COLUMNS.index("text"), COLUMNS.index("first")
+        numbers, count = zeros(self.count("text"), np.int32), 0
+        for span in spans(len(self.rows)):
+            numbers[self.rows[span, text]] = self.rows[span, first]
+        for line, number in zip(self.names("text"), numbers, strict=True):
+            if number == count:
+                yield first_sentence(line)
+                count += 1
 
     def names_of(self, column: str, numbers: Numbers) -> Sequence[str]:
         """Return the names of these numbers of a column, in their order."""
@@ -67,17 +82,12 @@ class PairIndex:
         parts = (names.take(np.asarray(numbers[span], np.int64)) for span in spans(len(numbers)))
         return Names(name for part in parts for name in part)
 
-    def texts(self, column: str, out: Path) -> Artifact:
-        """Write the distinct texts of a column as captions whose ids are their numbers.
-
-        Args:
-            column: ``text`` or ``first``.
-            out: Folder of the ``captions`` artifact.
-        """
-        draft = begin(out, "captions", {"column": column}, {"pairs": self.artifact})
+    def first_sentences(self, out: Path) -> Artifact:
+        """Write the first sentences as captions whose ids are their numbers."""
+        draft = begin(out, "captions", {"column": "first"}, {"pairs": self.artifact})
         if draft.complete is not None:
             return draft.complete
-        rows = (Caption(str(n), text, str(n)) for n, text in enumerate(self.names(column)))
+        rows = (Caption(str(n), text, str(n)) for n, text in enumerate(self.names("first")))
         return draft.finish({"captions": write_captions(draft, rows)})
 
 
@@ -97,8 +107,8 @@ def index_pairs(pairs: Artifact, out: Path) -> Artifact:
         for pair in iter_pairs(pairs)
     )
     names = dict(zip(COLUMNS, Names.columns(rows, len(COLUMNS) - 1), strict=False))
-    names["first"] = Names(map(first_sentence, names["text"]))
     columns = [_numbered(own, draft.path(_names_file(name))) for name, own in names.items()]
+    columns.append(_numbered(Names(map(first_sentence, names["text"]))))
     count = len(names["text"])
     with atomic_file(draft.path(ROWS)) as file:
         for span in spans(count):
@@ -109,18 +119,19 @@ def index_pairs(pairs: Artifact, out: Path) -> Artifact:
     return draft.finish({"pairs": count, **counts})
 
 
-def _numbered(names: Names, path: Path) -> npt.NDArray[np.int32]:
-    """Number names in the order in which they first come, and write each once, in that order."""
+def _numbered(names: Names, path: Path | None = None) -> npt.NDArray[np.int32]:
+    """Number names in the order in which they first come; with a path, write each once there."""
     firsts, numbers, count = names.rows(names), zeros(len(names), np.int32), 0
-    with atomic_file(path) as file:
+    with nullcontext() if path is None else atomic_file(path) as file:
         for span in spans(len(names)):
             new = firsts[span] == np.arange(span.start, span.stop)
             own = numbers[span]
             own[new] = np.arange(count, count + np.count_nonzero(new))
             own[~new] = numbers[firsts[span][~new]]
             count += int(np.count_nonzero(new))
-            for name in compress(names[span], new.tolist()):
-                file.write((json.dumps(name) + "\n").encode())
+            if file is not None:
+                for name in compress(names[span], new.tolist()):
+                    file.write((json.dumps(name) + "\n").encode())
     return numbers
 
 
@@ -177,4 +188,4 @@ def hold_out(groups: Places, share: float, limit: int, seed: int) -> npt.NDArray
 
 
 def _names_file(column: str) -> str:
-    return f"{column}.jsonl"
+    return TEXTS if column == "text" else f"{column}.jsonl"

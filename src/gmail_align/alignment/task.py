@@ -263,9 +263,10 @@ class TableMaker:
         )
 
     def _captions(self, column: str) -> Artifact:
-        return self.cache.made(
-            self.index.artifact, column, lambda folder: self.index.texts(column, folder)
-        )
+        """Return what holds the texts of a column: of whole captions, the index itself."""
+        if column == "text":
+            return self.index.artifact
+        return self.cache.made(self.index.artifact, column, self.index.first_sentences)
 
     def _pixels(self, images: Artifact, column: str, numbers: Numbers) -> Table:
         ids = self.index.names_of(column, numbers)

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gmail_align.artifacts import Artifact, Draft, canonical_json, write_jsonl
+from gmail_align.artifacts import Artifact, Draft, canonical_json, read_jsonl, write_jsonl
 from gmail_align.data.counted import counted, require_count
 from gmail_align.data.ids import safe_id
 from gmail_align.data.unique import UniqueIds
 from gmail_align.errors import ArtifactError, DataError, damage_explained
 
 CAPTIONS: Final = "captions.jsonl"
+TEXTS: Final = "text.jsonl"
+"""File of the distinct texts of a ``pair-index``."""
 MAX_CHARACTERS: Final = 20_000
 """Longest caption that is accepted; what is longer is a document, not a caption."""
 
@@ -98,6 +100,12 @@ def iter_captions(artifact: Artifact) -> Iterator[Caption]:
     """
     with _damage_explained(artifact), _file_of(artifact).open("rb") as file:
         yield from counted(artifact, map(_parse, file))
+
+
+def iter_numbered(artifact: Artifact) -> Iterator[Caption]:
+    """Yield the distinct texts of a ``pair-index``; the number of each is its id."""
+    for number, text in enumerate(read_jsonl(artifact.path(TEXTS))):
+        yield Caption(str(number), text, str(number))
 
 
 def read_captions(artifact: Artifact) -> list[Caption]:

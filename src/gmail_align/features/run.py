@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gmail_align.artifacts import Artifact, Draft, begin, fingerprint, write_jsonl
-from gmail_align.data.captions import Caption, iter_captions
+from gmail_align.data.captions import Caption, iter_captions, iter_numbered
 from gmail_align.data.images import ImageStore
 from gmail_align.data.mapped import marked, spans
 from gmail_align.data.names import Names
@@ -282,12 +282,14 @@ class Texts(NamedTuple):
 def read_texts(source: Artifact) -> Texts:
     """Return the ids of captions, or of those of pairs, and their texts.
 
+    A ``pair-index`` gives its distinct texts, whose ids are their numbers.
+
     Raises:
-        ArtifactError: the artifact holds neither.
+        ArtifactError: the artifact holds something else.
         DataError: there is no caption, or one id has two texts.
     """
     readers: dict[str, Callable[[Artifact], Iterator[Caption | Pair]]]
-    readers = {"captions": iter_captions, "pairs": iter_pairs}
+    readers = {"captions": iter_captions, "pairs": iter_pairs, "pair-index": iter_numbered}
     if source.kind not in readers:
         raise ArtifactError(f"{source.folder} holds {source.kind}, but captions are needed here")
 

@@ -94,7 +94,7 @@ class FlickrBudget:
     """Steps of the generator's autoencoder."""
     diffusion: tuple[int, int] = (800, 500)
     """Steps of its UNet and text encoder, in two phases."""
-    denoising: int = 20
+    denoising: int = 10
     captioner_steps: int = 400
     seeds: int = 5
 
