@@ -97,7 +97,7 @@ def keys_page() -> str:
             if stage.presets:
                 lines += [f"Presets: {', '.join(f'`{one}`' for one in stage.presets)}.", ""]
             plain = [(k, field) for k, field in keys(stage) if table_of(field.annotation) is None]
-            lines += _key_table(plain)
+            lines += _key_table(plain, stage)
     for of, page, tables in (
         ("A recipe", "../recipes.md", RECIPE_TABLES),
         ("A study", "../studies.md", STUDY_TABLES),
@@ -109,12 +109,27 @@ def keys_page() -> str:
     return "\n".join(lines)
 
 
-def _key_table(fields: Iterable[tuple[str, FieldInfo]]) -> list[str]:
+def _key_table(
+    fields: Iterable[tuple[str, FieldInfo]], stage: type[Config] | None = None
+) -> list[str]:
     rows = ["| key | default | meaning |", "| --- | --- | --- |"]
     for name, field in fields:
         default = "required" if field.is_required() else _shown(_default(field))
+        if stage is not None and "." in name:
+            default = _shown(default_within(stage, name, field))
         rows.append(f"| `{name}` | {default} | {_cell(field.description or '')} |")
     return [*rows, ""]
+
+
+def default_within(stage: type[Config], path: str, field: FieldInfo) -> Any:
+    """Return the default of a key of a table, which a command may set for its own table."""
+    first, *rest = path.split(".")
+    value = stage.model_fields[first].get_default(call_default_factory=True)
+    if not isinstance(value, Config):
+        return _default(field)
+    for name in rest:
+        value = getattr(value, name)
+    return value
 
 
 def _default(field: FieldInfo) -> Any:

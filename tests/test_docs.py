@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import gmail_align
 from gmail_align.cli.main import COMMANDS, Entry, Group, app
 from gmail_align.config import keys
 
@@ -38,28 +41,37 @@ ODD = re.compile(
 
 
 def prose(page: Path) -> list[str]:
-    """Return a page's sentences, without code, tables, headings and pictures."""
-    text = re.sub(r"```.*?```", "\n\n", page.read_text(), flags=re.S)
-    lines = [
-        "" if line.lstrip().startswith(("|", "#", "![")) else line for line in text.split("\n")
-    ]
+    """Return a page's sentences, those of tables too, without code, headings and pictures."""
+    text = re.sub(
+        r"```.*?```|<!-- result.*?<!-- end of result -->", "\n\n", page.read_text(), flags=re.S
+    )
+    lines, cells = [], []
+    for line in text.split("\n"):
+        if line.lstrip().startswith("|"):
+            cells += re.split(r"(?<!\\)\|", line)
+        plain = not line.lstrip().startswith(("|", "#", "!["))
+        lines.append(line if plain and " · " not in line else "")
     items = re.sub(r"\n\s*(?:[-*]|\d+\.)\s+", "\n\n", "\n".join(lines))
-    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", items)]
+    paragraphs = [" ".join(part.split()) for part in (*re.split(r"\n\s*\n", items), *cells)]
     return [
         sentence
         for paragraph in paragraphs
-        for sentence in re.split(r"(?<=[.!?:;])(?:\*\*)?\s+(?=[A-Z`*\[])", paragraph)
+        for sentence in re.split(r"(?<=[.!?])(?:\*\*)?\)?\s+(?=[A-Z`*\[(])", paragraph)
         if sentence
     ]
 
 
 def headings(page: Path) -> set[str]:
-    """Return the places of a page that a link can name."""
+    """Return the places that a link can name, on the site and on GitHub: those both name alike."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
     titles = [
-        re.sub(r"[^\w\s-]", "", title.lower()) for title in re.findall(r"^#+ (.+)$", text, re.M)
+        re.sub(r"[^\w\s-]", "", re.sub(r"\]\([^)]*\)", "", title.lower())).strip()
+        for title in re.findall(r"^#+ (.+)$", text, re.M)
     ]
-    return {re.sub(r"\s+", "-", title.strip()) for title in titles}
+    github = [title.replace(" ", "-") for title in titles]
+    site = [re.sub(r"[-\s]+", "-", title) for title in titles]
+    # of several headings of one name, both call the first by it
+    return set(github) & set(site)
 
 
 def commands_shown(text: str) -> Iterator[list[str]]:
@@ -83,17 +95,42 @@ def known(words: list[str], table: Mapping[str, Entry | Group]) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files(page):
-    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
-    files = [page.parent / link for link in links if "://" not in link]
-    assert [one for one in files if not one.exists()] == []
+def test_links_lead_to_files_that_every_reader_has(page):
+    """The site shows ``docs`` alone; a clone has what git tracks, not what a build makes."""
+    missing, place = [], ROOT / "docs"
+    for link, _ in links(page):
+        file = (page.parent / link).resolve()
+        on_the_site = page.is_relative_to(place) <= file.is_relative_to(place)
+        if file not in tracked() or not on_the_site:
+            missing.append(link)
+    assert missing == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_into_a_page_lead_to_a_heading(page):
-    links = re.findall(r"\]\(([^)#\s]*\.md|)#([^)\s]+)\)", page.read_text())
-    inside = [((page.parent / name).resolve() if name else page, place) for name, place in links]
-    assert [one for one in inside if one[1] not in headings(one[0])] == []
+    inside = [((page.parent / link).resolve() if link else page, at) for link, at in links(page)]
+    assert [one for one in inside if one[1] and one[1] not in headings(one[0])] == []
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """Return the file (empty: the page itself) and the heading (or nothing) of each own link."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    inline = re.findall(r"\]\(([^)\s]+)", text)
+    named = re.findall(r"^\[[^]]+\]: (\S+)", text, flags=re.M)
+    html = re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+    own = [one for one in (*inline, *named, *html) if not re.match(r"\w+:", one)]
+    return [(file or page.name, at) for file, _, at in (one.partition("#") for one in own)]
+
+
+@cache
+def tracked() -> set[Path]:
+    """Return the files that a clone has; without git, the files that are there."""
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return {ROOT / name for name in listed.stdout.split("\0") if name}
+    return {path for path in ROOT.rglob("*") if path.is_file()}
 
 
 @cache
@@ -160,16 +197,27 @@ def test_a_tutorial_and_a_how_to_say_what_to_read_next(page):
 
 def sentences(text: str) -> list[str]:
     """Return the sentences of a help text."""
-    return re.split(r"(?<=[.!?:;])\s+(?=[A-Za-z])", " ".join(text.replace("``", "").split()))
+    return re.split(r"(?<=[.!?])\s+(?=[A-Za-z(])", " ".join(text.replace("``", "").split()))
+
+
+def helped() -> Iterator[tuple[str, str]]:
+    """Yield each help text with its place: commands, options, keys, recipes, studies, Python."""
+    for path, command in commands().items():
+        yield path, command.help
+        yield from ((f"{path} {one.opts[0]}", one.help) for one in command.params if one.help)
+        if command.stage is not None:
+            yield from ((f"{path} {key}", f.description) for key, f in keys(command.stage))
+    for name, table in {**GENERATE.RECIPE_TABLES, **GENERATE.STUDY_TABLES}.items():
+        yield name, table.__doc__
+        yield from ((f"{name} {key}", f.description) for key, f in table.model_fields.items())
+    for name in gmail_align.__all__:
+        text = inspect.getdoc(getattr(gmail_align, name)) or ""
+        yield from ((name, part) for part in re.split(r"\n\s*\n|\n\s+(?=\w+: )", text))
 
 
 def test_help_can_be_read_once():
-    texts = {" ".join(command.help.split()): path for path, command in commands().items()}
-    for path, command in commands().items():
-        texts |= {one.help: f"{path} {one.opts[0]}" for one in command.params if one.help}
-        if command.stage is not None:
-            texts |= {f.description: f"{path} {key}" for key, f in keys(command.stage)}
-    assert len(texts) > 300
+    texts = {text: at for at, text in helped() if text and "```" not in text}
+    assert len(texts) > 600
     assert [
         (at, s) for t, at in texts.items() for s in sentences(t) if len(s.split()) > LONGEST
     ] == []
@@ -224,6 +272,14 @@ def test_the_checks_see_what_they_look_for(tmp_path):
     assert not all(known(words, COMMANDS) for words in commands_shown(page.read_text()))
     assert [bool(ODD.search(s)) for s in prose(page)] == [True, False]
     assert max(len(s.split()) for s in prose(page)) == 40
+    page.write_text(
+        "| a | "
+        + "word; " * 31
+        + "|\n\n[one](log.md), [two](#a-b) and [three](x/none.md#c)\n\n# A b"
+    )
+    assert max(len(s.split()) for s in prose(page)) == 31
+    assert links(page) == [("log.md", ""), ("page.md", "a-b"), ("x/none.md", "c")]
+    assert headings(page) == {"a-b"}
 
 
 def test_the_citation_names_the_paper():
