@@ -216,8 +216,8 @@ def helped() -> Iterator[tuple[str, str]]:
 
 
 def test_help_can_be_read_once():
-    texts = {text: at for at, text in helped() if text and "```" not in text}
-    assert len(texts) > 600
+    texts = {text: at for at, text in helped() if text and "```" not in text and ">>>" not in text}
+    assert len(texts) > 800
     assert [
         (at, s) for t, at in texts.items() for s in sentences(t) if len(s.split()) > LONGEST
     ] == []
@@ -256,7 +256,7 @@ def test_every_command_shown_exists(page):
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if page.name not in NOTES],
+    [page for page in PAGES if page.name not in NOTES and page.parent.name != "reference"],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_sentences_are_short_and_plain(page):

@@ -40,9 +40,9 @@ def alignment_loss(
         generated: Features of generated images; any norm.
         real: Features of the real images with the same captions, row by row; any norm.
         temperature: ``t``: a positive number, or a scalar tensor that is learned.
-        same: Pairs (i, j) that are not negatives, such as two captions of one image, as a table or
-            as group numbers, where pairs that agree in any column belong together. The diagonal is
-            always a positive.
+        same: Pairs (i, j) that are not negatives, such as two captions of one image: a table, or
+            group numbers. Pairs whose group numbers agree in any column belong together. The
+            diagonal is always a positive.
         positives: Whether those pairs leave the denominator, or join the numerator.
         direction: Which side gives the rows; ``both`` is the mean of the two.
         chunk: Rows that are compared at a time, to save memory; all of them when None.

@@ -44,7 +44,7 @@ def load(folder: Place) -> Any:
         folder: The artifact, or its folder.
 
     Raises:
-        ArtifactError: there is no finished artifact, or it is damaged.
+        ArtifactError: a finished artifact is missing, or it is damaged.
 
     Example:
         >>> load("world")
@@ -65,7 +65,7 @@ def artifact_of(place: Place, kind: str | None = None) -> Artifact:
     """Return the artifact of a folder, which holds ``kind`` if that is given.
 
     Raises:
-        ArtifactError: there is no finished artifact, or it holds something else.
+        ArtifactError: a finished artifact is missing, or it holds something else.
     """
     return load_artifact(place.folder if isinstance(place, Artifact) else Path(place), kind)
 

@@ -200,7 +200,7 @@ def extract(
             they are compared with.
 
     Raises:
-        ConfigError: there is no such route.
+        ConfigError: the route is unknown.
         ModelError: the encoder cannot be loaded.
 
     Example:
@@ -292,7 +292,7 @@ def train_captioner(
         seed: Seed of the weights and the batches.
 
     Raises:
-        ConfigError: there is no such kind, or a key is wrong.
+        ConfigError: the kind is unknown, or a key is wrong.
 
     Example:
         >>> quick = {"batch_size": 8, "optim.steps": 2, "optim.warmup": 0}

@@ -166,8 +166,8 @@ def extract(
 ) -> None:
     """Compute features of images through one route, or of captions, and keep them.
 
-    Parts of a SLURM array (--shard-of slurm) share --out; the part that ends last finishes it, or
-    the same command without --shard-of.
+    Parts of a SLURM array (--shard-of slurm) share --out. The part that ends last finishes it.
+    The same command without --shard-of does that too.
 
     Args:
         source: Images, captions, or pairs, whose captions are read.

@@ -28,9 +28,9 @@ def synthesize(
 ) -> None:
     """Generate images from captions, shard by shard; a stopped run goes on where it was.
 
-    Each visible GPU gets a process. Parts of a SLURM array (--shard-of slurm) share --out; the part
-    that ends last finishes it, or the same command without --shard-of. `gmail-align plan` says
-    what a run costs before it starts.
+    Each visible GPU gets a process. Parts of a SLURM array (--shard-of slurm) share --out. The part
+    that ends last finishes it. The same command without --shard-of does that too.
+    `gmail-align plan` says what a run costs before it starts.
 
     Args:
         captions: Captions to generate from.
