@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import click
 import typer.main
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel
 
 from gmail_align.cli.main import app
-from gmail_align.config import Config, keys, table_of
+from gmail_align.config import leaves
 from gmail_align.recipe_tables import Claim, Encoder, Evaluate, Filter, Prompts, Row, Subset
 from gmail_align.studies.language import Column, Plot, StudyClaim, StudyRow
 
@@ -96,8 +96,7 @@ def keys_page() -> str:
             lines += [f"## {path}", "", inspect.cleandoc(stage.__doc__ or ""), ""]
             if stage.presets:
                 lines += [f"Presets: {', '.join(f'`{one}`' for one in stage.presets)}.", ""]
-            plain = [(k, field) for k, field in keys(stage) if table_of(field.annotation) is None]
-            lines += _key_table(plain, stage)
+            lines += _key_table(stage)
     for of, page, tables in (
         ("A recipe", "../recipes.md", RECIPE_TABLES),
         ("A study", "../studies.md", STUDY_TABLES),
@@ -105,37 +104,16 @@ def keys_page() -> str:
         lines += [f"## {of}", "", f"[{page[3:-3].capitalize()}]({page}) explains every table.", ""]
         for name, table in tables.items():
             lines += [f"### {of}: {name}", "", inspect.cleandoc(table.__doc__ or ""), ""]
-            lines += _key_table(table.model_fields.items())
+            lines += _key_table(table)
     return "\n".join(lines)
 
 
-def _key_table(
-    fields: Iterable[tuple[str, FieldInfo]], stage: type[Config] | None = None
-) -> list[str]:
+def _key_table(stage: type[BaseModel]) -> list[str]:
     rows = ["| key | default | meaning |", "| --- | --- | --- |"]
-    for name, field in fields:
-        default = "required" if field.is_required() else _shown(_default(field))
-        if stage is not None and "." in name:
-            default = _shown(default_within(stage, name, field))
+    for name, field, own in leaves(stage):
+        default = "required" if field.is_required() else _shown(own)
         rows.append(f"| `{name}` | {default} | {_cell(field.description or '')} |")
     return [*rows, ""]
-
-
-def default_within(stage: type[Config], path: str, field: FieldInfo) -> Any:
-    """Return the default of a key of a table, which a command may set for its own table."""
-    first, *rest = path.split(".")
-    value = stage.model_fields[first].get_default(call_default_factory=True)
-    if not isinstance(value, Config):
-        return _default(field)
-    for name in rest:
-        value = getattr(value, name)
-    return value
-
-
-def _default(field: FieldInfo) -> Any:
-    """Return the default of a key; None for a table, whose keys have defaults of their own."""
-    value = field.get_default(call_default_factory=True)
-    return None if isinstance(value, Config) else value
 
 
 def _shown(value: Any) -> str:

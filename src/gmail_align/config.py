@@ -225,6 +225,23 @@ def keys(stage: type[BaseModel], above: Sequence[str] = ()) -> Iterator[tuple[st
             yield from keys(table, (*path, "NAME") if named else path)
 
 
+def leaves(stage: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Yield every key that is not a table, with its field and its default.
+
+    A stage may set defaults of its own for the keys of a table. None stands for no default.
+    """
+    for key, field in keys(stage):
+        if table_of(field.annotation) is None:
+            first, *rest = key.split(".")
+            value = stage.model_fields[first].get_default(call_default_factory=True)
+            if rest and isinstance(value, BaseModel) and "NAME" not in rest:
+                for name in rest:
+                    value = getattr(value, name)
+            else:
+                value = field.get_default(call_default_factory=True)
+            yield key, field, None if field.is_required() else value
+
+
 def table_of(annotation: Any) -> type[BaseModel] | None:
     """Return the model that a key of this type holds; None for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -13,9 +13,11 @@ import typer
 from pydantic import Field
 from typer.testing import CliRunner, Result
 
-from gmail_align.cli.options import File, Folder, Overrides, Settings
+from gmail_align.alignment.config import ScratchConfig
+from gmail_align.cli.options import File, Folder, Overrides, Settings, describe_keys
 from gmail_align.cli.shared import Shared, command
 from gmail_align.config import Config
+from gmail_align.training.config import OptimConfig
 
 
 class Optim(Config):
@@ -200,3 +202,10 @@ def test_a_command_without_a_configuration_refuses_one() -> None:
     ran = call(grouped, "--place", "x", "--set", "a=1")
     assert ran.exit_code == 2
     assert "--config and --set" in ran.stderr
+
+
+def test_keys_show_the_defaults_of_the_stage_itself() -> None:
+    """A stage may set defaults of its own for a table that several stages share."""
+    shown = describe_keys(ScratchConfig)
+    assert f"optim.lr  [default: {ScratchConfig().optim.lr}]" in shown
+    assert ScratchConfig().optim.lr != OptimConfig.model_fields["lr"].default

@@ -41,7 +41,7 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 from typer.models import ParameterInfo
 
-from gmail_align.config import Config, apply_overrides, build, keys, load_toml, merge, table_of
+from gmail_align.config import Config, apply_overrides, build, leaves, load_toml, merge, table_of
 
 if TYPE_CHECKING:
     from gmail_align.engine import Engine, Part
@@ -354,10 +354,8 @@ def _keys_option(stage: type[Config]) -> inspect.Parameter:
 def describe_keys(stage: type[Config]) -> str:
     """List every key of a configuration with its default and its meaning."""
     lines = []
-    for key, field in keys(stage):
-        if table_of(field.annotation) is None:
-            default = "" if field.is_required() else _default_text(field.get_default())
-            lines.append(f"{key}{default}\n    {_plain(field.description)}")
+    for key, field, default in leaves(stage):
+        lines.append(f"{key}{_default_text(default)}\n    {_plain(field.description)}")
     return "\n".join(lines)
 
 
