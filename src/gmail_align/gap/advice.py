@@ -72,12 +72,7 @@ def advise(
         distinct: Images of each kind, copies left out.
         shared: Share of the generated images that are among the real ones too.
     """
-    doubt = _doubt(metrics, chance, alike, distinct)
-    if doubt is None and shared > SHARED:
-        doubt = (
-            f"{shared:.0%} of the generated images are among the real ones too; compare a set of "
-            "real images with one of generated images"
-        )
+    doubt = _doubt(metrics, chance, alike, distinct) or _overlap(shared)
     if doubt is not None:
         return Verdict.CANNOT_TELL, f"Nothing can be told: {doubt}."
     auc = metrics["probe_auc"]
@@ -150,6 +145,16 @@ def _doubt(
     if classes is not None and not classes.low > 0:
         return f"this encoder does not tell the classes of real images apart; {other}"
     return None
+
+
+def _overlap(shared: float) -> str | None:
+    """Say why two sets that are one cannot tell; None if they are not."""
+    if shared <= SHARED:
+        return None
+    return (
+        f"{shared:.0%} of the generated images are among the real ones too; compare a set of real "
+        "images with one of generated images"
+    )
 
 
 def _closeness(metrics: Mapping[str, Estimate]) -> tuple[Estimate | None, str]:
