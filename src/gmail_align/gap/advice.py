@@ -59,9 +59,7 @@ def advise(
     distinct: int | None = None,
     shared: float = 0.0,
 ) -> tuple[Verdict, str]:
-    """Return the verdict and one sentence that says why.
-
-    Whether the numbers can decide at all is asked first.
+    """Return the verdict, and why in one sentence; the first question is whether anything is told.
 
     Args:
         metrics: ``probe_auc`` is needed; ``margin`` and ``unpaired_cosine`` where the sets are
