@@ -32,7 +32,7 @@ from gmail_align.workflow.summary import summarise
 from gmail_align.workflow.work import Work, find_model, in_order, models_of
 
 RECIPE, INDEX, REPORT = "recipe.json", "index.json", "report"
-_SLOWER = 2.3
+_SLOWER = 3.0
 """Times as long as sampling that training takes for equal operations; measured on small models."""
 
 
@@ -75,8 +75,9 @@ def run(
         return finished
     if fetch_inputs(steps, runbook_commands(name)):
         steps = steps_of(recipe, home)  # a model that has come is known by its content
-    outline = outline_of(steps, Work(folder))
-    work = Work(folder, engine_of(recipe, engine, workers), outline, copy, cache_limit)
+    places = engine_of(recipe, engine, workers)
+    outline = outline_of(steps, Work(folder, places))
+    work = Work(folder, places, outline, copy, cache_limit)
     write_json(folder / INDEX, index_of(steps))
     make(steps, work)
     result = {"recipe": name, **summarise(recipe, steps, work)}
@@ -90,15 +91,18 @@ def run(
 def outline_of(steps: RecipeSteps, work: Work) -> Outline | None:
     """Return the steps that are missing and the operations of each; None where none is missing.
 
-    Every step counts a tenth of an average one too, for what is not counted in operations.
+    Every step counts a tenth of an average one too, for what is not counted in operations. Rows
+    that run side by side share their time.
     """
     from gmail_align.workflow.plan import Rates
 
     missing = [step for step in in_order(steps.targets) if not work.done(step)]
     rates, costs = Rates(1.0, None), {}
+    together = max(1, min(work.engine.workers or 1, sum(map(len, steps.rows.values()))))
     for step in missing:
         cost = rates.of(step, work)
-        share = _SLOWER if isinstance(step, Aligned | TrainedCaptioner | TrainedLlava) else 1.0
+        trains = isinstance(step, Aligned | TrainedCaptioner | TrainedLlava)
+        share = _SLOWER / together if trains else 1.0
         costs[work.path(step) / MANIFEST] = 0.0 if cost is None else share * (cost.tflop or 0.0)
     base = (sum(costs.values()) or 1.0) / (10 * max(len(missing), 1))
     return Outline({path: cost + base for path, cost in costs.items()}) if missing else None
