@@ -32,7 +32,7 @@ from gmail_align.workflow.summary import summarise
 from gmail_align.workflow.work import Work, find_model, in_order, models_of
 
 RECIPE, INDEX, REPORT = "recipe.json", "index.json", "report"
-_SLOWER = 3.0
+_SLOWER = 2.0
 """Times as long as sampling that training takes for equal operations; measured on small models."""
 
 
