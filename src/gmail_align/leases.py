@@ -152,9 +152,13 @@ def keep_for(owner: object, leases: list[int], log: int) -> Callable[[], Any]:
         A call that ends them at once.
     """
     release = weakref.finalize(owner, _end, leases, log)
-    kept: list[Any] = [one for one in _kept.__dict__.get("releases", ()) if one.alive]
-    _kept.releases = [*kept, release]
+    _kept.releases = [*_releases(), release]
     return release
+
+
+def _releases() -> list[Any]:
+    """Return the calls that end what this thread still keeps."""
+    return [one for one in _kept.__dict__.get("releases", ()) if one.alive]
 
 
 def _end(leases: list[int], log: int) -> None:
@@ -168,11 +172,11 @@ def ended_if_failed() -> Iterator[None]:
 
     Whoever keeps the traceback, as notebooks do, would otherwise keep the locks with it.
     """
-    before = list(_kept.__dict__.get("releases", ()))
+    before = _releases()
     try:
         yield
     except BaseException:
-        for release in _kept.__dict__.get("releases", ()):
+        for release in _releases():
             if release not in before:
                 release()
         raise

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gmail_align.artifacts import Artifact, atomic_file, begin, read_jsonl
-from gmail_align.data.captions import TEXTS, Caption, write_captions
+from gmail_align.data.captions import TEXTS, numbered_captions, write_captions
 from gmail_align.data.mapped import distinct, spans, store_rows, zeros
 from gmail_align.data.names import Names
 from gmail_align.data.pairs import iter_pairs
@@ -87,7 +87,7 @@ class PairIndex:
         draft = begin(out, "captions", {"column": "first"}, {"pairs": self.artifact})
         if draft.complete is not None:
             return draft.complete
-        rows = (Caption(str(n), text, str(n)) for n, text in enumerate(self.names("first")))
+        rows = numbered_captions(self.names("first"))
         return draft.finish({"captions": write_captions(draft, rows)})
 
 

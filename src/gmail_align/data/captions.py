@@ -104,8 +104,12 @@ def iter_captions(artifact: Artifact) -> Iterator[Caption]:
 
 def iter_numbered(artifact: Artifact) -> Iterator[Caption]:
     """Yield the distinct texts of a ``pair-index``; the number of each is its id."""
-    for number, text in enumerate(read_jsonl(artifact.path(TEXTS))):
-        yield Caption(str(number), text, str(number))
+    return numbered_captions(read_jsonl(artifact.path(TEXTS)))
+
+
+def numbered_captions(texts: Iterable[str]) -> Iterator[Caption]:
+    """Yield texts as captions whose ids are their numbers."""
+    return (Caption(str(number), text, str(number)) for number, text in enumerate(texts))
 
 
 def read_captions(artifact: Artifact) -> list[Caption]:

@@ -292,9 +292,9 @@ def _tables(folder: Path, files: Sequence[str]) -> Layout | None:
     sets, left_out = _of_splits(folder, tables)
     others = [os.path.basename(name) for own in alike.values() if own != tables for name in own]
     left_out += [f"{name} is left out: its columns differ." for name in others]
-    packed = [name for name in files if name.endswith(ARCHIVES)]
     loose = any(file_suffix(name) in SUFFIXES for name in files)
-    options = {"import": "csv", "images": [str(folder)] if loose or not packed else packed}
+    places = [str(folder)] if loose else _image_places(folder, files, ())
+    options = {"import": "csv", "images": places}
     options |= {"image_column": image, "caption_column": caption}
     data = {part: {**options, "source": own} for part, own in sets.items()}
     rows = {
